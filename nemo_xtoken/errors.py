@@ -1,0 +1,20 @@
+"""The one exception that bad input raises: what was found, what was expected, what to do about it."""
+
+__all__ = ["InputError"]
+
+
+class InputError(ValueError):
+    """Bad input, reported in one message that a user can act on.
+
+    Args:
+        found: what was there, with the path or value.
+        expected: what would have been right.
+        fix: what to do now (a command, an option, a file to look at).
+    """
+
+    def __init__(self, found: str, expected: str, fix: str) -> None:
+        super().__init__(found, expected, fix)
+        self.found, self.expected, self.fix = found, expected, fix
+
+    def __str__(self) -> str:
+        return f"{self.found}\n  expected: {self.expected}\n  to fix:   {self.fix}"
