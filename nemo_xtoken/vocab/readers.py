@@ -1,0 +1,269 @@
+"""One reader for each kind of tokenizer file: ``tokenizers`` JSON, SentencePiece, tiktoken ranks, tekken."""
+
+import base64
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.files import digest_of
+from nemo_xtoken.vocab.canonical import byte_level_bytes, byte_of_fallback, piece_bytes, role_of_special
+from nemo_xtoken.vocab.encoders import Encoder, RankEncoder, SentencePieceEncoder, TokenizersEncoder
+from nemo_xtoken.vocab.rank_files import FALLBACK_PATTERN, KNOWN_RANK_FILES
+from nemo_xtoken.vocab.vocabulary import Vocabulary
+
+__all__ = ["Declared", "read_sentencepiece", "read_tekken", "read_tiktoken", "read_tokenizers_json"]
+
+logger = logging.getLogger(__name__)
+
+# Private use: no text contains it, so a special token renamed with it can never be found in a text.
+_UNREACHABLE = "\U000f0000"
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a tokenizer's configuration says about its special tokens.
+
+    Attributes:
+        texts: "bos", "eos", "unk", "pad" -> the token's text.
+        add_bos: whether BOS is put in front of a text; None where it does not say.
+        added: id -> (text, special) of tokens beside the model's own.
+    """
+
+    texts: Mapping[str, str] = field(default_factory=dict)
+    add_bos: bool | None = None
+    added: Mapping[int, tuple[str, bool]] = field(default_factory=dict)
+
+    def role_of(self, text: str) -> str:
+        """One token may be declared for several uses: the end of a text counts most, padding least."""
+        return next((r for r in ("eos", "bos", "unk", "pad") if self.texts.get(r) == text), role_of_special(text))
+
+
+def _finish(
+    name: str,
+    behaviour: str,
+    encoder: Encoder,
+    tokens: dict[int, bytes],
+    special: dict[int, str],
+    declared: Declared,
+    adds_bos: bool | None,
+    fallback: frozenset[int] = frozenset(),
+    roles: dict[int, str] | None = None,
+) -> Vocabulary:
+    """The `Vocabulary` of text tokens ``tokens`` and special tokens ``special`` (id -> text).
+
+    ``adds_bos`` None means: wherever there is a BOS.  ``roles`` are known ones beside the declared and the table's.
+    """
+    if not tokens:
+        raise InputError(f"a tokenizer without tokens: {name}", "at least one token", "use another file")
+    all_roles = {i: (roles or {}).get(i) or declared.role_of(text) for i, text in special.items()}
+    size = max([*tokens, *special]) + 1
+    table: list[bytes | None] = [None] * size
+    for i, data in tokens.items():
+        if i not in all_roles:
+            table[i] = data
+    by_text = {text: i for i, text in special.items()}
+    ids: dict[str, int | None] = {}
+    for role in ("bos", "eos", "pad"):
+        lowest = min((i for i, r in all_roles.items() if r == role), default=None)
+        ids[role] = by_text.get(declared.texts.get(role, ""), lowest)
+    if declared.add_bos is not None:
+        adds_bos = declared.add_bos
+    return Vocabulary(
+        name=name,
+        behaviour=behaviour,
+        token_bytes=table,
+        roles=all_roles,
+        encoder=encoder,
+        bos_id=ids["bos"],
+        eos_id=ids["eos"],
+        pad_id=ids["pad"],
+        adds_bos=ids["bos"] is not None and (adds_bos is None or adds_bos),
+        fallback_ids=fallback,
+    )
+
+
+def _types(part: Any) -> set[str]:
+    """The ``type`` of every component below a part of a tokenizer's JSON."""
+    if isinstance(part, list):
+        return set().union(*map(_types, part)) if part else set()
+    if not isinstance(part, dict):
+        return set()
+    nested = [v for k, v in part.items() if k in ("normalizers", "pretokenizers", "decoders")]
+    return {str(part.get("type"))} | _types(nested)
+
+
+def _make_safe(spec: dict[str, Any], declared: Declared) -> bool:
+    """Edits a tokenizer's JSON so that text never yields a special token; whether anything changed.
+
+    ``encode_special_tokens`` covers tokens that are marked special; this covers those only declared to be, and models
+    that find the special token's text among their own pieces (Unigram; BPE that looks a whole word up first).
+    """
+    changed = False
+    model, added = spec["model"], spec["added_tokens"]
+    vocab = model["vocab"]
+    own = {p[0]: i for i, p in enumerate(vocab)} if isinstance(vocab, list) else vocab
+    known = {t["content"]: t for t in added}
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    new = {text: (i, special) for i, (text, special) in sorted(declared.added.items())}
+    new |= {text: (own[text], True) for text in declared.texts.values() if text in own}
+    new |= {text: (known[text]["id"], True) for text in declared.texts.values() if text in known}
+    for text, (i, special) in new.items():
+        if text not in known:
+            added.append({"id": i, "content": text, "special": special} | plain)
+            changed = True
+        elif special and not known[text]["special"]:
+            known[text]["special"] = changed = True
+    if model.get("dropout"):
+        model["dropout"], changed = None, True
+    if isinstance(vocab, list) or model.get("ignore_merges"):
+        for token in added:
+            text = token["content"]
+            if token["special"] and text in own and text != model.get("unk_token"):
+                if isinstance(vocab, list):
+                    vocab[own[text]] = [_UNREACHABLE + text, vocab[own[text]][1]]
+                else:
+                    vocab[_UNREACHABLE + text] = vocab.pop(text)
+                token["content"], changed = _UNREACHABLE + text, True
+    return changed
+
+
+def read_tokenizers_json(text: str, declared: Declared, name: str) -> Vocabulary:
+    """A Hugging Face ``tokenizers`` JSON (``tokenizer.json``)."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(text)
+    first = _first_special(tokenizer)
+    spec = json.loads(tokenizer.to_str())
+    model = spec["model"]
+    pipeline = _types([spec["pre_tokenizer"], spec["decoder"], spec["normalizer"]])
+    byte_level = "ByteLevel" in pipeline
+    fallback_on = bool(model.get("byte_fallback")) or "ByteFallback" in pipeline
+    pieces = fallback_on or "Metaspace" in pipeline or "▁" in json.dumps(spec["decoder"], ensure_ascii=False)
+    suffixes = model.get("end_of_word_suffix") or model.get("continuing_subword_prefix")
+    if model.get("type") not in ("BPE", "Unigram") or suffixes or not (byte_level or pieces):
+        raise InputError(
+            f"{name}: a tokenizer with a {model.get('type')} model and {', '.join(sorted(pipeline)) or 'no pipeline'}",
+            "byte-level BPE, SentencePiece-style BPE or Unigram, or tiktoken ranks",
+            "use a model with such a tokenizer",
+        )
+    changed = _make_safe(spec, declared)
+    special: dict[int, str] = {}
+    tokens: dict[int, bytes] = {}
+    if changed:
+        tokenizer = Tokenizer.from_str(json.dumps(spec | {"post_processor": None}, ensure_ascii=False))
+    for token in spec["added_tokens"]:
+        if tokenizer.token_to_id(token["content"]) != token["id"]:
+            raise InputError(
+                f"{name}: {token['content']!r} declared as id {token['id']}, which the tokenizer cannot give it",
+                "configuration and tokenizer of one model",
+                "take tokenizer.json and tokenizer_config.json from the same place",
+            )
+        if token["special"]:
+            special[token["id"]] = token["content"].removeprefix(_UNREACHABLE)
+    fallback: set[int] = set()
+    literal = {t["id"] for t in spec["added_tokens"]}
+    for token, i in tokenizer.get_vocab(with_added_tokens=True).items():
+        if fallback_on and (data := byte_of_fallback(token)) is not None:
+            tokens[i] = data
+            fallback.add(i)
+        elif pieces and not byte_level:
+            tokens[i] = piece_bytes(token)
+        else:
+            tokens[i] = token.encode() if i in literal else byte_level_bytes(token)
+    roles: dict[int, str] = {}
+    unk = model["unk_id"] if model["type"] == "Unigram" else tokenizer.token_to_id(model.get("unk_token") or "")
+    if unk is not None and unk not in special and not byte_level:
+        special[unk], roles[unk] = str(tokenizer.id_to_token(unk)), "unk"
+    if first is not None and "bos" not in {declared.role_of(t) for t in special.values()} and first in special:
+        roles.setdefault(first, "bos")  # whatever its spelling: the tokenizer puts it in front of a text
+    tokenizer.post_processor = None  # `encode` never uses it, so it is no part of the digest
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    safe = tokenizer.to_str()
+    behaviour = digest_of("tokenizers", safe)
+    encoder = TokenizersEncoder(safe, tokenizer)
+    return _finish(name, behaviour, encoder, tokens, special, declared, first is not None, frozenset(fallback), roles)
+
+
+def _first_special(tokenizer: Any) -> int | None:
+    """The special token that the tokenizer puts in front of a text by itself."""
+    plain = tokenizer.encode("a", add_special_tokens=False).ids
+    ids = tokenizer.encode("a", add_special_tokens=True).ids
+    return ids[0] if len(ids) > len(plain) and ids[1 : 1 + len(plain)] == plain else None
+
+
+def read_sentencepiece(model: bytes, declared: Declared, name: str) -> Vocabulary:
+    """A SentencePiece ``.model``."""
+    try:
+        from sentencepiece import SentencePieceProcessor
+    except ImportError as e:
+        found = f"{name}, a SentencePiece model, and no sentencepiece package"
+        raise InputError(found, "the package", "pip install sentencepiece") from e
+    sp = SentencePieceProcessor(model_proto=model)
+    tokens: dict[int, bytes] = {}
+    special: dict[int, str] = {}
+    roles: dict[int, str] = {}
+    fallback: set[int] = set()
+    for i in range(sp.get_piece_size()):
+        piece = sp.id_to_piece(i)
+        if sp.is_unknown(i):
+            special[i], roles[i] = piece, "unk"
+        elif sp.is_control(i) or piece in declared.texts.values():
+            special[i] = piece
+        elif sp.is_byte(i):
+            tokens[i] = byte_of_fallback(piece) or b""
+            fallback.add(i)
+        else:
+            tokens[i] = piece_bytes(piece)
+    for role, i in (("eos", sp.eos_id()), ("bos", sp.bos_id()), ("pad", sp.pad_id())):
+        if i >= 0 and i in special and role not in declared.texts:
+            roles.setdefault(i, role)
+    for i, (text, is_special) in declared.added.items():
+        if i not in tokens and i not in special:
+            if is_special:
+                special[i] = text
+            else:
+                tokens[i] = text.encode()
+    behaviour = digest_of("sentencepiece", model)
+    return _finish(
+        name, behaviour, SentencePieceEncoder(model), tokens, special, declared, None, frozenset(fallback), roles
+    )
+
+
+def read_tiktoken(data: bytes, declared: Declared, name: str) -> Vocabulary:
+    """A tiktoken rank file: lines of a base64 token and its rank.
+
+    The file has neither the splitting pattern nor the special tokens: those of the published files are known by their
+    number of ranks; for any other the special tokens come from the configuration and the pattern is cl100k's.
+    """
+    ranks: dict[bytes, int] = {}
+    for line in data.splitlines():
+        if line.strip():
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+    known = KNOWN_RANK_FILES.get(len(ranks))
+    if known is None:
+        logger.warning("%s: %d ranks are no published tiktoken file; text is split as by cl100k", name, len(ranks))
+    pattern, texts = known or (FALLBACK_PATTERN, {})
+    special = {i: t for i, (t, is_special) in declared.added.items() if is_special} or dict(texts)
+    tokens = {rank: token for token, rank in ranks.items()}
+    tokens |= {i: t.encode() for i, (t, is_special) in declared.added.items() if not is_special and i not in tokens}
+    behaviour = digest_of("ranks", data, pattern)
+    return _finish(name, behaviour, RankEncoder(ranks, pattern), tokens, special, declared, None)
+
+
+def read_tekken(spec: dict[str, Any], declared: Declared, name: str) -> Vocabulary:
+    """Mistral's ``tekken.json``: special tokens first, then the ranks, cut at the vocabulary's size."""
+    config = spec["config"]
+    offset = int(config["default_num_special_tokens"])
+    keep = int(config["default_vocab_size"]) - offset
+    ranks = {base64.b64decode(v["token_bytes"]): int(v["rank"]) for v in spec["vocab"] if int(v["rank"]) < keep}
+    special = {i: f"<SPECIAL_{i}>" for i in range(offset)}
+    listed = spec.get("special_tokens") or [{"rank": i, "token_str": t} for i, t in enumerate(("<unk>", "<s>", "</s>"))]
+    special |= {int(t["rank"]): str(t["token_str"]) for t in listed}
+    tokens = {rank + offset: token for token, rank in ranks.items()}
+    behaviour = digest_of("tekken", config["pattern"], str(offset), json.dumps(spec["vocab"][:keep], sort_keys=True))
+    return _finish(name, behaviour, RankEncoder(ranks, config["pattern"], offset), tokens, special, declared, None)
