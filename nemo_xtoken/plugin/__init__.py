@@ -1,0 +1,1 @@
+"""Adapters to training frameworks; everything below knows none of them."""

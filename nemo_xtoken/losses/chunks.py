@@ -1,0 +1,126 @@
+"""From a batch's chunks and labels to the rows of logits that are needed, and the ways to merge a chunk's rows.
+
+Position t of the logits predicts token t+1, so a chunk that holds tokens a..b is scored by rows a-1..b-1.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nemo_xtoken.errors import InputError
+
+__all__ = ["IGNORED", "MERGES", "ScoredRows", "merge_rows", "spread_gradient", "sum_later_tokens"]
+
+IGNORED = -100
+MERGES = ("chain_rule", "mean", "first")
+
+
+@dataclass(frozen=True)
+class ScoredRows:
+    """The rows of one model's logits that a micro-batch needs, in order, and the chunks as runs of them.
+
+    Attributes:
+        rows: int64 ``[n]``, position in the flattened ``[b*T]`` sequence.
+        labels: int64 ``[n]``, the token each row predicts.
+        first: int64 ``[K]``, index into ``rows`` of each chunk's first row.
+        tokens: int64 ``[K]``, rows of each chunk (they follow each other).
+        chunk: int64 ``[n]``, the chunk of each row, -1 for none.
+    """
+
+    rows: Tensor
+    labels: Tensor
+    first: Tensor
+    tokens: Tensor
+    chunk: Tensor
+
+    @classmethod
+    def build(cls, labels: Tensor, first: Tensor, tokens: Tensor, only_chunks: bool) -> "ScoredRows":
+        """Selects rows and numbers them.
+
+        Args:
+            labels: int64 ``[b*T]``, ``IGNORED`` where there is nothing to predict.
+            first: int64 ``[K]``, flat position of each chunk's first row, increasing.
+            tokens: int64 ``[K]``, rows of each chunk.
+            only_chunks: select the chunks' rows alone (teacher), not every labelled one (student).
+
+        Raises:
+            InputError: a chunk has a row without label, or chunks overlap or are out of order.
+        """
+        covered = torch.zeros(labels.numel() + 1, dtype=torch.int64, device=labels.device)
+        covered.index_add_(0, first, torch.ones_like(first))
+        covered.index_add_(0, first + tokens, -torch.ones_like(first))
+        inside = covered.cumsum(0)[:-1]
+        labelled = labels != IGNORED
+        if bool((inside > 1).any()) or bool(((inside > 0) & ~labelled).any()) or bool((first[1:] <= first[:-1]).any()):
+            raise InputError(
+                "chunks that overlap, are out of order or cover a position without a label",
+                "chunks in order, each over positions that predict a token of the same document",
+                "rebuild the batch with nemo_xtoken.data, or check the collate function",
+            )
+        rows = torch.nonzero(inside > 0 if only_chunks else labelled).squeeze(1)
+        number = torch.full_like(labels, -1)
+        number[rows] = torch.arange(rows.numel(), device=labels.device)
+        owner = torch.zeros(labels.numel() + 1, dtype=torch.int64, device=labels.device)
+        owner.index_add_(0, first, torch.ones_like(first))
+        chunk = torch.where(inside > 0, owner.cumsum(0)[:-1] - 1, -1)
+        return cls(rows, labels[rows], number[first], tokens, chunk[rows])
+
+    def part(self, rows: slice, chunks: slice) -> "ScoredRows":
+        """A run of the rows with the chunks that lie in it, numbered from 0.  Row positions stay those of the batch."""
+        chunk = self.chunk[rows]
+        return ScoredRows(
+            self.rows[rows],
+            self.labels[rows],
+            self.first[chunks] - rows.start,
+            self.tokens[chunks],
+            torch.where(chunk >= 0, chunk - chunks.start, -1),
+        )
+
+
+def merge_rows(p: Tensor, scored: ScoredRows, merge: str) -> Tensor:
+    """One distribution a chunk: the arithmetic mean of its rows (``mean``), or its first row (other merges).
+
+    Args:
+        p: ``[n, V/tp]`` probabilities of ``scored``'s rows.
+
+    Returns:
+        ``[K, V/tp]``.
+    """
+    if merge != "mean":
+        return p.index_select(0, scored.first)
+    inside = torch.nonzero(scored.chunk >= 0).squeeze(1)
+    out = p.new_zeros((scored.first.numel(), p.shape[1]))
+    out.index_add_(0, scored.chunk[inside], p.index_select(0, inside))
+    return out / scored.tokens.unsqueeze(1).to(p.dtype)
+
+
+def spread_gradient(g: Tensor, scored: ScoredRows, merge: str) -> tuple[Tensor, Tensor]:
+    """The transpose of :func:`merge_rows`: which rows get a gradient, and which.
+
+    Args:
+        g: ``[K, V/tp]``, by the merged distribution.
+
+    Returns:
+        ``(row numbers [m], gradient by their probabilities [m, V/tp])``.
+    """
+    if merge != "mean":
+        return scored.first, g
+    inside = torch.nonzero(scored.chunk >= 0).squeeze(1)
+    per_row = g / scored.tokens.unsqueeze(1).to(g.dtype)
+    return inside, per_row.index_select(0, scored.chunk[inside])
+
+
+def sum_later_tokens(log_p: Tensor, scored: ScoredRows) -> Tensor:
+    """``log m``: the log-probability of each chunk's tokens after its first, given all before; 0 where there is none.
+
+    Args:
+        log_p: ``[n]``, log-probability of each row's label.
+
+    Returns:
+        ``[K]``, differentiable.
+    """
+    later = scored.chunk >= 0
+    later = later.index_fill(0, scored.first, False)
+    rows = torch.nonzero(later).squeeze(1)
+    return log_p.new_zeros(scored.first.numel()).index_add(0, scored.chunk[rows], log_p[rows])

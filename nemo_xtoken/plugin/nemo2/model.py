@@ -1,0 +1,139 @@
+"""The student as NeMo sees it: a GPT model whose training step ends in hidden states, with a teacher beside it."""
+
+from typing import Any, Optional
+
+import torch
+from nemo.collections import llm
+from nemo.lightning import OptimizerModule
+from torch import Tensor
+
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.losses.base import ModelOutput
+from nemo_xtoken.losses.objective import DynamicScale, ObjectiveConfig, StepCounts
+from nemo_xtoken.losses.p_kl import ProjectedKL
+from nemo_xtoken.parallel.exchange import VocabularyExchange
+from nemo_xtoken.parallel.head import OutputHead
+from nemo_xtoken.parallel.layout import VocabularyShard
+from nemo_xtoken.plugin.nemo2.inputs import model_inputs
+from nemo_xtoken.plugin.nemo2.loss import DistillationLoss, HeldOutLoss
+from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig, build_teacher, check_divisible
+from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
+from nemo_xtoken.projection.build import load_or_build
+from nemo_xtoken.teachers.colocated import ColocatedTeacher
+from nemo_xtoken.teachers.output import HiddenStateTap
+
+__all__ = ["DistillationModel"]
+
+
+class DistillationModel(llm.GPTModel):
+    """A GPT model that learns from text and, when it has one, from a teacher with another tokenizer.
+
+    Checkpoints, optimizer and gradient buffers hold the student alone: the teacher is a plain attribute that no
+    module knows.
+
+    Args:
+        config: the student's architecture, any of NeMo's GPT configs.
+        tokenizer: folder or hub name of the student's tokenizer.
+        optim: optimizer, as for any NeMo model.
+    """
+
+    def __init__(self, config: llm.GPTConfig, tokenizer: str, optim: Optional[OptimizerModule] = None) -> None:  # noqa: UP045
+        super().__init__(config, optim=optim, tokenizer=XTokenTokenizer(tokenizer))
+        config.calculate_per_token_loss = True  # Megatron divides once, by the tokens of all ranks and micro-batches
+        self.scale = DynamicScale(ObjectiveConfig(scale=0.0))
+        self.counts = StepCounts(tokens=0, chunks=0)
+        self._teacher_config: TeacherConfig | None = None
+        self._teacher_tokenizer: XTokenTokenizer | None = None
+        self._teacher: list[ColocatedTeacher] = []  # a list, so that Lightning does not take it for a submodule
+        self._divergence: list[ProjectedKL] = []
+        self._tap: HiddenStateTap | None = None
+
+    def learn_from(
+        self, teacher: TeacherConfig | None, tokenizer: XTokenTokenizer | None, objective: ObjectiveConfig
+    ) -> None:
+        """Sets the teacher (None: cross-entropy alone) and the objective; before the trainer starts."""
+        self._teacher_config, self._teacher_tokenizer = teacher, tokenizer
+        self.scale = DynamicScale(objective)
+
+    @property
+    def teacher(self) -> ColocatedTeacher | None:
+        """The teacher on this rank, once the model is configured."""
+        return self._teacher[0] if self._teacher else None
+
+    @property
+    def divergence(self) -> ProjectedKL | None:
+        """The divergence with this rank's rows of W; None on other than the last pipeline stage."""
+        return self._divergence[0] if self._divergence else None
+
+    def configure_model(self, vp_stage: int | None = None) -> None:
+        """Builds this rank's part of the student, taps its output layer, loads the teacher and W."""
+        if hasattr(self, "module"):
+            return
+        from megatron.core import parallel_state
+
+        self._check()
+        super().configure_model(vp_stage=vp_stage)
+        last_stage = parallel_state.is_pipeline_last_stage()
+        if last_stage:
+            self._tap = HiddenStateTap(self.module.output_layer, self.config.sequence_parallel)
+        if self._teacher_config is None:
+            return
+        assert self._teacher_tokenizer is not None
+        teacher = build_teacher(self._teacher_config, self._teacher_tokenizer, self.config, self.trainer)
+        self._teacher.append(teacher)
+        if last_stage:
+            group = parallel_state.get_tensor_model_parallel_group()
+            student, other = self.tokenizer.vocabulary, self._teacher_tokenizer.vocabulary
+            matrix = load_or_build(student, other, self._teacher_config.rule, self._teacher_config.projection)
+            shards = (
+                VocabularyShard.of_local_rows(size, _output_rows(module), group)
+                for size, module in ((student.size, self.module), (other.size, teacher.model))
+            )
+            divergence = ProjectedKL(VocabularyExchange(matrix, *shards))
+            self._divergence.append(divergence.to(torch.cuda.current_device()))
+
+    def _check(self) -> None:
+        check_divisible("student", self.config)
+        rows, size = self.config.vocab_size, self.tokenizer.vocab_size
+        if rows is not None and rows < size:
+            raise InputError(
+                f"the student's output layer has {rows} rows, its tokenizer {size} ids",
+                "at least one row for each id",
+                "leave model.config.vocab_size unset, or give the tokenizer the model was trained with",
+            )
+
+    def data_step(self, dataloader_iter: Any) -> dict[str, Any]:
+        """The next micro-batch; the step's callback has already moved it to the device."""
+        return next(dataloader_iter)
+
+    def forward_step(self, batch: dict[str, Any]) -> Tensor | ModelOutput:
+        """Hidden states and output layer on the last pipeline stage, the hop's tensor on the others."""
+        output = self.module(**model_inputs(batch, "student"))
+        if self._tap is None:
+            return output
+        from megatron.core import parallel_state
+
+        hidden, weight = self._tap.pop()
+        group = parallel_state.get_tensor_model_parallel_group()
+        shard = VocabularyShard.of_local_rows(self.tokenizer.vocab_size, weight.shape[0], group)
+        return ModelOutput(hidden, OutputHead(weight, shard))
+
+    @property
+    def training_loss_reduction(self) -> DistillationLoss:
+        """Cross-entropy and distillation of a micro-batch, as sums."""
+        if self._training_loss_reduction is None:
+            loss = self._teacher_config.loss if self._teacher_config is not None else None
+            self._training_loss_reduction = DistillationLoss(self, loss)
+        return self._training_loss_reduction
+
+    @property
+    def validation_loss_reduction(self) -> HeldOutLoss:
+        """Cross-entropy and next-token accuracy on held-out text, as sums."""
+        if self._validation_loss_reduction is None:
+            self._validation_loss_reduction = HeldOutLoss()
+        return self._validation_loss_reduction
+
+
+def _output_rows(module: Any) -> int:
+    """Rows of the output layer on this rank; a tied layer has no weight of its own."""
+    return int(module.output_layer.output_size_per_partition)

@@ -1,0 +1,175 @@
+"""Building W by the two passes of X-Token (arXiv 2605.21699, section 3): exact tokens, then pieces.
+
+Pass 1 gives a student token whose canonical form (bytes, or role) is a teacher token's the weight 1 on it.  Pass 2
+re-tokenizes the text of each other student token with the teacher's tokenizer and weighs the pieces by a decaying
+sequence.  Nothing else puts mass anywhere, so the same tokenizers and rule give the same bytes.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.files import cache_root, digest_of
+from nemo_xtoken.projection.matrix import FORMAT_VERSION, ProjectionMatrix
+from nemo_xtoken.vocab.vocabulary import Vocabulary
+
+__all__ = ["ProjectionRule", "build_projection", "load_or_build"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ProjectionRule:
+    """How the pieces of a student token that is no teacher token share its row.
+
+    Attributes:
+        beta: weight of the first piece before the row is normalised.
+        gamma: factor from one piece to the next; 0 leaves all weight on the first.
+        max_pieces: most pieces a row may have.
+        overflow: ``"empty"`` leaves the row of a longer token empty, ``"truncate"`` keeps its first pieces.
+    """
+
+    beta: float = 0.9
+    gamma: float = 0.1
+    max_pieces: int = 4
+    overflow: str = "empty"
+
+    def __post_init__(self) -> None:
+        wrong = [
+            f"{name}={value!r} ({rule})"
+            for name, value, good, rule in (
+                ("beta", self.beta, self.beta > 0, "above 0"),
+                ("gamma", self.gamma, 0 <= self.gamma <= 1, "from 0 to 1"),
+                ("max_pieces", self.max_pieces, 1 <= self.max_pieces <= 64, "from 1 to 64"),
+                ("overflow", self.overflow, self.overflow in ("empty", "truncate"), "'empty' or 'truncate'"),
+            )
+            if not good
+        ]
+        if wrong:
+            raise InputError(f"a rule for W with {', '.join(wrong)}", "values in those ranges", "change the rule")
+
+    def weights(self, pieces: int) -> np.ndarray:
+        """float64 ``[pieces]``, summing to 1: ``beta * gamma**i``, normalised."""
+        raw = self.beta * np.power(self.gamma, np.arange(pieces))
+        return raw / raw.sum()
+
+
+def build_projection(student: Vocabulary, teacher: Vocabulary, rule: ProjectionRule | None = None) -> ProjectionMatrix:
+    """Builds W ``[V_S, V_T]`` for a pair of tokenizers; about a second for 128k x 152k."""
+    rule = rule or ProjectionRule()
+    ids = np.full((student.size, rule.max_pieces), -1, dtype=np.int32)
+    weights = np.zeros((student.size, rule.max_pieces), dtype=np.float32)
+    kinds = dict.fromkeys(("exact", "multi", "truncated", "empty"), 0)
+
+    rest: list[int] = []
+    for s, token in enumerate(student.token_bytes):
+        if token is None:
+            role = student.roles.get(s)
+            t = teacher.id_of_role.get(role) if role is not None else None
+        else:
+            t = teacher.id_of_bytes.get(token)
+        if t is not None:
+            ids[s, 0], weights[s, 0] = t, 1.0
+            kinds["exact"] += 1
+        elif token:
+            rest.append(s)
+        else:
+            kinds["empty"] += 1  # a role the teacher lacks, a token without text, or a gap in the ids
+
+    by_length = {n: rule.weights(n) for n in range(1, rule.max_pieces + 1)}
+    for s, pieces in _pieces(student, teacher, rest):
+        kind = "multi"
+        if len(pieces) > rule.max_pieces:
+            kind = "truncated" if rule.overflow == "truncate" else "empty"
+            pieces = pieces[: rule.max_pieces] if kind == "truncated" else []
+        kinds[kind if pieces else "empty"] += 1
+        row: dict[int, float] = {}  # one entry per teacher token, also where a piece repeats ("111")
+        for t, weight in zip(pieces, by_length.get(len(pieces), ()), strict=True):
+            row[t] = row.get(t, 0.0) + float(weight)
+        for slot, (t, weight) in enumerate((t, w) for t, w in row.items() if np.float32(w) > 0):
+            ids[s, slot], weights[s, slot] = t, weight
+
+    matrix = ProjectionMatrix(
+        ids=ids,
+        weights=weights,
+        teacher_size=teacher.size,
+        student_digest=student.digest,
+        teacher_digest=teacher.digest,
+        rule=asdict(rule),
+        coverage=kinds,
+    )
+    matrix.coverage["reached"] = int(matrix.reached.sum())
+    return matrix
+
+
+def _pieces(student: Vocabulary, teacher: Vocabulary, tokens: list[int]) -> Iterator[tuple[int, list[int]]]:
+    """Yields each student token with its teacher pieces, [] where nothing fits."""
+    texts: list[str] = []
+    whole: list[int] = []
+    for s in tokens:
+        data = student.token_bytes[s]
+        assert data is not None
+        try:
+            texts.append(data.decode("utf-8"))
+            whole.append(s)
+        except UnicodeDecodeError:  # a fragment of a character: only bytes can be compared
+            yield s, _longest_prefixes(data, teacher) if teacher.byte_level else []
+    unknown = teacher.id_of_role.get("unk")
+    for s, encoded in zip(whole, teacher.encode_batch(texts), strict=True):
+        pieces = [int(t) for t in encoded]
+        data = student.token_bytes[s]
+        assert data is not None
+        if teacher.decode_bytes(pieces) == b" " + data:
+            # SentencePiece puts a space before a text that starts a line; this token stands anywhere.
+            alone = bool(pieces) and teacher.token_bytes[pieces[0]] == b" "
+            pieces = pieces[1:] if alone else _longest_prefixes(data, teacher)
+        if unknown is not None and unknown in pieces:
+            pieces = []
+        yield s, pieces
+
+
+def _longest_prefixes(data: bytes, teacher: Vocabulary) -> list[int]:
+    """Cuts ``data`` greedily into the longest teacher tokens; [] when some byte begins none."""
+    pieces: list[int] = []
+    start = 0
+    while start < len(data):
+        for end in range(len(data), start, -1):
+            t = teacher.id_of_bytes.get(data[start:end])
+            if t is not None:
+                pieces.append(t)
+                start = end
+                break
+        else:
+            return []
+    return pieces
+
+
+def load_or_build(
+    student: Vocabulary, teacher: Vocabulary, rule: ProjectionRule | None = None, path: str | Path | None = None
+) -> ProjectionMatrix:
+    """The W of this pair: from ``path`` when given, else from the cache, where it is built at first use.
+
+    The cache file is named by the digest of both tokenizers and the rule.  One that cannot be read is built anew; a
+    file the user named is never replaced.
+
+    Raises:
+        InputError: ``path`` is not a W of this pair.
+    """
+    if path is not None:
+        return ProjectionMatrix.load(path, student, teacher)
+    rule = rule or ProjectionRule()
+    name = digest_of(student.digest, teacher.digest, repr(rule), str(FORMAT_VERSION))[:32]
+    cached = cache_root() / "projection" / f"{name}.safetensors"
+    if cached.is_file():
+        try:
+            return ProjectionMatrix.load(cached, student, teacher)
+        except InputError as error:
+            logger.warning("building W again, the cached one cannot be used: %s", error.found)
+    matrix = build_projection(student, teacher, rule)
+    matrix.save(cached)
+    logger.info("W built (%s) and cached in %s", matrix.coverage, cached)
+    return matrix

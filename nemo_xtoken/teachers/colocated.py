@@ -1,0 +1,99 @@
+"""A teacher in the student's own processes: same ranks, same tensor and pipeline parallel groups, no gradients."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.losses.base import ModelOutput
+from nemo_xtoken.parallel.head import OutputHead
+from nemo_xtoken.parallel.layout import VocabularyShard
+from nemo_xtoken.teachers.output import HiddenStateTap
+
+__all__ = ["ColocatedTeacher"]
+
+Inputs = Callable[[dict[str, Tensor]], dict[str, Any]]
+
+
+class ColocatedTeacher:
+    """Runs a frozen Megatron model over a step's micro-batches, before the student's step.
+
+    The forward pass is a schedule of its own (``forward_only``), so the teacher's sequence length, width and depth have
+    nothing to do with the student's, under pipeline parallelism as well.  What stays of a micro-batch is its last
+    hidden state, ``[b*T_T, H_T]``, on the last pipeline stage.
+
+    Args:
+        model: this pipeline stage of the teacher, in evaluation mode, its parameters frozen.
+        vocabulary_size: V_T of its tokenizer.
+        inputs: keyword arguments of ``model(...)`` from a micro-batch.
+        schedule_shape: from a micro-batch's size and sequence length to those that the schedule sees.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        vocabulary_size: int,
+        inputs: Inputs,
+        schedule_shape: Callable[[int, int], tuple[int, int]],
+    ) -> None:
+        from megatron.core import parallel_state
+
+        self.model, self.vocabulary_size, self.inputs = model, vocabulary_size, inputs
+        self.schedule_shape = schedule_shape
+        self.group = parallel_state.get_tensor_model_parallel_group()
+        self.last_stage = parallel_state.is_pipeline_last_stage()
+        self.tap: HiddenStateTap | None = None
+        if self.last_stage:
+            self.tap = HiddenStateTap(model.output_layer, model.config.sequence_parallel)
+
+    @torch.no_grad()
+    def outputs(self, micro_batches: Sequence[dict[str, Tensor]]) -> list[ModelOutput | None]:
+        """See :class:`~nemo_xtoken.teachers.output.Teacher`.
+
+        Raises:
+            InputError: a hidden state is not a number; the message names the samples.
+        """
+        from megatron.core.pipeline_parallel import get_forward_backward_func
+
+        size, length = self.schedule_shape(*micro_batches[0]["teacher_tokens"].shape)
+        taken = get_forward_backward_func()(
+            forward_step_func=self._forward_step,
+            data_iterator=iter(micro_batches),
+            model=[self.model],
+            num_microbatches=len(micro_batches),
+            seq_length=length,
+            micro_batch_size=size,
+            forward_only=True,
+            collect_non_loss_data=True,
+        )
+        if not self.last_stage:
+            return [None] * len(micro_batches)
+        outputs: list[ModelOutput | None] = []
+        for batch, (hidden, weight) in zip(micro_batches, taken, strict=True):
+            _check_finite(hidden, batch)
+            shard = VocabularyShard.of_local_rows(self.vocabulary_size, weight.shape[0], self.group)
+            outputs.append(ModelOutput(hidden, OutputHead(weight, shard)))
+        return outputs
+
+    def _forward_step(self, batches: Iterator[dict[str, Tensor]], model: torch.nn.Module) -> tuple[Tensor, Any]:
+        output = model(**self.inputs(next(batches)))
+        return output, self._take
+
+    def _take(self, _output: Tensor, non_loss_data: bool = True) -> tuple[Tensor, Tensor]:
+        assert self.tap is not None
+        return self.tap.pop()
+
+
+def _check_finite(hidden: Tensor, batch: dict[str, Tensor]) -> None:
+    rows = torch.isfinite(hidden).all(dim=1).view(batch["teacher_tokens"].shape)
+    if bool(rows.all()):
+        return
+    samples = batch["sample_ids"][~rows.all(dim=1)].tolist()
+    raise InputError(
+        f"the teacher's output is not a number for sample {', '.join(map(str, samples))} of the data set",
+        "finite hidden states",
+        "check the teacher's weights and precision (bf16 rather than fp16), and the text of that sample; "
+        "the last checkpoint of the student is intact",
+    )

@@ -1,0 +1,70 @@
+"""Hidden states instead of logits: how they are taken from a Megatron model, and what a teacher hands to the loss."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from nemo_xtoken.losses.base import ModelOutput
+
+__all__ = ["HiddenStateTap", "Teacher"]
+
+
+class HiddenStateTap:
+    """Takes the last hidden states of a Megatron model at its output layer's door, so that no logits are made.
+
+    A forward pre-hook on the output layer keeps the hidden states and the weight that the layer was called with (its
+    own, or the tied embedding's) and lets the layer go on with a single position.  Only the output layer is touched,
+    so the body of the model may be any; the layer's other hooks (gathering of parameters) still run.
+
+    Args:
+        output_layer: the model's output layer, vocabulary parallel.
+        sequence_parallel: the hidden states come as this tensor-parallel rank's part of the sequence.
+    """
+
+    def __init__(self, output_layer: torch.nn.Module, sequence_parallel: bool) -> None:
+        self.sequence_parallel = sequence_parallel
+        self._taken: tuple[Tensor, Tensor] | None = None
+        output_layer.register_forward_pre_hook(self._take, with_kwargs=True)
+
+    def _take(self, layer: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        hidden, *rest = args
+        weight = kwargs.get("weight")
+        self._taken = (hidden, layer.weight if weight is None else weight)
+        return (hidden[:1].detach(), *rest), kwargs
+
+    def pop(self) -> tuple[Tensor, Tensor]:
+        """What the last forward pass left: ``(hidden [b*T, H], sample after sample; weight [V_padded/tp, H])``.
+
+        With sequence parallelism the parts of the sequence are gathered over the tensor-parallel group first
+        (collective: one all-gather).  The gradient that comes back must already be summed over that group.
+
+        Raises:
+            RuntimeError: no forward pass since the last call.
+        """
+        if self._taken is None:
+            raise RuntimeError("no forward pass has reached the output layer since the last call")
+        hidden, weight = self._taken
+        self._taken = None
+        if self.sequence_parallel:
+            from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+
+            hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
+        return hidden.transpose(0, 1).reshape(-1, hidden.shape[-1]), weight
+
+
+class Teacher(Protocol):
+    """A frozen model somewhere: in these processes, in others, or in a cache on disk."""
+
+    def outputs(self, micro_batches: Sequence[dict[str, Tensor]]) -> list[ModelOutput | None]:
+        """The teacher's output for each micro-batch, in order.
+
+        Args:
+            micro_batches: batches as the collate function gives them, this data-parallel rank's.
+
+        Returns:
+            hidden states ``[b*T_T, H_T]`` with the output layer, on the ranks that compute the loss (the last pipeline
+            stage); None on the others.
+        """
+        ...

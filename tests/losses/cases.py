@@ -1,0 +1,55 @@
+"""Random problems for the losses: two vocabularies, W, hidden states, output weights, labels and chunks."""
+
+import numpy as np
+import torch
+
+from nemo_xtoken.projection.matrix import ProjectionMatrix
+
+
+def random_matrix(rng, v_s, v_t, empty=0.1, reach=1.0):
+    """Rows of 1 to 4 entries (some empty) over the first ``reach`` of the teacher's tokens."""
+    ids = np.full((v_s, 4), -1, np.int32)
+    weights = np.zeros((v_s, 4), np.float32)
+    for s in range(v_s):
+        if rng.random() < empty:
+            continue
+        k = 1 if rng.random() < 0.7 else int(rng.integers(2, 5))
+        ids[s, :k] = rng.choice(max(4, int(v_t * reach)), size=k, replace=False)
+        raw = 0.9 * 0.1 ** np.arange(k)
+        weights[s, :k] = raw / raw.sum()
+    return ProjectionMatrix(ids, weights, v_t, "s", "t")
+
+
+def random_batch(rng, b, t_s, t_t, v_s, v_t):
+    """Labels with holes and chunks of 1 to 3 tokens on either side, gaps between them."""
+    student = rng.integers(0, v_s, (b, t_s))
+    teacher = rng.integers(0, v_t, (b, t_t))
+    chunks = []
+    for i in range(b):
+        s, t = int(rng.integers(0, 2)), int(rng.integers(0, 3))
+        while True:
+            n, m = (1, 1) if rng.random() < 0.5 else (int(rng.integers(1, 4)), int(rng.integers(1, 4)))
+            if s + n > t_s - 2 or t + m > t_t - 1:
+                break
+            chunks.append((i, s, n, t, m))
+            s, t = s + n + int(rng.random() < 0.2), t + m + int(rng.random() < 0.2)
+        student[i, t_s - 1] = -100
+        teacher[i, t_t - 1] = -100
+    return {
+        "student_labels": torch.from_numpy(student),
+        "teacher_labels": torch.from_numpy(teacher),
+        "chunks": torch.tensor(chunks, dtype=torch.int64).reshape(-1, 5),
+    }
+
+
+class Problem:
+    """One random problem; ``pad_*`` rows make the output layers wider than the vocabularies."""
+
+    def __init__(self, seed=0, b=2, t_s=9, t_t=11, v_s=23, v_t=31, pad_s=24, pad_t=32, h=6, dtype=torch.float64, **w):
+        rng = np.random.default_rng(seed)
+        self.v_s, self.v_t = v_s, v_t
+        self.matrix = random_matrix(rng, v_s, v_t, **w)
+        self.batch = random_batch(rng, b, t_s, t_t, v_s, v_t)
+        normal = lambda *shape: torch.from_numpy(rng.normal(size=shape)).to(dtype)  # noqa: E731
+        self.hidden_s, self.weight_s = normal(b, t_s, h), normal(pad_s, h)
+        self.hidden_t, self.weight_t = normal(b, t_t, h + 2), normal(pad_t, h + 2)

@@ -1,0 +1,171 @@
+"""P-KL and cross-entropy, value and gradient, against dense float64 autograd; alone and over tensor-parallel ranks."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from cases import Problem
+from dense import dense_w, losses
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ranks import run_ranks
+
+from nemo_xtoken.losses.base import ModelOutput
+from nemo_xtoken.losses.chunks import MERGES
+from nemo_xtoken.losses.cross_tokenizer import AlignedLabels, ChunkLossConfig, bernoulli_kl, cross_tokenizer_loss
+from nemo_xtoken.losses.p_kl import ProjectedKL
+from nemo_xtoken.parallel.exchange import VocabularyExchange
+from nemo_xtoken.parallel.head import OutputHead
+from nemo_xtoken.parallel.layout import VocabularyShard
+
+WEIGHTS = (0.7, 1.3)  # of cross-entropy and distillation, so that a swapped gradient shows
+
+
+def ours(problem, merge, tau, tile_rows, group=None):
+    """(ce, kd, metrics, grad hidden, grad weight) with the vocabularies sharded over ``group``."""
+    ranks, rank = (1, 0) if group is None else (dist.get_world_size(group), dist.get_rank(group))
+    student_shard = VocabularyShard(problem.v_s, problem.weight_s.shape[0], group)
+    teacher_shard = VocabularyShard(problem.v_t, problem.weight_t.shape[0], group)
+    hidden = problem.hidden_s.flatten(0, 1).clone().requires_grad_()
+    weight = problem.weight_s.chunk(ranks)[rank].clone().requires_grad_()
+    student = ModelOutput(hidden, OutputHead(weight, student_shard))
+    teacher_weight = problem.weight_t.chunk(ranks)[rank]
+    teacher = ModelOutput(problem.hidden_t.flatten(0, 1), OutputHead(teacher_weight, teacher_shard))
+    divergence = ProjectedKL(VocabularyExchange(problem.matrix, student_shard, teacher_shard))
+    config = ChunkLossConfig(merge, tau, tile_rows)
+    ce, kd = cross_tokenizer_loss(student, AlignedLabels(**problem.batch), teacher, divergence, config)
+    (WEIGHTS[0] * ce.total + WEIGHTS[1] * kd.total).backward()
+    metrics = {name: float(value) for name, value in kd.metrics.items()}
+    return ce.total.item(), kd.total.item(), metrics, hidden.grad.numpy(), weight.grad.numpy()
+
+
+def reference(problem, merge, tau):
+    hidden = problem.hidden_s.double().flatten(0, 1).clone().requires_grad_()
+    weight = problem.weight_s.double().clone().requires_grad_()
+    b = problem.hidden_s.shape[0]
+    z_s = (hidden @ weight.T)[:, : problem.v_s].reshape(b, -1, problem.v_s)
+    z_t = (problem.hidden_t.double() @ problem.weight_t.double().T)[..., : problem.v_t]
+    w = dense_w(problem.matrix, problem.v_s, problem.v_t)
+    ce, kd = losses(z_s, z_t, problem.batch, w, merge, tau)
+    (WEIGHTS[0] * ce + WEIGHTS[1] * kd).backward()
+    return ce.item(), kd.item(), hidden.grad.numpy(), weight.grad.numpy()
+
+
+def close(a, b, rtol=1e-9):
+    torch.testing.assert_close(
+        torch.as_tensor(a).double(),
+        torch.as_tensor(b).double(),
+        rtol=rtol,
+        atol=rtol * float(abs(torch.as_tensor(b)).max()),
+    )
+
+
+@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("tau", [1.0, 2.5])
+@pytest.mark.parametrize("case", [{}, {"empty": 0.0}, {"reach": 0.5}, {"empty": 0.0, "reach": 0.5}])
+def test_value_and_gradient_equal_the_dense_reference(merge, tau, case):
+    problem = Problem(seed=3, **case)
+    ce, kd, _, g_hidden, g_weight = ours(problem, merge, tau, tile_rows=4)
+    want_ce, want_kd, want_hidden, want_weight = reference(problem, merge, tau)
+    close(ce, want_ce, 1e-7)  # W's weights are stored in float32
+    close(kd, want_kd, 1e-7)
+    close(g_hidden, want_hidden, 1e-7)
+    close(g_weight, want_weight, 1e-7)
+
+
+@pytest.mark.parametrize("merge", MERGES)
+def test_tiles_do_not_change_the_result(merge):
+    problem = Problem(seed=5, b=3)
+    whole = ours(problem, merge, 1.0, tile_rows=10_000)
+    for rows in (1, 2, 7):
+        part = ours(problem, merge, 1.0, tile_rows=rows)
+        for a, b in zip(part[:2] + part[3:], whole[:2] + whole[3:], strict=True):
+            close(a, b, 1e-12)
+
+
+def on_rank(problem, merge, tau):
+    ce, kd, metrics, g_hidden, g_weight = ours(problem, merge, tau, 4, dist.group.WORLD)
+    return ce, kd, metrics, g_hidden, g_weight
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("merge", MERGES)
+def test_tensor_parallel_ranks_equal_one_process(ranks, merge):
+    problem = Problem(seed=7, pad_s=24, pad_t=40, dtype=torch.float32)
+    ce, kd, metrics, g_hidden, g_weight = ours(problem, merge, 1.0, 4)
+    results = run_ranks(ranks, on_rank, problem, merge, 1.0)
+    for got in results:
+        close(got[0], ce, 1e-5)
+        close(got[1], kd, 1e-5)
+        close(got[3], g_hidden, 1e-5)
+        for name, value in metrics.items():
+            close(got[2][name], value, 1e-5)
+    close(torch.cat([torch.as_tensor(got[4]) for got in results]), g_weight, 1e-5)
+
+
+@pytest.mark.parametrize("merge", MERGES)
+def test_gradcheck_of_the_hand_written_backward(merge):
+    problem = Problem(seed=11, b=1, t_s=6, t_t=7, v_s=9, v_t=11, pad_s=10, pad_t=12, h=3)
+    student_shard, teacher_shard = VocabularyShard(9, 10), VocabularyShard(11, 12)
+    divergence = ProjectedKL(VocabularyExchange(problem.matrix, student_shard, teacher_shard))
+    teacher = ModelOutput(problem.hidden_t.flatten(0, 1), OutputHead(problem.weight_t, teacher_shard))
+    labels = AlignedLabels(**problem.batch)
+
+    def f(hidden, weight):
+        student = ModelOutput(hidden, OutputHead(weight, student_shard))
+        ce, kd = cross_tokenizer_loss(student, labels, teacher, divergence, ChunkLossConfig(merge, 1.7, 3))
+        return ce.total, kd.total
+
+    hidden = problem.hidden_s.flatten(0, 1).clone().requires_grad_()
+    assert torch.autograd.gradcheck(f, (hidden, problem.weight_s.clone().requires_grad_()))
+
+
+@given(seed=st.integers(0, 10_000), empty=st.sampled_from([0.0, 0.3]), scale=st.floats(0.01, 30))
+@settings(deadline=None, max_examples=60)
+def test_never_negative(seed, empty, scale):
+    problem = Problem(seed=seed, b=1, empty=empty, reach=0.7)
+    problem.weight_s = problem.weight_s * scale
+    for merge in MERGES:
+        value = ours(problem, merge, 1.0, 8)[1]
+        assert value > -1e-9
+        assert torch.isfinite(torch.tensor(value))
+
+
+def test_zero_value_and_gradient_where_the_student_agrees():
+    """Same tokenizer, W the identity, same logits: nothing to learn."""
+    problem = Problem(seed=2, v_s=20, v_t=20, pad_s=20, pad_t=20, t_s=9, t_t=9)
+    problem.matrix.ids[:], problem.matrix.weights[:] = -1, 0
+    problem.matrix.ids[:, 0], problem.matrix.weights[:, 0] = torch.arange(20).numpy(), 1
+    problem.hidden_t, problem.weight_t = problem.hidden_s.clone(), problem.weight_s.clone()
+    problem.batch["teacher_labels"] = problem.batch["student_labels"].clone()
+    problem.batch["chunks"] = torch.tensor([[0, 0, 1, 0, 1], [0, 1, 2, 1, 2], [1, 3, 3, 3, 3]])
+    hidden = problem.hidden_s.flatten(0, 1).clone().requires_grad_()
+    shard = VocabularyShard(20, 20)
+    divergence = ProjectedKL(VocabularyExchange(problem.matrix, shard, shard))
+    student = ModelOutput(hidden, OutputHead(problem.weight_s, shard))
+    teacher = ModelOutput(hidden.detach(), OutputHead(problem.weight_t, shard))
+    for merge in MERGES:
+        _, kd = cross_tokenizer_loss(
+            student, AlignedLabels(**problem.batch), teacher, divergence, ChunkLossConfig(merge)
+        )
+        (gradient,) = torch.autograd.grad(kd.total, hidden)
+        assert abs(float(kd.total)) < 1e-12
+        assert float(gradient.abs().max()) < 1e-12
+
+
+def test_extreme_logits_stay_finite():
+    """Probabilities that underflow, a teacher that is certain: the loss and its gradient remain numbers."""
+    problem = Problem(seed=4, dtype=torch.float32)
+    problem.weight_s, problem.weight_t = problem.weight_s * 200, problem.weight_t * 200
+    for merge in MERGES:
+        ce, kd, _, g_hidden, g_weight = ours(problem, merge, 1.0, 4)
+        assert all(torch.isfinite(torch.as_tensor(x)).all() for x in (ce, kd, g_hidden, g_weight))
+
+
+def test_bernoulli_kl_is_proper():
+    t = torch.log(torch.tensor([0.3, 0.3, 0.9, 1.0, 1.0]))
+    s = torch.log(torch.tensor([0.3, 0.7, 0.1, 1.0, 0.5]))
+    value = bernoulli_kl(t, s)
+    assert value[0].abs() < 1e-6
+    assert (value[1:3] > 0).all()
+    assert value[3].abs() < 1e-6
+    torch.testing.assert_close(value[4], torch.tensor(0.6931472), rtol=1e-5, atol=1e-6)
