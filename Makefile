@@ -1,0 +1,55 @@
+# `make help` lists the targets.  The first one that needs it builds .venv; after that no target installs anything until
+# pyproject.toml or constraints.txt changes.
+#
+#   PYTHON=python3.12 make test     another interpreter (3.10, 3.11 or 3.12) for .venv
+#   TORCH_INDEX=URL make test       one more package index, such as the one for PyTorch's CPU builds; without it pip takes
+#                                   the build of its own index, on Linux mostly the one for CUDA, which is larger by
+#                                   gigabytes.  pip's configuration and PIP_* variables count as always.
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# One thread a process: the tests and the demo start several processes, which otherwise fight over the cores.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo test test-fast lint clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## build .venv (the others do it by themselves)
+
+demo: $(STAMP)  ## distil a small teacher into a student with another tokenizer, on this machine
+	$(BIN)/nemo llm distill --recipe xtoken_tiny
+
+test: lint  ## lint, then all tests
+	$(BIN)/python -m pytest
+
+test-fast: $(STAMP)  ## the tests that take less than ten seconds each
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(STAMP)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## remove .venv and what tools leave behind; caches of runs stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null || { \
+	    echo "error: Python 3.10, 3.11 or 3.12 is needed; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)"; \
+	    echo "  to fix: PYTHON=/path/to/python3.11 make ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[nemo,dev]'
+	@# Clean with the pinned versions.  With others (3.10, or pins changed) NeMo's many bounds may contradict each other
+	@# without harm, so this warns and does not stop.
+	$(BIN)/python -m pip check || echo "warning: the packages above disagree about versions; the tests tell whether it matters"
+	@touch $@

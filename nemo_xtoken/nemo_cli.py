@@ -1,0 +1,87 @@
+"""What ``nemo llm distill`` loads: the recipes as factories, and the option ``--recipe``.
+
+Loaded by nemo_run through the entry point ``llm`` of group ``nemo_run.cli``.  Where NeMo 2 is installed, its own
+``distill`` command stays and only its run context becomes :class:`RecipeRunContext`, so all that it could do still
+works; elsewhere the command is registered here.
+"""
+
+import contextlib
+import gc
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import nemo_run as run
+from rich.markup import escape
+
+import nemo_xtoken.nemo_cli_light  # noqa: F401  (first: `nemo xtoken VERB` runs there and needs nothing of the below)
+from nemo_xtoken.recipes import Recipe, available_recipes, describe_recipes
+from nemo_xtoken.run_context import RecipeRunContext
+
+__all__ = ["HOST", "distill"]
+
+HELP = """Distil a teacher into a student, also one with another tokenizer.
+
+Start from a recipe and change what you like:
+
+    nemo llm distill --recipe NAME trainer.max_steps=20
+
+The recipes (`--list-recipes` prints this list alone):
+
+{recipes}
+
+`--dryrun` shows the run without starting it; `--to-yaml run.yaml` writes it to a file and `--yaml run.yaml` runs that
+file, with further changes after it. `--factory NAME` is the same as `--recipe NAME`.
+"""
+
+
+def distill(recipe: str = "") -> None:
+    """Distil a teacher into a student, also one with another tokenizer."""
+    raise NotImplementedError(f"this is reached through `nemo llm distill --recipe NAME`, got {recipe!r}")
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Imports make many lasting objects; not looking through them again and again saves a third of NeMo's import."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if enabled:
+            gc.enable()
+
+
+def _host() -> Callable[..., Any]:
+    """The function that owns ``nemo llm distill``: NeMo 2's where installed, else the one here."""
+    try:
+        with _no_garbage_collection():
+            from nemo.collections import llm
+    except ModuleNotFoundError as error:
+        # NeMo 3 and the images that follow have no such package; anything else is an installation to be repaired.
+        if error.name not in ("nemo", "nemo.collections", "nemo.collections.llm"):
+            print(f"nemo_xtoken: NeMo 2 is installed but cannot be loaded: {error}", file=sys.stderr)
+    except Exception as error:
+        print(f"nemo_xtoken: NeMo 2 is installed but cannot be loaded: {error}", file=sys.stderr)
+    else:
+        return llm.distill
+    return run.cli.entrypoint(name="distill", namespace="llm")(distill)
+
+
+def _register(host: Callable[..., Any], recipe: Recipe) -> None:
+    """Makes a recipe a factory of ``host`` without importing it."""
+
+    def load(**arguments: Any) -> run.Partial:
+        return recipe.load()(**arguments)
+
+    load.__name__, load.__doc__ = recipe.name, recipe.summary
+    run.cli.factory(target=host, name=recipe.name)(load)
+
+
+HOST = _host()
+_entrypoint = HOST.cli_entrypoint
+_entrypoint.run_ctx_cls = RecipeRunContext
+_entrypoint.help_str = HELP.format(recipes=escape(describe_recipes()))
+for _recipe in available_recipes().values():
+    _register(HOST, _recipe)
