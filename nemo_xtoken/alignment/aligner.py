@@ -30,8 +30,9 @@ class _Tokens:
 
     def checked(self, ids: Any, side: str) -> np.ndarray:
         ids = np.asarray(ids)
-        if ids.ndim != 1 or (len(ids) and (ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= len(self.data))):
-            what = f"shape {ids.shape}, {ids.dtype}" if ids.ndim != 1 or not len(ids) else f"{ids.min()} to {ids.max()}"
+        usable = ids.ndim == 1 and (not len(ids) or ids.dtype.kind in "iu")
+        if not usable or (len(ids) and (ids.min() < 0 or ids.max() >= len(self.data))):
+            what = f"{ids.min()} to {ids.max()}" if usable else f"{ids.dtype} of shape {ids.shape}"
             raise InputError(
                 f"{side} token ids: {what}",
                 f"one-dimensional integers from 0 to {len(self.data) - 1}, ids of {self.name}",

@@ -10,8 +10,8 @@ import numpy as np
 
 __all__ = ["common_runs"]
 
-_FIRST_WINDOW, _GROWTH = 64, 4
-_MIN_RUN, _MAX_RUN = 8, 32  # bytes that must agree; more in larger windows, where chance agreement is likelier
+_FIRST_WINDOW, _GROWTH = 16, 4
+_RUNS = (3, 6, 12, 24, 32)  # bytes that must agree; more in larger windows, where chance agreement is likelier
 
 
 def common_runs(a: bytes, b: bytes) -> np.ndarray:
@@ -50,8 +50,9 @@ def _common_prefix(a: bytes, i: int, b: bytes, j: int) -> int:
 def _next_agreement(a: bytes, i: int, b: bytes, j: int) -> tuple[int, int]:
     """The places nearest to ``i`` and ``j`` (by the sum of the two steps) where a run of bytes agrees; else where the
     common end of both begins."""
-    window, k = _FIRST_WINDOW, _MIN_RUN
+    window, runs = _FIRST_WINDOW, list(_RUNS)
     while True:
+        k = runs[0]
         end_a, end_b = min(len(a), i + window), min(len(b), j + window)
         first: dict[bytes, int] = {}
         for y in range(j, min(end_b, len(b) - k + 1)):
@@ -69,4 +70,5 @@ def _next_agreement(a: bytes, i: int, b: bytes, j: int) -> tuple[int, int]:
             rest = min(len(a) - i, len(b) - j)
             common = _common_prefix(a[len(a) - rest :][::-1], 0, b[len(b) - rest :][::-1], 0)
             return len(a) - common, len(b) - common
-        window, k = window * _GROWTH, min(_MAX_RUN, k + 8)
+        window *= _GROWTH
+        runs = runs[1:] or runs

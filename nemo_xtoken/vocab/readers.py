@@ -135,6 +135,8 @@ def read_tokenizers_json(text: str, declared: Declared, name: str) -> Vocabulary
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(text)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     first = _first_special(tokenizer)
     spec = json.loads(tokenizer.to_str())
     model = spec["model"]
@@ -180,8 +182,6 @@ def read_tokenizers_json(text: str, declared: Declared, name: str) -> Vocabulary
     if first is not None and "bos" not in {declared.role_of(t) for t in special.values()} and first in special:
         roles.setdefault(first, "bos")  # whatever its spelling: the tokenizer puts it in front of a text
     tokenizer.post_processor = None  # `encode` never uses it, so it is no part of the digest
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
     safe = tokenizer.to_str()
     behaviour = digest_of("tokenizers", safe)
     encoder = TokenizersEncoder(safe, tokenizer)
