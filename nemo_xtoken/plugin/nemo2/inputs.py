@@ -40,7 +40,8 @@ def model_inputs(batch: dict[str, Any], side: str) -> dict[str, Any]:
         return {"input_ids": tokens, "position_ids": positions, "attention_mask": document_mask(documents)}
     from megatron.core.packed_seq_params import PackedSeqParams
 
-    starts = positions == 0
+    starts = (positions == 0) & (documents >= 0)
+    starts[:, 0] = True
     starts[:, 1:] |= documents[:, 1:] != documents[:, :-1]
     first = torch.nonzero(starts.reshape(-1)).squeeze(1)
     bounds = torch.cat([first, first.new_tensor([tokens.numel()])]).to(torch.int32)

@@ -65,11 +65,10 @@ class DistillationLoss(StepSums):
     def reduce(self, losses_reduced_per_micro_batch: Sequence[Report]) -> Tensor:
         """The step's objective, for the log."""
         sums = self.add_up(losses_reduced_per_micro_batch)
-        value = sums["ce"] / max(sums["tokens"], 1)
-        if sums.get("chunks"):
-            scale = self._model[0].scale
-            ratio = scale.ratio if scale.config.scale == "dynamic" else scale.config.scale
-            value += (sums["kd"] / sums["chunks"]) * (ratio if isinstance(ratio, (int, float)) else 1.0)
+        value = ce = sums["ce"] / max(sums["tokens"], 1)
+        if chunks := sums.get("chunks"):
+            kd = sums["kd"] / chunks
+            value = ce + self._model[0].scale.mean(ce, kd) * kd
         return torch.tensor(value, device=torch.cuda.current_device())
 
 

@@ -33,12 +33,17 @@ class DistillationModel(llm.GPTModel):
 
     Args:
         config: the student's architecture, any of NeMo's GPT configs.
-        tokenizer: folder or hub name of the student's tokenizer.
+        tokenizer: the student's; ``model.tokenizer.source=..`` on the command line.
         optim: optimizer, as for any NeMo model.
     """
 
-    def __init__(self, config: llm.GPTConfig, tokenizer: str, optim: Optional[OptimizerModule] = None) -> None:  # noqa: UP045
-        super().__init__(config, optim=optim, tokenizer=XTokenTokenizer(tokenizer))
+    def __init__(
+        self,
+        config: llm.GPTConfig,
+        tokenizer: XTokenTokenizer,
+        optim: Optional[OptimizerModule] = None,  # noqa: UP045 (nemo_run's command line reads these types)
+    ) -> None:
+        super().__init__(config, optim=optim, tokenizer=tokenizer)
         config.calculate_per_token_loss = True  # Megatron divides once, by the tokens of all ranks and micro-batches
         self.scale = DynamicScale(ObjectiveConfig(scale=0.0))
         self.counts = StepCounts(tokens=0, chunks=0)

@@ -31,6 +31,7 @@ class DistillationSteps(pl.Callback):
     def __init__(self) -> None:
         self.totals: dict[str, float] = {}
         self.seconds = 0.0
+        self.scale_used = 0.0
         self._started = 0.0
 
     # NeMo hands every step through this hook and takes the step it returns.
@@ -68,7 +69,8 @@ class DistillationSteps(pl.Callback):
         values = {"ce_loss": ce}
         if chunks := self.totals.get("chunks", 0):
             kd = self.totals["kd"] / chunks
-            values |= {"kd_loss": kd, "kd_scale": model.scale.ratio, "chunks_per_second": chunks / self.seconds}
+            self.scale_used = model.scale.mean(ce, kd)
+            values |= {"kd_loss": kd, "kd_scale": self.scale_used, "chunks_per_second": chunks / self.seconds}
             model.scale.update(ce, kd)
         if not all(math.isfinite(v) for v in values.values()):
             raise InputError(

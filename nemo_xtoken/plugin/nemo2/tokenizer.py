@@ -1,7 +1,10 @@
-"""A tokenizer for NeMo that knows its vocabulary: its size by the largest id, bytes and roles by nemo_xtoken.vocab."""
+"""A tokenizer for NeMo made of a Vocabulary: any tokenizer that nemo_xtoken.vocab can read, sized by its largest id."""
 
-from nemo.collections.common.tokenizers.huggingface.auto_tokenizer import AutoTokenizer
+from collections.abc import Sequence
+
+from nemo.collections.common.tokenizers.tokenizer_spec import TokenizerSpec
 from nemo.lightning import io
+from nemo.lightning.io.artifact import DirOrStringArtifact
 
 from nemo_xtoken.vocab.loading import load_vocabulary
 from nemo_xtoken.vocab.vocabulary import Vocabulary
@@ -9,22 +12,71 @@ from nemo_xtoken.vocab.vocabulary import Vocabulary
 __all__ = ["XTokenTokenizer"]
 
 
-class XTokenTokenizer(AutoTokenizer, io.IOMixin):
-    """NeMo's Hugging Face tokenizer, sized by the largest id instead of the number of tokens (ids may have gaps).
+class XTokenTokenizer(TokenizerSpec):
+    """The tokenizer of a student or teacher.  A local folder is copied into checkpoints, so that they are complete.
 
     Args:
-        path: a folder with a tokenizer in Hugging Face format, or a hub name.
+        source: a folder or file with a tokenizer, or a hub name.
 
     Raises:
         InputError: it cannot be read.
     """
 
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.vocabulary: Vocabulary = load_vocabulary(path)  # first: its errors say what is wrong
-        super().__init__(pretrained_model_name=path)
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.vocabulary: Vocabulary = load_vocabulary(source)
 
     @property
     def vocab_size(self) -> int:
-        """V: the largest id + 1."""
+        """V: the largest id + 1; ids may have gaps."""
         return self.vocabulary.size
+
+    @property
+    def unique_identifiers(self) -> dict[str, str]:
+        """What tells two tokenizers apart."""
+        return {"class": type(self).__name__, "digest": self.vocabulary.digest}
+
+    @property
+    def bos_id(self) -> int | None:
+        """None where there is none."""
+        return self.vocabulary.bos_id
+
+    @property
+    def eos_id(self) -> int | None:
+        """None where there is none."""
+        return self.vocabulary.eos_id
+
+    eos = eod = eos_id
+    bos = bos_id
+
+    @property
+    def pad_id(self) -> int | None:
+        """None where there is none."""
+        return self.vocabulary.pad_id
+
+    def text_to_ids(self, text: str) -> list[int]:
+        """Ids without special tokens."""
+        return [int(i) for i in self.vocabulary.encode(text)]
+
+    def ids_to_text(self, ids: Sequence[int]) -> str:
+        """Text without special tokens; bytes that are no text become U+FFFD."""
+        return self.vocabulary.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def text_to_tokens(self, text: str) -> list[str]:
+        """Readable tokens."""
+        return self.ids_to_tokens(self.text_to_ids(text))
+
+    def ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
+        """Readable tokens."""
+        return [self.vocabulary.display(i) for i in ids]
+
+    def tokens_to_ids(self, tokens: Sequence[str]) -> list[int]:
+        """Ids of tokens given by their text."""
+        return [self.vocabulary.id_of_bytes[token.encode()] for token in tokens]
+
+    def tokens_to_text(self, tokens: Sequence[str]) -> str:
+        """The tokens' text, put together."""
+        return self.ids_to_text(self.tokens_to_ids(tokens))
+
+
+io.track_io(XTokenTokenizer, artifacts=[DirOrStringArtifact("source")])

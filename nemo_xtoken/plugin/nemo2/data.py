@@ -1,0 +1,195 @@
+"""The data of a run as NeMo and Lightning want it: prepared text, Megatron's sampler, a position that resumes."""
+
+from typing import Any, List, Optional, Union  # noqa: UP035 (nemo_run's command line reads these types)
+
+import lightning.pytorch as pl
+import numpy as np
+from nemo.lightning import io
+from nemo.lightning.data import WrappedDataLoader
+from nemo.lightning.pytorch.plugins import MegatronDataSampler
+from torch.utils.data import Dataset
+
+from nemo_xtoken.alignment.aligner import Aligner
+from nemo_xtoken.data.dataset import IGNORE, DistillationDataset, collate
+from nemo_xtoken.data.prepare import prepare_documents
+from nemo_xtoken.data.prepared import split_documents
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.vocab.vocabulary import Vocabulary
+
+__all__ = ["DistillationData"]
+
+
+class DistillationData(pl.LightningDataModule, io.IOMixin):
+    """Text in, aligned batches out (see ``nemo_xtoken.data``).
+
+    Args:
+        paths: files (.txt, .jsonl, .parquet, .arrow), globs, folders of a saved data set, hub names.
+        text_key: column or key of the text.
+        text_split: what one document of a text file is: ``file``, ``paragraph`` or ``line``.
+        seq_length: student positions in a sample.
+        teacher_seq_length: teacher positions in a sample; by default 1.25 times the student's.
+        micro_batch_size, global_batch_size: samples; the global batch is split over the data-parallel ranks.
+        held_out: documents kept for evaluation: a fraction below 1, or their number.
+        seed: of the order of documents and samples and of the held-out choice.
+        workers: processes that tokenise and align, before training; 0: the training process itself.
+        loader_workers: processes that read samples during training; 0: the training process itself.
+        align: ``spans`` or ``dp``.
+        pack: several documents in a sample.
+        cache_dir: where aligned documents are kept.
+    """
+
+    def __init__(
+        self,
+        paths: Union[str, List[str]],  # noqa: UP006, UP007
+        text_key: str = "text",
+        text_split: str = "file",
+        seq_length: int = 1024,
+        teacher_seq_length: Optional[int] = None,  # noqa: UP045
+        micro_batch_size: int = 4,
+        global_batch_size: int = 8,
+        held_out: float = 0.02,
+        seed: int = 1234,
+        workers: int = 0,
+        loader_workers: int = 0,
+        align: str = "spans",
+        pack: bool = True,
+        cache_dir: Optional[str] = None,  # noqa: UP045
+    ) -> None:
+        super().__init__()
+        self.paths, self.text_key, self.text_split = paths, text_key, text_split
+        self.seq_length = seq_length
+        self.teacher_seq_length = teacher_seq_length or seq_length + seq_length // 4
+        self.micro_batch_size, self.global_batch_size = micro_batch_size, global_batch_size
+        self.held_out, self.seed, self.pack = held_out, seed, pack
+        self.workers, self.loader_workers = workers, loader_workers
+        self.align, self.cache_dir = align, cache_dir
+        self.tokenizer: Any = None  # NeMo asks for it
+        self.train_set: DistillationDataset | None = None
+        self.held_out_set: Dataset[Any] | None = None
+        self._position = 0, 0  # samples consumed when this many steps were done
+        self.data_sampler = MegatronDataSampler(
+            seq_len=seq_length,
+            micro_batch_size=micro_batch_size,
+            global_batch_size=global_batch_size,
+            output_log=False,
+        )
+
+    def read(self, student: Vocabulary, teacher: Vocabulary, steps: int, progress: bool) -> None:
+        """Tokenises and aligns what is not in the cache yet, splits and packs.  Every rank calls it; one does the work.
+
+        Args:
+            steps: training steps the run will take; the data set is as long as they need, over as many epochs.
+
+        Raises:
+            InputError: see ``prepare_documents``, ``split_documents`` and ``DistillationDataset``.
+        """
+        prepared = prepare_documents(
+            self.paths,
+            student,
+            teacher,
+            Aligner(student, teacher, self.align),
+            text_key=self.text_key,
+            text_split=self.text_split,
+            workers=self.workers,
+            cache_dir=self.cache_dir,
+            progress=progress,
+        )
+        train, held_out = split_documents(prepared, self.held_out, self.seed)
+        lengths = self.seq_length, self.teacher_seq_length
+        self.train_set = DistillationDataset(
+            train, student, teacher, *lengths, self.seed, max(1, steps) * self.global_batch_size, self.pack
+        )
+        if len(held_out):
+            samples = DistillationDataset(held_out, student, teacher, *lengths, self.seed, pack=self.pack)
+            self.held_out_set = _WholeBatches(samples, self.global_batch_size)
+
+    def check_layout(self, data_parallel_size: int) -> None:
+        """Raises InputError where the batch sizes do not fit together."""
+        unit = self.micro_batch_size * data_parallel_size
+        if self.global_batch_size % unit:
+            raise InputError(
+                f"a global batch of {self.global_batch_size} samples in micro-batches of {self.micro_batch_size} "
+                f"over {data_parallel_size} data-parallel ranks",
+                f"a multiple of {unit}",
+                "change data.global_batch_size, data.micro_batch_size or the number of processes",
+            )
+
+    def train_dataloader(self) -> Any:
+        """Over the training samples, in the order of the data set."""
+        return self._loader("train", self.train_set)
+
+    def val_dataloader(self) -> Any:
+        """Over the held-out samples, filled up to whole global batches; empty when nothing is held out."""
+        return [] if self.held_out_set is None else self._loader("validation", self.held_out_set)
+
+    def _loader(self, mode: str, samples: Any) -> Any:
+        return WrappedDataLoader(
+            mode=mode,
+            dataset=samples,
+            num_workers=self.loader_workers,
+            persistent_workers=self.loader_workers > 0,
+            collate_fn=collate,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where training stands in the data, and which data it is."""
+        assert self.train_set is not None
+        assert self.trainer is not None
+        consumed, step = self._position
+        now = self.trainer.global_step
+        return {
+            "consumed_samples": consumed + (now - step) * self.global_batch_size,
+            "global_step": now,
+            "fingerprint": self.train_set.fingerprint,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on behind the last sample that was trained on.
+
+        Raises:
+            InputError: the run was on other data.
+        """
+        from megatron.core.num_microbatches_calculator import update_num_microbatches
+
+        assert self.train_set is not None
+        if state_dict["fingerprint"] != self.train_set.fingerprint:
+            raise InputError(
+                "the checkpoint to resume from was trained on other data, or with other lengths or another seed",
+                "the data set, tokenizers, sequence lengths and seed of the run that is resumed",
+                "restore those settings, or start a new run in another folder (log.log_dir=..)",
+            )
+        consumed = state_dict["consumed_samples"]
+        self._position = consumed, state_dict["global_step"]
+        self.data_sampler.init_consumed_samples = consumed
+        self.data_sampler.prev_consumed_samples = consumed
+        self.data_sampler.if_first_step = 1
+        update_num_microbatches(consumed_samples=consumed, consistency_check=False)
+
+    def reconfigure_limit_batches(self) -> None:
+        """Turns the trainer's limits from global batches into micro-batches, as Lightning counts."""
+        from nemo.collections.llm.gpt.data.utils import _reconfigure_limit_batches
+
+        trainer = self.trainer
+        assert trainer is not None
+        trainer.limit_train_batches = _reconfigure_limit_batches(trainer.limit_train_batches, self.train_set)
+        trainer.limit_val_batches = _reconfigure_limit_batches(trainer.limit_val_batches, self.held_out_set)
+
+
+class _WholeBatches(Dataset[Any]):
+    """A data set filled up to a multiple of the batch by samples without labels, which count for nothing."""
+
+    def __init__(self, samples: DistillationDataset, batch: int) -> None:
+        self.samples = samples
+        self.length = -(-len(samples) // batch) * batch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        if index < len(self.samples):
+            return self.samples[index]
+        empty = {name: value.copy() for name, value in self.samples[0].items()}
+        for name, value in empty.items():
+            if name.endswith("_labels"):
+                value[:] = IGNORE
+        return empty | {"chunks": empty["chunks"][:0], "sample_id": np.array(index, np.int64)}

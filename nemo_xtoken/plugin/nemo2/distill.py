@@ -1,0 +1,139 @@
+"""``nemo llm distill``: one student, one teacher with another tokenizer, from text to a checkpoint and a report."""
+
+import logging
+from pathlib import Path
+from typing import Any, Optional
+
+import nemo.lightning as nl
+import torch
+import torch.distributed as dist
+from nemo.collections import llm
+from nemo.lightning import OptimizerModule
+from nemo.lightning.pytorch.callbacks import PreemptionCallback
+
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.losses.objective import ObjectiveConfig
+from nemo_xtoken.plugin import cpu_runtime
+from nemo_xtoken.plugin.nemo2.data import DistillationData
+from nemo_xtoken.plugin.nemo2.history import History
+from nemo_xtoken.plugin.nemo2.model import DistillationModel
+from nemo_xtoken.plugin.nemo2.random_state import RandomState
+from nemo_xtoken.plugin.nemo2.steps import DistillationSteps
+from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig
+from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
+from nemo_xtoken.report.summary import report_runs
+
+__all__ = ["distill", "run_folder", "train_one"]
+
+logger = logging.getLogger(__name__)
+
+
+def distill(
+    model: DistillationModel,
+    data: DistillationData,
+    trainer: nl.Trainer,
+    teacher: Optional[TeacherConfig] = None,  # noqa: UP045 (nemo_run's command line reads these types)
+    objective: Optional[ObjectiveConfig] = None,  # noqa: UP045
+    optim: Optional[OptimizerModule] = None,  # noqa: UP045
+    log: Optional[nl.NeMoLogger] = None,  # noqa: UP045
+    resume: Optional[nl.AutoResume] = None,  # noqa: UP045
+) -> Path:
+    """Trains ``model`` on text and on what ``teacher`` says about it.
+
+    Everything that can be checked is checked before training.  The same command goes on where an interrupted run
+    stopped; a finished run is reported again.
+
+    Args:
+        model: the student.
+        data: text, lengths and batch sizes.
+        trainer: NeMo's trainer with a MegatronStrategy.
+        teacher: the teacher; not needed with ``objective.scale=0``, which trains on cross-entropy alone.
+        objective: how cross-entropy and distillation add up.
+        optim: optimizer; the model's own by default.
+        log: where checkpoints and the report go.
+        resume: from where to resume, and which checkpoint the student starts from (``restore_config``).
+
+    Returns:
+        the run's folder, with checkpoints, ``history.jsonl`` and the report.
+
+    Raises:
+        InputError: anything wrong with paths, tokenizers, W, layout or data.
+    """
+    folder = train_one(model, data, trainer, teacher, objective, optim, log, resume)
+    if trainer.is_global_zero:
+        report_runs({folder.name: folder}, folder)
+    return folder
+
+
+def train_one(
+    model: DistillationModel,
+    data: DistillationData,
+    trainer: nl.Trainer,
+    teacher: TeacherConfig | None,
+    objective: ObjectiveConfig | None,
+    optim: OptimizerModule | None,
+    log: nl.NeMoLogger | None,
+    resume: nl.AutoResume | None,
+    data_tokenizer: XTokenTokenizer | None = None,
+) -> Path:
+    """One training run without its report; several may follow each other in one process.
+
+    Args:
+        data_tokenizer: the other tokenizer that the data is aligned with, for a run without a teacher that is to see
+            the same batches as one with it.
+    """
+    if not torch.cuda.is_available():
+        cpu_runtime.enable()
+    objective = objective or ObjectiveConfig()
+    log = log or nl.NeMoLogger(log_dir="runs", use_datetime_version=False)
+    with_teacher = objective.needs_teacher
+    tokenizer = data_tokenizer or model.tokenizer
+    if with_teacher:
+        if teacher is None:
+            raise InputError(
+                f"no teacher for objective.scale={objective.scale}", "a teacher", "set teacher.path=.., or scale=0"
+            )
+        teacher.checkpoint()
+        tokenizer = teacher.load_tokenizer()
+    strategy = trainer.strategy
+    model_parallel = strategy.tensor_model_parallel_size * strategy.pipeline_model_parallel_size
+    model_parallel *= strategy.context_parallel_size
+    if trainer.world_size % model_parallel:
+        raise InputError(
+            f"{trainer.world_size} processes for tensor x pipeline x context parallel = {model_parallel}",
+            f"a multiple of {model_parallel}",
+            "start that many processes (torchrun --nproc-per-node, Slurm tasks) and set trainer.devices, or change "
+            "trainer.strategy.*_parallel_size",
+        )
+    data.check_layout(trainer.world_size // model_parallel)
+    data.read(model.tokenizer.vocabulary, tokenizer.vocabulary, trainer.max_steps, trainer.is_global_zero)
+    model.learn_from(teacher if with_teacher else None, tokenizer if with_teacher else None, objective)
+    folder = run_folder(log)
+    folder.mkdir(parents=True, exist_ok=True)
+    steps = DistillationSteps()
+    trainer.callbacks += [steps, History(folder / "history.jsonl", steps), RandomState(), PreemptionCallback()]
+    _reset_batches()
+    llm.train(model, data, trainer, optim=optim, log=log, resume=resume)
+    return folder
+
+
+def run_folder(log: nl.NeMoLogger) -> Path:
+    """Where a run with this logger keeps its files."""
+    if log.explicit_log_dir:
+        return Path(log.explicit_log_dir)
+    if log.use_datetime_version or log.version:
+        raise InputError(
+            "a run folder that changes with every start (log.use_datetime_version or log.version)",
+            "one folder per run, so that the same command resumes it",
+            "set log.use_datetime_version=False",
+        )
+    return Path(log.log_dir or "nemo_experiments") / log.name
+
+
+def _reset_batches() -> None:
+    """Lets a second run in one process have other batch sizes."""
+    from megatron.core.num_microbatches_calculator import unset_num_microbatches_calculator
+
+    unset_num_microbatches_calculator()
+    if dist.is_initialized():
+        logger.debug("another run in this process: its process groups serve this one")

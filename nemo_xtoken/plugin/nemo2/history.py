@@ -1,0 +1,101 @@
+"""The course of a run, a line of JSON per step, beside the checkpoints; and the held-out evaluation before and after."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+
+from nemo_xtoken.files import atomic_path
+from nemo_xtoken.plugin.nemo2.steps import DistillationSteps
+
+__all__ = ["History", "read_history"]
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """The records of a run; a line cut short by a crash is left out."""
+    records: list[dict[str, float]] = []
+    if path.is_file():
+        for line in path.read_text().splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+    return records
+
+
+class History(pl.Callback):
+    """Writes ``history.jsonl`` on global rank 0 and evaluates on held-out text before the first step and after the last.
+
+    Records of a step: ``step, ce, kd, scale, tokens, chunks, seconds``; of an evaluation: ``step, held_out_ce,
+    held_out_accuracy``.  Records behind the step that a run resumes from are dropped.
+
+    Args:
+        path: the file.
+        steps: the callback that has the sums.
+    """
+
+    def __init__(self, path: Path, steps: DistillationSteps) -> None:
+        self.path, self.steps = path, steps
+        self._held_out = dict.fromkeys(("ce", "correct", "tokens"), 0.0)
+        self._evaluated = -1
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Drops what is ahead of the checkpoint, then evaluates the start."""
+        if trainer.is_global_zero:
+            kept = [r for r in read_history(self.path) if r["step"] <= trainer.global_step and trainer.global_step]
+            with atomic_path(self.path) as temporary:
+                temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
+        if trainer.global_step == 0:
+            self._evaluate(trainer)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        """Writes the step that has just ended."""
+        totals = self.steps.totals
+        record = {
+            "step": trainer.global_step,
+            "ce": totals["ce"] / max(totals["tokens"], 1),
+            "tokens": totals["tokens"],
+            "seconds": self.steps.seconds,
+        }
+        if chunks := totals.get("chunks"):
+            record |= {name: totals[name] / chunks for name in totals if name not in ("ce", "tokens", "chunks")}
+            record |= {"chunks": chunks, "scale": self.steps.scale_used}
+        self._write(trainer, record)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Starts the sums."""
+        self._held_out = dict.fromkeys(self._held_out, 0.0)
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        """Adds a global batch."""
+        for name in self._held_out:
+            self._held_out[name] += self.steps.totals[name]
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Writes the means."""
+        if tokens := self._held_out["tokens"]:
+            record = {
+                "step": trainer.global_step,
+                "held_out_ce": self._held_out["ce"] / tokens,
+                "held_out_accuracy": self._held_out["correct"] / tokens,
+            }
+            self._write(trainer, record)
+        self._evaluated = trainer.global_step
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Evaluates the end, unless the last step did."""
+        if self._evaluated != trainer.global_step and trainer.global_step >= trainer.max_steps:
+            self._evaluate(trainer)
+
+    def _evaluate(self, trainer: pl.Trainer) -> None:
+        if not trainer.limit_val_batches or trainer.datamodule.held_out_set is None:
+            return
+        trainer.validating = True
+        trainer.fit_loop.epoch_loop.val_loop.run()
+        trainer.training = True
+
+    def _write(self, trainer: pl.Trainer, record: dict[str, float]) -> None:
+        if trainer.is_global_zero:
+            with open(self.path, "a") as file:
+                file.write(json.dumps(record) + "\n")
