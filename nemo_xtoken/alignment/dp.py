@@ -5,7 +5,7 @@ A global alignment of n student with m teacher tokens.  Scores, in units of 1.5 
     equal tokens +2,  unequal diagonal -2,  gap -1,  one token equal to k of the other side +k (2 <= k <= 4).
 
 Ties go to the diagonal, then up (the student's token is a gap), then left; a span is taken only where it is strictly
-better than all three, the first of 1:2, 1:3, 1:4, 2:1, 3:1, 4:1 (student:teacher) among equal ones.
+better than all three.  No token with text is empty, so at most one span of equal text can end in a cell.
 
 A row is computed at once: only "left" stays within the row, and a maximum over prefixes of ``base[j] + j`` resolves it.
 """
@@ -90,10 +90,8 @@ def _table(
     n, m = len(rows), len(cols)
     back = np.empty((n + 1, m + 1), np.int8)
     down, along = (_LEFT, _UP) if swapped else (_UP, _LEFT)  # what a step over a row, over a column means
-    # Spans in the order of their preference: the student's single token first.
-    one_row = [(k, 1, (_TO_ONE if swapped else _ONE_TO)[k]) for k in range(2, MAX_SPAN + 1)]
-    many_rows = [(k, 0, (_ONE_TO if swapped else _TO_ONE)[k]) for k in range(2, MAX_SPAN + 1)]
-    order = many_rows + one_row if swapped else one_row + many_rows
+    one_row, many_rows = (_TO_ONE, _ONE_TO) if swapped else (_ONE_TO, _TO_ONE)
+    forms = [(k, True, code) for k, code in one_row.items()] + [(k, False, code) for k, code in many_rows.items()]
     j = np.arange(m + 1, dtype=np.int32)
     above = [GAP * j]  # the last MAX_SPAN rows of scores, newest first
     back[0] = along
@@ -103,7 +101,7 @@ def _table(
         vertical = above[0] + GAP
         best_span: np.ndarray | None = None
         span_code: np.ndarray | None = None
-        for k, single_row, code in order:
+        for k, single_row, code in forms:
             if single_row:
                 hits = np.flatnonzero(col_spans[k] == rows[i - 1])
                 scores = above[0][hits - k] + k if hits.size else None
@@ -115,9 +113,7 @@ def _table(
             if best_span is None or span_code is None:
                 best_span = np.full(m + 1, np.iinfo(np.int32).min // 2, np.int32)
                 span_code = np.zeros(m + 1, np.int8)
-            better = scores > best_span[hits]
-            best_span[hits[better]] = scores[better]
-            span_code[hits[better]] = code
+            best_span[hits], span_code[hits] = scores, code
         base = np.maximum(diagonal, vertical)
         if best_span is not None:
             base = np.maximum(base, best_span)

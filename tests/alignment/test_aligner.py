@@ -167,6 +167,25 @@ def test_a_dummy_space_costs_the_first_token_only() -> None:
     assert chunks_of("llama", "sp_bpe", x, y_apart)[0] == [0, 1, 1, 2]  # the space alone is the gap
 
 
+def test_roles_beside_a_differing_region() -> None:
+    student, teacher = zoo()["llama"], zoo()["sp_bpe"]
+    x, y = np.r_[student.bos_id, student.encode("he")], np.r_[teacher.bos_id, teacher.encode("he")]
+    assert chunks_of("llama", "sp_bpe", x, y) == [[0, 1, 0, 1]]  # BOS in front of "he" and of " he"
+
+    # Two regions with one cut between them: what stands at the cut belongs to one of them.
+    v = Vocabulary(
+        name="x",
+        behaviour="x",
+        token_bytes=[b"Xab", b"cdeX", b"Yab", b"cdeY", None],
+        roles={4: "eos"},
+        encoder=zoo()["llama"].__dict__["_encoder"],
+    )
+    x, y = np.array([0, 4, 1]), np.array([2, 4, 3])
+    chunks = Aligner(v, v).align(x, y)
+    check_chunks(v, v, x, y, chunks)
+    assert chunks.tolist() == [[1, 2, 1, 2]]
+
+
 def test_a_marker_that_one_side_spells_out() -> None:
     student, teacher = zoo()["llama"], zoo()["qwen"]
     start, end = "hello world", "the next one"

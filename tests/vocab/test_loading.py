@@ -178,6 +178,20 @@ def test_broken_sources(kind: str, tmp_path: Path) -> None:
         assert Path(source).name in str(e.value)
 
 
+def test_a_panic_in_a_library_is_an_input_error_and_an_interrupt_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_folder("llama", tmp_path)
+    for kind, expected in ((type("PanicException", (BaseException,), {}), InputError), (KeyboardInterrupt,) * 2):
+
+        def fail(*args: Any, kind: type[BaseException] = kind) -> None:
+            raise kind("inside")
+
+        monkeypatch.setattr("nemo_xtoken.vocab.loading.read_tokenizers_json", fail)
+        with pytest.raises(expected, match="inside"):
+            load_vocabulary(folder)
+
+
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from(["llama", "sp_unigram", "sp_model", "tiktoken"]),
