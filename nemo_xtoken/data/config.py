@@ -1,0 +1,131 @@
+"""Every setting of the data, and what they make: training and held-out samples."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Optional
+
+from nemo_xtoken.alignment.aligner import Aligner
+from nemo_xtoken.data.prepare import prepare_documents
+from nemo_xtoken.data.prepared import PreparedDocuments, split_documents
+from nemo_xtoken.data.sources import resolve_sources
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.vocab import Vocabulary
+
+if TYPE_CHECKING:
+    from nemo_xtoken.data.dataset import DistillationDataset
+
+__all__ = ["DataConfig"]
+
+
+@dataclass
+class DataConfig:
+    """Text to samples.
+
+    Attributes:
+        paths: files (.txt, .jsonl, .parquet, .arrow; the first two also as .gz, .bz2, .zst), globs, folders of files,
+            folders written by ``save_to_disk``, data sets of the Hugging Face hub as ``hf:owner/name[:configuration]``.
+        student_length: T_S, input positions of a sample on the student's side.
+        teacher_length: T_T, likewise; None: T_S.
+        text_key: the column that holds the text; .txt files need none.
+        text_split: what a document is in a .txt file: "file", "paragraph" (blank lines between) or "line".
+        split: which split of a Hugging Face data set.
+        held_out: documents kept for validation: below 1 a fraction, from 1 on a number of texts.  0: none.
+        held_out_paths: other data for validation, instead of held_out.
+        pack: several documents in one sample, not attended across; False: one piece of one document each.
+        seed: of the split, the order of the documents and the order of the samples.
+        align: "spans" (exact) or "dp" (the paper's dynamic programme, slow).
+        workers: processes that tokenise and align while the data is prepared; 0: none beside this one.
+        cache_dir: where prepared documents are kept; None: ``$NEMO_XTOKEN_CACHE`` or ``~/.cache/nemo_xtoken``.
+        progress: show how far the preparation is.
+    """
+
+    paths: list[str] = field(default_factory=list)
+    student_length: int = 4096
+    teacher_length: Optional[int] = None  # noqa: UP045  (command-line parsers know Optional everywhere)
+    text_key: str = "text"
+    text_split: str = "file"
+    split: str = "train"
+    held_out: float = 0.0
+    held_out_paths: list[str] = field(default_factory=list)
+    pack: bool = True
+    seed: int = 1234
+    align: str = "spans"
+    workers: int = 0
+    cache_dir: Optional[str] = None  # noqa: UP045
+    progress: bool = True
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """T_S and T_T."""
+        return self.student_length, self.student_length if self.teacher_length is None else self.teacher_length
+
+    def check(self) -> None:
+        """Finds what is wrong without reading the data: for a preflight.
+
+        Raises:
+            InputError: a setting that cannot work, or no data at the paths.
+        """
+        for side, length in zip(("student", "teacher"), self.lengths, strict=True):
+            if length < 2:
+                raise InputError(f"{side}_length={length}", "a sequence of at least 2 tokens", f"set {side}_length")
+        if self.workers < 0:
+            raise InputError(f"workers={self.workers}", "0 or more processes", "correct workers")
+        if self.held_out and self.held_out_paths:
+            raise InputError("both held_out and held_out_paths", "one of them", "leave one of them out")
+        if self.held_out < 0 or (self.held_out >= 1 and self.held_out != int(self.held_out)):
+            raise InputError(
+                f"held_out={self.held_out}", "a fraction below 1, or a whole number of documents", "correct held_out"
+            )
+        for paths in (self.paths, self.held_out_paths or self.paths):
+            resolve_sources(paths, self.text_key, self.text_split, self.split)
+
+    def prepare(
+        self, student: Vocabulary, teacher: Vocabulary
+    ) -> tuple[PreparedDocuments, Optional[PreparedDocuments]]:  # noqa: UP045
+        """Training and held-out documents, on disk; None where nothing is held out.
+
+        Raises:
+            InputError: see `check` and `nemo_xtoken.data.prepare.prepare_documents`.
+        """
+        self.check()
+        aligner = Aligner(student, teacher, self.align)
+
+        def prepared(paths: list[str]) -> PreparedDocuments:
+            return prepare_documents(
+                paths,
+                student,
+                teacher,
+                aligner,
+                text_key=self.text_key,
+                text_split=self.text_split,
+                split=self.split,
+                workers=self.workers,
+                cache_dir=self.cache_dir,
+                progress=self.progress,
+            )
+
+        documents = prepared(self.paths)
+        if self.held_out_paths:
+            return documents, prepared(self.held_out_paths)
+        if not self.held_out:
+            return documents, None
+        return split_documents(documents, self.held_out, self.seed)
+
+    def build(
+        self,
+        student: Vocabulary,
+        teacher: Vocabulary,
+        num_samples: Optional[int] = None,  # noqa: UP045
+    ) -> tuple["DistillationDataset", Optional["DistillationDataset"]]:
+        """Training samples (``num_samples`` of them, through as many epochs as it takes) and one epoch held out.
+
+        Raises:
+            InputError: see `prepare` and `nemo_xtoken.data.dataset.DistillationDataset`.
+        """
+        from nemo_xtoken.data.dataset import DistillationDataset  # torch, which the preparation's processes do without
+
+        training, held_out = self.prepare(student, teacher)
+
+        def samples(documents: PreparedDocuments, count: Optional[int]) -> DistillationDataset:  # noqa: UP045
+            return DistillationDataset(documents, student, teacher, *self.lengths, self.seed, count, self.pack)
+
+        return samples(training, num_samples), None if held_out is None else samples(held_out, None)

@@ -1,0 +1,186 @@
+"""Samples of a fixed length, as a map-style data set: sample i depends on the data, the seed and i alone."""
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from nemo_xtoken.data.packing import (
+    CHUNK_END,
+    CHUNK_START,
+    DOCUMENT,
+    STUDENT_END,
+    STUDENT_START,
+    TEACHER_END,
+    TEACHER_START,
+    PackingReport,
+    pack_documents,
+    permutation,
+)
+from nemo_xtoken.data.prepared import PreparedDocuments
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.vocab import Vocabulary
+
+__all__ = ["IGNORE", "DistillationDataset", "collate"]
+
+IGNORE = -100  # label of a position that has none
+
+
+class DistillationDataset(Dataset[dict[str, np.ndarray]]):
+    """Packed samples with their chunks.
+
+    Every epoch has the same samples in another order.  Indices go on through the epochs, so that the index of a sample
+    is all that a resumed run needs to know: index i is sample ``i % epoch_length`` of epoch ``i // epoch_length``.
+
+    Args:
+        prepared: the documents.
+        student, teacher: for the padding ids.
+        student_length, teacher_length: T_S and T_T, input positions of a sample.
+        seed: of the order of documents, and of samples in each epoch.
+        num_samples: what ``len`` says; default one epoch.
+        pack: several documents in a sample, not attended across; False: one piece of one document each.
+
+    Raises:
+        InputError: a length below 2, ``num_samples`` below 1, or no sample has a chunk to score.
+    """
+
+    def __init__(
+        self,
+        prepared: PreparedDocuments,
+        student: Vocabulary,
+        teacher: Vocabulary,
+        student_length: int,
+        teacher_length: int,
+        seed: int,
+        num_samples: int | None = None,
+        pack: bool = True,
+    ) -> None:
+        if num_samples is not None and num_samples < 1:
+            raise InputError(
+                f"num_samples={num_samples}", "at least 1", "correct the number of steps or the batch size"
+            )
+        self.prepared = prepared
+        self.seed = seed
+        self._lengths = student_length, teacher_length
+        self._padding = _padding(student), _padding(teacher)
+        self._pieces = pack_documents(prepared, student_length, teacher_length, seed, pack)
+        self._num_samples = num_samples if num_samples is not None else self.epoch_length
+        settings = repr((prepared.digest, self._lengths, self._padding, seed, pack))
+        #: sha256 (hex) of everything that decides what the samples are.  Data sets with equal fingerprints give equal
+        #: items for an index; a checkpoint can hold it to refuse a resume on other data.
+        self.fingerprint = hashlib.sha256(settings.encode()).hexdigest()
+
+    @property
+    def report(self) -> PackingReport:
+        """Counts of one epoch."""
+        return self._pieces.report
+
+    @property
+    def epoch_length(self) -> int:
+        """Samples in one epoch."""
+        return self._pieces.report.samples
+
+    def __len__(self) -> int:
+        return self._num_samples
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """The sample as `collate` gives it, without the dimension of the batch (``chunks`` has 4 columns)."""
+        rows = self._rows(index)
+        student = _Side(*self._lengths[:1], *self._padding[:1])
+        teacher = _Side(*self._lengths[1:], *self._padding[1:])
+        chunks = []
+        for number, row in enumerate(rows.tolist()):
+            student_ids, teacher_ids, all_chunks = self.prepared.document(row[DOCUMENT])
+            found = all_chunks[row[CHUNK_START] : row[CHUNK_END]].astype(np.int64)
+            s, t = row[STUDENT_START], row[TEACHER_START]
+            found = found[(found[:, 0] > s) & (found[:, 2] > t)]  # its first token has a predictor
+            at_student = student.put(number, student_ids[s : row[STUDENT_END]])
+            at_teacher = teacher.put(number, teacher_ids[t : row[TEACHER_END]])
+            first_student, first_teacher = found[:, 0] - s - 1 + at_student, found[:, 2] - t - 1 + at_teacher
+            counts = found[:, 1] - found[:, 0], found[:, 3] - found[:, 2]
+            chunks.append(np.stack([first_student, counts[0], first_teacher, counts[1]], axis=1))
+        return (
+            {f"student_{name}": value for name, value in student.arrays.items()}
+            | {f"teacher_{name}": value for name, value in teacher.arrays.items()}
+            | {"chunks": np.concatenate(chunks), "sample_id": np.array(index, np.int64)}
+        )
+
+    def describe(self, index: int) -> list[dict[str, Any]]:
+        """Where a sample comes from, a dictionary per piece: for messages that name a sample."""
+        return [
+            {
+                "document": row[DOCUMENT],
+                "text_digest": bytes(self.prepared.digests[row[DOCUMENT]]).ljust(16, b"\0").hex(),
+                "student_tokens": (row[STUDENT_START], row[STUDENT_END]),
+                "teacher_tokens": (row[TEACHER_START], row[TEACHER_END]),
+            }
+            for row in self._rows(index).tolist()
+        ]
+
+    def _rows(self, index: int) -> np.ndarray:
+        if not 0 <= index < self._num_samples:
+            raise IndexError(f"sample {index} of {self._num_samples}")
+        epoch, place = divmod(int(index), self.epoch_length)
+        sample = _epoch_order(self.epoch_length, self.seed, epoch)[place]
+        return self._pieces.table[self._pieces.first[sample] : self._pieces.first[sample + 1]]
+
+
+@functools.lru_cache(maxsize=4)
+def _epoch_order(samples: int, seed: int, epoch: int) -> np.ndarray:
+    return permutation(samples, seed, 1, epoch)
+
+
+class _Side:
+    """The arrays of one side of a sample, filled piece by piece."""
+
+    def __init__(self, length: int, padding: int) -> None:
+        self.arrays: dict[str, np.ndarray] = {
+            "tokens": np.full(length, padding, np.int64),
+            "labels": np.full(length, IGNORE, np.int64),
+            "positions": np.zeros(length, np.int64),
+            "documents": np.full(length, -1, np.int32),
+        }
+        self._used = 0
+
+    def put(self, number: int, ids: np.ndarray) -> int:
+        """Adds a piece; its last token is a label only.  Returns its first position."""
+        start, end = self._used, self._used + len(ids) - 1
+        self.arrays["tokens"][start:end] = ids[:-1]
+        self.arrays["labels"][start:end] = ids[1:]
+        self.arrays["positions"][start:end] = np.arange(end - start)
+        self.arrays["documents"][start:end] = number
+        self._used = end
+        return start
+
+
+def _padding(vocabulary: Vocabulary) -> int:
+    return next((i for i in (vocabulary.pad_id, vocabulary.eos_id) if i is not None), 0)
+
+
+def collate(samples: Sequence[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+    """A batch of b samples of a `DistillationDataset`.
+
+    Returns:
+        ``student_tokens``, ``student_labels``, ``student_positions``: int64 ``[b, T_S]``; a label is the next token of
+        the same document, -100 where there is none; positions start at 0 in every piece of a document.
+        ``student_documents``: int32 ``[b, T_S]``, the number of the piece in its sample, -1 on padding.
+        ``teacher_...``: likewise, ``[b, T_T]``.
+        ``chunks``: int64 ``[K, 5]``, sorted: sample, first student logit, student tokens, first teacher logit, teacher
+        tokens.  Only chunks that both sides can score.
+        ``sample_ids``: int64 ``[b]``, the indices in the data set.
+    """
+    stacked = {
+        name: torch.from_numpy(np.stack([sample[name] for sample in samples]))
+        for name in samples[0]
+        if name not in ("chunks", "sample_id")
+    }
+    counts = [len(sample["chunks"]) for sample in samples]
+    of_sample = np.repeat(np.arange(len(samples), dtype=np.int64), counts)
+    chunks = np.concatenate([sample["chunks"] for sample in samples])
+    stacked["chunks"] = torch.from_numpy(np.concatenate([of_sample[:, None], chunks], axis=1))
+    stacked["sample_ids"] = torch.from_numpy(np.array([sample["sample_id"] for sample in samples], np.int64))
+    return stacked

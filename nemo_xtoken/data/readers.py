@@ -1,0 +1,208 @@
+"""Texts out of one file or data set, streamed: `sources` decides which reader reads what.
+
+Every reader yields what is there, empty texts included, and raises InputError with the place of what it cannot read.
+"""
+
+import inspect
+import io
+import json
+import os
+from collections.abc import Iterator
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nemo_xtoken.errors import InputError
+
+__all__ = ["read_arrow", "read_dataset", "read_jsonl", "read_parquet", "read_text"]
+
+_BOM = b"\xef\xbb\xbf"
+
+
+def read_text(path: str, text_split: str) -> Iterator[str]:
+    """A text file: whole, or its paragraphs (blank lines between them), or its lines.  A byte-order mark is dropped."""
+    if text_split == "file":
+        with _open(path) as file:
+            data = _read(path, file)
+        yield _decode(path, data.removeprefix(_BOM), len(_BOM) if data.startswith(_BOM) else 0, 1)
+        return
+    paragraph: list[str] = []
+    for _, line in _lines(path):
+        if text_split == "line":
+            yield line.rstrip("\r\n")
+        elif line.strip():
+            paragraph.append(line)
+        elif paragraph:
+            yield "".join(paragraph)
+            paragraph = []
+    if paragraph:
+        yield "".join(paragraph)
+
+
+def read_jsonl(path: str, text_key: str) -> Iterator[str]:
+    """One JSON object a line; empty lines are passed over, null is an empty text."""
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        place = f"line {number} of {path}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{place} is not JSON: {error}", "one JSON object on each line", "correct it") from error
+        if not isinstance(row, dict):
+            raise InputError(f"{place} is a JSON {type(row).__name__}", "a JSON object on each line", "correct it")
+        if text_key not in row:
+            raise _no_column(place, text_key, list(row))
+        text = row[text_key]
+        if text is not None and not isinstance(text, str):
+            raise _no_text(f"{text_key!r} on {place}", f"a {type(text).__name__}")
+        try:
+            (text or "").encode()
+        except UnicodeEncodeError as error:  # "\ud800" alone
+            raise _not_utf8(place, f"half a surrogate pair at character {error.start} of its text") from error
+        yield text or ""
+
+
+def read_parquet(path: str, text_key: str) -> Iterator[str]:
+    """A column of strings of a Parquet file, a batch of rows at a time."""
+    try:
+        with pq.ParquetFile(path) as file:
+            _check_column(path, file.schema_arrow, text_key)
+            batches = file.iter_batches(batch_size=1024, columns=[text_key])
+            yield from _column_texts(path, (batch.column(0) for batch in batches))
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(path, "a Parquet file", error) from error
+
+
+def read_arrow(path: str, text_key: str) -> Iterator[str]:
+    """A column of strings of an Arrow IPC file, in its file format or its stream format (as ``datasets`` writes)."""
+    try:
+        with pa.memory_map(path) as memory:
+            try:
+                file = pa.ipc.open_file(memory)
+                batches: Iterator[pa.RecordBatch] = (file.get_batch(i) for i in range(file.num_record_batches))
+                schema = file.schema
+            except pa.ArrowInvalid:
+                memory.seek(0)
+                batches = stream = pa.ipc.open_stream(memory)
+                schema = stream.schema
+            _check_column(path, schema, text_key)
+            at = schema.get_field_index(text_key)
+            yield from _column_texts(path, (batch.column(at) for batch in batches))
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(path, "an Arrow IPC file or stream", error) from error
+
+
+def read_dataset(name: str, hub: bool, split: str, text_key: str) -> Iterator[str]:
+    """A data set of the ``datasets`` library: a folder that ``save_to_disk`` wrote, or ``name[:config]`` of the hub."""
+    import datasets  # takes a second, and only these two need it
+
+    try:
+        if hub:
+            repository, _, configuration = name.partition(":")
+            options: dict[str, Any] = {}
+            if "trust_remote_code" in inspect.signature(datasets.load_dataset).parameters:  # gone since version 4
+                options["trust_remote_code"] = False
+            found = datasets.load_dataset(repository, configuration or None, **options)
+        else:
+            found = datasets.load_from_disk(name)
+    except Exception as error:  # the library raises of every kind, and there is only one thing to say
+        raise _unreadable(name, "a data set of the Hugging Face hub" if hub else "a data set folder", error) from error
+    if isinstance(found, dict):
+        if split not in found:
+            raise InputError(
+                f"the data set {name} has no split {split!r}",
+                f"one of its splits: {', '.join(map(str, found))}",
+                "set split",
+            )
+        found = found[split]
+    _check_column(name, found.features.arrow_schema, text_key)
+    batches = found.select_columns([text_key]).with_format("arrow").iter(batch_size=1024)
+    yield from _column_texts(name, (table.column(0) for table in batches))
+
+
+def _check_column(path: str, schema: pa.Schema, text_key: str) -> None:
+    if text_key not in schema.names:
+        raise _no_column(path, text_key, schema.names)
+    kind = schema.field(text_key).type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or "string_view" in str(kind)):
+        raise _no_text(f"column {text_key!r} of {path}", str(kind))
+
+
+def _column_texts(path: str, columns: Iterator[pa.Array]) -> Iterator[str]:
+    start = 0
+    for column in columns:
+        try:
+            texts = column.to_pylist()
+        except UnicodeDecodeError as error:
+            raise _not_utf8(path, f"{error.reason} in one of its rows {start} to {start + len(column) - 1}") from error
+        yield from (text or "" for text in texts)
+        start += len(texts)
+
+
+def _open(path: str) -> BinaryIO:
+    try:
+        return cast(BinaryIO, io.BufferedReader(pa.input_stream(path)))  # decompresses by the extension
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(path, "a file that can be read", error) from error
+
+
+def _read(path: str, file: BinaryIO) -> bytes:
+    try:
+        return file.read()
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(path, "a whole file", error) from error
+
+
+def _lines(path: str) -> Iterator[tuple[int, str]]:
+    """Line numbers from 1 and lines with their ends."""
+    offset = 0
+    with _open(path) as file:
+        for number in range(1, 1 << 62):
+            try:
+                data = file.readline()
+            except (pa.ArrowException, OSError) as error:
+                raise _unreadable(path, "a whole file", error) from error
+            if not data:
+                return
+            mark = len(_BOM) if number == 1 and data.startswith(_BOM) else 0
+            yield number, _decode(path, data[mark:], offset + mark, number)
+            offset += len(data)
+
+
+def _decode(path: str, data: bytes, offset: int, line: int) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line += data.count(b"\n", 0, error.start)
+        place = f"byte 0x{data[error.start]:02x} at offset {offset + error.start}, line {line} ({error.reason})"
+        raise _not_utf8(path, place) from error
+
+
+def _not_utf8(path: str, place: str) -> InputError:
+    return InputError(
+        f"{path} is not UTF-8: {place}",
+        "text in UTF-8",
+        "convert it, for example with: iconv -f ISO-8859-1 -t UTF-8",
+    )
+
+
+def _no_column(place: str, text_key: str, columns: list[Any]) -> InputError:
+    return InputError(
+        f"{place} has no column {text_key!r}",
+        f"a column with the text; there are: {', '.join(map(str, columns)) or 'none'}",
+        "set text_key to the column that holds the text",
+    )
+
+
+def _no_text(place: str, kind: str) -> InputError:
+    return InputError(f"{place} is {kind}", "text (a string)", "set text_key to the column that holds the text")
+
+
+def _unreadable(path: str, expected: str, error: BaseException) -> InputError:
+    reason = str(error).strip().split("\n")[0][:300] or type(error).__name__
+    state = "is empty" if os.path.isfile(path) and os.path.getsize(path) == 0 else f"cannot be read: {reason}"
+    return InputError(f"{path} {state}", expected, "check the path, or write or fetch it again")

@@ -1,0 +1,129 @@
+"""Which files and data sets a list of paths, globs, folders and names stands for."""
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemo_xtoken.data import readers
+from nemo_xtoken.errors import InputError
+
+__all__ = ["HUB_PREFIX", "Source", "resolve_sources"]
+
+HUB_PREFIX = "hf:"
+TEXT_SPLITS = ("file", "paragraph", "line")
+_KINDS = {".txt": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".arrow": "arrow"}
+_COMPRESSED = (".gz", ".bz2", ".zst")  # of .txt and .jsonl
+_KNOWN = ".txt, .jsonl (either also as .gz, .bz2, .zst), .parquet, .arrow"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file or one data set.
+
+    Attributes:
+        kind: "text", "jsonl", "parquet", "arrow", "saved" (a folder written by ``save_to_disk``) or "hub".
+        name: the path, or the data set's name.
+        text_key: the column that holds the text; unused for "text".
+        text_split: what a document is in a text file: "file", "paragraph" (blank lines between) or "line".
+        split: which split of a data set.
+    """
+
+    kind: str
+    name: str
+    text_key: str = "text"
+    text_split: str = "file"
+    split: str = "train"
+
+    def texts(self) -> Iterator[str]:
+        """The documents in the order of the file, streamed; documents without text are passed over.
+
+        Raises:
+            InputError: unreadable, no such column, not UTF-8; named with file and line, row or byte.
+        """
+        match self.kind:
+            case "text":
+                found = readers.read_text(self.name, self.text_split)
+            case "jsonl":
+                found = readers.read_jsonl(self.name, self.text_key)
+            case "parquet":
+                found = readers.read_parquet(self.name, self.text_key)
+            case "arrow":
+                found = readers.read_arrow(self.name, self.text_key)
+            case _:
+                found = readers.read_dataset(self.name, self.kind == "hub", self.split, self.text_key)
+        return (text for text in found if text and not text.isspace())
+
+
+def resolve_sources(
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    text_key: str = "text",
+    text_split: str = "file",
+    split: str = "train",
+) -> list[Source]:
+    """Files, globs, folders of files, folders written by ``save_to_disk``, and ``hf:owner/name[:configuration]``.
+
+    The order is that of ``paths``; a glob or a folder is sorted by name.  A file that is named twice is read once.
+
+    Raises:
+        InputError: nothing given, nothing found, or a kind of file that is not known.
+    """
+    if text_split not in TEXT_SPLITS:
+        raise InputError(f"text_split={text_split!r}", f"one of {', '.join(TEXT_SPLITS)}", "correct text_split")
+    given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    if not given:
+        raise InputError("no data: the list of paths is empty", "at least one file, folder or data set", "set paths")
+    sources: dict[str, Source] = {}
+    for path in given:
+        for kind, name in _expand(os.fspath(path)):
+            key = name if kind == "hub" else str(Path(name).resolve())
+            sources.setdefault(key, Source(kind, name, text_key, text_split, split))
+    return list(sources.values())
+
+
+def _expand(path: str) -> Iterator[tuple[str, str]]:
+    if path.startswith(HUB_PREFIX):
+        yield "hub", path.removeprefix(HUB_PREFIX)
+        return
+    path = os.path.expanduser(path)
+    if os.path.exists(path):
+        yield from _expand_one(path)
+        return
+    matches = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else []
+    if not path or not matches:
+        raise InputError(
+            f"no data at {path!r}" + (" (the glob matches nothing)" if path and glob.has_magic(path) else ""),
+            "a file, a folder or a glob that exists",
+            f"correct the path (looked from {os.getcwd()}); a data set of the hub is {HUB_PREFIX}owner/name",
+        )
+    for match in matches:
+        yield from _expand_one(match)
+
+
+def _expand_one(path: str) -> Iterator[tuple[str, str]]:
+    if not os.path.isdir(path):
+        if (kind := _kind_of(path)) is None:
+            raise InputError(
+                f"{path} is of no known kind of file",
+                f"one of {_KNOWN}",
+                "rename or convert it, or narrow the glob that found it",
+            )
+        yield kind, path
+    elif any(os.path.exists(os.path.join(path, mark)) for mark in ("dataset_dict.json", "state.json")):
+        yield "saved", path
+    else:
+        found = [(kind, str(p)) for p in sorted(Path(path).rglob("*")) if p.is_file() and (kind := _kind_of(str(p)))]
+        if not found:
+            raise InputError(
+                f"the folder {path} holds no data", f"files below it that are one of {_KNOWN}", "correct the path"
+            )
+        yield from found
+
+
+def _kind_of(path: str) -> str | None:
+    stem, extension = os.path.splitext(path.lower())
+    if extension in _COMPRESSED:
+        kind = _KINDS.get(os.path.splitext(stem)[1])
+        return kind if kind in ("text", "jsonl") else None
+    return _KINDS.get(extension)

@@ -1,0 +1,264 @@
+import itertools
+import json
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from fakes import STUDENT, TEACHER, TEACHER_BOS, vocabulary
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizer_zoo import NORMALIZING, TEXT, zoo
+from torch.utils.data import DataLoader
+
+from nemo_xtoken.data import DataConfig, DistillationDataset, PreparedDocuments, collate, prepare_documents
+from nemo_xtoken.data.dataset import IGNORE
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.vocab import Vocabulary
+
+TEXTS = [f"the cat {n} sat abcde {n * 345}\n\n中文 é {'abc the ' * (n * n % 31)}" for n in range(60)]
+
+
+def write(folder, texts):
+    path = folder / "data.jsonl"
+    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def prepared(folder) -> PreparedDocuments:
+    return prepare_documents(write(folder, TEXTS), STUDENT, TEACHER, cache_dir=folder, progress=False)
+
+
+def dataset(prepared, lengths=(64, 50), seed=3, student=STUDENT, teacher=TEACHER, **options) -> DistillationDataset:
+    return DistillationDataset(prepared, student, teacher, *lengths, seed, **options)
+
+
+def check_side(sample, side: str, ids_of_piece: list[np.ndarray], padding: int) -> None:
+    """Tokens, labels, positions and document numbers are those of the pieces, one after the other, then padding."""
+    tokens, labels = sample[f"{side}_tokens"], sample[f"{side}_labels"]
+    positions, documents = sample[f"{side}_positions"], sample[f"{side}_documents"]
+    at = 0
+    for number, ids in enumerate(ids_of_piece):
+        n = len(ids) - 1
+        np.testing.assert_array_equal(tokens[at : at + n], ids[:-1])
+        np.testing.assert_array_equal(labels[at : at + n], ids[1:])
+        np.testing.assert_array_equal(positions[at : at + n], np.arange(n))
+        assert (documents[at : at + n] == number).all()
+        at += n
+    assert (tokens[at:] == padding).all()
+    assert (labels[at:] == IGNORE).all()
+    assert (documents[at:] == -1).all()
+    assert (positions[at:] == 0).all()
+
+
+def check_sample(data: DistillationDataset, index: int, student: Vocabulary, teacher: Vocabulary, equal=True) -> list:
+    """Everything that the contract of a sample says.  Returns (document, first student token, ...) of its chunks."""
+    sample = data[index]
+    pieces = data.describe(index)
+    ids = [data.prepared.document(p["document"]) for p in pieces]
+    check_side(
+        sample,
+        "student",
+        [d[0][slice(*p["student_tokens"])] for d, p in zip(ids, pieces, strict=True)],
+        data._padding[0],
+    )
+    check_side(
+        sample,
+        "teacher",
+        [d[1][slice(*p["teacher_tokens"])] for d, p in zip(ids, pieces, strict=True)],
+        data._padding[1],
+    )
+    chunks = sample["chunks"]
+    assert (np.diff(chunks[:, 0]) > 0).all()
+    assert (np.diff(chunks[:, 2]) > 0).all()
+    known = {p["document"]: {*map(tuple, d[2].tolist())} for d, p in zip(ids, pieces, strict=True)}
+    seen = []
+    for first, count, teacher_first, teacher_count in chunks.tolist():
+        at_student, at_teacher = slice(first, first + count), slice(teacher_first, teacher_first + teacher_count)
+        numbers = {*sample["student_documents"][at_student], *sample["teacher_documents"][at_teacher]}
+        assert len(numbers) == 1  # no chunk crosses documents, both sides are the same one
+        piece = pieces[numbers.pop()]
+        start = piece["student_tokens"][0] + int(sample["student_positions"][first]) + 1
+        teacher_start = piece["teacher_tokens"][0] + int(sample["teacher_positions"][teacher_first]) + 1
+        assert (start, start + count, teacher_start, teacher_start + teacher_count) in known[piece["document"]]
+        labels = sample["student_labels"][at_student], sample["teacher_labels"][at_teacher]
+        assert (labels[0] != IGNORE).all()
+        assert (labels[1] != IGNORE).all()
+        if equal:
+            assert student.decode_bytes(labels[0]) == teacher.decode_bytes(labels[1])
+            assert (labels[0] == student.eos_id).any() == (labels[1] == teacher.eos_id).any()
+        seen.append((piece["document"], start, count, teacher_start, teacher_count))
+    return seen
+
+
+def check_epoch(data: DistillationDataset, epoch: int, student: Vocabulary, teacher: Vocabulary, equal=True) -> list:
+    n = data.epoch_length
+    seen = [c for i in range(epoch * n, epoch * n + n) for c in check_sample(data, i, student, teacher, equal)]
+    assert len(seen) == len(set(seen)) == data.report.scored_chunks
+    return seen
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    lengths=st.tuples(st.integers(6, 80), st.integers(6, 80)),
+    seed=st.integers(0, 1000),
+    pack=st.booleans(),
+    of=st.sets(st.integers(0, len(TEXTS) - 1), min_size=1, max_size=8),
+)
+def test_samples_are_what_the_contract_says(prepared, lengths, seed, pack, of):
+    part = prepared.select(np.array(sorted(of)))
+    data = dataset(part, lengths, seed, pack=pack)
+    seen = check_epoch(data, 0, STUDENT, TEACHER)
+    assert part.scored.sum() - data.report.skipped_chunks <= len(seen) <= part.scored.sum()
+
+
+def test_epochs_have_the_same_samples_in_another_order(prepared):
+    data = dataset(prepared, num_samples=1000)
+    n = data.epoch_length
+    assert len(data) == 1000
+    assert n > 10
+    assert sorted(check_epoch(data, 0, STUDENT, TEACHER)) == sorted(check_epoch(data, 2, STUDENT, TEACHER))
+    epochs = [[data[e * n + i]["student_tokens"].tobytes() for i in range(n)] for e in range(3)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+
+
+def same(a, b) -> bool:
+    return all(np.array_equal(a[k], b[k]) for k in a) and a.keys() == b.keys()
+
+
+def test_an_item_depends_on_data_seed_and_index_alone(prepared, folder, tmp_path):
+    data = dataset(prepared, num_samples=500)
+    wanted = {i: data[i] for i in (0, 499, 17, 250)}
+    fresh = prepare_documents(folder / "data.jsonl", STUDENT, TEACHER, cache_dir=tmp_path, workers=1, progress=False)
+    other = dataset(fresh, num_samples=10_000)  # another cache, another length, another order of access
+    assert all(same(other[i], wanted[i]) for i in (250, 17, 0, 499))
+    copy = pickle.loads(pickle.dumps(data))  # noqa: S301
+    assert all(same(copy[i], wanted[i]) for i in wanted)
+    assert data.fingerprint == other.fingerprint
+    changed = [dataset(prepared, seed=4), dataset(prepared, (64, 49)), dataset(prepared, pack=False)]
+    changed.append(dataset(prepared.select(np.arange(59))))
+    assert len({data.fingerprint, *(d.fingerprint for d in changed)}) == 5
+
+
+def test_a_data_set_is_small_to_pickle(prepared):
+    data = dataset(prepared)
+    assert len(pickle.dumps(data)) < 100 * len(prepared) + 60 * data.report.pieces + 8000
+
+
+@pytest.mark.parametrize(("method", "workers"), [("fork", 2), ("spawn", 1)])
+def test_batches_from_a_data_loader(prepared, method, workers):
+    data = dataset(prepared, num_samples=24)
+    loader = DataLoader(data, batch_size=4, collate_fn=collate, num_workers=workers, multiprocessing_context=method)
+    batches = list(loader)
+    assert [b["sample_ids"].tolist() for b in batches] == [list(range(i, i + 4)) for i in range(0, 24, 4)]
+    for batch in batches:
+        wanted = collate([data[i] for i in batch["sample_ids"].tolist()])
+        assert batch.keys() == wanted.keys()
+        assert all(torch.equal(batch[k], wanted[k]) and batch[k].dtype == wanted[k].dtype for k in batch)
+
+
+def test_what_a_batch_is(prepared):
+    data = dataset(prepared)
+    samples = [data[i] for i in (2, 0, 5)]
+    batch = collate(samples)
+    kinds = {"tokens": torch.int64, "labels": torch.int64, "positions": torch.int64, "documents": torch.int32}
+    for (side, length), (name, dtype) in itertools.product((("student", 64), ("teacher", 50)), kinds.items()):
+        assert batch[f"{side}_{name}"].shape == (3, length)
+        assert batch[f"{side}_{name}"].dtype == dtype
+    chunks = batch["chunks"]
+    assert chunks.dtype == torch.int64
+    assert chunks.shape == (sum(len(s["chunks"]) for s in samples), 5)
+    assert chunks.tolist() == sorted(chunks.tolist())
+    for number, sample in enumerate(samples):
+        np.testing.assert_array_equal(chunks[chunks[:, 0] == number][:, 1:].numpy(), sample["chunks"])
+    assert batch["sample_ids"].tolist() == [2, 0, 5]
+    assert set(batch) == {f"{s}_{n}" for s in ("student", "teacher") for n in kinds} | {"chunks", "sample_ids"}
+
+
+def test_a_batch_without_chunks(prepared):
+    sample = dataset(prepared)[0] | {"chunks": np.empty((0, 4), np.int64)}
+    assert collate([sample, sample])["chunks"].shape == (0, 5)
+
+
+def test_padding_without_a_padding_token(prepared):
+    no_pad = vocabulary("student", [], pad=False)
+    assert dataset(prepared, student=no_pad)._padding == (no_pad.eos_id, TEACHER.pad_id)
+
+
+def test_indices_outside(prepared):
+    data = dataset(prepared, num_samples=5)
+    for index in (-1, 5):
+        with pytest.raises(IndexError):
+            data[index]
+    with pytest.raises(InputError, match="num_samples=0"):
+        dataset(prepared, num_samples=0)
+
+
+def test_bos_on_both_sides_is_a_predictor_for_the_first_word(tmp_path):
+    found = prepare_documents(write(tmp_path, TEXTS), STUDENT, TEACHER_BOS, cache_dir=tmp_path, progress=False)
+    data = dataset(found, teacher=TEACHER_BOS)
+    assert data.report.scored_chunks == found.chunk_counts.sum() - len(found)  # all but BOS itself
+    check_epoch(data, 0, STUDENT, TEACHER_BOS)
+
+
+@pytest.mark.parametrize(
+    ("s", "t"), [("llama", "qwen"), ("qwen", "sp_bpe"), ("tiktoken", "llama"), ("sp_model", "qwen_nfc")]
+)
+def test_real_tokenizers_end_to_end(tmp_path, s, t):
+    student, teacher = zoo()[s], zoo()[t]
+    texts = [TEXT[i : i + 300] for i in range(0, len(TEXT), 300)] + ["short", "12345 67", "é 中"]
+    config = DataConfig([str(write(tmp_path, texts))], 128, 160, cache_dir=str(tmp_path), workers=1, progress=False)
+    config.held_out = 4
+    training, held_out = config.build(student, teacher, num_samples=300)
+    assert held_out is not None
+    assert len(training) == 300
+    assert len(held_out) == held_out.epoch_length
+    assert len(training.prepared) + len(held_out.prepared) == len(texts)
+    exact = s not in NORMALIZING and t not in NORMALIZING
+    for data in (training, held_out):
+        seen = check_epoch(data, 0, student, teacher, equal=exact)
+        assert len(seen) == data.prepared.scored.sum() > 10
+    student_text = b"".join(student.decode_bytes(training.prepared.document(i)[0]) for i in range(3))
+    assert len(student_text) > 200
+
+
+def test_config_finds_what_is_wrong_without_reading(tmp_path):
+    path = str(write(tmp_path, TEXTS))
+    DataConfig([path]).check()
+    for options, match in (
+        ({"paths": []}, "no data"),
+        ({"student_length": 1}, "student_length=1"),
+        ({"teacher_length": 0}, "teacher_length=0"),
+        ({"workers": -2}, "workers=-2"),
+        ({"held_out": 0.1, "held_out_paths": [path]}, "both"),
+        ({"held_out": 2.5}, "held_out=2.5"),
+        ({"held_out_paths": [path + ".gone"]}, "no data"),
+        ({"text_split": "word"}, "text_split"),
+    ):
+        with pytest.raises(InputError, match=match):
+            DataConfig(**({"paths": [path]} | options)).check()
+
+
+def test_config_with_other_data_held_out(tmp_path):
+    (tmp_path / "held.txt").write_text(TEXTS[5])
+    config = DataConfig([str(write(tmp_path, TEXTS))], 64, cache_dir=str(tmp_path), progress=False)
+    assert config.prepare(STUDENT, TEACHER)[1] is None
+    config.held_out_paths = [str(tmp_path / "held.txt")]
+    training, held_out = config.build(STUDENT, TEACHER)
+    assert held_out is not None
+    assert (len(training.prepared), len(held_out.prepared)) == (len(TEXTS), 1)
+    assert training[0]["teacher_tokens"].shape == (64,)
+
+
+def test_the_preparation_needs_no_torch():
+    code = "import sys, nemo_xtoken.data.workers; print([m for m in ('torch', 'datasets', 'nemo') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
