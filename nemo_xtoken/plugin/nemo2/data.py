@@ -1,6 +1,7 @@
 """The data of a run as NeMo and Lightning want it: prepared text, Megatron's sampler, a position that resumes."""
 
-from typing import Any, List, Optional, Union  # noqa: UP035 (nemo_run's command line reads these types)
+import dataclasses
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -9,10 +10,8 @@ from nemo.lightning.data import WrappedDataLoader
 from nemo.lightning.pytorch.plugins import MegatronDataSampler
 from torch.utils.data import Dataset
 
-from nemo_xtoken.alignment.aligner import Aligner
+from nemo_xtoken.data.config import DataConfig
 from nemo_xtoken.data.dataset import IGNORE, DistillationDataset, collate
-from nemo_xtoken.data.prepare import prepare_documents
-from nemo_xtoken.data.prepared import split_documents
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
@@ -20,55 +19,28 @@ __all__ = ["DistillationData"]
 
 
 class DistillationData(pl.LightningDataModule, io.IOMixin):
-    """Text in, aligned batches out (see ``nemo_xtoken.data``).
+    """Text in, aligned batches out.
 
     Args:
-        paths: files (.txt, .jsonl, .parquet, .arrow), globs, folders of a saved data set, hub names.
-        text_key: column or key of the text.
-        text_split: what one document of a text file is: ``file``, ``paragraph`` or ``line``.
-        seq_length: student positions in a sample.
-        teacher_seq_length: teacher positions in a sample; by default 1.25 times the student's.
-        micro_batch_size, global_batch_size: samples; the global batch is split over the data-parallel ranks.
-        held_out: documents kept for evaluation: a fraction below 1, or their number.
-        seed: of the order of documents and samples and of the held-out choice.
-        workers: processes that tokenise and align, before training; 0: the training process itself.
+        text: which text, and how samples are made of it.
+        micro_batch_size: samples that one data-parallel rank computes at a time.
+        global_batch_size: samples of a step, over all data-parallel ranks.
         loader_workers: processes that read samples during training; 0: the training process itself.
-        align: ``spans`` or ``dp``.
-        pack: several documents in a sample.
-        cache_dir: where aligned documents are kept.
     """
 
     def __init__(
-        self,
-        paths: Union[str, List[str]],  # noqa: UP006, UP007
-        text_key: str = "text",
-        text_split: str = "file",
-        seq_length: int = 1024,
-        teacher_seq_length: Optional[int] = None,  # noqa: UP045
-        micro_batch_size: int = 4,
-        global_batch_size: int = 8,
-        held_out: float = 0.02,
-        seed: int = 1234,
-        workers: int = 0,
-        loader_workers: int = 0,
-        align: str = "spans",
-        pack: bool = True,
-        cache_dir: Optional[str] = None,  # noqa: UP045
+        self, text: DataConfig, micro_batch_size: int = 4, global_batch_size: int = 8, loader_workers: int = 0
     ) -> None:
         super().__init__()
-        self.paths, self.text_key, self.text_split = paths, text_key, text_split
-        self.seq_length = seq_length
-        self.teacher_seq_length = teacher_seq_length or seq_length + seq_length // 4
+        self.text, self.loader_workers = text, loader_workers
         self.micro_batch_size, self.global_batch_size = micro_batch_size, global_batch_size
-        self.held_out, self.seed, self.pack = held_out, seed, pack
-        self.workers, self.loader_workers = workers, loader_workers
-        self.align, self.cache_dir = align, cache_dir
-        self.tokenizer: Any = None  # NeMo asks for it
+        self.seq_length = text.student_length  # NeMo asks for this name, and for a tokenizer
+        self.tokenizer: Any = None
         self.train_set: DistillationDataset | None = None
         self.held_out_set: Dataset[Any] | None = None
         self._position = 0, 0  # samples consumed when this many steps were done
         self.data_sampler = MegatronDataSampler(
-            seq_len=seq_length,
+            seq_len=self.seq_length,
             micro_batch_size=micro_batch_size,
             global_batch_size=global_batch_size,
             output_log=False,
@@ -81,27 +53,12 @@ class DistillationData(pl.LightningDataModule, io.IOMixin):
             steps: training steps the run will take; the data set is as long as they need, over as many epochs.
 
         Raises:
-            InputError: see ``prepare_documents``, ``split_documents`` and ``DistillationDataset``.
+            InputError: see ``DataConfig.build``.
         """
-        prepared = prepare_documents(
-            self.paths,
-            student,
-            teacher,
-            Aligner(student, teacher, self.align),
-            text_key=self.text_key,
-            text_split=self.text_split,
-            workers=self.workers,
-            cache_dir=self.cache_dir,
-            progress=progress,
-        )
-        train, held_out = split_documents(prepared, self.held_out, self.seed)
-        lengths = self.seq_length, self.teacher_seq_length
-        self.train_set = DistillationDataset(
-            train, student, teacher, *lengths, self.seed, max(1, steps) * self.global_batch_size, self.pack
-        )
-        if len(held_out):
-            samples = DistillationDataset(held_out, student, teacher, *lengths, self.seed, pack=self.pack)
-            self.held_out_set = _WholeBatches(samples, self.global_batch_size)
+        text = dataclasses.replace(self.text, progress=self.text.progress and progress)
+        self.train_set, held_out = text.build(student, teacher, max(1, steps) * self.global_batch_size)
+        if held_out is not None:
+            self.held_out_set = _WholeBatches(held_out, self.global_batch_size)
 
     def check_layout(self, data_parallel_size: int) -> None:
         """Raises InputError where the batch sizes do not fit together."""
@@ -156,7 +113,7 @@ class DistillationData(pl.LightningDataModule, io.IOMixin):
             raise InputError(
                 "the checkpoint to resume from was trained on other data, or with other lengths or another seed",
                 "the data set, tokenizers, sequence lengths and seed of the run that is resumed",
-                "restore those settings, or start a new run in another folder (log.log_dir=..)",
+                "restore those settings, or start a new run in another folder (log.name=..)",
             )
         consumed = state_dict["consumed_samples"]
         self._position = consumed, state_dict["global_step"]
