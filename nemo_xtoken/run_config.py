@@ -2,6 +2,7 @@
 
 nemo_run's own way from a file is a list of textual overrides; it loses the target, lists of configurations, and shares
 one object between arguments of one type.  Here every ``_target_`` becomes the ``run.Config`` or ``run.Partial`` it was.
+What ``--to-yaml`` itself loses stays lost: tuples are lists in the file, one object under two names is two equal ones.
 """
 
 import importlib

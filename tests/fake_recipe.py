@@ -43,10 +43,9 @@ def distill(model: Student, teacher: Teacher, trainer: Trainer, log: str = "", s
 def fake_recipe(layers: int = 2) -> run.Partial:
     if layers < 1:
         raise InputError(f"layers={layers}", "1 or more", "change it")
-    student = run.Config(Student, layers=layers)
     return run.Partial(
         distill,
-        model=student,
-        teacher=run.Config(Teacher, like=student),
+        model=run.Config(Student, layers=layers),
+        teacher=run.Config(Teacher, like=run.Config(Student, layers=layers)),
         trainer=run.Config(Trainer, max_steps=500, callbacks=[run.Config(Callback, every=3)]),
     )

@@ -1,0 +1,62 @@
+"""From what `--to-yaml` writes back to the configuration it came from."""
+
+import nemo_run as run
+import pytest
+import torch
+import yaml
+from fake_recipe import Callback, Student, Teacher, Trainer, distill, fake_recipe
+from nemo_run.cli.config import ConfigSerializer
+
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.run_config import config_from_dict
+
+
+def _round_trip(config, path):
+    ConfigSerializer().dump(config, path)
+    return config_from_dict(ConfigSerializer().load_dict(path), str(path))
+
+
+@pytest.mark.parametrize("ending", ["yaml", "json", "toml"])
+def test_round_trip_is_exact(tmp_path, ending):
+    config = fake_recipe(layers=3)
+    config.log = "a: b, {c} [1] 'quoted' \"doubly\" = ${d}"
+    config.scale = 1e-5
+    assert _round_trip(config, tmp_path / f"run.{ending}") == config
+
+
+def test_round_trip_of_values_that_are_no_plain_data(tmp_path):
+    config = run.Partial(
+        distill,
+        model=run.Config(Student, layers=torch.bfloat16),
+        teacher=run.Partial(Teacher, layers=None),
+        trainer=run.Config(Trainer, callbacks=[{"deep": [run.Config(Callback, every=1)]}, Student, distill]),
+    )
+    assert _round_trip(config, tmp_path / "run.yaml") == config
+
+
+def test_equal_arguments_of_one_type_stay_two(tmp_path):
+    two = run.Partial(distill, model=run.Config(Student, layers=2), teacher=run.Config(Student, layers=2))
+    back = _round_trip(two, tmp_path / "two.yaml")
+    back.model.layers = 9
+    assert back.teacher.layers == 2
+
+
+def test_an_alias_in_the_file_is_one_object():
+    text = "_target_: fake_recipe.distill\nmodel: &m {_target_: fake_recipe.Student}\nteacher: *m\n"
+    config = config_from_dict(yaml.safe_load(text), "run.yaml")
+    assert config.model is config.teacher
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("_target_: fake_recipe.Absent", "'fake_recipe.Absent' of the run"),
+        ("_target_: fake_recipe.distill\nmodel:\n  _target_: absent.Model", "'absent.Model' of model"),
+        ("_target_: fake_recipe.distill\nmodel:\n  _target_: fake_recipe.Student\n  height: 1", "model in run.yaml"),
+        ("_target_: distill", "'distill'"),
+    ],
+)
+def test_what_does_not_fit_is_named(text, message):
+    with pytest.raises(InputError) as error:
+        config_from_dict(yaml.safe_load(text), "run.yaml")
+    assert message in str(error.value)
