@@ -44,7 +44,7 @@ class TokenizersEncoder(_Lazy):
     """Hugging Face ``tokenizers``, from the JSON that `loading` made safe.
 
     Args:
-        text: the tokenizer's JSON, without truncation, padding and post-processor.
+        text: the tokenizer's JSON.
         tokenizer: the object that was read from it, where there is one already.
     """
 
@@ -59,6 +59,8 @@ class TokenizersEncoder(_Lazy):
 
     @staticmethod
     def _prepared(tokenizer: Any) -> Any:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
         tokenizer.encode_special_tokens = True  # "</s>" in a text is four characters, not the end of it
         return tokenizer
 

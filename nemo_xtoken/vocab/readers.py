@@ -134,16 +134,13 @@ def read_tokenizers_json(text: str, declared: Declared, name: str) -> Vocabulary
     """A Hugging Face ``tokenizers`` JSON (``tokenizer.json``)."""
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_str(text)
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    first = _first_special(tokenizer)
-    spec = json.loads(tokenizer.to_str())
+    spec = json.loads(text)
     model = spec["model"]
-    pipeline = _types([spec["pre_tokenizer"], spec["decoder"], spec["normalizer"]])
+    spec.setdefault("added_tokens", [])
+    pipeline = _types([spec.get("pre_tokenizer"), spec.get("decoder"), spec.get("normalizer")])
     byte_level = "ByteLevel" in pipeline
     fallback_on = bool(model.get("byte_fallback")) or "ByteFallback" in pipeline
-    pieces = fallback_on or "Metaspace" in pipeline or "▁" in json.dumps(spec["decoder"], ensure_ascii=False)
+    pieces = fallback_on or "Metaspace" in pipeline or "▁" in json.dumps(spec.get("decoder"), ensure_ascii=False)
     suffixes = model.get("end_of_word_suffix") or model.get("continuing_subword_prefix")
     if model.get("type") not in ("BPE", "Unigram") or suffixes or not (byte_level or pieces):
         raise InputError(
@@ -151,11 +148,13 @@ def read_tokenizers_json(text: str, declared: Declared, name: str) -> Vocabulary
             "byte-level BPE, SentencePiece-style BPE or Unigram, or tiktoken ranks",
             "use a model with such a tokenizer",
         )
-    changed = _make_safe(spec, declared)
+    if _make_safe(spec, declared):
+        text = json.dumps(spec, ensure_ascii=False)
+    tokenizer = Tokenizer.from_str(text)
+    encoder = TokenizersEncoder(text, tokenizer)
+    first = _first_special(tokenizer)
     special: dict[int, str] = {}
     tokens: dict[int, bytes] = {}
-    if changed:
-        tokenizer = Tokenizer.from_str(json.dumps(spec | {"post_processor": None}, ensure_ascii=False))
     for token in spec["added_tokens"]:
         if tokenizer.token_to_id(token["content"]) != token["id"]:
             raise InputError(
@@ -176,16 +175,35 @@ def read_tokenizers_json(text: str, declared: Declared, name: str) -> Vocabulary
         else:
             tokens[i] = token.encode() if i in literal else byte_level_bytes(token)
     roles: dict[int, str] = {}
-    unk = model["unk_id"] if model["type"] == "Unigram" else tokenizer.token_to_id(model.get("unk_token") or "")
+    unk = model.get("unk_id") if model["type"] == "Unigram" else tokenizer.token_to_id(model.get("unk_token") or "")
     if unk is not None and unk not in special and not byte_level:
         special[unk], roles[unk] = str(tokenizer.id_to_token(unk)), "unk"
     if first is not None and "bos" not in {declared.role_of(t) for t in special.values()} and first in special:
         roles.setdefault(first, "bos")  # whatever its spelling: the tokenizer puts it in front of a text
-    tokenizer.post_processor = None  # `encode` never uses it, so it is no part of the digest
-    safe = tokenizer.to_str()
-    behaviour = digest_of("tokenizers", safe)
-    encoder = TokenizersEncoder(safe, tokenizer)
+    behaviour = _behaviour(spec)
     return _finish(name, behaviour, encoder, tokens, special, declared, first is not None, frozenset(fallback), roles)
+
+
+def _pruned(part: Any) -> Any:
+    """A part of a tokenizer's JSON without the fields that say what their absence says."""
+    if isinstance(part, dict):
+        return {k: _pruned(v) for k, v in part.items() if v is not None and v is not False and v != ""}
+    return [_pruned(v) for v in part] if isinstance(part, list) else part
+
+
+def _behaviour(spec: dict[str, Any]) -> str:
+    """Digest of what decides the ids of a text, however the JSON is formatted and whichever version wrote it.
+
+    (``Tokenizer.to_str`` would do as well, but prints every gap in the ids.)
+    """
+    rest = {k: spec.get(k) for k in ("normalizer", "pre_tokenizer", "decoder", "added_tokens")}
+    rest["model"] = {k: v for k, v in spec["model"].items() if k not in ("vocab", "merges")}
+    vocab = spec["model"]["vocab"]
+    if isinstance(vocab, dict):
+        vocab = sorted(vocab.items(), key=lambda item: item[1])
+    merges = [m.split(" ", 1) if isinstance(m, str) else m for m in spec["model"].get("merges") or []]
+    parts = (_pruned(rest), vocab, merges)
+    return digest_of("tokenizers", *(json.dumps(p, sort_keys=True, ensure_ascii=False) for p in parts))
 
 
 def _first_special(tokenizer: Any) -> int | None:
