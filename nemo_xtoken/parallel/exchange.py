@@ -5,6 +5,8 @@ output layer lies.  :meth:`VocabularyExchange.project` and :meth:`VocabularyExch
 exchange is dense: one reduce-scatter forward, one all-gather backward, of ``V_T`` columns a row.
 """
 
+import warnings
+
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -30,8 +32,7 @@ class VocabularyExchange(torch.nn.Module):
         teacher: layout of the teacher's output layer, over the same group.
     """
 
-    student_ids: Tensor
-    teacher_ids: Tensor
+    entries: Tensor
     weights: Tensor
     empty: Tensor
     reached: Tensor
@@ -52,21 +53,19 @@ class VocabularyExchange(torch.nn.Module):
         stop = student.start + student.valid_rows
         ids, weights = matrix.ids[student.start : stop], matrix.weights[student.start : stop]
         rows, slots = np.nonzero(ids >= 0)
-        columns = ids[rows, slots]
-        order = np.argsort(columns, kind="stable")  # by teacher token: neighbouring sums go to neighbouring columns
         empty = np.zeros(student.rows, dtype=bool)
         empty[: student.valid_rows] = matrix.empty_rows[student.start : stop]
         reached = np.zeros(teacher.padded, dtype=bool)
         reached[: teacher.size] = matrix.reached
         for name, value in (
-            ("student_ids", torch.from_numpy(rows[order].astype(np.int64))),
-            ("teacher_ids", torch.from_numpy(columns[order].astype(np.int64))),
-            ("weights", torch.from_numpy(weights[rows, slots][order])),
+            ("entries", torch.from_numpy(np.stack([rows, ids[rows, slots]]).astype(np.int64))),
+            ("weights", torch.from_numpy(weights[rows, slots])),
             ("empty", torch.from_numpy(np.flatnonzero(empty))),
             ("reached", torch.from_numpy(reached[teacher.start : teacher.start + teacher.rows])),
         ):
             self.register_buffer(name, value, persistent=False)
         self.has_rest = bool(matrix.empty_rows.any())
+        self._sparse: dict[tuple[torch.dtype, torch.device, bool], Tensor] = {}
 
     def project(self, p: Tensor) -> tuple[Tensor, Tensor]:
         """``W^T p`` for student probabilities.
@@ -78,16 +77,13 @@ class VocabularyExchange(torch.nn.Module):
             ``(q [n, V_T/tp], this rank's columns of the teacher's vocabulary; REST [n], equal on all ranks)``.
             Collectives: one reduce-scatter of ``[n, V_T]`` and one all-reduce of n values.
         """
-        dense = p.new_zeros((p.shape[0], self.teacher.padded))
-        dense.index_add_(1, self.teacher_ids, p.index_select(1, self.student_ids) * self.weights.to(p.dtype))
         rest = all_reduce_sum(p.index_select(1, self.empty).sum(1), self.group)
-        ranks = group_size(self.group)
-        if ranks == 1:
-            return dense, rest
-        parts = dense.view(-1, ranks, self.teacher.rows).transpose(0, 1).contiguous()
-        q = p.new_empty((p.shape[0], self.teacher.rows))
-        dist.reduce_scatter_tensor(q.view(-1), parts.view(-1), group=self.group)
-        return q, rest
+        dense = self._matrix(p, transposed=True) @ p.t()  # [V_T, n]: the ranks' parts lie one after the other
+        if group_size(self.group) > 1:
+            q = p.new_empty((self.teacher.rows, p.shape[0]))
+            dist.reduce_scatter_tensor(q, dense.contiguous(), group=self.group)
+            dense = q
+        return dense.t().contiguous(), rest
 
     def pull(self, g: Tensor, g_rest: Tensor) -> Tensor:
         """The transpose of :meth:`project`: ``W g``.
@@ -99,12 +95,25 @@ class VocabularyExchange(torch.nn.Module):
         Returns:
             ``[n, V_S/tp]``, this rank's columns; 0 in padding.  Collectives: one all-gather of ``[n, V_T]``.
         """
-        ranks = group_size(self.group)
-        if ranks > 1:
-            parts = g.new_empty((ranks, *g.shape))
-            dist.all_gather_into_tensor(parts.view(-1), g.contiguous().view(-1), group=self.group)
-            g = parts.transpose(0, 1).reshape(g.shape[0], self.teacher.padded)
-        out = g.new_zeros((g.shape[0], self.student.rows))
-        out.index_add_(1, self.student_ids, g.index_select(1, self.teacher_ids) * self.weights.to(g.dtype))
+        columns = g.t().contiguous()
+        if (ranks := group_size(self.group)) > 1:
+            gathered = g.new_empty((ranks * columns.shape[0], columns.shape[1]))
+            dist.all_gather_into_tensor(gathered, columns, group=self.group)
+            columns = gathered
+        out = (self._matrix(g, transposed=False) @ columns).t().contiguous()
         out.index_copy_(1, self.empty, g_rest.unsqueeze(1).expand(-1, self.empty.numel()).contiguous())
         return out
+
+    def _matrix(self, like: Tensor, transposed: bool) -> Tensor:
+        """This rank's rows of W, ``[V_S/tp, V_T]`` or its transpose, as torch's sparse CSR; made once a dtype."""
+        key = like.dtype, like.device, transposed
+        if key not in self._sparse:
+            shape = self.student.rows, self.teacher.padded
+            entries = self.entries.flip(0) if transposed else self.entries
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Sparse", category=UserWarning)  # "in beta state"
+                coo = torch.sparse_coo_tensor(
+                    entries, self.weights.to(like.dtype), shape[::-1] if transposed else shape, check_invariants=True
+                )
+                self._sparse[key] = coo.coalesce().to_sparse_csr()
+        return self._sparse[key]

@@ -1,9 +1,12 @@
 """``nemo llm distill``: one student, one teacher with another tokenizer, from text to a checkpoint and a report."""
 
+import copy
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any, Optional
 
+import fiddle as fdl
 import nemo.lightning as nl
 import torch
 import torch.distributed as dist
@@ -23,7 +26,7 @@ from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
 from nemo_xtoken.report.summary import report_runs
 
-__all__ = ["distill", "run_folder", "train_one"]
+__all__ = ["again", "distill", "run_folder", "train_one"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,11 +35,11 @@ def distill(
     model: DistillationModel,
     data: DistillationData,
     trainer: nl.Trainer,
-    teacher: Optional[TeacherConfig] = None,  # noqa: UP045 (nemo_run's command line reads these types)
-    objective: Optional[ObjectiveConfig] = None,  # noqa: UP045
-    optim: Optional[OptimizerModule] = None,  # noqa: UP045
-    log: Optional[nl.NeMoLogger] = None,  # noqa: UP045
-    resume: Optional[nl.AutoResume] = None,  # noqa: UP045
+    teacher: Optional[TeacherConfig] = None,
+    objective: Optional[ObjectiveConfig] = None,
+    optim: Optional[OptimizerModule] = None,
+    log: Optional[nl.NeMoLogger] = None,
+    resume: Optional[nl.AutoResume] = None,
 ) -> Path:
     """Trains ``model`` on text and on what ``teacher`` says about it.
 
@@ -111,8 +114,8 @@ def train_one(
     folder = run_folder(log)
     folder.mkdir(parents=True, exist_ok=True)
     steps = DistillationSteps()
-    trainer.callbacks += [steps, History(folder / "history.jsonl", steps), RandomState(), PreemptionCallback()]
-    _reset_batches()
+    trainer.callbacks += [steps, History(folder, steps), RandomState(), PreemptionCallback()]
+    _reset_batches(data, trainer)
     llm.train(model, data, trainer, optim=optim, log=log, resume=resume)
     return folder
 
@@ -130,10 +133,22 @@ def run_folder(log: nl.NeMoLogger) -> Path:
     return Path(log.log_dir or "nemo_experiments") / log.name
 
 
-def _reset_batches() -> None:
-    """Lets a second run in one process have other batch sizes."""
+def again(thing: Any, **changes: Any) -> Any:
+    """A fresh copy of a NeMo object, made from the arguments that it was made from, some of them changed."""
+    if not hasattr(thing, "__io__"):
+        return dataclasses.replace(thing, **changes)
+    config = copy.deepcopy(thing.__io__)
+    if isinstance(thing, nl.Trainer) and cpu_runtime.is_enabled():
+        config.accelerator = "cpu"  # the runtime counts the CPU as a CUDA device, which "auto" would take
+    for name, value in changes.items():
+        setattr(config, name, value)
+    return fdl.build(config)
+
+
+def _reset_batches(data: DistillationData, trainer: nl.Trainer) -> None:
+    """Lets a second run in one process have other batch sizes; process groups stay, its layout is the same."""
     from megatron.core.num_microbatches_calculator import unset_num_microbatches_calculator
 
     unset_num_microbatches_calculator()
-    if dist.is_initialized():
-        logger.debug("another run in this process: its process groups serve this one")
+    if dist.is_initialized():  # then NeMo's strategy takes the set-up for done
+        data.data_sampler.setup(trainer.global_rank)

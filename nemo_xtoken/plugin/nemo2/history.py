@@ -1,4 +1,4 @@
-"""The course of a run, a line of JSON per step, beside the checkpoints; and the held-out evaluation before and after."""
+"""The course of a run, a line of JSON a step, beside the checkpoints; and the held-out evaluation before and after."""
 
 import json
 from pathlib import Path
@@ -8,43 +8,32 @@ import lightning.pytorch as pl
 
 from nemo_xtoken.files import atomic_path
 from nemo_xtoken.plugin.nemo2.steps import DistillationSteps
+from nemo_xtoken.report.history import HISTORY, append_record, read_history
 
-__all__ = ["History", "read_history"]
-
-
-def read_history(path: Path) -> list[dict[str, float]]:
-    """The records of a run; a line cut short by a crash is left out."""
-    records: list[dict[str, float]] = []
-    if path.is_file():
-        for line in path.read_text().splitlines():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-    return records
+__all__ = ["History"]
 
 
 class History(pl.Callback):
-    """Writes ``history.jsonl`` on global rank 0 and evaluates on held-out text before the first step and after the last.
+    """Writes ``history.jsonl`` on global rank 0; evaluates on held-out text before the first step and after the last.
 
     Records of a step: ``step, ce, kd, scale, tokens, chunks, seconds``; of an evaluation: ``step, held_out_ce,
     held_out_accuracy``.  Records behind the step that a run resumes from are dropped.
 
     Args:
-        path: the file.
+        folder: the run's folder.
         steps: the callback that has the sums.
     """
 
-    def __init__(self, path: Path, steps: DistillationSteps) -> None:
-        self.path, self.steps = path, steps
+    def __init__(self, folder: Path, steps: DistillationSteps) -> None:
+        self.folder, self.steps = folder, steps
         self._held_out = dict.fromkeys(("ce", "correct", "tokens"), 0.0)
         self._evaluated = -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Drops what is ahead of the checkpoint, then evaluates the start."""
         if trainer.is_global_zero:
-            kept = [r for r in read_history(self.path) if r["step"] <= trainer.global_step and trainer.global_step]
-            with atomic_path(self.path) as temporary:
+            kept = [r for r in read_history(self.folder) if r["step"] <= trainer.global_step and trainer.global_step]
+            with atomic_path(self.folder / HISTORY) as temporary:
                 temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
         if trainer.global_step == 0:
             self._evaluate(trainer)
@@ -97,5 +86,4 @@ class History(pl.Callback):
 
     def _write(self, trainer: pl.Trainer, record: dict[str, float]) -> None:
         if trainer.is_global_zero:
-            with open(self.path, "a") as file:
-                file.write(json.dumps(record) + "\n")
+            append_record(self.folder, record)

@@ -41,7 +41,7 @@ class DistillationModel(llm.GPTModel):
         self,
         config: llm.GPTConfig,
         tokenizer: XTokenTokenizer,
-        optim: Optional[OptimizerModule] = None,  # noqa: UP045 (nemo_run's command line reads these types)
+        optim: Optional[OptimizerModule] = None,
     ) -> None:
         super().__init__(config, optim=optim, tokenizer=tokenizer)
         config.calculate_per_token_loss = True  # Megatron divides once, by the tokens of all ranks and micro-batches

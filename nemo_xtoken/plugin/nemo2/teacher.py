@@ -46,10 +46,10 @@ class TeacherConfig:
         loss: how chunks are compared.
     """
 
-    path: Optional[str] = None  # noqa: UP045 (nemo_run's command line reads these types)
-    tokenizer: Optional[str] = None  # noqa: UP045
-    config: Optional[llm.GPTConfig] = None  # noqa: UP045
-    projection: Optional[str] = None  # noqa: UP045
+    path: Optional[str] = None
+    tokenizer: Optional[str] = None
+    config: Optional[llm.GPTConfig] = None
+    projection: Optional[str] = None
     rule: ProjectionRule = field(default_factory=ProjectionRule)
     loss: ChunkLossConfig = field(default_factory=ChunkLossConfig)
 
