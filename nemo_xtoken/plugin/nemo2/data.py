@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
+import torch
 from nemo.lightning import io
 from nemo.lightning.data import WrappedDataLoader
 from nemo.lightning.pytorch.plugins import MegatronDataSampler
@@ -39,7 +40,7 @@ class DistillationData(pl.LightningDataModule, io.IOMixin):
         self.train_set: DistillationDataset | None = None
         self.held_out_set: Dataset[Any] | None = None
         self._position = 0, 0  # samples consumed when this many steps were done
-        self.data_sampler = MegatronDataSampler(
+        self.data_sampler = _Sampler(
             seq_len=self.seq_length,
             micro_batch_size=micro_batch_size,
             global_batch_size=global_batch_size,
@@ -50,13 +51,14 @@ class DistillationData(pl.LightningDataModule, io.IOMixin):
         """Tokenises and aligns what is not in the cache yet, splits and packs.  Every rank calls it; one does the work.
 
         Args:
-            steps: training steps the run will take; the data set is as long as they need, over as many epochs.
+            steps: training steps the run will take; the data set is as long as they need, over as many epochs, and
+                one step longer, because a finished run that is started again wants to have one left.
 
         Raises:
             InputError: see ``DataConfig.build``.
         """
         text = dataclasses.replace(self.text, progress=self.text.progress and progress)
-        self.train_set, held_out = text.build(student, teacher, max(1, steps) * self.global_batch_size)
+        self.train_set, held_out = text.build(student, teacher, (max(0, steps) + 1) * self.global_batch_size)
         if held_out is not None:
             self.held_out_set = _WholeBatches(held_out, self.global_batch_size)
 
@@ -130,6 +132,19 @@ class DistillationData(pl.LightningDataModule, io.IOMixin):
         assert trainer is not None
         trainer.limit_train_batches = _reconfigure_limit_batches(trainer.limit_train_batches, self.train_set)
         trainer.limit_val_batches = _reconfigure_limit_batches(trainer.limit_val_batches, self.held_out_set)
+
+
+class _Sampler(MegatronDataSampler):
+    """NeMo's sampler; its loaders draw their seeds from a generator of their own.
+
+    From the global one an evaluation would move the random numbers of the training that goes on after it.
+    """
+
+    def transform_dataloader(self, dataloader: Any, consumed_samples: int = 0) -> Any:
+        """A loader over this data-parallel rank's samples."""
+        loader = super().transform_dataloader(dataloader, consumed_samples)
+        loader.generator = torch.Generator()
+        return loader
 
 
 class _WholeBatches(Dataset[Any]):

@@ -17,6 +17,7 @@ from nemo.lightning.pytorch.callbacks import PreemptionCallback
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.objective import ObjectiveConfig
 from nemo_xtoken.plugin import cpu_runtime
+from nemo_xtoken.plugin.nemo2.checkpoints import remove_unfinished
 from nemo_xtoken.plugin.nemo2.data import DistillationData
 from nemo_xtoken.plugin.nemo2.history import History
 from nemo_xtoken.plugin.nemo2.model import DistillationModel
@@ -113,6 +114,9 @@ def train_one(
     model.learn_from(teacher if with_teacher else None, tokenizer if with_teacher else None, objective)
     folder = run_folder(log)
     folder.mkdir(parents=True, exist_ok=True)
+    if log.ckpt is not None:  # NeMo drops the optimizer from the last checkpoint, and then cannot load it
+        log.ckpt.save_optim_on_train_end = True
+    remove_unfinished(folder / "checkpoints", trainer.is_global_zero)
     steps = DistillationSteps()
     trainer.callbacks += [steps, History(folder, steps), RandomState(), PreemptionCallback()]
     _reset_batches(data, trainer)

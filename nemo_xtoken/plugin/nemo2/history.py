@@ -7,6 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from nemo_xtoken.files import atomic_path
+from nemo_xtoken.plugin.nemo2.checkpoints import count_steps
 from nemo_xtoken.plugin.nemo2.steps import DistillationSteps
 from nemo_xtoken.report.history import HISTORY, append_record, read_history
 
@@ -29,13 +30,25 @@ class History(pl.Callback):
         self._held_out = dict.fromkeys(("ce", "correct", "tokens"), 0.0)
         self._evaluated = -1
 
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        """Keeps the file where it is: NeMo moves a resumed run's files into a folder ``run_<n>``."""
+        from nemo.utils.app_state import AppState
+
+        state = AppState()
+        state.files_to_move = [path for path in state.files_to_move or () if path.name != HISTORY]
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Drops what is ahead of the checkpoint, then evaluates the start."""
+        """Drops what is ahead of the checkpoint, then evaluates the start, or what the interruption left out."""
+        count_steps(trainer)
+        now, interval = trainer.global_step, trainer.val_check_interval
+        kept = [r for r in read_history(self.folder) if r["step"] <= now and now]
+        due = now == 0 or (isinstance(interval, int) and interval > 0 and now % interval == 0)
+        # The first rank decides: the others may read the file when it is already the new one.
+        due = trainer.strategy.broadcast(due and not any(r["step"] == now and "held_out_ce" in r for r in kept))
         if trainer.is_global_zero:
-            kept = [r for r in read_history(self.folder) if r["step"] <= trainer.global_step and trainer.global_step]
             with atomic_path(self.folder / HISTORY) as temporary:
                 temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
-        if trainer.global_step == 0:
+        if due:
             self._evaluate(trainer)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:

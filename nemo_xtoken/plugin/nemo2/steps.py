@@ -48,7 +48,7 @@ class DistillationSteps(pl.Callback):
                 try:
                     outputs = model.teacher.outputs(batches)
                 except InputError as error:
-                    raise InputError(f"step {step.step_i}: {error.found}", error.expected, error.fix) from None
+                    raise InputError(f"step {step.step_i + 1}: {error.found}", error.expected, error.fix) from None
                 for batch, output in zip(batches, outputs, strict=True):
                     batch["teacher_output"] = output
         return dataclasses.replace(step, data=iter(batches))
@@ -74,7 +74,7 @@ class DistillationSteps(pl.Callback):
             model.scale.update(ce, kd)
         if not all(math.isfinite(v) for v in values.values()):
             raise InputError(
-                f"step {step.step_i}: the loss is not a number ({values})",
+                f"step {step.step_i + 1}: the loss is not a number ({values})",
                 "finite cross-entropy and distillation terms",
                 "lower the learning rate or use bf16; the last checkpoint is intact",
             )

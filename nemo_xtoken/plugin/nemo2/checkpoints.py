@@ -1,0 +1,48 @@
+"""Going on from a run's checkpoints where NeMo and Lightning leave something to be done."""
+
+import time
+from pathlib import Path
+
+import lightning.pytorch as pl
+import nemo.lightning as nl
+
+from nemo_xtoken.errors import InputError
+
+__all__ = ["count_steps", "remove_unfinished"]
+
+WAIT_SECONDS = 300.0
+
+
+def count_steps(trainer: pl.Trainer) -> None:
+    """Counts a resumed run's batches as its steps: there is one in each, and one epoch.
+
+    Lightning saves before it counts the batch as completed, so that a resumed run would be one short and evaluate a
+    step late; and it would take the first evaluation for one to go on with.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    current = loop.batch_progress.current
+    current.ready = current.started = current.processed = current.completed = trainer.global_step
+    loop.val_loop.restarting = False
+
+
+def remove_unfinished(folder: Path, first_rank: bool) -> None:
+    """Removes the checkpoints in ``folder`` whose save did not end.  Every rank calls it; the first does the work.
+
+    NeMo refuses to start where it finds none but an unfinished one, which is what a crash in a run's first save leaves.
+    There is no process group yet: the other ranks wait for the marker files to disappear.
+
+    Raises:
+        InputError: they do not disappear; the folder is not the same one for all ranks.
+    """
+    marker = nl.ModelCheckpoint.UNFINISHED_CHECKPOINT_SUFFIX
+    if first_rank:
+        nl.ModelCheckpoint._remove_unfinished_checkpoints(folder)
+    end = time.monotonic() + WAIT_SECONDS
+    while any(folder.glob(f"*{marker}")):
+        if time.monotonic() > end:
+            raise InputError(
+                f"unfinished checkpoints in {folder} that the first rank does not remove",
+                "a run folder that all ranks see",
+                f"set log.log_dir=.. to a folder on a shared file system, or remove *{marker} and what they mark",
+            )
+        time.sleep(0.1)
