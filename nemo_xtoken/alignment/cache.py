@@ -11,12 +11,12 @@ import json
 import mmap
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from safetensors.numpy import save_file
 
 from nemo_xtoken.errors import InputError
@@ -238,17 +238,29 @@ class AlignmentCache:
         return keys[order], shard[order], row[order]
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, waiting: Callable[[], None] | None = None) -> Iterator[None]:
         """Held by the one process that writes; on entry the folder is tidied and read again.
 
         The operating system lets go of it when its holder dies.
+
+        Args:
+            waiting: called once when another process holds it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / ".lock"):
+        lock = FileLock(self.folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if waiting is not None:
+                waiting()
+            lock.acquire()
+        try:
             for stray in self.folder.glob(".shard-*.tmp"):  # of a writer that was killed: nobody else writes now
                 stray.unlink(missing_ok=True)
             self.refresh(discard_damaged=True)
             yield
+        finally:
+            lock.release()
 
     def write(self, documents: Sequence[AlignedDocument]) -> Path:
         """One new shard, in the order given.  Only for the holder of `lock`."""

@@ -1,5 +1,6 @@
 """The documents of a list of sources: first all of them are surveyed, then those that are needed are read."""
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -31,7 +32,7 @@ def survey(sources: Sequence[Source]) -> Survey:
     Raises:
         InputError: unreadable data, or no document with text in all of it.
     """
-    digests, characters = bytearray(), []
+    digests, characters = bytearray(), array("q")
     for source in sources:
         for text in source.texts():
             digests += text_digest(text)

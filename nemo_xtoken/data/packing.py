@@ -7,6 +7,7 @@ starts with the token in front of its first chunk, which the piece before it had
 document are labels once each, and every chunk but one at the very start of a document has its predictor.
 """
 
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -127,8 +128,7 @@ class _Packer:
         self.lengths = student_length, teacher_length
         self.pack = pack
         self.left_student, self.left_teacher = self.lengths
-        self.table: list[tuple[int, int, int, int, int, int, int]] = []
-        self.first = [0]
+        self.table, self.first = array("q"), array("q", [0])  # flat: there may be tens of millions of pieces
         self.skipped_chunks = self.skipped_scored = self.skipped_documents = 0
         self.skipped_student = self.skipped_teacher = 0
 
@@ -186,15 +186,16 @@ class _Packer:
             self.skipped_teacher += labels[1]
 
     def _put(self, document: int, s: int, e: int, t: int, f: int, c: int, d: int) -> None:
-        self.table.append((document, s, e, t, f, c, d))
+        self.table.extend((document, s, e, t, f, c, d))
         self.left_student -= e - s - 1
         self.left_teacher -= f - t - 1
         if not self.pack or self.left_student == 0 or self.left_teacher == 0:
             self._close()
 
     def _close(self) -> None:
-        if len(self.table) > self.first[-1]:
-            self.first.append(len(self.table))
+        pieces = len(self.table) // 7
+        if pieces > self.first[-1]:
+            self.first.append(pieces)
             self.left_student, self.left_teacher = self.lengths
 
     def finish(self, scored: int) -> Pieces:

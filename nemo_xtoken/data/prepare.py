@@ -13,7 +13,7 @@ from nemo_xtoken.alignment.aligner import Aligner
 from nemo_xtoken.alignment.cache import AlignedDocument, AlignmentCache
 from nemo_xtoken.data.documents import read_documents, survey
 from nemo_xtoken.data.prepared import PreparedDocuments
-from nemo_xtoken.data.progress import Progress
+from nemo_xtoken.data.progress import Progress, say
 from nemo_xtoken.data.sources import resolve_sources
 from nemo_xtoken.data.workers import DocumentAligner, align_documents
 from nemo_xtoken.errors import InputError
@@ -93,7 +93,7 @@ def prepare_documents(
     found = survey(sources)
     if (cache.find(found.digests)[0] < 0).any():
         try:
-            with cache.lock():
+            with cache.lock(lambda: say(f"waiting for the process that writes to {cache.folder}", progress)):
                 missing = cache.find(found.digests)[0] < 0  # another process may have been here meanwhile
                 wanted = np.zeros(len(missing), bool)
                 wanted[np.unique(found.digests, return_index=True)[1]] = True  # copies of a text are aligned once

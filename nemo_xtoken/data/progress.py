@@ -7,7 +7,13 @@ from typing import Any
 from rich import progress as bars
 from rich.console import Console
 
-__all__ = ["Progress"]
+__all__ = ["Progress", "say"]
+
+
+def say(line: str, shown: bool = True, console: Console | None = None) -> None:
+    """One line of plain text on ``console``, by default the standard error output."""
+    if shown:
+        (console or Console(stderr=True)).print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 class Progress:
@@ -45,9 +51,10 @@ class Progress:
             self._task = self._bar.add_task("tokenising and aligning", total=self._documents, rate=0.0)
             self._bar.start()
         elif self._shown:
-            self._say(
+            say(
                 f"tokenising and aligning {self._documents:,} documents ({self._characters:,} characters, "
-                f"{self._workers or 'no'} worker processes)"
+                f"{self._workers or 'no'} worker processes)",
+                console=self._console,
             )
         return self
 
@@ -65,13 +72,11 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
         if self._shown and kind is None:
-            self._say(
+            say(
                 f"aligned {self._done:,} documents, {self._tokens:,} tokens, in "
-                f"{time.monotonic() - self._start:.1f} s ({self._rate():,.0f} tokens/s)"
+                f"{time.monotonic() - self._start:.1f} s ({self._rate():,.0f} tokens/s)",
+                console=self._console,
             )
 
     def _rate(self) -> float:
         return self._tokens / max(time.monotonic() - self._start, 1e-9)
-
-    def _say(self, line: str) -> None:
-        self._console.print(line, highlight=False, soft_wrap=True)

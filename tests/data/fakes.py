@@ -1,6 +1,7 @@
 """Vocabularies small enough to read in a failing test, and ways to count and to break the alignment."""
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -67,7 +68,7 @@ class CountingAligner(Aligner):
         return super().align(student_ids, teacher_ids)
 
 
-def aligned(digest: bytes, student: list[int], teacher: list[int], chunks: list[tuple[int, ...]]) -> AlignedDocument:
+def aligned(digest: bytes, student: list[int], teacher: list[int], chunks: Sequence[Sequence[int]]) -> AlignedDocument:
     return AlignedDocument(
         digest, np.array(student, np.int32), np.array(teacher, np.int32), np.array(chunks, np.int32).reshape(-1, 4)
     )
@@ -98,7 +99,7 @@ def random_documents(random: np.random.Generator, count: int, longest: int = 12)
         for size in sizes:
             ids.append(list(range(next_id, next_id + size)))
             next_id += size
-        out.append(aligned(text_digest(f"document {number}"), *ids, rows))
+        out.append(aligned(text_digest(f"document {number}"), ids[0], ids[1], rows))
     return out
 
 

@@ -6,6 +6,7 @@ import pickle
 import re
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def prepared(paths, tmp_path, aligner=None, **options) -> PreparedDocuments:
     return prepare_documents(paths, STUDENT, TEACHER, aligner, **options)
 
 
-def content(documents: PreparedDocuments) -> list[tuple[bytes, bytes, bytes]]:
+def content(documents: PreparedDocuments) -> list[tuple[bytes, ...]]:
     return [tuple(part.tobytes() for part in documents.document(i)) for i in range(len(documents))]
 
 
@@ -287,11 +288,12 @@ def test_no_split(data, tmp_path):
 
 
 def shown(terminal: bool, **options) -> str:
-    console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=terminal, width=100)
     with Progress(2, 50, 3, console=console, **options) as bar:
         bar.advance(1, 10)
         bar.advance(1, 10)
-    return console.file.getvalue()
+    return file.getvalue()
 
 
 def test_progress():
@@ -303,6 +305,19 @@ def test_progress():
     assert "2/2" in shown(True)
     assert "tokens/s" in shown(True)
     assert shown(True, shown=False) == shown(False, shown=False) == ""
+
+
+def test_who_waits_for_another_process_says_so(data, tmp_path, capsys):
+    cache = prepare.open_cache(STUDENT, TEACHER, Aligner(STUDENT, TEACHER), tmp_path / "cache")
+    with cache.lock():
+        waiting = threading.Thread(target=prepared, args=(data, tmp_path), kwargs={"progress": True})
+        waiting.start()
+        waiting.join(0.5)
+        assert waiting.is_alive()
+        assert capsys.readouterr().err.startswith(f"waiting for the process that writes to {cache.folder}")
+    waiting.join(30)
+    assert not waiting.is_alive()
+    assert shards(tmp_path)
 
 
 def test_progress_goes_to_the_error_output(data, tmp_path, capsys):
