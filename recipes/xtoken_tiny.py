@@ -10,7 +10,8 @@ The student reads 201 as one token, the teacher as 2, 0, 1.  Three runs, each re
 Then a table and a figure compare them.
 
     nemo llm distill --recipe xtoken_tiny
-    nemo llm distill --recipe xtoken_tiny trainer.max_steps=20
+    nemo llm distill --recipe xtoken_tiny trainer.max_steps=20 log.name=short
+    nemo llm distill --recipe xtoken_tiny teacher.loss.merge=mean objective.scale=0.5 log.name=mean
     nemo llm distill --recipe xtoken_tiny data.text.paths='["my/*.txt"]' log.name=mine
     nemo llm distill --recipe xtoken_tiny teacher.path=.. teacher.tokenizer=.. model.tokenizer.source=..
 
@@ -28,23 +29,25 @@ from megatron.core.optimizer import OptimizerConfig
 from nemo.collections import llm
 from nemo.lightning import OptimizerModule
 from nemo.lightning.pytorch.optim import CosineAnnealingScheduler
+from nemo_xtoken.recipes import tiny_text
 
 from nemo_xtoken.data.config import DataConfig
 from nemo_xtoken.files import digest_of
+from nemo_xtoken.losses.cross_tokenizer import ChunkLossConfig
 from nemo_xtoken.losses.objective import ObjectiveConfig
 from nemo_xtoken.plugin.nemo2.data import DistillationData
 from nemo_xtoken.plugin.nemo2.distill import again, run_folder, train_one
 from nemo_xtoken.plugin.nemo2.model import DistillationModel
 from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
-from nemo_xtoken.recipes import tiny_text
+from nemo_xtoken.projection.build import ProjectionRule
 from nemo_xtoken.report.summary import report_runs
 
 __all__ = ["distill_tiny", "xtoken_tiny"]
 
 STUDENT = {"num_layers": 2, "hidden_size": 96, "ffn_hidden_size": 256, "num_attention_heads": 4}
 TEACHER = {"num_layers": 4, "hidden_size": 128, "ffn_hidden_size": 384, "num_attention_heads": 4}
-STEPS, TEACHER_STEPS = 160, 300
+STEPS, TEACHER_STEPS = 80, 300
 STUDENT_LENGTH, TEACHER_LENGTH = 256, 384
 
 
@@ -57,7 +60,7 @@ def xtoken_tiny() -> run.Partial:
             config=llama(seq_length=STUDENT_LENGTH, **STUDENT),
             tokenizer=run.Config(XTokenTokenizer, source=run.Config(tiny_text.student_tokenizer)),
         ),
-        teacher=run.Config(TeacherConfig),
+        teacher=run.Config(TeacherConfig, loss=run.Config(ChunkLossConfig), rule=run.Config(ProjectionRule)),
         data=run.Config(
             DistillationData,
             text=run.Config(
@@ -78,7 +81,7 @@ def xtoken_tiny() -> run.Partial:
             devices=1,
             num_nodes=1,
             max_steps=STEPS,
-            val_check_interval=40,
+            val_check_interval=20,
             limit_val_batches=1.0,
             num_sanity_val_steps=0,
             log_every_n_steps=10,
@@ -128,7 +131,8 @@ def distill_tiny(
     """Trains the teacher if there is none, the student without it, the student with it; then compares.
 
     Args:
-        teacher_steps: how long the teacher trains; the others are those of ``nemo_xtoken.plugin.nemo2.distill.distill``.
+        teacher_steps: how long the teacher trains.  The other arguments are those of ``distill`` in
+            ``nemo_xtoken.plugin.nemo2.distill``.
 
     Returns:
         the folder of the distilled student's run.
