@@ -29,7 +29,6 @@ from megatron.core.optimizer import OptimizerConfig
 from nemo.collections import llm
 from nemo.lightning import OptimizerModule
 from nemo.lightning.pytorch.optim import CosineAnnealingScheduler
-from nemo_xtoken.recipes import tiny_text
 
 from nemo_xtoken.data.config import DataConfig
 from nemo_xtoken.files import digest_of
@@ -41,6 +40,7 @@ from nemo_xtoken.plugin.nemo2.model import DistillationModel
 from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
 from nemo_xtoken.projection.build import ProjectionRule
+from nemo_xtoken.recipes import tiny_text
 from nemo_xtoken.report.summary import report_runs
 
 __all__ = ["distill_tiny", "xtoken_tiny"]

@@ -1,0 +1,60 @@
+"""The report of runs: the numbers of the table, the files, and runs that lack something."""
+
+import io
+import json
+import math
+
+import pytest
+from rich.console import Console
+
+from nemo_xtoken.report.history import append_record, read_history
+from nemo_xtoken.report.summary import report_runs, summarize
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """A run without and one with a teacher, 4 steps each, evaluated before and after."""
+    folders = {}
+    for name, end, chunks in (("alone", 4.0, 0), ("taught", 3.5, 100)):
+        folder = tmp_path / name
+        (folder / "checkpoints" / f"{name}--step=3-last" / "weights").mkdir(parents=True)
+        append_record(folder, {"step": 0, "held_out_ce": 8.0, "held_out_accuracy": 0.01})
+        for step in range(1, 5):
+            record = {"step": step, "ce": 8.0 - step, "tokens": 50.0, "seconds": 0.5}
+            append_record(folder, record | ({"kd": 1.0 / step, "chunks": chunks, "scale": 1.0} if chunks else {}))
+        append_record(folder, {"step": 4, "held_out_ce": end, "held_out_accuracy": 0.3})
+        folders[name] = folder
+    return folders
+
+
+def test_the_numbers(runs):
+    taught = summarize("taught", runs["taught"])
+    assert (taught.steps, taught.start_ce, taught.end_ce, taught.end_accuracy) == (4, 8.0, 3.5, 0.3)
+    assert taught.seconds == pytest.approx(2.0)
+    assert taught.chunks_per_second == pytest.approx(200.0)
+    assert taught.checkpoint == str(runs["taught"] / "checkpoints" / "taught--step=3-last")
+    assert summarize("alone", runs["alone"]).chunks_per_second is None
+
+
+def test_table_and_files(runs, tmp_path):
+    shown = io.StringIO()
+    report_runs(runs, tmp_path, Console(file=shown, width=120))
+    text = shown.getvalue()
+    for part in ("before", "8.000", "alone", "4.000", "taught", "3.500", "30.0%", "200", "step=3-last", "curves.png"):
+        assert part in text
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert [run["end_ce"] for run in json.loads((tmp_path / "report.json").read_text())] == [4.0, 3.5]
+
+
+def test_a_run_without_a_step_or_held_out_text(tmp_path):
+    report_runs({"empty": tmp_path}, tmp_path, Console(file=io.StringIO()))
+    summary = summarize("empty", tmp_path)
+    assert (summary.steps, summary.end_ce, summary.checkpoint) == (0, None, None)
+
+
+def test_a_line_cut_short_is_left_out(runs):
+    path = runs["alone"] / "history.jsonl"
+    path.write_text(path.read_text()[:-20])
+    records = read_history(runs["alone"])
+    assert len(records) == 5
+    assert all(math.isfinite(r.get("ce", 0)) for r in records)
