@@ -18,6 +18,7 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.objective import ObjectiveConfig
 from nemo_xtoken.plugin import cpu_runtime
 from nemo_xtoken.plugin.nemo2.checkpoints import remove_unfinished
+from nemo_xtoken.plugin.nemo2.checks import check_run
 from nemo_xtoken.plugin.nemo2.data import DistillationData
 from nemo_xtoken.plugin.nemo2.history import History
 from nemo_xtoken.plugin.nemo2.model import DistillationModel
@@ -97,26 +98,17 @@ def train_one(
             raise InputError(
                 f"no teacher for objective.scale={objective.scale}", "a teacher", "set teacher.path=.., or scale=0"
             )
-        teacher.checkpoint()
         tokenizer = teacher.load_tokenizer()
-    strategy = trainer.strategy
-    model_parallel = strategy.tensor_model_parallel_size * strategy.pipeline_model_parallel_size
-    model_parallel *= strategy.context_parallel_size
-    if trainer.world_size % model_parallel:
-        raise InputError(
-            f"{trainer.world_size} processes for tensor x pipeline x context parallel = {model_parallel}",
-            f"a multiple of {model_parallel}",
-            "start that many processes (torchrun --nproc-per-node, Slurm tasks) and set trainer.devices, or change "
-            "trainer.strategy.*_parallel_size",
-        )
-    data.check_layout(trainer.world_size // model_parallel)
+    folder = run_folder(log)
+    check_run(model, data, trainer, teacher if with_teacher else None, tokenizer if with_teacher else None, resume)
     data.read(model.tokenizer.vocabulary, tokenizer.vocabulary, trainer.max_steps, trainer.is_global_zero)
     model.learn_from(teacher if with_teacher else None, tokenizer if with_teacher else None, objective)
-    folder = run_folder(log)
     folder.mkdir(parents=True, exist_ok=True)
     if log.ckpt is not None:  # NeMo drops the optimizer from the last checkpoint, and then cannot load it
         log.ckpt.save_optim_on_train_end = True
     remove_unfinished(folder / "checkpoints", trainer.is_global_zero)
+    if isinstance(trainer.val_check_interval, int):  # Lightning refuses one that is longer than the run
+        trainer.val_check_interval = min(trainer.val_check_interval, trainer.max_steps + 1)
     steps = DistillationSteps()
     trainer.callbacks += [steps, History(folder, steps), RandomState(), PreemptionCallback()]
     _reset_batches(data, trainer)

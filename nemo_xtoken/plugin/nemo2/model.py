@@ -7,7 +7,6 @@ from nemo.collections import llm
 from nemo.lightning import OptimizerModule
 from torch import Tensor
 
-from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.base import ModelOutput
 from nemo_xtoken.losses.objective import DynamicScale, ObjectiveConfig, StepCounts
 from nemo_xtoken.losses.p_kl import ProjectedKL
@@ -16,7 +15,7 @@ from nemo_xtoken.parallel.head import OutputHead
 from nemo_xtoken.parallel.layout import VocabularyShard
 from nemo_xtoken.plugin.nemo2.inputs import model_inputs
 from nemo_xtoken.plugin.nemo2.loss import DistillationLoss, HeldOutLoss
-from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig, build_teacher, check_divisible
+from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig, build_teacher
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
 from nemo_xtoken.projection.build import load_or_build
 from nemo_xtoken.teachers.colocated import ColocatedTeacher
@@ -76,7 +75,6 @@ class DistillationModel(llm.GPTModel):
             return
         from megatron.core import parallel_state
 
-        self._check()
         super().configure_model(vp_stage=vp_stage)
         last_stage = parallel_state.is_pipeline_last_stage()
         if last_stage:
@@ -96,16 +94,6 @@ class DistillationModel(llm.GPTModel):
             )
             divergence = ProjectedKL(VocabularyExchange(matrix, *shards))
             self._divergence.append(divergence.to(torch.cuda.current_device()))
-
-    def _check(self) -> None:
-        check_divisible("student", self.config)
-        rows, size = self.config.vocab_size, self.tokenizer.vocab_size
-        if rows is not None and rows < size:
-            raise InputError(
-                f"the student's output layer has {rows} rows, its tokenizer {size} ids",
-                "at least one row for each id",
-                "leave model.config.vocab_size unset, or give the tokenizer the model was trained with",
-            )
 
     def data_step(self, dataloader_iter: Any) -> dict[str, Any]:
         """The next micro-batch; the step's callback has already moved it to the device."""

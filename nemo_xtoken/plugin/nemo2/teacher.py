@@ -1,9 +1,10 @@
 """The teacher of a run: which checkpoint, which tokenizer, which W and loss; and the frozen model made of it."""
 
+import copy
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from nemo.collections import llm
@@ -79,7 +80,7 @@ class TeacherConfig:
         """The teacher's tokenizer, given or from its checkpoint."""
         if self.tokenizer is not None:
             return XTokenTokenizer(self.tokenizer)
-        found = io.load_context(self.checkpoint() / "context", subpath="model.tokenizer")
+        found = self._context("model.tokenizer")
         if isinstance(found, XTokenTokenizer):
             return found
         name = getattr(getattr(found, "tokenizer", None), "name_or_path", None)
@@ -93,7 +94,20 @@ class TeacherConfig:
 
     def load_config(self) -> llm.GPTConfig:
         """The teacher's architecture, given or from its checkpoint."""
-        return self.config or io.load_context(self.checkpoint() / "context", subpath="model.config")
+        return copy.deepcopy(self.config) if self.config is not None else self._context("model.config")
+
+    def _context(self, what: str) -> Any:
+        path = self.checkpoint() / "context"
+        try:
+            return io.load_context(path, subpath=what)
+        except InputError:
+            raise
+        except Exception as error:  # a context is code that runs: it may raise anything
+            raise InputError(
+                f"{what} cannot be loaded from {path} ({type(error).__name__}: {error})",
+                "what NeMo 2 saves beside the weights",
+                "set teacher.tokenizer=.. and teacher.config=.., or import the checkpoint again",
+            ) from error
 
 
 def build_teacher(
@@ -102,7 +116,7 @@ def build_teacher(
     """Loads this rank's part of the teacher, frozen, in evaluation mode, in the student's precision and layout.
 
     Raises:
-        InputError: no checkpoint, a layout that does not divide the teacher, or a vocabulary larger than its layers.
+        InputError: no checkpoint.
     """
     from nemo.collections.llm.gpt.model.base import torch_dtype_from_mcore_config
     from nemo.collections.llm.modelopt.distill.utils import teacher_provider
@@ -110,25 +124,7 @@ def build_teacher(
     path, config = teacher.checkpoint(), teacher.load_config()
     for name in SHARED_WITH_STUDENT:
         setattr(config, name, getattr(student_config, name))
-    check_divisible("teacher", config)
     module = teacher_provider(config, str(path), tokenizer, trainer)
     dtype = torch_dtype_from_mcore_config(student_config)
     module = module.to(device=torch.cuda.current_device(), dtype=dtype).requires_grad_(False).eval()
     return ColocatedTeacher(module, tokenizer.vocab_size, lambda batch: model_inputs(batch, "teacher"), schedule_shape)
-
-
-def check_divisible(side: str, config: llm.GPTConfig) -> None:
-    """Raises InputError where the parallel layout does not divide the model."""
-    tp, pp = config.tensor_model_parallel_size, config.pipeline_model_parallel_size
-    groups = config.num_query_groups or config.num_attention_heads
-    for what, number, size, name in (
-        ("attention heads", config.num_attention_heads, tp, "tensor_model_parallel_size"),
-        ("query groups", groups, tp, "tensor_model_parallel_size"),
-        ("layers", config.num_layers, pp, "pipeline_model_parallel_size"),
-    ):
-        if number % size:
-            raise InputError(
-                f"the {side} has {number} {what}, {name} is {size}",
-                f"a {name} that divides {number}",
-                f"set trainer.strategy.{name} to a divisor",
-            )

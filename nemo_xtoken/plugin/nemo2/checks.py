@@ -1,0 +1,127 @@
+"""What can be wrong with a run is found here, before data is read, anything is written or a model is built."""
+
+from pathlib import Path
+from typing import Any
+
+import nemo.lightning as nl
+from nemo.collections import llm
+
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.plugin.nemo2.data import DistillationData
+from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig
+from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
+from nemo_xtoken.projection.matrix import ProjectionMatrix
+
+__all__ = ["check_run"]
+
+EMBEDDING = "embedding.word_embeddings.weight"
+
+
+def check_run(
+    model: Any,
+    data: DistillationData,
+    trainer: nl.Trainer,
+    teacher: TeacherConfig | None,
+    teacher_tokenizer: XTokenTokenizer | None,
+    resume: nl.AutoResume | None,
+) -> None:
+    """Checks layout, models, checkpoints and W against each other.  Reads headers, and W where the user names a file.
+
+    Args:
+        teacher: None where the run has none.
+
+    Raises:
+        InputError: the first thing that is wrong.
+    """
+    _check_trainer(trainer)
+    strategy = trainer.strategy
+    tp, pp = strategy.tensor_model_parallel_size, strategy.pipeline_model_parallel_size
+    if trainer.world_size % (tp * pp):
+        raise InputError(
+            f"{trainer.world_size} processes for tensor x pipeline parallel = {tp * pp}",
+            f"a multiple of {tp * pp}",
+            "start that many processes (torchrun --nproc-per-node, Slurm tasks) and set trainer.devices, or change "
+            "trainer.strategy.*_parallel_size",
+        )
+    data.check_layout(trainer.world_size // (tp * pp))
+    sides = [("student", model.config, model.tokenizer, data.text.lengths[0])]
+    if teacher is not None:
+        assert teacher_tokenizer is not None
+        sides.append(("teacher", teacher.load_config(), teacher_tokenizer, data.text.lengths[1]))
+    for side, config, tokenizer, length in sides:
+        _check_divisible(side, config, tp, pp)
+        if strategy.sequence_parallel and length % tp:
+            raise InputError(
+                f"a {side} sequence of {length} positions, sequence parallel over {tp} ranks",
+                f"a multiple of {tp}",
+                f"change data.text.{side}_length, or set trainer.strategy.sequence_parallel=False",
+            )
+        _check_rows(side, config.vocab_size, tokenizer, "model.config.vocab_size" if side == "student" else "teacher")
+    if (start := getattr(getattr(resume, "restore_config", None), "path", None)) is not None and "://" not in start:
+        _check_checkpoint("student", Path(start), model.tokenizer, "resume.restore_config.path")
+    if teacher is not None:
+        assert teacher_tokenizer is not None
+        _check_checkpoint("teacher", teacher.checkpoint(), teacher_tokenizer, "teacher.path")
+        if teacher.projection is not None:
+            ProjectionMatrix.load(teacher.projection, model.tokenizer.vocabulary, teacher_tokenizer.vocabulary)
+
+
+def _check_trainer(trainer: nl.Trainer) -> None:
+    strategy = trainer.strategy
+    if not isinstance(strategy, nl.MegatronStrategy):
+        raise InputError(
+            f"trainer.strategy is {type(strategy).__name__}",
+            "a MegatronStrategy",
+            "set trainer.strategy to nemo.lightning.MegatronStrategy",
+        )
+    if trainer.max_steps < 1:
+        raise InputError(f"trainer.max_steps={trainer.max_steps}", "at least one step", "set trainer.max_steps=..")
+    for name in ("context_parallel_size", "virtual_pipeline_model_parallel_size"):
+        if (getattr(strategy, name, None) or 1) > 1:
+            raise InputError(
+                f"trainer.strategy.{name}={getattr(strategy, name)}",
+                "1: distillation across tokenizers does not support more yet",
+                "use tensor, pipeline and data parallelism",
+            )
+
+
+def _check_divisible(side: str, config: llm.GPTConfig, tp: int, pp: int) -> None:
+    groups = config.num_query_groups or config.num_attention_heads
+    for what, number, size, name in (
+        ("attention heads", config.num_attention_heads, tp, "tensor_model_parallel_size"),
+        ("query groups", groups, tp, "tensor_model_parallel_size"),
+        ("layers", config.num_layers, pp, "pipeline_model_parallel_size"),
+    ):
+        if number % size:
+            raise InputError(
+                f"the {side} has {number} {what}, {name} is {size}",
+                f"a {name} that divides {number}",
+                f"set trainer.strategy.{name} to a divisor",
+            )
+
+
+def _check_rows(side: str, rows: int | None, tokenizer: XTokenTokenizer, where: str) -> None:
+    if rows is not None and rows < tokenizer.vocab_size:
+        raise InputError(
+            f"the {side}'s output layer has {rows} rows ({where}), its tokenizer {tokenizer.vocab_size} ids",
+            "at least one row for each id",
+            "give the tokenizer that the model was trained with; a new model sizes itself when "
+            "model.config.vocab_size is not set",
+        )
+
+
+def _check_checkpoint(side: str, path: Path, tokenizer: XTokenTokenizer, where: str) -> None:
+    """Its embedding must have a row for each id: NeMo fills up missing rows without a word."""
+    from megatron.core import dist_checkpointing
+
+    try:
+        found = dist_checkpointing.load_tensors_metadata(str(path / "weights"))
+    except Exception as error:  # whatever the format of the day raises for a folder that is none of its own
+        raise InputError(
+            f"no checkpoint that can be read in {path} ({type(error).__name__}: {error})",
+            "a folder with `weights` and `context`, as NeMo 2 saves them",
+            f"fix {where}; `nemo llm import` makes one from a Hugging Face model",
+        ) from error
+    for name, tensor in found.items():
+        if name.endswith(EMBEDDING) and not name.startswith("optimizer"):
+            _check_rows(side, int(tensor.global_shape[0]), tokenizer, where)
