@@ -89,10 +89,10 @@ def report_runs(runs: Mapping[str, Path], out: Path, console: Console | None = N
 
 
 def _table(summaries: list[RunSummary]) -> Table:
-    table = Table(title="Student on held-out text")
-    table.add_column("run")
-    for heading in ("steps", "CE, nats/token", "next-token accuracy", "chunks/s", "training"):
-        table.add_column(heading, justify="right")
+    table = Table(title="Student on held-out text (cross-entropy in nats a token, next-token accuracy)")
+    table.add_column("run", no_wrap=True)
+    for heading in ("steps", "CE", "accuracy", "chunks/s", "training"):
+        table.add_column(heading, justify="right", no_wrap=True)
     start = next((s for s in summaries if s.start_ce is not None), None)
     if start is not None:
         table.add_row("before", "0", _number(start.start_ce, ".3f"), _number(start.start_accuracy, ".1%"), "", "")
