@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +18,14 @@ from nemo_xtoken.files import cache_root, digest_of
 from nemo_xtoken.projection.matrix import FORMAT_VERSION, ProjectionMatrix
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
-__all__ = ["ProjectionRule", "build_projection", "load_or_build"]
+__all__ = ["RULES", "ProjectionRule", "build_projection", "load_or_build"]
 
 logger = logging.getLogger(__name__)
+
+#: The rules that have names, as what they change of the defaults.  "paper" is X-Token's.  "prefix" puts all weight on
+#: the first piece, so that `W^T p_S` is exactly the distribution of the first teacher token of what the student says;
+#: a token of many pieces has a first one too, so none is left empty for its length.
+RULES: dict[str, dict[str, Any]] = {"paper": {}, "prefix": {"gamma": 0.0, "overflow": "truncate"}}
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,22 @@ class ProjectionRule:
         if wrong:
             raise InputError(f"a rule for W with {', '.join(wrong)}", "values in those ranges", "change the rule")
 
+    @classmethod
+    def named(cls, name: str, **changes: Any) -> "ProjectionRule":
+        """The rule of that name in `RULES`, with parameters changed where some are given.
+
+        Raises:
+            InputError: no such name, or a parameter out of its range.
+        """
+        if name not in RULES:
+            raise InputError(f"a rule for W named {name!r}", f"one of {', '.join(RULES)}", "change the name")
+        return cls(**(RULES[name] | changes))
+
+    @property
+    def width(self) -> int:
+        """Most entries that a row can have."""
+        return self.max_pieces if self.gamma > 0 else 1
+
     def weights(self, pieces: int) -> np.ndarray:
         """float64 ``[pieces]``, summing to 1: ``beta * gamma**i``, normalised."""
         raw = self.beta * np.power(self.gamma, np.arange(pieces))
@@ -61,8 +83,8 @@ class ProjectionRule:
 def build_projection(student: Vocabulary, teacher: Vocabulary, rule: ProjectionRule | None = None) -> ProjectionMatrix:
     """Builds W ``[V_S, V_T]`` for a pair of tokenizers; about a second for 128k x 152k."""
     rule = rule or ProjectionRule()
-    ids = np.full((student.size, rule.max_pieces), -1, dtype=np.int32)
-    weights = np.zeros((student.size, rule.max_pieces), dtype=np.float32)
+    ids = np.full((student.size, rule.width), -1, dtype=np.int32)
+    weights = np.zeros((student.size, rule.width), dtype=np.float32)
     kinds = dict.fromkeys(("exact", "multi", "truncated", "empty"), 0)
 
     rest: list[int] = []

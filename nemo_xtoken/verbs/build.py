@@ -17,12 +17,9 @@ def _run(arguments: Mapping[str, Any]) -> int:
     from nemo_xtoken.projection.build import ProjectionRule, build_projection, load_or_build
     from nemo_xtoken.vocab.loading import load_vocabulary
 
-    rule = ProjectionRule(
-        beta=arguments["beta"],
-        gamma=arguments["gamma"],
-        max_pieces=arguments["max_pieces"],
-        overflow=arguments["overflow"],
-    )
+    parameters = ("beta", "gamma", "max_pieces", "overflow")
+    changes = {name: arguments[name] for name in parameters if arguments[name] is not None}
+    rule = ProjectionRule.named(arguments["rule"], **changes)
     student, teacher = load_vocabulary(arguments["student"]), load_vocabulary(arguments["teacher"])
     if arguments["out"]:
         matrix = build_projection(student, teacher, rule)
@@ -39,7 +36,7 @@ def _run(arguments: Mapping[str, Any]) -> int:
         ("empty", "nothing fits: the mass goes to REST"),
     )
     table = Table(
-        title=f"W: {student.name} ({student.size:,}) -> {teacher.name} ({teacher.size:,})", title_style="bold"
+        title=escape(f"W: {student.name} ({student.size:,}) -> {teacher.name} ({teacher.size:,})"), title_style="bold"
     )
     table.add_column("rows")
     table.add_column("number", justify="right")
@@ -69,15 +66,26 @@ VERB = Verb(
         Option("student", "the student's tokenizer: a folder, a tokenizer file or a hub name", required=True),
         Option("teacher", "the teacher's, likewise", required=True),
         Option("out", "the file to write (.safetensors); without it W goes to the cache"),
-        Option("beta", "weight of the first piece before normalising", float, 0.9),
-        Option("gamma", "factor from one piece to the next", float, 0.1),
-        Option("max_pieces", "most pieces in a row", int, 4),
-        Option("overflow", "what to do with longer tokens", default="empty", choices=("empty", "truncate")),
+        Option(
+            "rule",
+            "paper: decaying weights; prefix: all weight on the first piece, however many follow",
+            default="paper",
+            choices=("paper", "prefix"),
+        ),
+        Option("beta", "weight of the first piece before normalising, instead of the rule's 0.9", float),
+        Option("gamma", "factor from one piece to the next, instead of the rule's (paper 0.1, prefix 0)", float),
+        Option("max_pieces", "most pieces in a row, instead of the rule's 4", int),
+        Option(
+            "overflow",
+            "what to do with longer tokens, instead of the rule's (paper empty, prefix truncate)",
+            choices=("empty", "truncate"),
+        ),
     ),
     examples=(
         ("build student=models/llama teacher=models/qwen", "build it, keep it in the cache, print the coverage"),
         ("build student=a/tokenizer.json teacher=b/tokenizer.model out=w.safetensors", "write it to a file"),
         ("build --student a --teacher b --overflow truncate", "keep the first 4 pieces of long tokens"),
+        ("build student=a teacher=b rule=prefix", "all weight on the first piece"),
     ),
     run=_run,
 )

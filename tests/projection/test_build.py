@@ -132,3 +132,39 @@ def test_load_or_build_builds_once_and_repairs_its_cache(tmp_path, monkeypatch):
     assert len(list((tmp_path / "projection").iterdir())) == 3
     cached.write_bytes(cached.read_bytes()[:100])
     assert load_or_build(s, t).ids.tobytes() == first.ids.tobytes()
+
+
+@pytest.mark.parametrize(
+    "names", [("llama", "qwen"), ("qwen", "sp_bpe"), ("tiktoken", "sp_unigram"), ("sp_model", "qwen")]
+)
+def test_prefix_gives_the_first_teacher_token_of_every_text(names):
+    """All weight on the first piece: `W^T p_S` is the distribution of the first teacher token of the student's text."""
+    student, teacher = (zoo()[name] for name in names)
+    paper, truncated = build_projection(student, teacher), ProjectionRule(overflow="truncate")
+    prefix = build_projection(student, teacher, ProjectionRule.named("prefix"))
+    assert prefix.ids.shape == (student.size, 1)
+    assert set(np.unique(prefix.weights)) <= {0.0, 1.0}
+    cut = build_projection(student, teacher, truncated)
+    np.testing.assert_array_equal(prefix.ids[:, 0], cut.ids[:, 0])  # pieces are stored in order
+    assert not (prefix.empty_rows & ~paper.empty_rows).any()
+    for s in np.flatnonzero(~prefix.empty_rows):
+        if student.token_bytes[s] is not None:
+            assert student.token_bytes[s].startswith(teacher.token_bytes[prefix.ids[s, 0]])
+
+
+def test_a_long_token_has_a_first_piece():
+    matrix = build_projection(spelled(["20190"], "s"), spelled(list("0123456789")), ProjectionRule.named("prefix"))
+    assert row(matrix, 0) == {2: 1.0}
+    assert matrix.coverage["truncated"] == 1
+
+
+def test_rules_by_name():
+    assert ProjectionRule.named("paper") == ProjectionRule()
+    assert ProjectionRule.named("prefix") == ProjectionRule(gamma=0.0, overflow="truncate")
+    assert ProjectionRule.named("prefix", overflow="empty", max_pieces=2) == ProjectionRule(gamma=0.0, max_pieces=2)
+    assert (ProjectionRule().width, ProjectionRule(gamma=0).width) == (4, 1)
+    with pytest.raises(InputError, match="a rule for W named 'first'") as error:
+        ProjectionRule.named("first")
+    assert "paper, prefix" in error.value.expected
+    with pytest.raises(InputError, match="gamma"):
+        ProjectionRule.named("paper", gamma=3)

@@ -1,0 +1,196 @@
+"""The verbs `audit`, `inspect`, `diff`, `convert`, and `build rule=`: what they print, write and refuse."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from nemo_rl_files import with_scale_trick
+from tokenizer_zoo import write_folder, zoo
+
+from nemo_xtoken.cli import main
+from nemo_xtoken.projection.build import ProjectionRule, build_projection
+from nemo_xtoken.projection.matrix import ProjectionMatrix
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(tmp_path, monkeypatch):
+    monkeypatch.setenv("NEMO_XTOKEN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two tokenizers, their W by both rules, and a file of NeMo-RL."""
+    folder = tmp_path_factory.mktemp("projection")
+    for name in ("llama", "qwen"):
+        write_folder(name, folder / name)
+    student, teacher = zoo()["llama"], zoo()["qwen"]
+    for rule in ("paper", "prefix"):
+        build_projection(student, teacher, ProjectionRule.named(rule)).save(folder / f"{rule}.safetensors")
+    with_scale_trick(build_projection(student, teacher), folder / "theirs.pt", teacher.id_of_bytes[b"!"])
+    return folder
+
+
+@pytest.fixture
+def pair(folder):
+    return [f"student={folder / 'llama'}", f"teacher={folder / 'qwen'}"]
+
+
+def ran(capsys, *words):
+    assert main([str(w) for w in words]) == 0
+    return capsys.readouterr().out
+
+
+# --- build
+
+
+def test_build_by_the_name_of_a_rule(pair, tmp_path, capsys):
+    ran(capsys, "build", *pair, "rule=prefix", f"out={tmp_path / 'w.safetensors'}")
+    matrix = ProjectionMatrix.load(tmp_path / "w.safetensors")
+    assert matrix.rule == {"beta": 0.9, "gamma": 0.0, "max_pieces": 4, "overflow": "truncate"}
+    ran(capsys, "build", *pair, "rule=prefix", "overflow=empty", "gamma=.5", f"out={tmp_path / 'w.safetensors'}")
+    assert ProjectionMatrix.load(tmp_path / "w.safetensors").rule["gamma"] == 0.5
+
+
+# --- audit
+
+
+def test_audit_prints_the_table_and_the_reason(pair, capsys):
+    out = ran(capsys, "audit", *pair)
+    assert "3-digit numerals" in out
+    assert "1,000" in out
+    assert "Recommended loss: P-KL (loss=p_kl)" in out
+    assert "0 of the student's 1,000 3-digit numerals" in out
+    assert "longer numerals" not in out  # there are none
+
+
+def test_audit_writes_json_and_a_figure(pair, tmp_path, capsys):
+    out = ran(capsys, "audit", *pair, f"out={tmp_path / 'made'}", "--json")
+    written = json.loads((tmp_path / "made" / "coverage.json").read_text("utf-8"))
+    assert json.loads(out) == written
+    assert written["loss"] == "p_kl"
+    assert {c["name"]: c["exact"] for c in written["classes"]}["digits_1"] == 13
+    assert (tmp_path / "made" / "coverage.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_audit_refuses_a_file_as_its_folder(pair, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["audit", *pair, f"out={tmp_path / 'file'}"]) == 2
+    assert "is a file" in capsys.readouterr().err
+
+
+# --- inspect
+
+
+def test_inspect_shows_rows(pair, folder, capsys):
+    w = f"w={folder / 'paper.safetensors'}"
+    assert "'9' 0.9009  '8' 0.0901  '7' 0.0090" in ran(capsys, "inspect", w, *pair, "token=987")
+    out = ran(capsys, "inspect", w, *pair, r"regex=^9\d\d$", "limit=4")
+    assert "and 96 more" in out
+    told = json.loads(ran(capsys, "inspect", w, *pair, "id=3", "--json"))
+    assert [row["id"] for row in told["rows"]] == [3]
+
+
+def test_inspect_prints_statistics_of_a_built_w(pair, folder, capsys):
+    out = ran(capsys, "inspect", f"w={folder / 'paper.safetensors'}", *pair)
+    assert "teacher tokens that get no mass" in out
+    assert "no mass, first of them" in out
+    assert "JUNK" not in out
+
+
+def test_inspect_reports_the_junk_of_a_file_of_nemo_rl(pair, folder, capsys):
+    out = ran(capsys, "inspect", f"w={folder / 'theirs.pt'}", *pair)
+    assert "JUNK WEIGHTS" in out
+    assert "'!' in " in out
+    assert "warning: " in out
+    told = json.loads(ran(capsys, "inspect", f"w={folder / 'theirs.pt'}", *pair, "--json"))
+    assert told["unexpected"]["stray"] > 1000
+    assert told["read"]["renormalised"] > 0
+
+
+def test_inspect_takes_one_question(pair, folder, capsys):
+    assert main(["inspect", f"w={folder / 'paper.safetensors'}", *pair, "token=1", "id=1"]) == 2
+    assert "token= and id= are given" in capsys.readouterr().err
+
+
+# --- diff
+
+
+def test_diff_with_and_without_tokenizers(pair, folder, capsys):
+    files = [f"a={folder / 'paper.safetensors'}", f"b={folder / 'prefix.safetensors'}"]
+    out = ran(capsys, "diff", *files, *pair, "limit=100000")
+    assert "'987'" in out
+    assert "0 removed" in out
+    bare = ran(capsys, "diff", *files, "limit=2")
+    assert "id " in bare
+    told = json.loads(ran(capsys, "diff", *files, "--json"))
+    assert told["changed"]["count"] > 1000
+    assert not told["same"]
+
+
+def test_diff_of_one_file_with_itself(folder, capsys):
+    assert "no row differs" in ran(capsys, "diff", *(f"{x}={folder / 'paper.safetensors'}" for x in "ab"))
+
+
+def test_diff_with_a_file_of_nemo_rl_needs_tokenizers(pair, folder, capsys):
+    files = [f"a={folder / 'paper.safetensors'}", f"b={folder / 'theirs.pt'}"]
+    assert main(["diff", *files]) == 2
+    assert "name the tokenizers" in capsys.readouterr().err
+    assert main(["diff", *files, pair[0]]) == 2
+    assert "together" in capsys.readouterr().err
+    assert "'!' 0.166" in ran(capsys, "diff", *files, *pair, "limit=100000")
+
+
+# --- convert
+
+
+def test_convert_to_nemo_rl_and_back(pair, folder, tmp_path, capsys):
+    theirs, ours = tmp_path / "w.pt", tmp_path / "w.safetensors"
+    ran(capsys, "convert", f"from={folder / 'paper.safetensors'}", f"to={theirs}", *pair, "rows=2048")
+    assert main(["convert", f"from={theirs}", f"to={ours}", *pair]) == 0
+    captured = capsys.readouterr()
+    assert "rows did not sum to 1" in captured.err
+    assert "warning" not in captured.out
+    both = [f"a={folder / 'paper.safetensors'}", f"b={ours}"]
+    assert "no row differs" in ran(capsys, "diff", *both, "tolerance=.005")
+    assert "no row differs" in ran(capsys, "diff", both[0], f"b={theirs}", *pair)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["from=a.pt", "to=b.pt"], "one is a .pt file"),
+        (["from=a.safetensors", "to=b.safetensors"], "one is a .pt file"),
+        (["from=a.pt", "to=b.safetensors", "rows=9"], "rows= is for writing"),
+        (["from=/absent.pt", "to=b.safetensors"], "no file /absent.pt"),
+    ],
+)
+def test_convert_names_what_is_wrong(pair, words, message, capsys):
+    assert main(["convert", *words, *pair]) == 2
+    assert message in capsys.readouterr().err
+
+
+# --- weight
+
+
+@pytest.mark.parametrize(
+    ("words", "torch"),
+    [
+        (["audit", "out={tmp}/audit"], False),
+        (["inspect", "w={folder}/paper.safetensors"], False),
+        (["inspect", "w={folder}/theirs.pt"], True),
+        (["diff", "a={folder}/paper.safetensors", "b={folder}/prefix.safetensors"], False),
+        (["convert", "from={folder}/theirs.pt", "to={tmp}/w.safetensors"], True),
+    ],
+    ids=["audit", "inspect", "inspect-pt", "diff", "convert"],
+)
+def test_they_load_no_framework_and_torch_only_for_its_files(words, torch, pair, folder, tmp_path):
+    program = (
+        "import sys\nfrom nemo_xtoken.cli import main\nstatus = main(sys.argv[1:])\n"
+        "heavy = {'torch', 'nemo', 'megatron', 'lightning', 'nemo_run', 'transformers'} & set(sys.modules)\n"
+        "print('LOADED', status, sorted(heavy))\n"
+    )
+    arguments = [w.format(folder=folder, tmp=tmp_path) for w in words] + pair
+    run = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=120)
+    assert f"LOADED 0 {['torch'] if torch else []}" in run.stdout, run.stdout + run.stderr
