@@ -144,7 +144,7 @@ def distill_tiny(
     folder = run_folder(log)
     alone = train_one(
         again(model), again(data), again(trainer), None, ObjectiveConfig(scale=0.0), again(optim),
-        again(log, name=f"{log.name}/ce_only"), again(resume), data_tokenizer=tokenizer,
+        again(log, name="ce_only", log_dir=str(folder)), again(resume), data_tokenizer=tokenizer,
     )  # fmt: skip
     train_one(model, data, trainer, teacher, objective, optim, log, resume)
     if trainer.is_global_zero:

@@ -120,6 +120,12 @@ def run_folder(log: nl.NeMoLogger) -> Path:
     """Where a run with this logger keeps its files."""
     if log.explicit_log_dir:
         return Path(log.explicit_log_dir)
+    if "/" in log.name:
+        raise InputError(
+            f"a run named {log.name!r}",
+            "a name without slashes: NeMo puts it into the names of checkpoints and would not find them again",
+            "put the folder into log.log_dir and the rest into log.name",
+        )
     if log.use_datetime_version or log.version:
         raise InputError(
             "a run folder that changes with every start (log.use_datetime_version or log.version)",

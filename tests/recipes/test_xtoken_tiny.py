@@ -1,0 +1,87 @@
+"""The main job through the command a user types: three runs, the table, the files; again; and wrong input."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+SHORT = [
+    "trainer.max_steps=3", "teacher_steps=3", "trainer.val_check_interval=3",
+    "data.global_batch_size=2", "data.micro_batch_size=2",
+]  # fmt: skip
+
+
+def nemo(folder, *words):
+    """``nemo llm distill WORDS`` in ``folder``: (exit status, output)."""
+    environment = {**os.environ, "NEMO_XTOKEN_CACHE": str(folder / "cache"), "COLUMNS": "150"}
+    done = subprocess.run(
+        ["nemo", "llm", "distill", *words],
+        cwd=folder,
+        env={**environment, "PATH": f"{ROOT / '.venv' / 'bin'}{os.pathsep}{environment['PATH']}"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=400,
+    )
+    return done.returncode, done.stdout
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    status, output = nemo(folder, "--recipe", "xtoken_tiny", *SHORT)
+    assert status == 0, output[-5000:]
+    return folder, output
+
+
+@pytest.mark.slow
+def test_three_runs_and_a_comparison(run):
+    folder, output = run
+    for part in ("Student on held-out text", "cross-entropy only", "with the teacher", "curves.png"):
+        assert part in output
+    out = folder / "runs" / "xtoken_tiny"
+    alone, taught = json.loads((out / "report.json").read_text())
+    assert alone["start_ce"] == pytest.approx(taught["start_ce"], rel=1e-6)  # the same start
+    assert alone["steps"] == taught["steps"] == 3
+    assert taught["end_ce"] < taught["start_ce"]
+    assert taught["chunks_per_second"] > 0
+    assert alone["chunks_per_second"] is None
+    assert (folder / taught["checkpoint"] / "weights" / ".metadata").is_file()
+    assert (out / "curves.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_the_same_command_again_reports_and_trains_nothing(run):
+    folder, _ = run
+    out = folder / "runs" / "xtoken_tiny"
+    before = (out / "history.jsonl").read_text(), (out / "ce_only" / "history.jsonl").read_text()
+    report = json.loads((out / "report.json").read_text())
+    status, output = nemo(folder, "--recipe", "xtoken_tiny", *SHORT)
+    assert status == 0, output[-5000:]
+    assert "Training epoch" not in output
+    assert before == ((out / "history.jsonl").read_text(), (out / "ce_only" / "history.jsonl").read_text())
+    assert json.loads((out / "report.json").read_text()) == report
+
+
+@pytest.mark.slow
+def test_a_teacher_that_is_not_there(run):
+    folder, _ = run
+    status, output = nemo(folder, "--recipe", "xtoken_tiny", "teacher.path=nowhere", "log.name=wrong")
+    assert status == 2
+    assert "no checkpoint in nowhere" in output
+    assert "Traceback" not in output
+    assert not (folder / "runs" / "wrong").exists()
+
+
+@pytest.mark.slow
+def test_the_yaml_in_conf_is_the_recipe(run):
+    folder, _ = run
+    status, output = nemo(folder, "--recipe", "xtoken_tiny", "--to-yaml", "exported.yaml")
+    assert status == 0, output[-3000:]
+    exported = yaml.safe_load((folder / "exported.yaml").read_text())
+    assert exported == yaml.safe_load((ROOT / "conf" / "xtoken_tiny.yaml").read_text())
