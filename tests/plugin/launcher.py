@@ -1,0 +1,156 @@
+"""Runs a function on ranks with torchrun's environment, forked from this process, which has imported NeMo once.
+
+Every rank is the leader of its own session, so that what it starts (loaders, checkpoint writers) ends with it.  What a
+rank prints goes to a file, and the end of it into the message when something fails.
+"""
+
+import os
+import pickle
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Ended", "launch", "start"]
+
+
+@dataclass
+class Ended:
+    """How a rank ended: exit status (negative: the signal), its result, its exception, what it printed."""
+
+    status: int
+    result: Any
+    error: BaseException | None
+    log: str
+
+
+def launch(
+    function: Callable[..., Any],
+    *args: Any,
+    ranks: int = 1,
+    folder: Path,
+    timeout: float = 150,
+    env: dict[str, str] | None = None,
+) -> list[Any]:
+    """``[function(*args) on each rank]``; fails with the first failing rank's log."""
+    ended = start(function, *args, ranks=ranks, folder=folder, timeout=timeout, env=env)
+    for rank, end in enumerate(ended):
+        if end.status != 0:
+            raise AssertionError(f"rank {rank} ended with status {end.status}:\n{end.log[-6000:]}")
+    return [end.result for end in ended]
+
+
+def start(
+    function: Callable[..., Any],
+    *args: Any,
+    ranks: int = 1,
+    folder: Path,
+    timeout: float = 150,
+    env: dict[str, str] | None = None,
+    when: Callable[[list[int]], bool] | None = None,
+) -> list[Ended]:
+    """The same, and says how each rank ended.  When one fails the others get ten seconds to end by themselves.
+
+    Args:
+        folder: for logs and results.
+        env: environment on top of torchrun's.
+        when: called about every 10 ms with the ranks' process ids until it returns True: for signals.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pids: list[int] = []
+    status: dict[int, int] = {}
+    try:
+        for rank in range(ranks):
+            pid = os.fork()
+            if pid == 0:
+                _rank(rank, ranks, port, folder, env or {}, function, args)
+            pids.append(pid)
+        end = time.monotonic() + timeout
+        while len(status) < ranks and time.monotonic() < end:
+            if when is not None and when(pids):
+                when = None
+            for pid in pids:
+                if pid not in status:
+                    done, code = os.waitpid(pid, os.WNOHANG)
+                    if done:
+                        status[pid] = os.waitstatus_to_exitcode(code)
+                        if status[pid] != 0:
+                            end = min(end, time.monotonic() + 10)
+            time.sleep(0.01)
+    finally:
+        for pid in pids:
+            try:
+                os.killpg(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            if pid not in status:
+                os.waitpid(pid, 0)
+                status[pid] = -99  # took too long
+    return [_ended(folder, rank, status[pid]) for rank, pid in enumerate(pids)]
+
+
+def _ended(folder: Path, rank: int, status: int) -> Ended:
+    file = folder / f"result.{rank}"
+    result, error = None, None
+    if file.exists():
+        result, error = pickle.loads(file.read_bytes())  # noqa: S301 (our own fork wrote it)
+        file.unlink()
+    return Ended(status, result, error, (folder / f"log.{rank}").read_text(errors="replace"))
+
+
+def _rank(
+    rank: int, ranks: int, port: int, folder: Path, env: dict[str, str], function: Callable[..., Any], args: Any
+) -> None:
+    code = 1
+    try:
+        os.setsid()
+        log = os.open(folder / f"log.{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for stream in {1, 2, sys.stdout.fileno(), sys.stderr.fileno()}:  # pytest's own, and who kept them
+            os.dup2(log, stream)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        for name, value in {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": ranks,
+            "LOCAL_WORLD_SIZE": ranks,
+            "GROUP_RANK": 0,
+            "NODE_RANK": 0,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "TORCHELASTIC_RUN_ID": "fork",
+            "GLOO_SOCKET_IFNAME": "lo",
+            **env,
+        }.items():
+            os.environ[name] = str(value)
+        outcome: tuple[Any, Any] = (None, None)
+        try:
+            outcome = (function(*args), None)
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(bool(end.code))
+        except BaseException as error:
+            traceback.print_exc()
+            outcome = (None, error)
+        temporary = folder / f"result.{rank}.part"
+        try:
+            temporary.write_bytes(pickle.dumps(outcome))
+        except Exception:
+            temporary.write_bytes(pickle.dumps((None, RuntimeError(repr(outcome[1])))))
+        temporary.rename(folder / f"result.{rank}")
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # nothing of the parent's runs here

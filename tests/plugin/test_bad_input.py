@@ -1,0 +1,186 @@
+"""Every wrong setting is one InputError before the run folder exists; a teacher that goes wrong stops the run."""
+
+import dataclasses
+import os
+import shutil
+
+import numpy as np
+import pytest
+from launcher import launch, start
+
+from nemo_xtoken.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("nemo")
+
+
+def attempts(jobs_):
+    """What each job comes to: the message of its InputError, or what else happened.  Ranks are only pretended."""
+    import jobs
+
+    found = []
+    for job, ranks, change in jobs_:
+        os.environ["WORLD_SIZE"] = str(ranks)
+        try:
+            arguments = jobs.build(job)
+            change(arguments)
+            jobs.train_one(**arguments)
+            found.append("it ran")
+        except InputError as error:
+            found.append(error)
+        except BaseException as error:
+            found.append(repr(error))
+        if job.folder.exists():
+            found[-1] = f"{job.folder} was made; {found[-1]}"
+    return found
+
+
+def nothing(arguments):
+    pass
+
+
+def changing_log(arguments):
+    arguments["log"].use_datetime_version = True
+
+
+def versioned_log(arguments):
+    arguments["log"].version = "3"
+
+
+def context_parallel(arguments):
+    arguments["trainer"].strategy.context_parallel_size = 2
+
+
+@pytest.fixture(scope="module")
+def broken(world):
+    """Broken files: W of another pair, cut short, with bad rows; checkpoints without weights or context; no tokenizer."""
+    from nemo_xtoken.projection.build import build_projection
+    from nemo_xtoken.vocab.loading import load_vocabulary
+
+    folder = world.root / "broken"
+    folder.mkdir()
+    student, teacher = (load_vocabulary(world.root / f"{side}_tokenizer") for side in ("student", "teacher"))
+    matrix = build_projection(student, teacher)
+    build_projection(teacher, student).save(folder / "swapped.safetensors")
+    matrix.save(folder / "whole.safetensors")
+    whole = (folder / "whole.safetensors").read_bytes()
+    (folder / "truncated.safetensors").write_bytes(whole[: len(whole) // 2])
+    bad = dataclasses.replace(matrix, weights=matrix.weights.copy())
+    bad.weights[np.flatnonzero(~bad.empty_rows)[7], 0] = 0.7
+    bad.save(folder / "rows.safetensors")
+    (folder / "empty").mkdir()
+    shutil.copytree(world.teacher, folder / "no_context", ignore=shutil.ignore_patterns("context"))
+    (folder / "no_weights" / "weights").mkdir(parents=True)
+    shutil.copytree(f"{world.teacher}/context", folder / "no_weights" / "context")
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "tokenizer.json").write_text('{"model": ')
+    return folder
+
+
+CASES = {
+    # name: (ranks, settings of the job, change of the arguments, what the message names)
+    "no teacher": (1, {"teacher": None}, nothing, "no teacher"),
+    "teacher missing": (1, {"teacher": "{broken}/nowhere"}, nothing, "nowhere"),
+    "teacher is no checkpoint": (1, {"teacher": "{broken}/empty"}, nothing, "empty"),
+    "teacher without context": (1, {"teacher": "{broken}/no_context"}, nothing, "no_context/context"),
+    "teacher without files": (1, {"teacher": "{broken}/no_weights"}, nothing, "no_weights"),
+    "start missing": (1, {"start": "{broken}/nowhere"}, nothing, "resume.restore_config.path"),
+    "tokenizer unreadable": (1, {"tokenizer": "{broken}/tokenizer"}, nothing, "broken/tokenizer"),
+    "tokenizer missing": (1, {"tokenizer": "{broken}/nowhere"}, nothing, "nowhere"),
+    "teacher tokenizer unreadable": (
+        1, {"teacher_config": {"tokenizer": "{broken}/tokenizer"}}, nothing, "broken/tokenizer",
+    ),
+    "teacher tokenizer too large": (
+        1, {"teacher_config": {"tokenizer": "{root}/student_tokenizer"}}, nothing, "teacher's output layer has 960 rows",
+    ),
+    "start too small": (1, {"start": "{root}/teacher"}, nothing, "student's output layer has 960 rows"),
+    "W missing": (1, {"teacher_config": {"projection": "{broken}/nowhere"}}, nothing, "nowhere"),
+    "W of another pair": (
+        1, {"teacher_config": {"projection": "{broken}/swapped.safetensors"}}, nothing, "another student tokenizer",
+    ),
+    "W truncated": (
+        1, {"teacher_config": {"projection": "{broken}/truncated.safetensors"}}, nothing, "truncated.safetensors",
+    ),
+    "W with bad rows": (1, {"teacher_config": {"projection": "{broken}/rows.safetensors"}}, nothing, "sums to 0.7"),
+    "vocabulary too large": (1, {"model": {"vocab_size": 1000}}, nothing, "has 1000 rows"),
+    "heads": (8, {"tp": 8, "batch": 8, "micro": 1}, nothing, "student has 4 attention heads"),
+    "query groups": (4, {"tp": 4}, nothing, "student has 2 query groups"),
+    "layers": (4, {"pp": 4}, nothing, "student has 2 layers"),
+    "teacher's layers": (3, {"pp": 3, "model": {"num_layers": 3}}, nothing, "teacher has 4 layers"),
+    "processes": (3, {"tp": 2}, nothing, "3 processes"),
+    "too few processes": (1, {"tp": 2}, nothing, "1 processes"),
+    "global batch": (2, {"batch": 6, "micro": 2}, nothing, "global batch of 6"),
+    "sequence parallel": (
+        2, {"tp": 2, "sequence_parallel": True, "text": {"teacher_length": 97}}, nothing, "teacher sequence of 97",
+    ),
+    "context parallel": (2, {}, context_parallel, "context_parallel_size=2"),
+    "no steps": (1, {"steps": 0}, nothing, "max_steps=0"),
+    "log by date": (1, {}, changing_log, "use_datetime_version"),
+    "log by version": (1, {}, versioned_log, "log.version"),
+    "no data": (1, {"text": {"paths": ["{broken}/*.txt"]}}, nothing, "broken"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def outcomes(world, broken):
+    """What came of each case.  One process tries them all: none may get so far as to change it."""
+    names = {"{broken}": str(broken), "{root}/teacher": world.teacher, "{root}": str(world.root)}
+    names["{root}/student_tokenizer"] = f"{world.root}/student_tokenizer"
+
+    def filled(value):
+        if isinstance(value, dict):
+            return {k: filled(v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [filled(v) for v in value]
+        if isinstance(value, str):
+            if value == "{root}/teacher":
+                return world.teacher
+            return value.replace("{broken}", str(broken)).replace("{root}", str(world.root))
+        return value
+
+    tried = [
+        (world.distillation(f"bad_{name.replace(' ', '_')}", **filled(settings)), ranks, change)
+        for name, (ranks, settings, change, _) in CASES.items()
+    ]
+    [found] = launch(attempts, tried, folder=world.root / "logs" / "bad")
+    return dict(zip(CASES, found, strict=True))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_wrong_settings(outcomes, name):
+    found = outcomes[name]
+    assert isinstance(found, InputError), found
+    assert CASES[name][3] in str(found)
+    assert found.expected
+    assert found.fix
+
+
+@pytest.mark.parametrize(
+    ("ranks", "weight", "settings"),
+    [
+        pytest.param(1, False, {"micro": 2}, id="sample"),
+        pytest.param(1, True, {}, id="weight"),
+        pytest.param(2, True, {"pp": 2}, id="weight-pp2"),
+    ],
+)
+def test_nan_in_the_teacher_stops_the_run(world, ranks, weight, settings, request):
+    import jobs
+    from watchers import Poison, Totals
+
+    poison = Poison(3, weight)
+    job = world.distillation(f"poisoned_{request.node.callspec.id}", steps=4, save_every=2, **settings)
+    ended = start(
+        jobs.train, job.but(watchers=(poison,)), ranks=ranks, folder=world.root / "logs" / job.name, timeout=60
+    )
+    assert all(end.status > 0 for end in ended)
+    error, log = ended[-1].error, ended[-1].log
+    assert isinstance(error, InputError), log[-3000:]
+    assert "step 3:" in error.found
+    assert "teacher" in error.found
+    if not weight:
+        [sample] = [line.split()[-1] for line in log.splitlines() if line.startswith("poisoned sample")]
+        assert f"for sample {sample} of the data set" in error.found
+    # The last checkpoint is whole: the run goes on from it.
+    results = launch(
+        jobs.train, job.but(watchers=(Totals(),)), ranks=ranks, folder=world.root / "logs" / f"{job.name}2"
+    )
+    assert len(results[0]["totals"]) == 2

@@ -1,0 +1,90 @@
+"""Documents packed into one sequence do not see each other, by mask or by sequence lengths."""
+
+import pytest
+import torch
+
+from nemo_xtoken.plugin.nemo2 import inputs
+
+pytestmark = pytest.mark.usefixtures("nemo")
+
+
+def batch(seed, b=3, length=17):
+    """Samples of documents of random lengths, the end padded, as the collate function makes them."""
+    random = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(0, 99, (b, length), generator=random)
+    documents = torch.full((b, length), -1, dtype=torch.int32)
+    positions = torch.zeros(b, length, dtype=torch.int64)
+    for sample in range(b):
+        at = number = 0
+        while at < length - sample:  # the first sample is full
+            size = min(int(torch.randint(1, 7, (), generator=random)), length - sample - at)
+            documents[sample, at : at + size] = number
+            positions[sample, at : at + size] = torch.arange(size)
+            at, number = at + size, number + 1
+    return {
+        f"{side}_{name}": value
+        for side in ("student", "teacher")
+        for name, value in (("tokens", tokens), ("positions", positions), ("documents", documents))
+    }
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_document_mask(seed):
+    documents = batch(seed)["student_documents"]
+    mask = inputs.document_mask(documents)
+    assert mask.shape == (3, 1, 17, 17)
+    for sample in range(3):
+        for query in range(17):
+            for key in range(17):
+                seen = key <= query and documents[sample, query] == documents[sample, key]
+                assert bool(mask[sample, 0, query, key]) != seen
+
+
+def test_every_position_sees_itself():
+    """A row that sees nothing would be NaN in the softmax, on padding too."""
+    mask = inputs.document_mask(torch.full((1, 4), -1, dtype=torch.int32))
+    assert not mask.diagonal(dim1=2, dim2=3).any()
+
+
+def test_model_inputs_with_a_mask():
+    made = batch(0)
+    found = inputs.model_inputs(made, "teacher")
+    assert found["input_ids"] is made["teacher_tokens"]
+    assert found["position_ids"] is made["teacher_positions"]
+    assert torch.equal(found["attention_mask"], inputs.document_mask(made["teacher_documents"]))
+    assert inputs.schedule_shape(3, 17) == (3, 17)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_model_inputs_with_sequence_lengths(monkeypatch, seed):
+    monkeypatch.setattr(inputs, "uses_packed_attention", lambda: True)
+    made = batch(seed)
+    found = inputs.model_inputs(made, "student")
+    starts, before = [], None
+    for i in range(3 * 17):
+        here = i // 17, int(made["student_documents"].view(-1)[i])
+        if here != before:
+            starts.append(i)
+        before = here
+    packed = found["packed_seq_params"]
+    expected = [*starts, 3 * 17]
+    assert packed.qkv_format == "thd"
+    assert packed.cu_seqlens_q.tolist() == packed.cu_seqlens_kv.tolist() == expected
+    assert packed.cu_seqlens_q.dtype == torch.int32
+    longest = max(b - a for a, b in zip(expected, expected[1:], strict=False))
+    assert packed.max_seqlen_q == packed.max_seqlen_kv == longest
+    assert found["attention_mask"] is None
+    assert torch.equal(found["input_ids"], made["student_tokens"].view(1, -1))
+    assert torch.equal(found["position_ids"], made["student_positions"].view(1, -1))
+    assert inputs.schedule_shape(3, 17) == (1, 51)
+
+
+def test_a_document_of_one_token_after_another(monkeypatch):
+    """Neighbours that both start at position 0 are still two sequences."""
+    monkeypatch.setattr(inputs, "uses_packed_attention", lambda: True)
+    made = {
+        "student_tokens": torch.tensor([[5, 6, 7, 0]]),
+        "student_positions": torch.tensor([[0, 0, 0, 0]]),
+        "student_documents": torch.tensor([[0, 1, 2, -1]], dtype=torch.int32),
+    }
+    assert inputs.model_inputs(made, "student")["packed_seq_params"].cu_seqlens_q.tolist() == [0, 1, 2, 3, 4]

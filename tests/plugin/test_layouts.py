@@ -1,0 +1,91 @@
+"""Loss, gradients and counts do not depend on the parallel layout or the micro-batch size, on the real stack."""
+
+import numpy as np
+import pytest
+from launcher import launch
+
+pytestmark = pytest.mark.usefixtures("nemo")
+
+RELATIVE = 1e-5
+STEPS = (0, 2)  # the first, and one whose dynamic scale comes from a step before
+UNPACKED = {"pack": False}  # documents of different lengths: micro-batches and ranks with different numbers of tokens
+
+
+@pytest.fixture(scope="module")
+def course(world):
+    """``course(ranks, **settings)``: every rank's results of three steps; each set of settings runs once."""
+    import jobs
+    from watchers import Gradients, Totals
+
+    done = {}
+
+    def run(ranks=1, tied=False, **settings):
+        key = repr((ranks, tied, sorted(settings.items())))
+        if key not in done:
+            job = world.distillation(
+                f"layout{len(done)}",
+                start=world.tied if tied else world.student,
+                tied=tied,
+                optimizer="sgd",  # Adam turns rounding into steps where a gradient is about 0
+                lr=0.3,
+                distributed=False,
+                watchers=(Totals(), Gradients(STEPS)),
+                **{"text": UNPACKED, **settings},
+            )
+            done[key] = launch(jobs.train, job, ranks=ranks, folder=world.root / "logs" / job.name)
+        return done[key]
+
+    return run
+
+
+LAYOUTS = {
+    "micro1": (1, {"micro": 1}),
+    "tp2": (2, {"tp": 2, "micro": 2}),
+    "tp2_sequence_parallel": (2, {"tp": 2, "micro": 2, "sequence_parallel": True}),
+    "pp2": (2, {"pp": 2, "micro": 1}),
+    "dp2": (2, {"micro": 1}),
+    "dp2_one_batch": (2, {"micro": 2}),
+}
+CASES = [
+    *(pytest.param(name, {}, id=name) for name in LAYOUTS),
+    pytest.param("tp2", {"merge": "mean"}, id="tp2-mean"),
+    pytest.param("tp2", {"merge": "first"}, id="tp2-first"),
+    pytest.param("tp2", {"tied": True}, id="tp2-tied"),
+    pytest.param("pp2", {"tied": True}, id="pp2-tied"),
+    pytest.param("micro1", {"text": {"pack": True}}, id="micro1-packed"),
+]
+
+
+@pytest.mark.parametrize(("layout", "settings"), CASES)
+def test_a_layout_changes_nothing(course, layout, settings):
+    from watchers import merge_stages
+
+    [one] = course(micro=4, **settings)
+    ranks, parallel = LAYOUTS[layout]
+    others = course(ranks, **parallel, **settings)
+    for other in others:
+        for step, (expected, found) in enumerate(zip(one["totals"], other["totals"], strict=True)):
+            assert {n: found[n] for n in ("tokens", "chunks")} == {n: expected[n] for n in ("tokens", "chunks")}
+            for name, value in expected.items():
+                assert found[name] == pytest.approx(value, rel=RELATIVE), f"{name} of step {step}"
+        assert other["scales"] == pytest.approx(one["scales"], rel=RELATIVE)
+    for step in STEPS:
+        expected = one["gradients"][step]
+        found = merge_stages(others, step)
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert np.linalg.norm(value) > 0, name
+            off = np.linalg.norm(found[name] - value) / np.linalg.norm(value)
+            assert off < RELATIVE, f"gradient of {name} at step {step}: {off:.1e}"
+
+
+def test_the_batch_puts_the_layouts_to_a_test(course):
+    """What the tests above stand on: the scale moves, ranks have different numbers of chunks, merges differ."""
+    [one] = course(micro=4)
+    assert one["scales"][0] == 1
+    assert len(set(one["scales"])) == 3
+    assert len({total["tokens"] for total in one["totals"]}) == 3
+    assert all(total["chunks"] < total["tokens"] for total in one["totals"])
+    merges = [course(micro=4, **({"merge": m} if m else {}))[0]["totals"][0] for m in ("", "mean", "first")]
+    assert len({round(m["kd"], 3) for m in merges}) == 3
+    assert len({m["ce"] for m in merges}) == 1

@@ -1,0 +1,11 @@
+"""What test_torchrun starts on each rank: a distillation of two steps at TP=2."""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+    from jobs import Job, train
+
+    root, student, teacher = sys.argv[1:]
+    train(Job(root=root, name="torchrun", tp=2, steps=2, start=student, teacher=teacher))
