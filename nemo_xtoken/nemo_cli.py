@@ -15,6 +15,7 @@ import nemo_run as run
 from rich.markup import escape
 
 import nemo_xtoken.nemo_cli_light  # noqa: F401  (first: `nemo xtoken VERB` runs there and needs nothing of the below)
+from nemo_xtoken.errors import InputError
 from nemo_xtoken.recipes import Recipe, available_recipes, describe_recipes
 from nemo_xtoken.run_context import RecipeRunContext
 
@@ -37,7 +38,11 @@ file, with further changes after it. `--factory NAME` is the same as `--recipe N
 
 def distill(recipe: str = "") -> None:
     """Distil a teacher into a student, also one with another tokenizer."""
-    raise NotImplementedError(f"this is reached through `nemo llm distill --recipe NAME`, got {recipe!r}")
+    raise InputError(
+        f"a distillation without a configured run (recipe={recipe!r})",
+        "a recipe that this installation can run",
+        "`nemo llm distill --list-recipes` names them; they need NeMo 2 (pip install 'nemo_xtoken[nemo]')",
+    )
 
 
 @contextlib.contextmanager

@@ -41,7 +41,7 @@ class ProjectedKL(torch.nn.Module):
         q, rest = self.exchange.project(p_student)
         reached = self.exchange.reached
         inside = torch.where(reached, p_teacher, 0)
-        divergence = (torch.xlogy(inside, inside) - torch.xlogy(inside, _representable(q))).sum(1)
+        divergence = torch.xlogy(inside, inside / _representable(q)).sum(1)
         sums = torch.stack([divergence, torch.where(reached, 0, p_teacher).sum(1)])
         divergence, unreached = all_reduce_sum(sums, self.exchange.group)
         if self.exchange.has_rest:
