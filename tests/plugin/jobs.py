@@ -30,11 +30,30 @@ from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
 __all__ = ["Job", "World", "build", "train"]
 
 LENGTHS = 64, 96  # T_S, T_T
-#: Layers, hidden size, attention heads and query groups of the two: they have nothing in common but the number of stages.
+#: Layers, hidden size, attention heads and query groups of the two: all different.
 STUDENT = {"num_layers": 2, "hidden_size": 48, "ffn_hidden_size": 80, "num_attention_heads": 4, "num_query_groups": 2}
 TEACHER = {"num_layers": 4, "hidden_size": 64, "ffn_hidden_size": 96, "num_attention_heads": 8, "num_query_groups": 4}
 DOCUMENTS = 40
-WORDS = ["alignment", "tokenizers", "gradients", "projecting", "student", "vocabulary", "teacher's", "probability", "distributions", "checkpoint", "31415", "x=17*23", "über", "größer", "Straße", "naïveté", "模型词表", "обучение"]
+WORDS = [
+    "alignment",
+    "tokenizers",
+    "gradients",
+    "projecting",
+    "student",
+    "vocabulary",
+    "teacher's",
+    "probability",
+    "distributions",
+    "checkpoint",
+    "31415",
+    "x=17*23",
+    "über",
+    "größer",
+    "Straße",
+    "naïveté",
+    "模型词表",
+    "обучение",
+]
 
 
 @dataclass(frozen=True)

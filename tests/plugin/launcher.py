@@ -4,6 +4,7 @@ Every rank is the leader of its own session, so that what it starts (loaders, ch
 rank prints goes to a file, and the end of it into the message when something fails.
 """
 
+import contextlib
 import os
 import pickle
 import signal
@@ -89,10 +90,8 @@ def start(
             time.sleep(0.01)
     finally:
         for pid in pids:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             if pid not in status:
                 os.waitpid(pid, 0)
                 status[pid] = -99  # took too long

@@ -17,7 +17,7 @@ def student(world):
 
 @pytest.fixture(scope="module")
 def expected(world, student):
-    """``(cross-entropy, accuracy, tokens, samples)`` of the student on the held-out text, from the model's own logits."""
+    """``(cross-entropy, accuracy, tokens, samples)`` of the student on the held-out text, from its own logits."""
     import jobs
     from launcher import launch
 
@@ -77,7 +77,7 @@ def _directly(jobs, job):
     ],
 )
 def test_held_out_means(world, student, expected, ranks, settings, request):
-    ce, accuracy, tokens, samples = expected
+    ce, accuracy, _, samples = expected
     assert samples % 4  # the last global batch is filled up
     assert 0 < accuracy < 1
     job = world.job(f"held_out_{request.node.callspec.id}", start=student, steps=1, validate=100, **settings)

@@ -1,5 +1,7 @@
 """Documents packed into one sequence do not see each other, by mask or by sequence lengths."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -71,7 +73,7 @@ def test_model_inputs_with_sequence_lengths(monkeypatch, seed):
     assert packed.qkv_format == "thd"
     assert packed.cu_seqlens_q.tolist() == packed.cu_seqlens_kv.tolist() == expected
     assert packed.cu_seqlens_q.dtype == torch.int32
-    longest = max(b - a for a, b in zip(expected, expected[1:], strict=False))
+    longest = max(b - a for a, b in itertools.pairwise(expected))
     assert packed.max_seqlen_q == packed.max_seqlen_kv == longest
     assert found["attention_mask"] is None
     assert torch.equal(found["input_ids"], made["student_tokens"].view(1, -1))

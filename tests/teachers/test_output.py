@@ -80,7 +80,7 @@ def _tapped(tied, tp, sequence_parallel):
         (found * weigh).sum().backward()
         for name, parameter in model.named_parameters():
             torch.testing.assert_close(
-                parameter.grad, expected[name], rtol=1e-4, atol=1e-5, msg=lambda m: f"{name}: {m}"
+                parameter.grad, expected[name], rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}"
             )
     return hidden.detach().numpy()
 
