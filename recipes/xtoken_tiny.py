@@ -47,7 +47,7 @@ __all__ = ["distill_tiny", "xtoken_tiny"]
 
 STUDENT = {"num_layers": 2, "hidden_size": 96, "ffn_hidden_size": 256, "num_attention_heads": 2}
 TEACHER = {"num_layers": 3, "hidden_size": 128, "ffn_hidden_size": 384, "num_attention_heads": 2}
-STEPS, TEACHER_STEPS = 100, 400
+STEPS, TEACHER_STEPS = 120, 400
 STUDENT_LENGTH, TEACHER_LENGTH = 128, 192
 
 
@@ -81,7 +81,7 @@ def xtoken_tiny() -> run.Partial:
             devices=1,
             num_nodes=1,
             max_steps=STEPS,
-            val_check_interval=25,
+            val_check_interval=30,
             limit_val_batches=1.0,
             num_sanity_val_steps=0,
             log_every_n_steps=10,
@@ -103,7 +103,7 @@ def xtoken_tiny() -> run.Partial:
             log_dir="runs",
             name="xtoken_tiny",
             use_datetime_version=False,
-            ckpt=run.Config(nl.ModelCheckpoint, every_n_train_steps=50, save_last=True, save_top_k=1, monitor="step"),
+            ckpt=run.Config(nl.ModelCheckpoint, every_n_train_steps=60, save_last=True, save_top_k=1, monitor="step"),
         ),
         resume=run.Config(nl.AutoResume, resume_if_exists=True, resume_ignore_no_checkpoint=True),
         teacher_steps=TEACHER_STEPS,

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import os
 import subprocess
 import sys
 import zipfile
@@ -103,7 +104,10 @@ class TestMake:
         return tmp_path
 
     def _make(self, tree, *words):
-        return subprocess.run(["make", *words], cwd=tree, capture_output=True, text=True, timeout=60)
+        # Of its own, also when the tests are run by make.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+        command = ["make", *words]
+        return subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=60)
 
     def _python(self, tree, version):
         """A stand-in for an interpreter of that version, which notes how it is called."""
