@@ -10,7 +10,7 @@ from torch import Tensor
 from nemo_xtoken.parallel.exchange import VocabularyExchange
 from nemo_xtoken.parallel.softmax import all_reduce_sum
 
-__all__ = ["ProjectedKL"]
+__all__ = ["ProjectedKL", "representable", "smallest"]
 
 
 class ProjectedKL(torch.nn.Module):
@@ -23,7 +23,7 @@ class ProjectedKL(torch.nn.Module):
     that W reaches, weighted by their mass M: ``M * KL(p_T / M || W^T p_S)``, which has the same gradient and is finite.
     """
 
-    metric_names = ("teacher_unreached", "student_empty")
+    metric_names: tuple[str, ...] = ("teacher_unreached", "student_empty")
 
     def __init__(self, exchange: VocabularyExchange) -> None:
         super().__init__()
@@ -41,11 +41,11 @@ class ProjectedKL(torch.nn.Module):
         q, rest = self.exchange.project(p_student)
         reached = self.exchange.reached
         inside = torch.where(reached, p_teacher, 0)
-        divergence = torch.xlogy(inside, inside / _representable(q)).sum(1)
+        divergence = torch.xlogy(inside, inside / representable(q)).sum(1)
         sums = torch.stack([divergence, torch.where(reached, 0, p_teacher).sum(1)])
         divergence, unreached = all_reduce_sum(sums, self.exchange.group)
         if self.exchange.has_rest:
-            divergence = divergence + torch.xlogy(unreached, unreached) - torch.xlogy(unreached, _representable(rest))
+            divergence = divergence + torch.xlogy(unreached, unreached) - torch.xlogy(unreached, representable(rest))
         else:
             mass = (1 - unreached).clamp_min(0)
             divergence = divergence - torch.xlogy(mass, mass)
@@ -55,15 +55,16 @@ class ProjectedKL(torch.nn.Module):
         """``-r``, ``[k, V_S/tp]``.  Collectives: those of ``project`` and ``pull``, and one all-reduce of k values."""
         q, rest = self.exchange.project(p_student)
         reached = self.exchange.reached
-        g = torch.where(reached & (q > _smallest(q)), p_teacher / _representable(q), 0)
+        g = torch.where(reached & (q > smallest(q)), p_teacher / representable(q), 0)
         unreached = all_reduce_sum(torch.where(reached, 0, p_teacher).sum(1), self.exchange.group)
-        return -self.exchange.pull(g, unreached / _representable(rest))
+        return -self.exchange.pull(g, unreached / representable(rest))
 
 
-def _smallest(x: Tensor) -> float:
+def smallest(x: Tensor) -> float:
+    """The smallest probability that is told from 0 in ``x``'s type."""
     return torch.finfo(x.dtype).tiny
 
 
-def _representable(x: Tensor) -> Tensor:
+def representable(x: Tensor) -> Tensor:
     """Keeps a probability that underflowed to 0 from becoming an infinite logarithm; all others stay as they are."""
-    return x.clamp_min(_smallest(x))
+    return x.clamp_min(smallest(x))

@@ -31,7 +31,38 @@ def projected_kl(p_s, p_t, w):
     return mass * kl(closed[:-1][reached] / mass, q[:-1][reached])
 
 
+def partial_kl(p_s, p_t, pairs, form):
+    """The KL over pairs of ids (s, t): as published, or closed by one class a side."""
+    s, t = [torch.tensor([pair[i] for pair in pairs], dtype=torch.int64) for i in (0, 1)]
+    inside = kl(p_t[t], p_s[s])
+    if form == "paper":
+        return inside
+    student_rest, teacher_rest = p_s.sum() - p_s[s].sum(), p_t.sum() - p_t[t].sum()
+    if len(pairs) == len(p_s):  # no room for the teacher's rest: condition on C
+        return inside - torch.xlogy(p_t[t].sum(), p_t[t].sum())
+    return inside + (kl(teacher_rest, student_rest) if len(pairs) < len(p_t) else 0)
+
+
+def sorted_l1(p_s, p_t, cap=None):
+    """L1 of the sorted values; beyond the cap the difference of the masses."""
+    n = max(len(p_s), len(p_t))
+    a, b = [torch.nn.functional.pad(p.sort(descending=True).values, (0, n - len(p))) for p in (p_s, p_t)]
+    cap = n if cap is None else min(cap, n)
+    return (a[:cap] - b[:cap]).abs().sum() + (a[cap:].sum() - b[cap:].sum()).abs()
+
+
+def gold(p_s, p_t, pairs, form, cap=None):
+    """The partial KL, and the sorted L1 of what no pair names."""
+    rest = [[i for i in range(len(p)) if i not in {x[k] for x in pairs}] for k, p in enumerate((p_s, p_t))]
+    return partial_kl(p_s, p_t, pairs, form) + sorted_l1(p_s[rest[0]], p_t[rest[1]], cap)
+
+
 def losses(student_logits, teacher_logits, batch, w, merge, tau):
+    """`chunk_losses` with P-KL by the dense ``w``."""
+    return chunk_losses(student_logits, teacher_logits, batch, lambda p, t: projected_kl(p, t, w), merge, tau)
+
+
+def chunk_losses(student_logits, teacher_logits, batch, divergence, merge, tau):
     """(cross-entropy sum, distillation sum) of logits [b, T, V] (the tokenizers' true sizes)."""
     ls, lt = batch["student_labels"], batch["teacher_labels"]
     log_p1 = torch.log_softmax(student_logits, -1)
@@ -41,9 +72,9 @@ def losses(student_logits, teacher_logits, batch, w, merge, tau):
     total = torch.zeros((), dtype=torch.float64)
     for i, a, n, c, m in batch["chunks"].tolist():
         if merge == "mean":
-            total = total + projected_kl(log_s[i, a : a + n].exp().mean(0), log_t[i, c : c + m].exp().mean(0), w)
+            total = total + divergence(log_s[i, a : a + n].exp().mean(0), log_t[i, c : c + m].exp().mean(0))
             continue
-        first = projected_kl(log_s[i, a].exp(), log_t[i, c].exp(), w)
+        first = divergence(log_s[i, a].exp(), log_t[i, c].exp())
         if merge == "first":
             total = total + first
             continue

@@ -1,0 +1,33 @@
+"""H-KL: GOLD with the common set widened by W (X-Token, arXiv 2605.21699)."""
+
+from nemo_xtoken.losses.common import CommonSet
+from nemo_xtoken.losses.gold import Gold
+from nemo_xtoken.losses.sorted_l1 import DEFAULT_CAP
+from nemo_xtoken.parallel.layout import VocabularyShard
+from nemo_xtoken.projection.matrix import ProjectionMatrix
+
+__all__ = ["HybridKL"]
+
+
+class HybridKL(Gold):
+    """A student token without an equal is compared with the teacher token that W gives most of its weight.
+
+    Args:
+        strict: the pairs that keep their place, ``CommonSet.strict``.
+        matrix: W, by which they are widened (``CommonSet.widened``).
+        student, teacher: layouts, over one group.
+        partial_kl: ``"rest"`` closes C with one class REST a side, so that the KL is never negative; ``"paper"`` is the
+            published form, which can be where the student has more mass on C than the teacher.
+        cap: values of a remainder that are compared one by one (see ``sorted_l1``).
+    """
+
+    def __init__(
+        self,
+        strict: CommonSet,
+        matrix: ProjectionMatrix,
+        student: VocabularyShard,
+        teacher: VocabularyShard,
+        partial_kl: str = "rest",
+        cap: int = DEFAULT_CAP,
+    ) -> None:
+        super().__init__(strict.widened(matrix), student, teacher, partial_kl, cap)

@@ -1,0 +1,76 @@
+"""The KL over the common set C, in its published form and closed by a REST class.
+
+Both divergences take the exchange of a :class:`~nemo_xtoken.losses.common.CommonSet`, whose ``project`` gives
+``q[t] = p_S[s]`` for the pair (s, t).  Softmaxes are over the full vocabularies and nothing is renormalised.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.losses.base import ChunkDivergence
+from nemo_xtoken.losses.p_kl import ProjectedKL, representable, smallest
+from nemo_xtoken.parallel.exchange import VocabularyExchange
+from nemo_xtoken.parallel.softmax import all_reduce_sum
+
+__all__ = ["PARTIAL_KLS", "PublishedPartialKL", "make_partial_kl"]
+
+
+class PublishedPartialKL(torch.nn.Module):
+    """``sum_C p_T[t] (log p_T[t] - log p_S[s])``, as GOLD and X-Token publish it.
+
+    The two sides' masses on C differ, so this is no divergence: it is negative where the student has more mass on C
+    than the teacher.  Its derivative by ``p_S[s]`` is ``-p_T[t] / p_S[s]`` in C and 0 outside, so that a student logit
+    j outside C has the gradient ``p_S[j] * M``, M being the teacher's mass on C, and is pushed down wherever the
+    teacher is (X-Token, arXiv 2605.21699, Proposition 1).
+    """
+
+    metric_names: tuple[str, ...] = ("teacher_uncommon", "student_uncommon")
+
+    def __init__(self, exchange: VocabularyExchange) -> None:
+        super().__init__()
+        self.exchange = exchange
+
+    def value(self, p_student: Tensor, p_teacher: Tensor) -> Tensor:
+        """``[3, k]``: the partial KL, the teacher's and the student's mass outside C.
+
+        Args:
+            p_student: ``[k, V_S/tp]``, this rank's columns.
+            p_teacher: ``[k, V_T/tp]``, this rank's columns.
+
+        Collectives: those of ``exchange.project`` and one all-reduce of 2k values.
+        """
+        q, rest = self.exchange.project(p_student)
+        inside = torch.where(self.exchange.reached, p_teacher, 0)
+        local = torch.stack([torch.xlogy(inside, inside / representable(q)).sum(1), (p_teacher - inside).sum(1)])
+        return torch.cat([all_reduce_sum(local, self.exchange.group), rest.unsqueeze(0)])
+
+    def student_gradient(self, p_student: Tensor, p_teacher: Tensor) -> Tensor:
+        """``-p_T[t] / p_S[s]`` in C, 0 outside, ``[k, V_S/tp]``.  Collectives: those of ``project`` and ``pull``."""
+        q, rest = self.exchange.project(p_student)
+        g = torch.where(self.exchange.reached & (q > smallest(q)), p_teacher / representable(q), 0)
+        return -self.exchange.pull(g, torch.zeros_like(rest))
+
+
+#: The forms by their names.  "rest" is P-KL over the 0/1 matrix of the pairs: what lies outside C is one class a side.
+PARTIAL_KLS: dict[str, Callable[[VocabularyExchange], ChunkDivergence]] = {
+    "rest": ProjectedKL,
+    "paper": PublishedPartialKL,
+}
+
+
+def make_partial_kl(form: str, exchange: VocabularyExchange) -> ChunkDivergence:
+    """The KL over C in that form; its metrics are the teacher's and the student's mass outside C.
+
+    Raises:
+        InputError: no such form.
+    """
+    if form not in PARTIAL_KLS:
+        raise InputError(
+            f"partial_kl={form!r}",
+            f"one of {', '.join(PARTIAL_KLS)}",
+            "choose rest, which is never negative, or paper, the published form",
+        )
+    return PARTIAL_KLS[form](exchange)

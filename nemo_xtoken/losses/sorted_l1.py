@@ -1,0 +1,144 @@
+"""The L1 distance of two distributions sorted in descending order, on sharded vocabularies.
+
+``sum_i |a_i - b_i|`` with a, b the sorted probabilities of the student and the teacher, the shorter padded with zeros.
+It compares how mass is spread and knows nothing of which token has it.  ULD (arXiv 2402.12030) takes it over the whole
+vocabularies, GOLD over what is outside the common set.
+
+Every rank sorts its own columns and shares its largest ``cap``, so the ``cap`` largest of all are known exactly to all.
+Beyond the cap only the sides' masses A and B are compared, by ``|A - B|``: that is never more than the exact tail, less
+by at most ``2 min(A, B)``, and exact where one side's tail lies above the other's throughout.  With a cap of the number
+of tokens and up there is no tail, and the result is exact.  It does not depend on the number of ranks.
+"""
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.parallel.layout import VocabularyShard, group_rank, group_size
+from nemo_xtoken.parallel.softmax import all_reduce_sum
+
+__all__ = ["DEFAULT_CAP", "SortedL1"]
+
+#: Values compared one by one.  What a language model leaves beyond is a percent or so of its mass.
+DEFAULT_CAP = 4096
+
+
+class _SortedSide(torch.nn.Module):
+    """The probabilities of one side that take part, and their order over all ranks."""
+
+    columns: Tensor
+
+    def __init__(self, taking_part: np.ndarray, shard: VocabularyShard, cap: int) -> None:
+        super().__init__()
+        if taking_part.shape != (shard.size,):
+            raise InputError(
+                f"a mask of {list(taking_part.shape)} tokens for a vocabulary of {shard.size}",
+                "one value a token",
+                "make it from the vocabulary of this model",
+            )
+        mine = taking_part[shard.start : shard.start + shard.valid_rows]
+        self.register_buffer("columns", torch.from_numpy(np.flatnonzero(mine)), persistent=False)
+        by_rank = np.zeros(shard.padded, dtype=bool)
+        by_rank[: shard.size] = taking_part
+        self.group, self.cap = shard.group, cap
+        #: Values that each rank shares: all ranks must share as many, so it follows from the whole mask.
+        self.width = min(cap, int(by_rank.reshape(group_size(shard.group), -1).sum(axis=1).max(initial=0)))
+        self.whole = int(taking_part.sum()) <= cap
+
+    def sort(self, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Orders this side's probabilities; of equal ones the smaller id comes first, whatever the layout.
+
+        Args:
+            p: ``[k, V/tp]``, this rank's columns.
+
+        Returns:
+            ``(largest [k, cap], in descending order and padded with zeros, equal on all ranks;
+            tail [k], this rank's mass beyond them;
+            place [k, columns], of each of this rank's ``columns`` in that order, ``cap`` for all in the tail)``.
+            Collectives: one all-gather of ``[k, width]``.
+        """
+        values, order = torch.sort(p.index_select(1, self.columns), dim=1, descending=True, stable=True)
+        k, n = values.shape
+        sent = torch.nn.functional.pad(values[:, : self.width], (0, max(0, self.width - n)), value=-1.0)
+        ranks = group_size(self.group)
+        shared = sent
+        if ranks > 1 and self.width > 0:
+            gathered = sent.new_empty((ranks, k, self.width))
+            dist.all_gather_into_tensor(gathered.view(-1), sent.reshape(-1), group=self.group)
+            shared = gathered.transpose(0, 1).reshape(k, ranks * self.width)
+        # ids increase with the rank, so that a stable sort keeps equal values in the order of their ids
+        merged, source = torch.sort(shared, dim=1, descending=True, stable=True)
+        largest = merged[:, : self.cap].clamp_min(0)
+        largest = torch.nn.functional.pad(largest, (0, self.cap - largest.shape[1]))
+        at = torch.empty_like(source).scatter_(1, source, torch.arange(source.shape[1], device=p.device).expand(k, -1))
+        first = group_rank(self.group) * self.width
+        places = torch.full_like(order, self.cap)
+        places[:, : self.width] = at[:, first : first + min(self.width, n)].clamp_max(self.cap)
+        tail = torch.where(places == self.cap, values, 0).sum(1)
+        return largest, tail, torch.empty_like(places).scatter_(1, order, places)
+
+
+class SortedL1(torch.nn.Module):
+    """The distance and its subgradient: the sign of the sorted difference, at the token that stands there.
+
+    Args:
+        student_tokens: bool ``[V_S]``, the tokens that take part.
+        teacher_tokens: bool ``[V_T]`` likewise.
+        student, teacher: layouts, over one group.
+        cap: values of a side that are compared one by one, see above.
+
+    Raises:
+        InputError: a cap below 1, or masks of another size than the vocabularies.
+    """
+
+    metric_names: tuple[str, ...] = ("sorted_l1_missing",)
+
+    def __init__(
+        self,
+        student_tokens: np.ndarray,
+        teacher_tokens: np.ndarray,
+        student: VocabularyShard,
+        teacher: VocabularyShard,
+        cap: int = DEFAULT_CAP,
+    ) -> None:
+        super().__init__()
+        if cap < 1:
+            raise InputError(f"sorted_cap={cap}", "at least 1", f"{DEFAULT_CAP} is the default")
+        cap = min(cap, max(1, int(student_tokens.sum()), int(teacher_tokens.sum())))
+        self.student = _SortedSide(student_tokens, student, cap)
+        self.teacher = _SortedSide(teacher_tokens, teacher, cap)
+        self.group = student.group
+        self.exact = self.student.whole and self.teacher.whole
+
+    def value(self, p_student: Tensor, p_teacher: Tensor) -> Tensor:
+        """``[2, k]``: the distance, and the most by which the exact one can be larger.
+
+        Args:
+            p_student: ``[k, V_S/tp]``, this rank's columns.
+            p_teacher: ``[k, V_T/tp]``, this rank's columns.
+
+        Collectives: an all-gather of ``[k, cap]`` a side and, where the cap cuts, an all-reduce of 2k values.
+        """
+        a, tail_a, _ = self.student.sort(p_student)
+        b, tail_b, _ = self.teacher.sort(p_teacher)
+        distance = (a - b).abs().sum(1)
+        if self.exact:
+            return torch.stack([distance, torch.zeros_like(distance)])
+        tail_a, tail_b = all_reduce_sum(torch.stack([tail_a, tail_b]), self.group)
+        return torch.stack([distance + (tail_a - tail_b).abs(), 2 * torch.minimum(tail_a, tail_b)])
+
+    def student_gradient(self, p_student: Tensor, p_teacher: Tensor) -> Tensor:
+        """``[k, V_S/tp]``: +1 where a token has more than the teacher's of its rank, -1 where less; 0 where equal.
+
+        Tokens beyond the cap share the sign of their masses' difference.  Collectives: as for ``value``.
+        """
+        a, tail_a, places = self.student.sort(p_student)
+        b, tail_b, _ = self.teacher.sort(p_teacher)
+        tails = torch.stack([tail_a, tail_b])
+        if not self.exact:
+            tails = all_reduce_sum(tails, self.group)
+        signs = torch.cat([a - b, (tails[0] - tails[1]).unsqueeze(1)], dim=1).sign_()
+        out = torch.zeros_like(p_student)
+        return out.index_copy_(1, self.student.columns, signs.gather(1, places))

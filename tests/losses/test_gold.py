@@ -1,0 +1,195 @@
+"""GOLD and H-KL, value and gradient, against dense float64 autograd; Proposition 1; the sign of either form."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from cases import Problem
+from dense import gold
+from harness import close, compare, compare_ranks, gradcheck, logit_gradient, ours, reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ranks import run_ranks
+
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.losses.chunks import MERGES
+from nemo_xtoken.losses.common import CommonSet
+from nemo_xtoken.losses.gold import Gold
+from nemo_xtoken.losses.h_kl import HybridKL
+from nemo_xtoken.losses.partial_kl import PARTIAL_KLS, PublishedPartialKL
+from nemo_xtoken.parallel.layout import VocabularyShard
+
+KINDS = [(loss, form) for loss in ("gold", "h_kl") for form in PARTIAL_KLS]
+
+
+def make_of(problem, loss, form, cap=4096):
+    strict = CommonSet.of_exact_rows(problem.matrix)
+    if loss == "gold":
+        return lambda s, t: Gold(strict, s, t, form, cap)
+    return lambda s, t: HybridKL(strict, problem.matrix, s, t, form, cap)
+
+
+def reference_of(problem, loss, form, cap=None):
+    common = CommonSet.of_exact_rows(problem.matrix)
+    if loss == "h_kl":
+        common = common.widened(problem.matrix)
+    pairs = list(zip(common.student.tolist(), common.teacher.tolist(), strict=True))
+    return functools.partial(gold, pairs=pairs, form=form, cap=cap)
+
+
+@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize(("loss", "form"), KINDS)
+@pytest.mark.parametrize("case", [{}, {"empty": 1.0}, {"v_s": 31, "v_t": 23}])
+def test_value_and_gradient_equal_the_dense_reference(merge, loss, form, case):
+    problem = Problem(seed=3, pad_s=32, pad_t=32, **case)
+    for tau, cap in ((1.0, 4096), (2.5, 4096), (1.0, 3)):
+        got = ours(problem, make_of(problem, loss, form, cap), merge, tau)
+        compare(got, reference(problem, reference_of(problem, loss, form, cap), merge, tau), 1e-9)
+
+
+def test_the_widened_set_is_wider_and_matters():
+    problem = Problem(seed=3)
+    strict = CommonSet.of_exact_rows(problem.matrix)
+    assert 3 < len(strict) < len(strict.widened(problem.matrix)) < problem.v_s
+    assert (
+        ours(problem, make_of(problem, "gold", "rest"), "first")[1]
+        != ours(problem, make_of(problem, "h_kl", "rest"), "first")[1]
+    )
+
+
+def test_metrics_are_the_masses_and_parts():
+    problem = Problem(seed=6)
+    _, kd, _, _, metrics = ours(problem, make_of(problem, "h_kl", "rest"), "first")
+    assert metrics["partial_kl"] + metrics["sorted_l1"] == pytest.approx(kd, rel=1e-12)
+    assert metrics["sorted_l1_missing"] == 0
+    chunks = problem.batch["chunks"].shape[0]
+    assert 0 < metrics["student_uncommon"] < chunks
+    assert 0 < metrics["teacher_uncommon"] < chunks
+
+
+def on_rank(problem):
+    return every_kind(problem, dist.group.WORLD)
+
+
+def every_kind(problem, group=None):
+    return [
+        ours(problem, make_of(problem, loss, form, cap), merge, group=group)
+        for loss, form in KINDS
+        for merge, cap in (*((merge, 4096) for merge in MERGES), ("first", 3))
+    ]
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_tensor_parallel_ranks_equal_one_process(ranks):
+    problem = Problem(seed=7, pad_s=24, pad_t=40)
+    results = run_ranks(ranks, on_rank, problem)
+    for i, want in enumerate(every_kind(problem)):
+        compare_ranks([result[i] for result in results], want, 1e-9)
+
+
+@pytest.mark.parametrize(("loss", "form"), KINDS)
+@pytest.mark.parametrize("merge", MERGES)
+def test_gradcheck_of_the_hand_written_backward(loss, form, merge):
+    problem = Problem(seed=11, b=1, t_s=6, t_t=7, v_s=9, v_t=11, pad_s=10, pad_t=12, h=3)
+    assert gradcheck(problem, make_of(problem, loss, form), merge)
+
+
+def two_distributions(seed, v_s=12, v_t=15, scale=3.0, n=4):
+    random = torch.Generator().manual_seed(seed)
+    z = scale * torch.randn(n, v_s, generator=random, dtype=torch.float64)
+    p_t = torch.softmax(scale * torch.randn(n, v_t, generator=random, dtype=torch.float64), 1)
+    return z, p_t
+
+
+COMMON = CommonSet(np.array([0, 2, 3, 7, 8]), np.array([4, 1, 0, 9, 14]), 12, 15)
+SHARDS = VocabularyShard(12, 12), VocabularyShard(15, 15)
+
+
+def test_proposition_1_every_uncommon_logit_is_pushed_down():
+    """X-Token, Proposition 1: under GOLD's common KL it has the gradient p_S[j] * M_C(T), whatever the teacher says."""
+    z, p_t = two_distributions(seed=0)
+    _, gradient = logit_gradient(PublishedPartialKL(COMMON.exchange(*SHARDS)), z, p_t, SHARDS[0])
+    outside = COMMON.student_outside
+    mass = p_t[:, COMMON.teacher].sum(1, keepdim=True)
+    close(gradient[:, outside], torch.softmax(z, 1)[:, outside] * mass, 1e-12)
+    assert (gradient[:, outside] > 0).all()  # descent goes down
+
+
+def test_rest_pushes_uncommon_logits_up_where_the_teacher_is_outside():
+    """The same point with a class REST: p_S[j] * (1 - R_T / R_S), negative where the teacher has more mass outside."""
+    z, p_t = two_distributions(seed=0)
+    _, gradient = logit_gradient(PARTIAL_KLS["rest"](COMMON.exchange(*SHARDS)), z, p_t, SHARDS[0])
+    outside = COMMON.student_outside
+    p_s = torch.softmax(z, 1)
+    rest_s = p_s[:, outside].sum(1, keepdim=True)
+    rest_t = p_t[:, COMMON.teacher_outside].sum(1, keepdim=True)
+    close(gradient[:, outside], p_s[:, outside] * (1 - rest_t / rest_s), 1e-10)
+    assert (gradient[:, outside] < 0).all(1).any()
+
+
+@given(seed=st.integers(0, 10_000), scale=st.floats(0.01, 30))
+@settings(deadline=None, max_examples=30)
+def test_closed_by_rest_it_is_never_negative(seed, scale):
+    problem = Problem(seed=seed, b=1)
+    problem.weight_s = problem.weight_s * scale
+    for loss in ("gold", "h_kl"):
+        for merge in MERGES:
+            got = ours(problem, make_of(problem, loss, "rest", cap=5), merge)
+            assert got[1] > -1e-9
+            assert np.isfinite(got[1])
+            if merge != "chain_rule":
+                assert got[4]["partial_kl"] > -1e-9
+
+
+def test_the_published_partial_kl_can_be_negative():
+    """A student that has moved its mass into C is paid for it; with REST it pays."""
+    z, p_t = two_distributions(seed=1, scale=0.1)
+    z[:, COMMON.student_outside] -= 5.0
+    for form, paid in (("paper", True), ("rest", False)):
+        partial_kl = PARTIAL_KLS[form](COMMON.exchange(*SHARDS)).value(torch.softmax(z, 1), p_t)[0]
+        assert ((partial_kl < -0.1) if paid else (partial_kl > 0.1)).all()
+
+
+@given(seed=st.integers(0, 10_000), scale=st.floats(0.01, 20), shift=st.floats(-10, 10))
+@settings(deadline=None, max_examples=100)
+def test_the_published_form_is_not_negative_with_its_remainder(seed, scale, shift):
+    """The partial KL is at least M_T - M_S, the masses on C, and the sorted distance at least their difference."""
+    z, p_t = two_distributions(seed, scale=scale)
+    z[:, COMMON.student_outside] += shift
+    for cap in (2, 4096):
+        value, _, _, partial_kl, _, _ = Gold(COMMON, *SHARDS, "paper", cap).value(torch.softmax(z, 1), p_t)
+        p_s = torch.softmax(z, 1)
+        assert (partial_kl > p_t[:, COMMON.teacher].sum(1) - p_s[:, COMMON.student].sum(1) - 1e-9).all()
+        assert (value > -1e-9).all()
+
+
+@pytest.mark.parametrize(("loss", "form"), KINDS)
+def test_extreme_logits_stay_finite(loss, form):
+    problem = Problem(seed=4, dtype=torch.float32)
+    problem.weight_s, problem.weight_t = problem.weight_s * 200, problem.weight_t * 200
+    for merge in MERGES:
+        for value in ours(problem, make_of(problem, loss, form), merge)[:4]:
+            assert torch.isfinite(torch.as_tensor(value)).all()
+
+
+@pytest.mark.parametrize("form", PARTIAL_KLS)
+def test_zero_where_the_student_agrees(form):
+    """Equal on C, and the remainder permuted: neither part has anything to say."""
+    z, _ = two_distributions(seed=5, v_s=15)
+    common, shard = CommonSet(np.arange(9), np.arange(9), 15, 15), VocabularyShard(15, 15)
+    p_t = torch.softmax(z, 1)
+    p_t[:, 9:] = p_t[:, 9:].flip(1)
+    value = Gold(common, shard, shard, form).value(torch.softmax(z, 1), p_t)[0]
+    assert float(value.abs().max()) < 1e-12
+    _, gradient = logit_gradient(PARTIAL_KLS[form](common.exchange(shard, shard)), z, p_t, shard)
+    if form == "rest":
+        assert float(gradient.abs().max()) < 1e-12
+    else:  # Proposition 1 again: the published form is not stationary where the student is right
+        assert float(gradient[:, 9:].min()) > 0
+
+
+def test_an_unknown_form_is_refused():
+    with pytest.raises(InputError, match="partial_kl='closed'"):
+        Gold(COMMON, *SHARDS, partial_kl="closed")

@@ -1,0 +1,140 @@
+"""ULD and the sorted L1 distance: against a dense sort, with and without a cap, for ties, on any ranks."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from cases import Problem
+from dense import sorted_l1
+from harness import compare, compare_ranks, gradcheck, ours, reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ranks import run_ranks
+
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.losses.chunks import MERGES
+from nemo_xtoken.losses.sorted_l1 import DEFAULT_CAP, SortedL1
+from nemo_xtoken.losses.uld import UniversalLogitDistance
+from nemo_xtoken.parallel.layout import VocabularyShard
+
+CAPS = (DEFAULT_CAP, 25, 7, 1)  # all, between the two vocabularies, some, one
+
+
+def make_of(cap):
+    return functools.partial(UniversalLogitDistance, cap=cap)
+
+
+@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("cap", CAPS)
+@pytest.mark.parametrize("case", [{}, {"v_s": 31, "v_t": 23}, {"v_s": 30, "v_t": 30}])
+def test_value_and_gradient_equal_the_dense_reference(merge, cap, case):
+    problem = Problem(seed=3, pad_s=32, pad_t=32, **case)
+    for tau in (1.0, 2.5):
+        want = reference(problem, functools.partial(sorted_l1, cap=cap), merge, tau)
+        compare(ours(problem, make_of(cap), merge, tau), want, 1e-9)
+
+
+def every_kind(problem, group=None):
+    return [ours(problem, make_of(cap), merge, group=group) for merge in MERGES for cap in CAPS]
+
+
+def on_rank(problem):
+    return every_kind(problem, dist.group.WORLD)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("pads", [(24, 40), (48, 32)])  # the second leaves the last of four ranks no student token
+def test_tensor_parallel_ranks_equal_one_process(ranks, pads):
+    problem = Problem(seed=7, pad_s=pads[0], pad_t=pads[1])
+    results = run_ranks(ranks, on_rank, problem)
+    for i, want in enumerate(every_kind(problem)):
+        compare_ranks([result[i] for result in results], want, 1e-9)
+
+
+@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("cap", [DEFAULT_CAP, 5])
+def test_gradcheck_of_the_hand_written_backward(merge, cap):
+    problem = Problem(seed=11, b=1, t_s=6, t_t=7, v_s=9, v_t=11, pad_s=10, pad_t=12, h=3)
+    assert gradcheck(problem, make_of(cap), merge)
+
+
+@given(seed=st.integers(0, 10_000), cap=st.integers(1, 40), scale=st.floats(0.1, 20))
+@settings(deadline=None, max_examples=100)
+def test_never_negative_and_within_its_bound_of_the_exact_distance(seed, cap, scale):
+    random = torch.Generator().manual_seed(seed)
+    p_s = torch.softmax(scale * torch.randn(3, 20, generator=random, dtype=torch.float64), 1)
+    p_t = torch.softmax(scale * torch.randn(3, 33, generator=random, dtype=torch.float64), 1)
+    shards = VocabularyShard(20, 20), VocabularyShard(33, 33)
+    exact = UniversalLogitDistance(*shards).value(p_s, p_t)
+    capped = UniversalLogitDistance(*shards, cap=cap).value(p_s, p_t)
+    assert (exact[1] == 0).all()
+    assert (capped >= 0).all()
+    assert (capped[0] <= exact[0] + 1e-12).all()
+    assert (exact[0] <= capped[0] + capped[1] + 1e-12).all()
+
+
+def ties(group=None):
+    """Values of a coarse grid, so that most are tied, across ranks and inside."""
+    random = torch.Generator().manual_seed(3)
+    p_s = torch.randint(0, 3, (6, 24), generator=random).double() / 16
+    p_t = torch.randint(0, 3, (6, 32), generator=random).double() / 16
+    p_s[:, 21:], p_t[:, 30:] = 0, 0  # padding
+    tokens_s, tokens_t = np.arange(21) % 5 != 2, np.arange(30) % 3 != 0
+    ranks, rank = (1, 0) if group is None else (dist.get_world_size(group), dist.get_rank(group))
+    out = []
+    for cap in (100, 12, 4):
+        loss = SortedL1(tokens_s, tokens_t, VocabularyShard(21, 24, group), VocabularyShard(30, 32, group), cap)
+        parts = p_s.chunk(ranks, 1)[rank], p_t.chunk(ranks, 1)[rank]
+        out.append((loss.value(*parts).numpy(), loss.student_gradient(*parts).numpy()))
+    return out
+
+
+def ties_on_rank():
+    return ties(dist.group.WORLD)
+
+
+def test_ties_go_to_the_smaller_id_in_every_layout():
+    alone = ties()
+    for ranks in (2, 4):
+        results = run_ranks(ranks, ties_on_rank)
+        for i, (value, gradient) in enumerate(alone):
+            for result in results:
+                assert (result[i][0] == value).all()
+            assert (np.concatenate([result[i][1] for result in results], 1) == gradient).all()
+    assert set(np.unique(alone[0][1])) == {-1.0, 0.0, 1.0}
+
+
+def test_the_subgradient_stands_where_the_token_stands():
+    shard = VocabularyShard(4, 4)
+    p_s = torch.tensor([[0.25, 0.25, 0.4, 0.1]], dtype=torch.float64)
+    p_t = torch.tensor([[0.3, 0.2, 0.2, 0.3]], dtype=torch.float64)  # sorted .3 .3 .2 .2 under .4 .25 .25 .1
+    loss = UniversalLogitDistance(shard, shard)
+    assert loss.value(p_s, p_t)[0].tolist() == pytest.approx([0.1 + 0.05 + 0.05 + 0.1])
+    assert loss.student_gradient(p_s, p_t).tolist() == [[-1, 1, 1, -1]]  # of the two .25 the first comes first
+    assert loss.student_gradient(p_s, p_s.flip(1)).tolist() == [[0, 0, 0, 0]]
+
+
+def test_nobody_taking_part_is_nothing():
+    shard = VocabularyShard(4, 4)
+    p = torch.full((2, 4), 0.25)
+    loss = SortedL1(np.zeros(4, bool), np.zeros(4, bool), shard, shard)
+    assert loss.value(p, p).tolist() == [[0, 0], [0, 0]]
+    assert loss.student_gradient(p, p).tolist() == [[0] * 4] * 2
+
+
+@pytest.mark.parametrize("merge", MERGES)
+def test_extreme_logits_stay_finite(merge):
+    problem = Problem(seed=4, dtype=torch.float32)
+    problem.weight_s, problem.weight_t = problem.weight_s * 200, problem.weight_t * 200
+    for value in ours(problem, make_of(7), merge)[:4]:
+        assert torch.isfinite(torch.as_tensor(value)).all()
+
+
+def test_bad_settings_are_refused():
+    shard = VocabularyShard(4, 4)
+    with pytest.raises(InputError, match="sorted_cap=0"):
+        UniversalLogitDistance(shard, shard, cap=0)
+    with pytest.raises(InputError, match="mask of \\[3\\]"):
+        SortedL1(np.ones(3, bool), np.ones(4, bool), shard, shard)
