@@ -7,27 +7,40 @@ which holds the student's mass on empty rows of W and the teacher's mass on toke
 import torch
 from torch import Tensor
 
+from nemo_xtoken.losses.directions import direction_named
 from nemo_xtoken.parallel.exchange import VocabularyExchange
 from nemo_xtoken.parallel.softmax import all_reduce_sum
 
-__all__ = ["ProjectedKL", "representable", "smallest"]
+__all__ = ["ProjectedKL"]
 
 
 class ProjectedKL(torch.nn.Module):
-    """``KL(p_T || W^T p_S)`` and its closed-form derivative.
+    """The divergence of ``q = W^T p_S`` from ``p_T`` and its closed-form derivative.
 
-    With ``q = W^T p_S`` the derivative by ``p_S`` is ``-r``, ``r = W (p_T / q)``; through the softmax that becomes
-    ``p_S * (sum_s p_S r - r)`` for the logits.
+    With g the derivative by q, the derivative by ``p_S`` is ``W g``.  For the forward KL that is ``-r``,
+    ``r = W (p_T / q)``, and through the softmax ``p_S * (sum_s p_S r - r)`` for the logits.
 
-    Where W has no empty row the student has no way to put mass on REST.  The teacher is then conditioned on the tokens
-    that W reaches, weighted by their mass M: ``M * KL(p_T / M || W^T p_S)``, which has the same gradient and is finite.
+    Where one side has no way to put mass on REST the divergence to be bounded compares what both can say:
+
+    - forward, no row of W is empty: the teacher is conditioned on the tokens that W reaches, weighted by their mass M:
+      ``M * KL(p_T / M || q)``, which has the same gradient and is finite.
+    - reverse, W reaches every teacher token: the student is conditioned on the rows that are not empty, of mass N:
+      ``KL(q / N || p_T)``.  (Weighting it by N would pay the student for leaving them.)
+
+    Args:
+        exchange: W.
+        direction: ``"forward"``, ``KL(p_T || q)``, the paper's; ``"reverse"``, ``KL(q || p_T)``; ``"js"``, the
+            Jensen-Shannon divergence.
     """
 
     metric_names: tuple[str, ...] = ("teacher_unreached", "student_empty")
 
-    def __init__(self, exchange: VocabularyExchange) -> None:
+    def __init__(self, exchange: VocabularyExchange, direction: str = "forward") -> None:
         super().__init__()
         self.exchange = exchange
+        self.direction = direction_named(direction)
+        self.teacher_conditioned = self.direction.bounded_by == "student" and not exchange.has_rest
+        self.student_conditioned = self.direction.bounded_by == "teacher" and not exchange.has_unreached
 
     def value(self, p_student: Tensor, p_teacher: Tensor) -> Tensor:
         """``[3, k]``: the divergence, the teacher's unreached mass, the student's mass on empty rows.
@@ -39,32 +52,39 @@ class ProjectedKL(torch.nn.Module):
         Collectives: those of ``exchange.project`` and one all-reduce of 2k values.
         """
         q, rest = self.exchange.project(p_student)
-        reached = self.exchange.reached
-        inside = torch.where(reached, p_teacher, 0)
-        divergence = torch.xlogy(inside, inside / representable(q)).sum(1)
-        sums = torch.stack([divergence, torch.where(reached, 0, p_teacher).sum(1)])
-        divergence, unreached = all_reduce_sum(sums, self.exchange.group)
-        if self.exchange.has_rest:
-            divergence = divergence + torch.xlogy(unreached, unreached) - torch.xlogy(unreached, representable(rest))
-        else:
+        divergence, unreached = self._sums(p_teacher, q)
+        if self.teacher_conditioned:
             mass = (1 - unreached).clamp_min(0)
             divergence = divergence - torch.xlogy(mass, mass)
+        elif self.student_conditioned:
+            mass = _mass_beside(rest)
+            divergence = divergence / mass - mass.log()
+        else:
+            divergence = divergence + self.direction.term(unreached, rest)
         return torch.stack([divergence, unreached, rest])
 
     def student_gradient(self, p_student: Tensor, p_teacher: Tensor) -> Tensor:
-        """``-r``, ``[k, V_S/tp]``.  Collectives: those of ``project`` and ``pull``, and one all-reduce of k values."""
+        """``W g``, ``[k, V_S/tp]``.
+
+        Collectives: those of ``project`` and ``pull``, and one all-reduce of k values, 2k where the student is
+        conditioned.
+        """
         q, rest = self.exchange.project(p_student)
-        reached = self.exchange.reached
-        g = torch.where(reached & (q > smallest(q)), p_teacher / representable(q), 0)
-        unreached = all_reduce_sum(torch.where(reached, 0, p_teacher).sum(1), self.exchange.group)
-        return -self.exchange.pull(g, unreached / representable(rest))
+        g = torch.where(self.exchange.reached, self.direction.slope(p_teacher, q), 0)
+        if self.student_conditioned:
+            mass = _mass_beside(rest)
+            divergence, _ = self._sums(p_teacher, q)
+            return self.exchange.pull((g - 1 - (divergence / mass).unsqueeze(1)) / mass.unsqueeze(1), rest * 0)
+        unreached = torch.where(self.exchange.reached, 0, p_teacher).sum(1)
+        return self.exchange.pull(g, self.direction.slope(all_reduce_sum(unreached, self.exchange.group), rest))
+
+    def _sums(self, p_teacher: Tensor, q: Tensor) -> Tensor:
+        """``[2, k]``: the terms of all tokens that W reaches, and the teacher's mass on those it does not."""
+        inside = torch.where(self.exchange.reached, p_teacher, 0)
+        local = torch.stack([self.direction.term(inside, q).sum(1), (p_teacher - inside).sum(1)])
+        return all_reduce_sum(local, self.exchange.group)
 
 
-def smallest(x: Tensor) -> float:
-    """The smallest probability that is told from 0 in ``x``'s type."""
-    return torch.finfo(x.dtype).tiny
-
-
-def representable(x: Tensor) -> Tensor:
-    """Keeps a probability that underflowed to 0 from becoming an infinite logarithm; all others stay as they are."""
-    return x.clamp_min(smallest(x))
+def _mass_beside(rest: Tensor) -> Tensor:
+    """``1 - rest``, kept above rounding: it divides."""
+    return (1 - rest).clamp_min(torch.finfo(rest.dtype).eps)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.base import ChunkDivergence
-from nemo_xtoken.losses.p_kl import ProjectedKL, representable, smallest
+from nemo_xtoken.losses.directions import representable, smallest
+from nemo_xtoken.losses.p_kl import ProjectedKL
 from nemo_xtoken.parallel.exchange import VocabularyExchange
 from nemo_xtoken.parallel.softmax import all_reduce_sum
 

@@ -65,6 +65,7 @@ class VocabularyExchange(torch.nn.Module):
         ):
             self.register_buffer(name, value, persistent=False)
         self.has_rest = bool(matrix.empty_rows.any())
+        self.has_unreached = not bool(matrix.reached.all())
         self._sparse: dict[tuple[torch.dtype, torch.device, bool], Tensor] = {}
 
     def project(self, p: Tensor) -> tuple[Tensor, Tensor]:

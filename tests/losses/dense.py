@@ -31,6 +31,29 @@ def projected_kl(p_s, p_t, w):
     return mass * kl(closed[:-1][reached] / mass, q[:-1][reached])
 
 
+def js(p, q):
+    middle = (p + q) / 2
+    return (kl(p, middle) + kl(q, middle)) / 2
+
+
+#: of the teacher's p and the student's q
+DIRECTIONS = {"forward": kl, "reverse": lambda p, q: kl(q, p), "js": js}
+
+
+def projected(p_s, p_t, w, direction):
+    """`DIRECTIONS` between W^T p_S and p_T with REST; conditioned on what both can say where one side has no REST."""
+    if direction == "forward":
+        return projected_kl(p_s, p_t, w)
+    q = p_s @ w
+    reached = w[:, :-1].sum(0) > 0
+    p = torch.cat([p_t[reached], p_t[~reached].sum().view(1)])
+    rest = q[-1:] if float(w[:, -1].sum()) > 0 else q[-1:].detach()  # autograd gives xlogy(0, 0) no finite slope
+    q = torch.cat([q[:-1][reached], rest])
+    if direction == "reverse" and bool(reached.all()):
+        return kl(q[:-1] / q[:-1].sum(), p[:-1])
+    return DIRECTIONS[direction](p, q)
+
+
 def partial_kl(p_s, p_t, pairs, form):
     """The KL over pairs of ids (s, t): as published, or closed by one class a side."""
     s, t = [torch.tensor([pair[i] for pair in pairs], dtype=torch.int64) for i in (0, 1)]
