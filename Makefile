@@ -12,7 +12,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-# One thread a process: the tests start several processes, which otherwise fight over the cores.
+# One thread a process: the tests start several, which otherwise fight over the cores, and the demo's models are too
+# small to gain from more.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -25,8 +26,6 @@ help:  ## this list
 
 install: $(STAMP)  ## build .venv (the others do it by themselves)
 
-# The demo is one process; its models are too small for more than a few threads.
-demo: export OMP_NUM_THREADS = $(shell n=$$(getconf _NPROCESSORS_ONLN); [ $$n -le 4 ] || n=4; echo $$n)
 demo: $(STAMP)  ## distil a small teacher into a student with another tokenizer, on this machine
 	$(BIN)/nemo llm distill --recipe xtoken_tiny
 

@@ -163,7 +163,8 @@ def train_teacher(
     log = nl.NeMoLogger(log_dir=str(tiny_text.folder()), name=f"run-{key}", use_datetime_version=False, ckpt=ckpt)
     text = again(data, text=fdl.build(run.Config(DataConfig, **{**vars(data.text), "student_length": TEACHER_LENGTH})))
     folder = train_one(
-        DistillationModel(config, reader), text, again(trainer, max_steps=steps), None, ObjectiveConfig(scale=0.0),
-        again(optim), log, nl.AutoResume(resume_if_exists=True, resume_ignore_no_checkpoint=True),
+        DistillationModel(config, reader), text, again(trainer, max_steps=steps, val_check_interval=steps), None,
+        ObjectiveConfig(scale=0.0), again(optim), log,
+        nl.AutoResume(resume_if_exists=True, resume_ignore_no_checkpoint=True),
     )  # fmt: skip
     return next(folder.glob("checkpoints/*-last"))

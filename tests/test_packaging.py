@@ -1,8 +1,8 @@
 """What is in the wheel, what the pins cover, and what `make` says when it cannot start."""
 
+import os
 import re
 import shutil
-import os
 import subprocess
 import sys
 import zipfile

@@ -89,7 +89,7 @@ def report_runs(runs: Mapping[str, Path], out: Path, console: Console | None = N
 
 
 def _table(summaries: list[RunSummary]) -> Table:
-    table = Table(title="Student on held-out text (cross-entropy in nats a token, next-token accuracy)")
+    table = Table(title="Student on held-out text", caption="CE: nats a token; accuracy: of the next token")
     table.add_column("run", no_wrap=True)
     for heading in ("steps", "CE", "accuracy", "chunks/s", "training"):
         table.add_column(heading, justify="right", no_wrap=True)
