@@ -49,32 +49,30 @@ class ProjectedKL(torch.nn.Module):
             p_student: ``[k, V_S/tp]``, this rank's columns.
             p_teacher: ``[k, V_T/tp]``, this rank's columns.
 
-        Collectives: those of ``exchange.project`` and one all-reduce of 2k values.
+        Collectives: those of ``exchange.project`` and one all-reduce of 2k values; another where the student is
+        conditioned.
         """
         q, rest = self.exchange.project(p_student)
+        if self.student_conditioned:
+            q = q / self._mass(q)
         divergence, unreached = self._sums(p_teacher, q)
         if self.teacher_conditioned:
             mass = (1 - unreached).clamp_min(0)
             divergence = divergence - torch.xlogy(mass, mass)
-        elif self.student_conditioned:
-            mass = _mass_beside(rest)
-            divergence = divergence / mass - mass.log()
-        else:
+        elif not self.student_conditioned:
             divergence = divergence + self.direction.term(unreached, rest)
         return torch.stack([divergence, unreached, rest])
 
     def student_gradient(self, p_student: Tensor, p_teacher: Tensor) -> Tensor:
         """``W g``, ``[k, V_S/tp]``.
 
-        Collectives: those of ``project`` and ``pull``, and one all-reduce of k values, 2k where the student is
+        Collectives: those of ``project`` and ``pull``, and one all-reduce of k values; two where the student is
         conditioned.
         """
         q, rest = self.exchange.project(p_student)
-        g = torch.where(self.exchange.reached, self.direction.slope(p_teacher, q), 0)
         if self.student_conditioned:
-            mass = _mass_beside(rest)
-            divergence, _ = self._sums(p_teacher, q)
-            return self.exchange.pull((g - 1 - (divergence / mass).unsqueeze(1)) / mass.unsqueeze(1), rest * 0)
+            return self.exchange.pull(self._conditioned_slope(p_teacher, q), torch.zeros_like(rest))
+        g = torch.where(self.exchange.reached, self.direction.slope(p_teacher, q), 0)
         unreached = torch.where(self.exchange.reached, 0, p_teacher).sum(1)
         return self.exchange.pull(g, self.direction.slope(all_reduce_sum(unreached, self.exchange.group), rest))
 
@@ -84,7 +82,15 @@ class ProjectedKL(torch.nn.Module):
         local = torch.stack([self.direction.term(inside, q).sum(1), (p_teacher - inside).sum(1)])
         return all_reduce_sum(local, self.exchange.group)
 
+    def _mass(self, q: Tensor) -> Tensor:
+        """N, ``[k, 1]``, summed rather than ``1 - rest``, of which nothing is left when it is small."""
+        limits = torch.finfo(q.dtype)
+        return all_reduce_sum(q.sum(1, keepdim=True), self.exchange.group).clamp_min(limits.tiny * limits.eps)
 
-def _mass_beside(rest: Tensor) -> Tensor:
-    """``1 - rest``, kept above rounding: it divides."""
-    return (1 - rest).clamp_min(torch.finfo(rest.dtype).eps)
+    def _conditioned_slope(self, p_teacher: Tensor, q: Tensor) -> Tensor:
+        """``(log(u / p_T) - KL(u || p_T)) / N`` with ``u = q / N``, ``[k, V_T/tp]``."""
+        limits = torch.finfo(q.dtype)
+        mass = self._mass(q)
+        u = q / mass
+        centred = self.direction.slope(p_teacher, u) - 1 - self._sums(p_teacher, u)[0].unsqueeze(1)
+        return torch.where(self.exchange.reached, centred, 0) / mass.clamp_min(limits.tiny / limits.eps)

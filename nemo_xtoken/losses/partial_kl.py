@@ -16,7 +16,7 @@ from nemo_xtoken.losses.p_kl import ProjectedKL
 from nemo_xtoken.parallel.exchange import VocabularyExchange
 from nemo_xtoken.parallel.softmax import all_reduce_sum
 
-__all__ = ["PARTIAL_KLS", "PublishedPartialKL", "make_partial_kl"]
+__all__ = ["PARTIAL_KLS", "PublishedPartialKL", "check_partial_kl", "make_partial_kl"]
 
 
 class PublishedPartialKL(torch.nn.Module):
@@ -62,9 +62,8 @@ PARTIAL_KLS: dict[str, Callable[[VocabularyExchange], ChunkDivergence]] = {
 }
 
 
-def make_partial_kl(form: str, exchange: VocabularyExchange) -> ChunkDivergence:
-    """The KL over C in that form; its metrics are the teacher's and the student's mass outside C.
-
+def check_partial_kl(form: str) -> None:
+    """
     Raises:
         InputError: no such form.
     """
@@ -74,4 +73,13 @@ def make_partial_kl(form: str, exchange: VocabularyExchange) -> ChunkDivergence:
             f"one of {', '.join(PARTIAL_KLS)}",
             "choose rest, which is never negative, or paper, the published form",
         )
+
+
+def make_partial_kl(form: str, exchange: VocabularyExchange) -> ChunkDivergence:
+    """The KL over C in that form; its metrics are the teacher's and the student's mass outside C.
+
+    Raises:
+        InputError: no such form.
+    """
+    check_partial_kl(form)
     return PARTIAL_KLS[form](exchange)

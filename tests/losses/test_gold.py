@@ -18,8 +18,11 @@ from nemo_xtoken.losses.chunks import MERGES
 from nemo_xtoken.losses.common import CommonSet
 from nemo_xtoken.losses.gold import Gold
 from nemo_xtoken.losses.h_kl import HybridKL
+from nemo_xtoken.losses.p_kl import ProjectedKL
 from nemo_xtoken.losses.partial_kl import PARTIAL_KLS, PublishedPartialKL
+from nemo_xtoken.parallel.exchange import VocabularyExchange
 from nemo_xtoken.parallel.layout import VocabularyShard
+from nemo_xtoken.projection.matrix import ProjectionMatrix
 
 KINDS = [(loss, form) for loss in ("gold", "h_kl") for form in PARTIAL_KLS]
 
@@ -115,6 +118,22 @@ def test_proposition_1_every_uncommon_logit_is_pushed_down():
     mass = p_t[:, COMMON.teacher].sum(1, keepdim=True)
     close(gradient[:, outside], torch.softmax(z, 1)[:, outside] * mass, 1e-12)
     assert (gradient[:, outside] > 0).all()  # descent goes down
+
+
+def test_a_numeral_that_the_teacher_spells_out_is_pushed_down_by_gold_and_up_by_p_kl():
+    """The student has "2", "0", "1", "201" and another token, the teacher all but "201", and says "2"."""
+    ids, weights = np.full((5, 3), -1, np.int32), np.zeros((5, 3), np.float32)
+    for s, row in enumerate([{0: 1.0}, {1: 1.0}, {2: 1.0}, {0: 0.9009, 1: 0.0901, 2: 0.009}, {3: 1.0}]):
+        ids[s, : len(row)], weights[s, : len(row)] = list(row), list(row.values())
+    weights /= weights.sum(1, keepdims=True)
+    matrix = ProjectionMatrix(ids, weights, 4, "s", "t")
+    shards = VocabularyShard(5, 5), VocabularyShard(4, 4)
+    z = torch.tensor([[0.0, 0.0, 0.0, 1.0, 1.0]], dtype=torch.float64)
+    p_t = torch.tensor([[0.9, 0.02, 0.02, 0.06]], dtype=torch.float64)
+    published = PublishedPartialKL(CommonSet.of_exact_rows(matrix).exchange(*shards))
+    projected = ProjectedKL(VocabularyExchange(matrix, *shards))
+    assert float(logit_gradient(published, z, p_t, shards[0])[1][0, 3]) == pytest.approx(float(z.softmax(1)[0, 3]))
+    assert float(logit_gradient(projected, z, p_t, shards[0])[1][0, 3]) < -0.1
 
 
 def test_rest_pushes_uncommon_logits_up_where_the_teacher_is_outside():

@@ -1,0 +1,154 @@
+"""Losses by name: what comes out, what is refused, and what auto chooses."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from tokenizer_zoo import zoo
+
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.losses.common import CommonSet
+from nemo_xtoken.losses.gold import Gold
+from nemo_xtoken.losses.h_kl import HybridKL
+from nemo_xtoken.losses.p_kl import ProjectedKL
+from nemo_xtoken.losses.registry import LOSSES, DivergenceOptions, make_divergence, resolve_loss
+from nemo_xtoken.losses.same_tokenizer import SameTokenizerKL
+from nemo_xtoken.losses.uld import UniversalLogitDistance
+from nemo_xtoken.parallel.exchange import VocabularyExchange
+from nemo_xtoken.parallel.layout import VocabularyShard
+from nemo_xtoken.projection.audit import audit_coverage
+from nemo_xtoken.projection.build import build_projection
+
+
+def made(name, student="llama", teacher="qwen", options=None, matrix="build", **sizes):
+    s, t = zoo()[student], zoo()[teacher]
+    shards = [VocabularyShard(n, n + 7) for n in (sizes.get("v_s", s.size), sizes.get("v_t", t.size))]
+    matrix = build_projection(s, t) if matrix == "build" else matrix
+    return make_divergence(name, matrix, s, t, *shards, options), shards
+
+
+def probabilities(shards):
+    random = torch.Generator().manual_seed(0)
+    out = []
+    for shard in shards:
+        z = 3 * torch.randn(4, shard.padded, generator=random, dtype=torch.float64)
+        z[:, shard.size :] = -torch.inf
+        out.append(torch.softmax(z, 1))
+    return out
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_name_gives_its_loss(name):
+    teacher = "llama" if name == "same_tokenizer" else "qwen"
+    loss, shards = made(name, teacher=teacher)
+    student_vocabulary, teacher_vocabulary = zoo()["llama"], zoo()[teacher]
+    matrix = build_projection(student_vocabulary, teacher_vocabulary)
+    strict = CommonSet.strict(student_vocabulary, teacher_vocabulary)
+    want = {
+        "p_kl": lambda: ProjectedKL(VocabularyExchange(matrix, *shards)),
+        "h_kl": lambda: HybridKL(strict, matrix, *shards, partial_kl="rest"),
+        "gold": lambda: Gold(strict, *shards, partial_kl="paper"),
+        "uld": lambda: UniversalLogitDistance(*shards),
+        "same_tokenizer": lambda: SameTokenizerKL(*shards),
+    }[name]()
+    assert type(loss) is type(want)
+    p_s, p_t = probabilities(shards)
+    value = loss.value(p_s, p_t)
+    assert value.shape == (1 + len(loss.metric_names), 4)
+    assert torch.equal(value, want.value(p_s, p_t))
+    assert torch.equal(loss.student_gradient(p_s, p_t), want.student_gradient(p_s, p_t))
+    assert (value[0] > 0).all()
+    assert not list(loss.parameters())
+    assert not loss.state_dict()  # nothing of it goes into a checkpoint
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("p_kl", {"direction": "reverse"}),
+        ("p_kl", {"direction": "js"}),
+        ("h_kl", {"partial_kl": "paper"}),
+        ("gold", {"partial_kl": "rest"}),
+        ("h_kl", {"sorted_cap": 5}),
+        ("gold", {"sorted_cap": 5}),
+        ("uld", {"sorted_cap": 5}),
+        ("same_tokenizer", {"direction": "reverse"}),
+    ],
+)
+def test_options_reach_their_loss(name, options):
+    pair = ("llama", "llama") if name == "same_tokenizer" else ("llama", "sp_bpe")
+    plain, shards = made(name, *pair)
+    changed, _ = made(name, *pair, options=DivergenceOptions(**options))
+    p = probabilities(shards)
+    assert not torch.allclose(plain.value(*p), changed.value(*p), rtol=1e-6)
+
+
+def test_w_is_needed_by_some_only():
+    for name, kind in LOSSES.items():
+        if name == "same_tokenizer":
+            continue
+        if kind.needs_matrix:
+            with pytest.raises(InputError, match=f"loss={name} without W"):
+                made(name, matrix=None)
+        else:
+            made(name, matrix=None)
+
+
+@pytest.mark.parametrize("name", ["pkl", "", "P_KL", "kl"])
+def test_an_unknown_name_is_answered_with_the_right_ones(name):
+    with pytest.raises(InputError, match="auto, or one of p_kl, h_kl, gold, uld, same_tokenizer"):
+        made(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("gold", {"direction": "reverse"}, "direction='reverse' with loss=gold"),
+        ("p_kl", {"partial_kl": "rest"}, "partial_kl='rest' with loss=p_kl"),
+        ("p_kl", {"sorted_cap": 7}, "sorted_cap=7 with loss=p_kl"),
+    ],
+)
+def test_an_option_that_a_loss_does_not_have_is_refused(name, options, message):
+    with pytest.raises(InputError, match=message):
+        made(name, options=DivergenceOptions(**options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"direction": "up"}, "direction='up'"),
+        ({"partial_kl": "closed"}, "partial_kl='closed'"),
+        ({"sorted_cap": 0}, "sorted_cap=0"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        DivergenceOptions(**options)
+
+
+def test_vocabularies_of_other_models_are_refused():
+    with pytest.raises(InputError, match="a student tokenizer of"):
+        made("uld", v_s=100)
+    with pytest.raises(InputError, match="a teacher tokenizer of"):
+        made("uld", v_t=100)
+    with pytest.raises(InputError, match="whose tokens differ"):
+        made("same_tokenizer")
+
+
+@pytest.mark.parametrize(("student", "teacher"), [("llama", "qwen"), ("qwen", "llama"), ("llama", "llama")])
+def test_auto_is_the_audits_choice_and_says_why(student, teacher, caplog):
+    audit = audit_coverage(zoo()[student], zoo()[teacher])
+    with caplog.at_level(logging.INFO, logger="nemo_xtoken.losses.registry"):
+        loss, shards = made("auto", student, teacher)
+    assert f"loss=auto is {audit.loss}" in caplog.text
+    assert audit.reason in caplog.text
+    assert resolve_loss("auto", zoo()[student], zoo()[teacher]) == audit.loss
+    named, _ = made(audit.loss, student, teacher)
+    p = probabilities(shards)
+    assert np.array_equal(loss.value(*p), named.value(*p))
+
+
+def test_auto_chooses_every_kind_somewhere():
+    pairs = [("llama", "qwen"), ("qwen", "llama"), ("llama", "llama")]
+    assert [resolve_loss("auto", zoo()[a], zoo()[b]) for a, b in pairs] == ["p_kl", "h_kl", "same_tokenizer"]
