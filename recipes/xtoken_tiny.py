@@ -11,7 +11,8 @@ Then a table and a figure compare them.
 
     nemo llm distill --recipe xtoken_tiny
     nemo llm distill --recipe xtoken_tiny trainer.max_steps=20 log.name=short
-    nemo llm distill --recipe xtoken_tiny teacher.loss.merge=mean objective.scale=0.5 log.name=mean
+    nemo llm distill --recipe xtoken_tiny teacher.chunks.merge=mean objective.scale=0.5 log.name=mean
+    nemo llm distill --recipe xtoken_tiny teacher.loss=h_kl log.name=h_kl
     nemo llm distill --recipe xtoken_tiny data.text.paths='["my/*.txt"]' log.name=mine
     nemo llm distill --recipe xtoken_tiny teacher.path=.. teacher.tokenizer=.. model.tokenizer.source=..
 
@@ -34,6 +35,7 @@ from nemo_xtoken.data.config import DataConfig
 from nemo_xtoken.files import digest_of
 from nemo_xtoken.losses.cross_tokenizer import ChunkLossConfig
 from nemo_xtoken.losses.objective import ObjectiveConfig
+from nemo_xtoken.losses.registry import DivergenceOptions
 from nemo_xtoken.plugin.nemo2.data import DistillationData
 from nemo_xtoken.plugin.nemo2.distill import again, run_folder, train_one
 from nemo_xtoken.plugin.nemo2.model import DistillationModel
@@ -60,7 +62,13 @@ def xtoken_tiny() -> run.Partial:
             config=llama(seq_length=STUDENT_LENGTH, **STUDENT),
             tokenizer=run.Config(XTokenTokenizer, source=run.Config(tiny_text.student_tokenizer)),
         ),
-        teacher=run.Config(TeacherConfig, loss=run.Config(ChunkLossConfig), rule=run.Config(ProjectionRule)),
+        teacher=run.Config(
+            TeacherConfig,
+            loss="p_kl",
+            options=run.Config(DivergenceOptions),
+            chunks=run.Config(ChunkLossConfig),
+            rule=run.Config(ProjectionRule),
+        ),
         data=run.Config(
             DistillationData,
             text=run.Config(

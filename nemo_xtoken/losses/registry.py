@@ -22,7 +22,7 @@ from nemo_xtoken.projection.audit import audit_coverage
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
-__all__ = ["AUTO", "LOSSES", "DivergenceOptions", "LossKind", "make_divergence", "resolve_loss"]
+__all__ = ["AUTO", "LOSSES", "DivergenceOptions", "LossKind", "check_loss", "make_divergence", "resolve_loss"]
 
 logger = logging.getLogger(__name__)
 
@@ -85,12 +85,6 @@ def _uld(pair: _Pair, options: DivergenceOptions) -> ChunkDivergence:
 
 
 def _same_tokenizer(pair: _Pair, options: DivergenceOptions) -> ChunkDivergence:
-    if pair.student.token_bytes != pair.teacher.token_bytes:
-        raise InputError(
-            f"loss same_tokenizer for the tokenizers {pair.student.name} and {pair.teacher.name}, whose tokens differ",
-            "one tokenizer",
-            "use loss=auto, or one of the losses across tokenizers",
-        )
     return SameTokenizerKL(*pair.shards, options.direction)
 
 
@@ -136,6 +130,36 @@ def resolve_loss(name: str, student: Vocabulary, teacher: Vocabulary, matrix: Pr
     return name
 
 
+def check_loss(
+    name: str,
+    student: Vocabulary,
+    teacher: Vocabulary,
+    options: DivergenceOptions,
+    matrix: ProjectionMatrix | None = None,
+) -> str:
+    """`resolve_loss`, and whether the loss has these options and can compare these tokenizers.
+
+    Raises:
+        InputError: it cannot.
+    """
+    name = resolve_loss(name, student, teacher, matrix)
+    for option in fields(DivergenceOptions):
+        value = getattr(options, option.name)
+        if option.name not in LOSSES[name].options and value != option.default:
+            raise InputError(
+                f"{option.name}={value!r} with loss={name}",
+                f"a loss that has it ({', '.join(n for n, k in LOSSES.items() if option.name in k.options)})",
+                f"leave {option.name} out or change the loss",
+            )
+    if name == "same_tokenizer" and student.token_bytes != teacher.token_bytes:
+        raise InputError(
+            f"loss same_tokenizer for the tokenizers {student.name} and {teacher.name}, whose tokens differ",
+            "one tokenizer",
+            "use loss=auto, or one of the losses across tokenizers",
+        )
+    return name
+
+
 def make_divergence(
     name: str,
     matrix: ProjectionMatrix | None,
@@ -159,16 +183,9 @@ def make_divergence(
         InputError: no such loss, an option that it does not have, no W where it needs one, or vocabularies that are
             not those of the output layers.
     """
-    name = resolve_loss(name, student_vocabulary, teacher_vocabulary, matrix)
-    kind, options = LOSSES[name], options or DivergenceOptions()
-    for option in fields(DivergenceOptions):
-        value = getattr(options, option.name)
-        if option.name not in kind.options and value != option.default:
-            raise InputError(
-                f"{option.name}={value!r} with loss={name}",
-                f"a loss that has it ({', '.join(n for n, k in LOSSES.items() if option.name in k.options)})",
-                f"leave {option.name} out or change the loss",
-            )
+    options = options or DivergenceOptions()
+    name = check_loss(name, student_vocabulary, teacher_vocabulary, options, matrix)
+    kind = LOSSES[name]
     for side, vocabulary, shard in (
         ("student", student_vocabulary, student_shard),
         ("teacher", teacher_vocabulary, teacher_shard),

@@ -80,6 +80,7 @@ class Job:
     steps: int = 3
     scale: Any = "dynamic"
     merge: str = "chain_rule"
+    loss: str = "p_kl"
     start: str | None = None
     teacher: str | None = None
     optimizer: str = "adam"
@@ -179,7 +180,8 @@ def build(job: Job) -> dict[str, Any]:
         monitor="reduced_train_loss",
         filename="{step}",
     )
-    teacher = TeacherConfig(path=job.teacher, loss=ChunkLossConfig(merge=job.merge), **job.teacher_config)
+    chunks = ChunkLossConfig(merge=job.merge)
+    teacher = TeacherConfig(path=job.teacher, loss=job.loss, chunks=chunks, **job.teacher_config)
     return {
         "model": DistillationModel(config, XTokenTokenizer(job.tokenizer or f"{job.root}/{job.side}_tokenizer")),
         "data": DistillationData(DataConfig(**text), job.micro, job.batch, job.loader_workers),

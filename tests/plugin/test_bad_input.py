@@ -93,6 +93,8 @@ CASES = {
         1, {"teacher_config": {"tokenizer": "{root}/student_tokenizer"}}, nothing, "teacher's output layer has 960",
     ),
     "start too small": (1, {"start": "{root}/teacher"}, nothing, "student's output layer has 960 rows"),
+    "no such loss": (1, {"loss": "kl"}, nothing, "loss='kl'"),
+    "loss of one tokenizer": (1, {"loss": "same_tokenizer"}, nothing, "whose tokens differ"),
     "W missing": (1, {"teacher_config": {"projection": "{broken}/nowhere"}}, nothing, "nowhere"),
     "W of another pair": (
         1, {"teacher_config": {"projection": "{broken}/swapped.safetensors"}}, nothing, "another student tokenizer",

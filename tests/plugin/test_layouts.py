@@ -50,6 +50,7 @@ CASES = [
     *(pytest.param(name, {}, id=name) for name in LAYOUTS),
     pytest.param("tp2", {"merge": "mean"}, id="tp2-mean"),
     pytest.param("tp2", {"merge": "first"}, id="tp2-first"),
+    *(pytest.param("tp2", {"loss": name}, id=f"tp2-{name}") for name in ("h_kl", "gold", "uld")),
     pytest.param("tp2", {"tied": True}, id="tp2-tied"),
     pytest.param("pp2", {"tied": True}, id="pp2-tied"),
     pytest.param("micro1", {"text": {"pack": True}}, id="micro1-packed"),

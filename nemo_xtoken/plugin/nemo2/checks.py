@@ -7,6 +7,7 @@ import nemo.lightning as nl
 from nemo.collections import llm
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.losses.registry import check_loss
 from nemo_xtoken.plugin.nemo2.data import DistillationData
 from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
@@ -62,6 +63,7 @@ def check_run(
     if teacher is not None:
         assert teacher_tokenizer is not None
         _check_checkpoint("teacher", teacher.checkpoint(), teacher_tokenizer, "teacher.path")
+        check_loss(teacher.loss, model.tokenizer.vocabulary, teacher_tokenizer.vocabulary, teacher.options)
         if teacher.projection is not None:
             ProjectionMatrix.load(teacher.projection, model.tokenizer.vocabulary, teacher_tokenizer.vocabulary)
 

@@ -7,10 +7,9 @@ from nemo.collections import llm
 from nemo.lightning import OptimizerModule
 from torch import Tensor
 
-from nemo_xtoken.losses.base import ModelOutput
+from nemo_xtoken.losses.base import ChunkDivergence, ModelOutput
 from nemo_xtoken.losses.objective import DynamicScale, ObjectiveConfig, StepCounts
-from nemo_xtoken.losses.p_kl import ProjectedKL
-from nemo_xtoken.parallel.exchange import VocabularyExchange
+from nemo_xtoken.losses.registry import make_divergence
 from nemo_xtoken.parallel.head import OutputHead
 from nemo_xtoken.parallel.layout import VocabularyShard
 from nemo_xtoken.plugin.nemo2.inputs import model_inputs
@@ -49,7 +48,7 @@ class DistillationModel(llm.GPTModel):
         self._teacher_config: TeacherConfig | None = None
         self._teacher_tokenizer: XTokenTokenizer | None = None
         self._teacher: list[ColocatedTeacher] = []  # a list, so that Lightning does not take it for a submodule
-        self._divergence: list[ProjectedKL] = []
+        self._divergence: list[Any] = []
         self._tap: HiddenStateTap | None = None
 
     def learn_from(
@@ -65,8 +64,8 @@ class DistillationModel(llm.GPTModel):
         return self._teacher[0] if self._teacher else None
 
     @property
-    def divergence(self) -> ProjectedKL | None:
-        """The divergence with this rank's rows of W; None on other than the last pipeline stage."""
+    def divergence(self) -> ChunkDivergence | None:
+        """The loss on this rank's part of the vocabularies; None on other than the last pipeline stage."""
         return self._divergence[0] if self._divergence else None
 
     def configure_model(self, vp_stage: int | None = None) -> None:
@@ -87,12 +86,13 @@ class DistillationModel(llm.GPTModel):
         if last_stage:
             group = parallel_state.get_tensor_model_parallel_group()
             student, other = self.tokenizer.vocabulary, self._teacher_tokenizer.vocabulary
-            matrix = load_or_build(student, other, self._teacher_config.rule, self._teacher_config.projection)
+            config = self._teacher_config
+            matrix = load_or_build(student, other, config.rule, config.projection)
             shards = (
                 VocabularyShard.of_local_rows(size, _output_rows(module), group)
                 for size, module in ((student.size, self.module), (other.size, teacher.model))
             )
-            divergence = ProjectedKL(VocabularyExchange(matrix, *shards))
+            divergence = make_divergence(config.loss, matrix, student, other, *shards, config.options)
             self._divergence.append(divergence.to(torch.cuda.current_device()))
 
     def data_step(self, dataloader_iter: Any) -> dict[str, Any]:
@@ -115,8 +115,8 @@ class DistillationModel(llm.GPTModel):
     def training_loss_reduction(self) -> DistillationLoss:
         """Cross-entropy and distillation of a micro-batch, as sums."""
         if self._training_loss_reduction is None:
-            loss = self._teacher_config.loss if self._teacher_config is not None else None
-            self._training_loss_reduction = DistillationLoss(self, loss)
+            chunks = self._teacher_config.chunks if self._teacher_config is not None else None
+            self._training_loss_reduction = DistillationLoss(self, chunks)
         return self._training_loss_reduction
 
     @property

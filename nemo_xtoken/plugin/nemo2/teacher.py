@@ -12,6 +12,7 @@ from nemo.lightning import io
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.cross_tokenizer import ChunkLossConfig
+from nemo_xtoken.losses.registry import DivergenceOptions
 from nemo_xtoken.plugin.nemo2.inputs import model_inputs, schedule_shape
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
 from nemo_xtoken.projection.build import ProjectionRule
@@ -44,7 +45,10 @@ class TeacherConfig:
         config: its architecture; by default the checkpoint's own.
         projection: a W file made by ``xtoken build``; by default W is built from ``rule`` and cached.
         rule: how W is built.
-        loss: how chunks are compared.
+        loss: how the distributions of a chunk are compared: ``p_kl``, ``h_kl``, ``gold``, ``uld``, ``same_tokenizer``,
+            or ``auto``, which takes the one that the coverage audit recommends.
+        options: settings of that loss.
+        chunks: how a chunk of several tokens becomes one term, and the temperature.
     """
 
     path: Optional[str] = None
@@ -52,7 +56,9 @@ class TeacherConfig:
     config: Optional[llm.GPTConfig] = None
     projection: Optional[str] = None
     rule: ProjectionRule = field(default_factory=ProjectionRule)
-    loss: ChunkLossConfig = field(default_factory=ChunkLossConfig)
+    loss: str = "p_kl"
+    options: DivergenceOptions = field(default_factory=DivergenceOptions)
+    chunks: ChunkLossConfig = field(default_factory=ChunkLossConfig)
 
     def checkpoint(self) -> Path:
         """The checkpoint's folder.
