@@ -65,12 +65,17 @@ class DynamicScale:
             kd_mean = kd.total.detach() / max(kd.count, 1)
             ratio = ce.total.detach() / max(ce.count, 1) / kd_mean
             return ratio.where(kd_mean > 0, ratio.new_ones(()))
-        return self.mean(0.0, 0.0)
+        return self._known
 
     def mean(self, ce_mean: float, kd_mean: float) -> float:
         """The factor of the step whose global means these are, for reports; before :meth:`update` takes them in."""
         if self.config.scale == "dynamic_per_microbatch":
             return ce_mean / kd_mean if kd_mean > 0 else 1.0
+        return self._known
+
+    @property
+    def _known(self) -> float:
+        """The factor where it is known before the step."""
         return self.ratio if self.config.scale == "dynamic" else float(self.config.scale)
 
     def update(self, ce_mean: float, kd_mean: float) -> None:

@@ -80,11 +80,6 @@ def gold(p_s, p_t, pairs, form, cap=None):
     return partial_kl(p_s, p_t, pairs, form) + sorted_l1(p_s[rest[0]], p_t[rest[1]], cap)
 
 
-def losses(student_logits, teacher_logits, batch, w, merge, tau):
-    """`chunk_losses` with P-KL by the dense ``w``."""
-    return chunk_losses(student_logits, teacher_logits, batch, lambda p, t: projected_kl(p, t, w), merge, tau)
-
-
 def chunk_losses(student_logits, teacher_logits, batch, divergence, merge, tau):
     """(cross-entropy sum, distillation sum) of logits [b, T, V] (the tokenizers' true sizes)."""
     ls, lt = batch["student_labels"], batch["teacher_labels"]

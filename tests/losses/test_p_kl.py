@@ -1,10 +1,12 @@
 """P-KL and cross-entropy, value and gradient, against dense float64 autograd; alone and over tensor-parallel ranks."""
 
+import harness
 import pytest
 import torch
 import torch.distributed as dist
 from cases import Problem
-from dense import dense_w, losses
+from dense import dense_w, projected_kl
+from harness import close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranks import run_ranks
@@ -17,46 +19,20 @@ from nemo_xtoken.parallel.exchange import VocabularyExchange
 from nemo_xtoken.parallel.head import OutputHead
 from nemo_xtoken.parallel.layout import VocabularyShard
 
-WEIGHTS = (0.7, 1.3)  # of cross-entropy and distillation, so that a swapped gradient shows
+
+def projected(problem):
+    return lambda *shards: ProjectedKL(VocabularyExchange(problem.matrix, *shards))
 
 
 def ours(problem, merge, tau, tile_rows, group=None):
     """(ce, kd, metrics, grad hidden, grad weight) with the vocabularies sharded over ``group``."""
-    ranks, rank = (1, 0) if group is None else (dist.get_world_size(group), dist.get_rank(group))
-    student_shard = VocabularyShard(problem.v_s, problem.weight_s.shape[0], group)
-    teacher_shard = VocabularyShard(problem.v_t, problem.weight_t.shape[0], group)
-    hidden = problem.hidden_s.flatten(0, 1).clone().requires_grad_()
-    weight = problem.weight_s.chunk(ranks)[rank].clone().requires_grad_()
-    student = ModelOutput(hidden, OutputHead(weight, student_shard))
-    teacher_weight = problem.weight_t.chunk(ranks)[rank]
-    teacher = ModelOutput(problem.hidden_t.flatten(0, 1), OutputHead(teacher_weight, teacher_shard))
-    divergence = ProjectedKL(VocabularyExchange(problem.matrix, student_shard, teacher_shard))
-    config = ChunkLossConfig(merge, tau, tile_rows)
-    ce, kd = cross_tokenizer_loss(student, AlignedLabels(**problem.batch), teacher, divergence, config)
-    (WEIGHTS[0] * ce.total + WEIGHTS[1] * kd.total).backward()
-    metrics = {name: float(value) for name, value in kd.metrics.items()}
-    return ce.total.item(), kd.total.item(), metrics, hidden.grad.numpy(), weight.grad.numpy()
+    ce, kd, g_hidden, g_weight, metrics = harness.ours(problem, projected(problem), merge, tau, tile_rows, group)
+    return ce, kd, metrics, g_hidden, g_weight
 
 
 def reference(problem, merge, tau):
-    hidden = problem.hidden_s.double().flatten(0, 1).clone().requires_grad_()
-    weight = problem.weight_s.double().clone().requires_grad_()
-    b = problem.hidden_s.shape[0]
-    z_s = (hidden @ weight.T)[:, : problem.v_s].reshape(b, -1, problem.v_s)
-    z_t = (problem.hidden_t.double() @ problem.weight_t.double().T)[..., : problem.v_t]
     w = dense_w(problem.matrix, problem.v_s, problem.v_t)
-    ce, kd = losses(z_s, z_t, problem.batch, w, merge, tau)
-    (WEIGHTS[0] * ce + WEIGHTS[1] * kd).backward()
-    return ce.item(), kd.item(), hidden.grad.numpy(), weight.grad.numpy()
-
-
-def close(a, b, rtol=1e-9):
-    torch.testing.assert_close(
-        torch.as_tensor(a).double(),
-        torch.as_tensor(b).double(),
-        rtol=rtol,
-        atol=rtol * float(abs(torch.as_tensor(b)).max()),
-    )
+    return harness.reference(problem, lambda p_s, p_t: projected_kl(p_s, p_t, w), merge, tau)
 
 
 @pytest.mark.parametrize("merge", MERGES)

@@ -91,25 +91,27 @@ def train_one(
         cpu_runtime.enable()
     objective = objective or ObjectiveConfig()
     log = log or nl.NeMoLogger(log_dir="runs", use_datetime_version=False)
-    with_teacher = objective.needs_teacher
-    tokenizer = data_tokenizer or model.tokenizer
-    if with_teacher:
-        if teacher is None:
-            raise InputError(
-                f"no teacher for objective.scale={objective.scale}", "a teacher", "set teacher.path=.., or scale=0"
-            )
+    tokenizer = None
+    if not objective.needs_teacher:
+        teacher = None
+    elif teacher is None:
+        raise InputError(
+            f"no teacher for objective.scale={objective.scale}", "a teacher", "set teacher.path=.., or scale=0"
+        )
+    else:
         tokenizer = teacher.load_tokenizer()
     folder = run_folder(log)
-    check_run(model, data, trainer, teacher if with_teacher else None, tokenizer if with_teacher else None, resume)
-    data.read(model.tokenizer.vocabulary, tokenizer.vocabulary, trainer.max_steps, trainer.is_global_zero)
-    model.learn_from(teacher if with_teacher else None, tokenizer if with_teacher else None, objective)
+    check_run(model, data, trainer, teacher, tokenizer, resume)
+    other = tokenizer or data_tokenizer or model.tokenizer
+    data.read(model.tokenizer.vocabulary, other.vocabulary, trainer.max_steps, trainer.is_global_zero)
+    model.learn_from(teacher, tokenizer, objective)
     folder.mkdir(parents=True, exist_ok=True)
     if log.ckpt is not None:  # NeMo drops the optimizer from the last checkpoint, and then cannot load it
         log.ckpt.save_optim_on_train_end = True
     remove_unfinished(folder / "checkpoints", trainer.is_global_zero)
     if isinstance(trainer.val_check_interval, int):  # Lightning refuses one that is longer than the run
         trainer.val_check_interval = min(trainer.val_check_interval, trainer.max_steps + 1)
-    steps = DistillationSteps()
+    steps = DistillationSteps(model.scale)
     trainer.callbacks += [steps, History(folder, steps), RandomState(), PreemptionCallback()]
     _reset_batches(data, trainer)
     llm.train(model, data, trainer, optim=optim, log=log, resume=resume)

@@ -29,17 +29,16 @@ class StepSums(MegatronLossReduction):
 
     def __init__(self) -> None:
         super().__init__()
-        self.names: tuple[str, ...] = ()
         self.sums: dict[str, float] = {}
 
     def add_up(self, reports: Sequence[Report]) -> dict[str, float]:
         """Collective: one all-reduce of a few float64 over the data-parallel group with context parallel ranks."""
         from megatron.core import parallel_state
 
-        self.names = tuple(reports[0])
-        values = torch.stack([torch.stack([r[name].double() for name in self.names]) for r in reports]).sum(0)
+        names = tuple(reports[0])
+        values = torch.stack([torch.stack([r[name].double() for name in names]) for r in reports]).sum(0)
         dist.all_reduce(values, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
-        self.sums = dict(zip(self.names, values.tolist(), strict=True))
+        self.sums = dict(zip(names, values.tolist(), strict=True))
         return self.sums
 
 

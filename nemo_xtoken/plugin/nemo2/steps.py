@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.chunks import IGNORED
-from nemo_xtoken.losses.objective import StepCounts
+from nemo_xtoken.losses.objective import DynamicScale, StepCounts
 from nemo_xtoken.plugin.nemo2.inputs import schedule_shape
 from nemo_xtoken.plugin.nemo2.loss import StepSums
 
@@ -26,9 +26,13 @@ class DistillationSteps(pl.Callback):
     Before a step: the micro-batches of this data-parallel rank are fetched and moved to the device; their tokens and
     chunks are counted over the data-parallel ranks (one all-reduce of two integers); the teacher runs over them.
     After it: the sums reach all pipeline stages (one broadcast), the scale is updated, means are logged.
+
+    Args:
+        scale: the model's.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, scale: DynamicScale) -> None:
+        self.scale = scale
         self.totals: dict[str, float] = {}
         self.seconds = 0.0
         self.scale_used = 0.0
@@ -44,7 +48,7 @@ class DistillationSteps(pl.Callback):
         batches = [_fetch(step.data) for _ in range(get_num_microbatches())]
         if not step.forward_only:
             model.counts = _global_counts(batches)
-            if model.teacher is not None and model.scale.config.needs_teacher:
+            if model.teacher is not None:
                 try:
                     outputs = model.teacher.outputs(batches)
                 except InputError as error:
@@ -69,9 +73,9 @@ class DistillationSteps(pl.Callback):
         values = {"ce_loss": ce}
         if chunks := self.totals.get("chunks", 0):
             kd = self.totals["kd"] / chunks
-            self.scale_used = model.scale.mean(ce, kd)
+            self.scale_used = self.scale.mean(ce, kd)
             values |= {"kd_loss": kd, "kd_scale": self.scale_used, "chunks_per_second": chunks / self.seconds}
-            model.scale.update(ce, kd)
+            self.scale.update(ce, kd)
         if not all(math.isfinite(v) for v in values.values()):
             raise InputError(
                 f"step {step.step_i + 1}: the loss is not a number ({values})",
@@ -83,21 +87,11 @@ class DistillationSteps(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The dynamic scale."""
-        return {"scale_ratio": self._ratio()}
+        return {"scale_ratio": self.scale.ratio}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps the scale until the model is there."""
-        self._loaded = float(state_dict["scale_ratio"])
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Puts a loaded scale in its place."""
-        self._model = pl_module
-        if (loaded := getattr(self, "_loaded", None)) is not None:
-            pl_module.scale.ratio = loaded
-
-    def _ratio(self) -> float:
-        model = getattr(self, "_model", None)
-        return float(model.scale.ratio) if model is not None else getattr(self, "_loaded", 1.0)
+        """Puts it back."""
+        self.scale.ratio = float(state_dict["scale_ratio"])
 
 
 def _fetch(data: Iterator[Any]) -> dict[str, Any]:
