@@ -102,7 +102,8 @@ def build_projection(student: Vocabulary, teacher: Vocabulary, rule: ProjectionR
         else:
             kinds["empty"] += 1  # a role the teacher lacks, a token without text, or a gap in the ids
 
-    by_length = {n: rule.weights(n) for n in range(1, rule.max_pieces + 1)}
+    shares = {n: rule.weights(n).tolist() for n in range(1, rule.max_pieces + 1)}
+    entries: list[tuple[int, int, int, float]] = []
     for s, pieces in _pieces(student, teacher, rest):
         kind = "multi"
         if len(pieces) > rule.max_pieces:
@@ -110,10 +111,13 @@ def build_projection(student: Vocabulary, teacher: Vocabulary, rule: ProjectionR
             pieces = pieces[: rule.max_pieces] if kind == "truncated" else []
         kinds[kind if pieces else "empty"] += 1
         row: dict[int, float] = {}  # one entry per teacher token, also where a piece repeats ("111")
-        for t, weight in zip(pieces, by_length.get(len(pieces), ()), strict=True):
-            row[t] = row.get(t, 0.0) + float(weight)
-        for slot, (t, weight) in enumerate((t, w) for t, w in row.items() if np.float32(w) > 0):
-            ids[s, slot], weights[s, slot] = t, weight
+        for t, weight in zip(pieces, shares.get(len(pieces), ()), strict=True):
+            row[t] = row.get(t, 0.0) + weight
+        entries += [(s, slot, t, weight) for slot, (t, weight) in enumerate(row.items())]
+    if entries:
+        rows, slots, targets, values = (np.array(column) for column in zip(*entries, strict=True))
+        some = values.astype(np.float32) > 0  # where gamma is 0, or its power vanishes, the last ones have nothing
+        ids[rows[some], slots[some]], weights[rows[some], slots[some]] = targets[some], values[some]
 
     matrix = ProjectionMatrix(
         ids=ids,
@@ -139,10 +143,10 @@ def _pieces(student: Vocabulary, teacher: Vocabulary, tokens: list[int]) -> Iter
             texts.append(data.decode("utf-8"))
             whole.append(s)
         except UnicodeDecodeError:  # a fragment of a character: only bytes can be compared
-            yield s, _longest_prefixes(data, teacher) if teacher.byte_level else []
+            yield s, _longest_prefixes(data, teacher)
     unknown = teacher.id_of_role.get("unk")
     for s, encoded in zip(whole, teacher.encode_batch(texts), strict=True):
-        pieces = [int(t) for t in encoded]
+        pieces: list[int] = encoded.tolist()
         data = student.token_bytes[s]
         assert data is not None
         if teacher.decode_bytes(pieces) == b" " + data:
