@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import Parser, in_turns, load_pair, machine_line, ratio, wide_console, write_json
+from bench import Parser, in_turns, load_pair, machine_line, ratio, wide_console, write_json
 from texts import KINDS, text_of
 
 from nemo_xtoken.alignment import Aligner

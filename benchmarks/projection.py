@@ -20,7 +20,7 @@ import time
 from typing import Any
 
 import numpy as np
-from common import Parser, in_turns, load_pair, machine_line, peak_memory, ratio, wide_console, write_json
+from bench import Parser, in_turns, load_pair, machine_line, peak_memory, ratio, wide_console, write_json
 
 from nemo_xtoken.projection.build import ProjectionRule, build_projection
 from nemo_xtoken.projection.matrix import ProjectionMatrix

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from common import Parser, machine_line, write_json
+from bench import Parser, machine_line, write_json
 
 from nemo_xtoken.alignment import Aligner
 from nemo_xtoken.files import atomic_path
