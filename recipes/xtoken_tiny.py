@@ -33,7 +33,7 @@ from nemo.lightning.pytorch.optim import CosineAnnealingScheduler
 
 from nemo_xtoken.data.config import DataConfig
 from nemo_xtoken.files import digest_of
-from nemo_xtoken.losses.cross_tokenizer import ChunkLossConfig
+from nemo_xtoken.losses.base import ChunkLossConfig
 from nemo_xtoken.losses.objective import ObjectiveConfig
 from nemo_xtoken.losses.registry import DivergenceOptions
 from nemo_xtoken.plugin.nemo2.data import DistillationData

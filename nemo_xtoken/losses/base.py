@@ -1,13 +1,25 @@
 """What goes into a loss and what comes out: model outputs as hidden states, results as sums and counts."""
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.losses.chunks import MERGES
 from nemo_xtoken.parallel.head import OutputHead
+from nemo_xtoken.parallel.ownership import Ownership
 
-__all__ = ["ChunkDivergence", "LossSum", "ModelOutput"]
+__all__ = [
+    "ChunkDivergence",
+    "ChunkLossConfig",
+    "Comparison",
+    "LossSum",
+    "LossTerms",
+    "ModelOutput",
+    "TeacherSignal",
+]
 
 
 @dataclass(frozen=True)
@@ -23,12 +35,100 @@ class ModelOutput:
     head: OutputHead
 
 
+class Comparison(NamedTuple):
+    """What a divergence says about k chunks.
+
+    Attributes:
+        values: ``[1 + metrics, k]``: the divergence first, then ``metric_names``; equal on all ranks.
+        gradient: ``[k, V_S/tp]``, the derivative by each student probability as if all were free, times the chunk's
+            coefficient; None when not asked for.
+        by_entry: ``[E]``, the derivative by the entries of W that this rank holds, likewise, summed over the chunks;
+            None when not asked for, and for divergences without W.
+    """
+
+    values: Tensor
+    gradient: Tensor | None = None
+    by_entry: Tensor | None = None
+
+
+class ChunkDivergence(Protocol):
+    """A divergence between the student's and the teacher's distribution of one chunk, on sharded vocabularies.
+
+    Attributes:
+        metric_names: names of the rows of ``Comparison.values`` after the first.
+        ownership: the order in which it wants the teacher's columns.
+    """
+
+    metric_names: tuple[str, ...]
+    ownership: Ownership
+
+    def start(self, p_student: Tensor, entry_weights: Tensor | None = None) -> Any:
+        """Begins with the student's side alone; what has to travel does so while the teacher's logits are made.
+
+        Args:
+            p_student: ``[k, V_S/tp]`` probabilities, this rank's columns.
+            entry_weights: ``[E]``, of W, where it is learned.
+        """
+        ...
+
+    def finish(self, started: Any, p_teacher: Tensor, coefficients: Tensor | None) -> Comparison:
+        """
+        Args:
+            started: what :meth:`start` returned.
+            p_teacher: ``[k, V_T/tp]`` probabilities, this rank's columns in the order of ``ownership``; may be
+                overwritten.
+            coefficients: ``[k]``, of the chunks in the objective; None: no gradient is wanted.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ChunkLossConfig:
+    """Settings that the losses on chunks share.
+
+    Attributes:
+        merge: how a chunk of several tokens becomes one term: ``chain_rule`` (the distribution at its first position
+            times the continuation's probability), ``mean`` (of the distributions at its positions), ``first``.
+        temperature: tau; distillation terms carry ``tau**2``.
+    """
+
+    merge: str = "chain_rule"
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.merge not in MERGES:
+            raise InputError(f"merge={self.merge!r}", f"one of {', '.join(MERGES)}", "choose one of these")
+        if not self.temperature > 0:
+            raise InputError(f"temperature={self.temperature}", "a number above 0", "1.0 is the paper's")
+
+
+@dataclass(frozen=True)
+class TeacherSignal:
+    """What one teacher says about a micro-batch of b samples, and how the student is compared with it.
+
+    Attributes:
+        output: hidden ``[b*T_T, H_T]`` and the output layer in the order of ``divergence.ownership``.
+        labels: int64 ``[b, T_T]``, the next token (its own id, not its owned one), -100 where there is none.
+        chunks: int64 ``[K, 5]``: sample, first student row, student rows, first teacher row, teacher rows; in order.
+        divergence: how the distributions of a chunk are compared.
+        config: how a chunk becomes one term.
+        entry_weights: ``[E]``, this rank's entries of W where it is learned; they get a gradient.
+    """
+
+    output: ModelOutput
+    labels: Tensor
+    chunks: Tensor
+    divergence: ChunkDivergence
+    config: ChunkLossConfig = field(default_factory=ChunkLossConfig)
+    entry_weights: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class LossSum:
     """A loss as a sum over its items.  Nobody divides but the one place that knows the counts of all ranks.
 
     Attributes:
-        total: scalar, the sum over this micro-batch, differentiable, equal on all ranks of the tensor-parallel group.
+        total: scalar, the sum over this micro-batch, detached, equal on all ranks of the tensor-parallel group.
         count: number of items in the sum.
         metrics: name -> sum over the same items, detached.
     """
@@ -38,23 +138,17 @@ class LossSum:
     metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
-class ChunkDivergence(Protocol):
-    """A divergence between the student's and the teacher's distribution of one chunk, on sharded vocabularies."""
+@dataclass(frozen=True)
+class LossTerms:
+    """The losses of a micro-batch.
 
-    metric_names: tuple[str, ...]
+    Attributes:
+        objective: scalar, the weighted sum of the totals below; differentiable by the student's hidden states and
+            output weight, and by entries of W that are learned.
+        ce: cross-entropy over the labelled student positions.
+        kd: of each teacher, the distillation loss over its chunks.
+    """
 
-    def value(self, p_student: Tensor, p_teacher: Tensor) -> Tensor:
-        """The divergence and its metrics, one column a chunk.
-
-        Args:
-            p_student: ``[k, V_S/tp]`` probabilities, this rank's columns.
-            p_teacher: ``[k, V_T/tp]`` likewise.
-
-        Returns:
-            ``[1 + metrics, k]``: the divergence first, then ``metric_names``; equal on all ranks.
-        """
-        ...
-
-    def student_gradient(self, p_student: Tensor, p_teacher: Tensor) -> Tensor:
-        """The derivative of the divergence by each student probability, ``[k, V_S/tp]``, as if all were free."""
-        ...
+    objective: torch.Tensor
+    ce: LossSum
+    kd: tuple[LossSum, ...] = ()

@@ -1,4 +1,4 @@
-"""From a batch's chunks and labels to the rows of logits that are needed, and the ways to merge a chunk's rows.
+"""From a batch's chunks and labels to the rows of logits that are needed.
 
 Position t of the logits predicts token t+1, so a chunk that holds tokens a..b is scored by rows a-1..b-1.
 """
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nemo_xtoken.errors import InputError
 
-__all__ = ["IGNORED", "MERGES", "ScoredRows", "merge_rows", "spread_gradient", "sum_later_tokens"]
+__all__ = ["IGNORED", "MERGES", "ScoredRows"]
 
 IGNORED = -100
 MERGES = ("chain_rule", "mean", "first")
@@ -76,51 +76,3 @@ class ScoredRows:
             self.tokens[chunks],
             torch.where(chunk >= 0, chunk - chunks.start, -1),
         )
-
-
-def merge_rows(p: Tensor, scored: ScoredRows, merge: str) -> Tensor:
-    """One distribution a chunk: the arithmetic mean of its rows (``mean``), or its first row (other merges).
-
-    Args:
-        p: ``[n, V/tp]`` probabilities of ``scored``'s rows.
-
-    Returns:
-        ``[K, V/tp]``.
-    """
-    if merge != "mean":
-        return p.index_select(0, scored.first)
-    inside = torch.nonzero(scored.chunk >= 0).squeeze(1)
-    out = p.new_zeros((scored.first.numel(), p.shape[1]))
-    out.index_add_(0, scored.chunk[inside], p.index_select(0, inside))
-    return out / scored.tokens.unsqueeze(1).to(p.dtype)
-
-
-def spread_gradient(g: Tensor, scored: ScoredRows, merge: str) -> tuple[Tensor, Tensor]:
-    """The transpose of :func:`merge_rows`: which rows get a gradient, and which.
-
-    Args:
-        g: ``[K, V/tp]``, by the merged distribution.
-
-    Returns:
-        ``(row numbers [m], gradient by their probabilities [m, V/tp])``.
-    """
-    if merge != "mean":
-        return scored.first, g
-    inside = torch.nonzero(scored.chunk >= 0).squeeze(1)
-    per_row = g / scored.tokens.unsqueeze(1).to(g.dtype)
-    return inside, per_row.index_select(0, scored.chunk[inside])
-
-
-def sum_later_tokens(log_p: Tensor, scored: ScoredRows) -> Tensor:
-    """``log m``: the log-probability of each chunk's tokens after its first, given all before; 0 where there is none.
-
-    Args:
-        log_p: ``[n]``, log-probability of each row's label.
-
-    Returns:
-        ``[K]``, differentiable.
-    """
-    later = scored.chunk >= 0
-    later = later.index_fill(0, scored.first, False)
-    rows = torch.nonzero(later).squeeze(1)
-    return log_p.new_zeros(scored.first.numel()).index_add(0, scored.chunk[rows], log_p[rows])

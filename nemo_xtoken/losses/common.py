@@ -125,17 +125,17 @@ class CommonSet:
         """bool ``[V_T]``: teacher ids in no pair."""
         return _outside(self.teacher, self.teacher_size)
 
-    def exchange(self, student: VocabularyShard, teacher: VocabularyShard) -> VocabularyExchange:
-        """Brings a pair's probabilities together where its two ids lie on different ranks.
+    def exchange(self, student: VocabularyShard) -> VocabularyExchange:
+        """Brings a pair's probabilities together: the teacher's tokens are co-sharded by the pairs.
 
-        It is the exchange of the 0/1 matrix of the pairs: its ``project`` gives each rank the student's probability of
-        the pair at the teacher's column, and the student's mass outside C as REST; ``reached`` are the teacher's tokens
-        in C, ``empty`` the student's outside.
+        It is the exchange of the 0/1 matrix of the pairs: its ``W^T p`` is the student's probability of the pair at the
+        teacher's column, and the student's mass outside C as REST; ``reached`` are the teacher's tokens in C, ``empty``
+        the student's outside.
         """
         ids = np.full((self.student_size, 1), -1, dtype=np.int32)
         ids[self.student, 0] = self.teacher
         weights = (ids >= 0).astype(np.float32)
-        return VocabularyExchange(ProjectionMatrix(ids, weights, self.teacher_size, "", ""), student, teacher)
+        return VocabularyExchange.co_sharded(ProjectionMatrix(ids, weights, self.teacher_size, "", ""), student)
 
 
 def _outside(ids: np.ndarray, size: int) -> np.ndarray:

@@ -1,7 +1,6 @@
 """The directions in which two distributions can be compared: forward and reverse KL, and Jensen-Shannon.
 
-Each is a sum of one term a class and its derivative by the student's probability, both elementwise, so that they can be
-taken on a rank's own columns.
+Each is a sum of one term a class, elementwise, so that it can be taken on a rank's own columns.
 """
 
 from collections.abc import Callable
@@ -30,47 +29,41 @@ class Direction:
     """A divergence of q, the student's, from p, the teacher's, class by class.
 
     Attributes:
-        term: ``(p, q) ->`` what the class adds; 0 where both are 0.
-        slope: ``(p, q) ->`` its derivative by q.
+        compare: ``(p, q) -> (what each class adds, 0 where both are 0; its derivative by q)``.
         bounded_by: the side that must have mass wherever the other has, lest the divergence be infinite.
     """
 
-    term: Callable[[Tensor, Tensor], Tensor]
-    slope: Callable[[Tensor, Tensor], Tensor]
+    compare: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     bounded_by: str | None
 
 
-def _forward_term(p: Tensor, q: Tensor) -> Tensor:
-    return torch.xlogy(p, p / representable(q))
+def _log(x: Tensor) -> Tensor:
+    return representable(x).log_()
 
 
-def _forward_slope(p: Tensor, q: Tensor) -> Tensor:
-    return torch.where(q > smallest(q), -p / representable(q), 0)  # times q that is 0, it adds nothing
+def _forward(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    ratio = p / representable(q)
+    term = _log(ratio).mul_(p)
+    return term, ratio.neg_().masked_fill_(q <= smallest(q), 0)  # times a q of 0 it adds nothing
 
 
-def _reverse_term(p: Tensor, q: Tensor) -> Tensor:
-    return torch.xlogy(q, q) - torch.xlogy(q, representable(p))  # q / p could be infinite
+def _reverse(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    difference = _log(q).sub_(_log(p))
+    return q * difference, difference.add_(1)
 
 
-def _reverse_slope(p: Tensor, q: Tensor) -> Tensor:
-    return torch.log(representable(q)) - torch.log(representable(p)) + 1
-
-
-def _js_term(p: Tensor, q: Tensor) -> Tensor:
-    middle = representable((p + q) / 2)
-    return (torch.xlogy(p, p / middle) + torch.xlogy(q, q / middle)) / 2
-
-
-def _js_slope(p: Tensor, q: Tensor) -> Tensor:
-    return torch.log(representable(q) / representable((p + q) / 2)) / 2
+def _js(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    middle = _log((p + q).div_(2))
+    slope = _log(q).sub_(middle).div_(2)
+    return _log(p).sub_(middle).mul_(p).div_(2).addcmul_(q, slope), slope
 
 
 #: ``forward``: KL(p || q), spreads over all the teacher says.  ``reverse``: KL(q || p), keeps to what it says most.
 #: ``js``: their mean by the middle of p and q, at most log 2.
 DIRECTIONS = {
-    "forward": Direction(_forward_term, _forward_slope, "student"),
-    "reverse": Direction(_reverse_term, _reverse_slope, "teacher"),
-    "js": Direction(_js_term, _js_slope, None),
+    "forward": Direction(_forward, "student"),
+    "reverse": Direction(_reverse, "teacher"),
+    "js": Direction(_js, None),
 }
 
 

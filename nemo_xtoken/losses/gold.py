@@ -4,9 +4,12 @@
 renormalised, plus the L1 distance of the probabilities outside C, sorted in descending order on each side.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from nemo_xtoken.losses.base import Comparison
 from nemo_xtoken.losses.common import CommonSet
 from nemo_xtoken.losses.partial_kl import make_partial_kl
 from nemo_xtoken.losses.sorted_l1 import DEFAULT_CAP, SortedL1
@@ -20,7 +23,7 @@ class Gold(torch.nn.Module):
 
     Args:
         common: C; ``CommonSet.strict`` for GOLD proper.
-        student, teacher: layouts, over one group.
+        student: layout of its output layer.
         partial_kl: ``"paper"``, the published form, which can be negative; ``"rest"``, closed by one class REST a side,
             which cannot.  (The sum is not negative in either: the sorted distance is at least the difference of the
             masses outside C, and the published partial KL at least its negative.)
@@ -30,6 +33,7 @@ class Gold(torch.nn.Module):
     metric_names: tuple[str, ...] = (
         "teacher_uncommon",
         "student_uncommon",
+        "exchange_bytes",
         "partial_kl",
         "sorted_l1",
         "sorted_l1_missing",
@@ -39,28 +43,29 @@ class Gold(torch.nn.Module):
         self,
         common: CommonSet,
         student: VocabularyShard,
-        teacher: VocabularyShard,
         partial_kl: str = "paper",
         cap: int = DEFAULT_CAP,
     ) -> None:
         super().__init__()
-        self.common = make_partial_kl(partial_kl, common.exchange(student, teacher))
-        self.remainder = SortedL1(common.student_outside, common.teacher_outside, student, teacher, cap)
+        exchange = common.exchange(student)
+        self.common = make_partial_kl(partial_kl, exchange)
+        self.ownership = exchange.ownership
+        self.remainder = SortedL1(common.student_outside, common.teacher_outside, student, self.ownership, cap)
 
-    def value(self, p_student: Tensor, p_teacher: Tensor) -> Tensor:
-        """``[6, k]``: the loss, then ``metric_names``: masses outside C, the loss's two parts, and what the cap hides.
+    def start(self, p_student: Tensor, entry_weights: Tensor | None = None) -> tuple[Any, Any]:
+        """Begins both parts."""
+        return self.common.start(p_student, entry_weights), self.remainder.start(p_student)
 
-        Args:
-            p_student: ``[k, V_S/tp]``, this rank's columns.
-            p_teacher: ``[k, V_T/tp]``, this rank's columns.
+    def finish(self, started: tuple[Any, Any], p_teacher: Tensor, coefficients: Tensor | None) -> Comparison:
+        """The loss, then ``metric_names``: masses outside C, bytes sent, the loss's two parts, and what the cap hides.
 
-        Collectives: those of the two parts.
+        The gradient is the sum of the parts'; one is 0 where the other is not, but for REST.  Collectives: those of the
+        two parts.
         """
-        partial_kl, *masses = self.common.value(p_student, p_teacher)
-        distance, missing = self.remainder.value(p_student, p_teacher)
-        return torch.stack([partial_kl + distance, *masses, partial_kl, distance, missing])
-
-    def student_gradient(self, p_student: Tensor, p_teacher: Tensor) -> Tensor:
-        """The sum of the parts' derivatives, ``[k, V_S/tp]``; one is 0 where the other is not, but for REST."""
-        g = self.common.student_gradient(p_student, p_teacher)
-        return g.add_(self.remainder.student_gradient(p_student, p_teacher))
+        remainder = self.remainder.finish(started[1], p_teacher, coefficients)  # the other may overwrite p_teacher
+        common = self.common.finish(started[0], p_teacher, coefficients)
+        (partial_kl, *masses), (distance, missing) = common.values, remainder.values
+        values = torch.stack([partial_kl + distance, *masses, partial_kl, distance, missing])
+        if common.gradient is None or remainder.gradient is None:
+            return Comparison(values)
+        return Comparison(values, common.gradient.add_(remainder.gradient))

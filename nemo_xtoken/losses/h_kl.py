@@ -15,7 +15,7 @@ class HybridKL(Gold):
     Args:
         strict: the pairs that keep their place, ``CommonSet.strict``.
         matrix: W, by which they are widened (``CommonSet.widened``).
-        student, teacher: layouts, over one group.
+        student: layout of its output layer.
         partial_kl: ``"rest"`` closes C with one class REST a side, so that the KL is never negative; ``"paper"`` is the
             published form, which can be where the student has more mass on C than the teacher.
         cap: values of a remainder that are compared one by one (see ``sorted_l1``).
@@ -26,8 +26,7 @@ class HybridKL(Gold):
         strict: CommonSet,
         matrix: ProjectionMatrix,
         student: VocabularyShard,
-        teacher: VocabularyShard,
         partial_kl: str = "rest",
         cap: int = DEFAULT_CAP,
     ) -> None:
-        super().__init__(strict.widened(matrix), student, teacher, partial_kl, cap)
+        super().__init__(strict.widened(matrix), student, partial_kl, cap)

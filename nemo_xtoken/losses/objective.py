@@ -9,7 +9,7 @@ from torch import Tensor
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.base import LossSum
 
-__all__ = ["DynamicScale", "ObjectiveConfig", "StepCounts", "combine"]
+__all__ = ["DynamicScale", "ObjectiveConfig", "StepCounts", "kd_weight"]
 
 DYNAMIC = ("dynamic", "dynamic_per_microbatch")
 
@@ -22,12 +22,17 @@ class ObjectiveConfig:
         scale: the factor on the distillation term.  A number is fixed; 0 trains on cross-entropy alone and needs no
             teacher.  ``"dynamic"`` gives both terms the same size: the ratio of the previous step's global means (1 at
             the first step), which is the same in every layout.  ``"dynamic_per_microbatch"`` is the paper's form, the
-            ratio within each micro-batch, which is not.
+            ratio within each micro-batch, which is not, and makes every logit twice.
+        tile_mib: memory that the loss may use on a rank for a tile of logits, in MiB.  It decides how many positions
+            are compared at a time, and nothing of the result.
     """
 
     scale: Union[float, str] = "dynamic"  # noqa: UP007 (nemo_run's command line reads this)
+    tile_mib: int = 512
 
     def __post_init__(self) -> None:
+        if self.tile_mib < 1:
+            raise InputError(f"objective.tile_mib={self.tile_mib}", "at least 1 MiB", "512 is the default")
         good = self.scale in DYNAMIC
         if not isinstance(self.scale, str):
             good = math.isfinite(self.scale) and self.scale >= 0
@@ -59,24 +64,25 @@ class DynamicScale:
         self.config = config
         self.ratio = 1.0
 
-    def factor(self, ce: LossSum, kd: LossSum) -> Tensor | float:
-        """The factor for one micro-batch; carries no gradient."""
+    @property
+    def known(self) -> float | None:
+        """The factor of the next step; None where each micro-batch has its own."""
         if self.config.scale == "dynamic_per_microbatch":
-            kd_mean = kd.total.detach() / max(kd.count, 1)
-            ratio = ce.total.detach() / max(ce.count, 1) / kd_mean
-            return ratio.where(kd_mean > 0, ratio.new_ones(()))
-        return self._known
+            return None
+        return self.ratio if self.config.scale == "dynamic" else float(self.config.scale)
+
+    @staticmethod
+    def within(ce: LossSum, kd: LossSum) -> Tensor:
+        """The factor that makes both terms of a micro-batch equal; 1 where there is nothing to divide by."""
+        kd_mean = kd.total / max(kd.count, 1)
+        ratio = ce.total / max(ce.count, 1) / kd_mean
+        return ratio.where(kd_mean > 0, ratio.new_ones(()))
 
     def mean(self, ce_mean: float, kd_mean: float) -> float:
         """The factor of the step whose global means these are, for reports; before :meth:`update` takes them in."""
-        if self.config.scale == "dynamic_per_microbatch":
+        if self.known is None:
             return ce_mean / kd_mean if kd_mean > 0 else 1.0
-        return self._known
-
-    @property
-    def _known(self) -> float:
-        """The factor where it is known before the step."""
-        return self.ratio if self.config.scale == "dynamic" else float(self.config.scale)
+        return self.known
 
     def update(self, ce_mean: float, kd_mean: float) -> None:
         """Takes in the global means of the step just done.  A step without distillation terms changes nothing."""
@@ -84,12 +90,10 @@ class DynamicScale:
             self.ratio = ce_mean / kd_mean
 
 
-def combine(ce: LossSum, kd: LossSum | None, scale: DynamicScale, counts: StepCounts) -> Tensor:
-    """A micro-batch's share of the step's objective, times the global number of tokens.
+def kd_weight(factor: Tensor | float, counts: StepCounts) -> Tensor | float:
+    """The coefficient of a micro-batch's distillation sum beside that of its cross-entropy sum, which is 1.
 
     The caller divides by ``counts.tokens`` once, after summing over micro-batches and data-parallel ranks; then the
     result is ``CE mean + scale * KD mean`` over the global batch, whatever the layout.
     """
-    if kd is None or counts.chunks == 0:
-        return ce.total
-    return ce.total + scale.factor(ce, kd) * kd.total * (counts.tokens / counts.chunks)
+    return factor * (counts.tokens / counts.chunks) if counts.chunks else 0.0

@@ -7,8 +7,9 @@ which holds the student's mass on empty rows of W and the teacher's mass on toke
 import torch
 from torch import Tensor
 
+from nemo_xtoken.losses.base import Comparison
 from nemo_xtoken.losses.directions import direction_named
-from nemo_xtoken.parallel.exchange import VocabularyExchange
+from nemo_xtoken.parallel.exchange import Projection, VocabularyExchange
 from nemo_xtoken.parallel.softmax import all_reduce_sum
 
 __all__ = ["ProjectedKL"]
@@ -33,64 +34,52 @@ class ProjectedKL(torch.nn.Module):
             Jensen-Shannon divergence.
     """
 
-    metric_names: tuple[str, ...] = ("teacher_unreached", "student_empty")
+    metric_names: tuple[str, ...] = ("teacher_unreached", "student_empty", "exchange_bytes")
 
     def __init__(self, exchange: VocabularyExchange, direction: str = "forward") -> None:
         super().__init__()
         self.exchange = exchange
+        self.ownership = exchange.ownership
         self.direction = direction_named(direction)
         self.teacher_conditioned = self.direction.bounded_by == "student" and not exchange.has_rest
         self.student_conditioned = self.direction.bounded_by == "teacher" and not exchange.has_unreached
 
-    def value(self, p_student: Tensor, p_teacher: Tensor) -> Tensor:
-        """``[3, k]``: the divergence, the teacher's unreached mass, the student's mass on empty rows.
+    def start(self, p_student: Tensor, entry_weights: Tensor | None = None) -> Projection:
+        """``W^T p_S`` under way; see ``VocabularyExchange.start``."""
+        return self.exchange.start(p_student, entry_weights)
+
+    def finish(self, started: Projection, p_teacher: Tensor, coefficients: Tensor | None) -> Comparison:
+        """The divergence, the teacher's unreached mass, the student's mass on empty rows, the bytes a rank sends.
 
         Args:
-            p_student: ``[k, V_S/tp]``, this rank's columns.
-            p_teacher: ``[k, V_T/tp]``, this rank's columns.
+            p_teacher: ``[k, V_T/tp]``, this rank's columns; overwritten.
 
-        Collectives: those of ``exchange.project`` and one all-reduce of 2k values; another where the student is
-        conditioned.
+        Collectives: one all-reduce of 2k values; where the student is conditioned one of k before it; with a gradient
+        those of ``Projection.pull``.
         """
-        q, rest = self.exchange.project(p_student)
-        if self.student_conditioned:
-            q = q / self._mass(q)
-        divergence, unreached = self._sums(p_teacher, q)
-        if self.teacher_conditioned:
-            mass = (1 - unreached).clamp_min(0)
-            divergence = divergence - torch.xlogy(mass, mass)
-        elif not self.student_conditioned:
-            divergence = divergence + self.direction.term(unreached, rest)
-        return torch.stack([divergence, unreached, rest])
-
-    def student_gradient(self, p_student: Tensor, p_teacher: Tensor) -> Tensor:
-        """``W g``, ``[k, V_S/tp]``.
-
-        Collectives: those of ``project`` and ``pull``, and one all-reduce of k values; two where the student is
-        conditioned.
-        """
-        q, rest = self.exchange.project(p_student)
-        if self.student_conditioned:
-            return self.exchange.pull(self._conditioned_slope(p_teacher, q), torch.zeros_like(rest))
-        g = torch.where(self.exchange.reached, self.direction.slope(p_teacher, q), 0)
-        unreached = torch.where(self.exchange.reached, 0, p_teacher).sum(1)
-        return self.exchange.pull(g, self.direction.slope(all_reduce_sum(unreached, self.exchange.group), rest))
-
-    def _sums(self, p_teacher: Tensor, q: Tensor) -> Tensor:
-        """``[2, k]``: the terms of all tokens that W reaches, and the teacher's mass on those it does not."""
-        inside = torch.where(self.exchange.reached, p_teacher, 0)
-        local = torch.stack([self.direction.term(inside, q).sum(1), (p_teacher - inside).sum(1)])
-        return all_reduce_sum(local, self.exchange.group)
-
-    def _mass(self, q: Tensor) -> Tensor:
-        """N, ``[k, 1]``, summed rather than ``1 - rest``, of which nothing is left when it is small."""
-        limits = torch.finfo(q.dtype)
-        return all_reduce_sum(q.sum(1, keepdim=True), self.exchange.group).clamp_min(limits.tiny * limits.eps)
-
-    def _conditioned_slope(self, p_teacher: Tensor, q: Tensor) -> Tensor:
-        """``(log(u / p_T) - KL(u || p_T)) / N`` with ``u = q / N``, ``[k, V_T/tp]``."""
-        limits = torch.finfo(q.dtype)
-        mass = self._mass(q)
-        u = q / mass
-        centred = self.direction.slope(p_teacher, u) - 1 - self._sums(p_teacher, u)[0].unsqueeze(1)
-        return torch.where(self.exchange.reached, centred, 0) / mass.clamp_min(limits.tiny / limits.eps)
+        q, rest = started.finish()
+        group = self.exchange.group
+        mass = None
+        if self.student_conditioned:  # summed rather than 1 - rest, of which nothing is left when it is small
+            limits = torch.finfo(q.dtype)
+            mass = all_reduce_sum(q.sum(1, keepdim=True), group).clamp_min_(limits.tiny * limits.eps)
+            q = q / mass
+        reached = self.exchange.reached.to(q.dtype)
+        unreached = torch.mv(p_teacher, 1 - reached)
+        terms, slope = self.direction.compare(p_teacher.mul_(reached), q)
+        divergence, unreached = all_reduce_sum(torch.stack([terms.sum(1), unreached]), group)
+        rest_slope = torch.zeros_like(rest)
+        if mass is not None:
+            # of KL(u || p_T) by q, with u = q / N: (log(u / p_T) - KL(u || p_T)) / N
+            slope = slope.sub_(1 + divergence.unsqueeze(1)).div_(mass.clamp_min(limits.tiny / limits.eps))
+        elif self.teacher_conditioned:
+            inside = (1 - unreached).clamp_min(0)
+            divergence = divergence - torch.xlogy(inside, inside)
+        else:
+            rest_term, rest_slope = self.direction.compare(unreached, rest)
+            divergence = divergence + rest_term
+        sent = torch.full_like(rest, self.exchange.bytes_a_chunk(rest.itemsize))
+        values = torch.stack([divergence, unreached, rest, sent])
+        if coefficients is None:
+            return Comparison(values)
+        return Comparison(values, *started.pull(slope.mul_(coefficients.unsqueeze(1)), rest_slope * coefficients))

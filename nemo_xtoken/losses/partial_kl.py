@@ -1,6 +1,6 @@
 """The KL over the common set C, in its published form and closed by a REST class.
 
-Both divergences take the exchange of a :class:`~nemo_xtoken.losses.common.CommonSet`, whose ``project`` gives
+Both divergences take the exchange of a :class:`~nemo_xtoken.losses.common.CommonSet`, whose ``W^T p`` is
 ``q[t] = p_S[s]`` for the pair (s, t).  Softmaxes are over the full vocabularies and nothing is renormalised.
 """
 
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.losses.base import ChunkDivergence
-from nemo_xtoken.losses.directions import representable, smallest
+from nemo_xtoken.losses.base import ChunkDivergence, Comparison
+from nemo_xtoken.losses.directions import DIRECTIONS
 from nemo_xtoken.losses.p_kl import ProjectedKL
-from nemo_xtoken.parallel.exchange import VocabularyExchange
+from nemo_xtoken.parallel.exchange import Projection, VocabularyExchange
 from nemo_xtoken.parallel.softmax import all_reduce_sum
 
 __all__ = ["PARTIAL_KLS", "PublishedPartialKL", "check_partial_kl", "make_partial_kl"]
@@ -28,31 +28,34 @@ class PublishedPartialKL(torch.nn.Module):
     teacher is (X-Token, arXiv 2605.21699, Proposition 1).
     """
 
-    metric_names: tuple[str, ...] = ("teacher_uncommon", "student_uncommon")
+    metric_names: tuple[str, ...] = ("teacher_uncommon", "student_uncommon", "exchange_bytes")
 
     def __init__(self, exchange: VocabularyExchange) -> None:
         super().__init__()
         self.exchange = exchange
+        self.ownership = exchange.ownership
 
-    def value(self, p_student: Tensor, p_teacher: Tensor) -> Tensor:
-        """``[3, k]``: the partial KL, the teacher's and the student's mass outside C.
+    def start(self, p_student: Tensor, entry_weights: Tensor | None = None) -> Projection:
+        """The pairs' probabilities on their way; see ``VocabularyExchange.start``."""
+        return self.exchange.start(p_student, entry_weights)
+
+    def finish(self, started: Projection, p_teacher: Tensor, coefficients: Tensor | None) -> Comparison:
+        """The partial KL, the teacher's and the student's mass outside C, the bytes a rank sends.
 
         Args:
-            p_student: ``[k, V_S/tp]``, this rank's columns.
             p_teacher: ``[k, V_T/tp]``, this rank's columns.
 
-        Collectives: those of ``exchange.project`` and one all-reduce of 2k values.
+        Collectives: one all-reduce of 2k values; with a gradient those of ``Projection.pull``.
         """
-        q, rest = self.exchange.project(p_student)
-        inside = torch.where(self.exchange.reached, p_teacher, 0)
-        local = torch.stack([torch.xlogy(inside, inside / representable(q)).sum(1), (p_teacher - inside).sum(1)])
-        return torch.cat([all_reduce_sum(local, self.exchange.group), rest.unsqueeze(0)])
-
-    def student_gradient(self, p_student: Tensor, p_teacher: Tensor) -> Tensor:
-        """``-p_T[t] / p_S[s]`` in C, 0 outside, ``[k, V_S/tp]``.  Collectives: those of ``project`` and ``pull``."""
-        q, rest = self.exchange.project(p_student)
-        g = torch.where(self.exchange.reached & (q > smallest(q)), p_teacher / representable(q), 0)
-        return -self.exchange.pull(g, torch.zeros_like(rest))
+        q, rest = started.finish()
+        reached = self.exchange.reached.to(q.dtype)
+        terms, slope = DIRECTIONS["forward"].compare(p_teacher * reached, q)
+        local = torch.stack([terms.sum(1), torch.mv(p_teacher, 1 - reached)])
+        sent = torch.full_like(rest, self.exchange.bytes_a_chunk(rest.itemsize))
+        values = torch.stack([*all_reduce_sum(local, self.exchange.group), rest, sent])
+        if coefficients is None:
+            return Comparison(values)
+        return Comparison(values, *started.pull(slope.mul_(coefficients.unsqueeze(1)), torch.zeros_like(rest)))
 
 
 #: The forms by their names.  "rest" is P-KL over the 0/1 matrix of the pairs: what lies outside C is one class a side.

@@ -56,7 +56,7 @@ class DivergenceOptions:
 class _Pair:
     student: Vocabulary
     teacher: Vocabulary
-    shards: tuple[VocabularyShard, VocabularyShard]
+    shard: VocabularyShard
     matrix: ProjectionMatrix | None
 
     @property
@@ -69,23 +69,23 @@ class _Pair:
 
 
 def _p_kl(pair: _Pair, options: DivergenceOptions) -> ChunkDivergence:
-    return ProjectedKL(VocabularyExchange(pair.w, *pair.shards), options.direction)
+    return ProjectedKL(VocabularyExchange.co_sharded(pair.w, pair.shard), options.direction)
 
 
 def _h_kl(pair: _Pair, options: DivergenceOptions) -> ChunkDivergence:
-    return HybridKL(pair.strict(), pair.w, *pair.shards, options.partial_kl or "rest", options.sorted_cap)
+    return HybridKL(pair.strict(), pair.w, pair.shard, options.partial_kl or "rest", options.sorted_cap)
 
 
 def _gold(pair: _Pair, options: DivergenceOptions) -> ChunkDivergence:
-    return Gold(pair.strict(), *pair.shards, options.partial_kl or "paper", options.sorted_cap)
+    return Gold(pair.strict(), pair.shard, options.partial_kl or "paper", options.sorted_cap)
 
 
 def _uld(pair: _Pair, options: DivergenceOptions) -> ChunkDivergence:
-    return UniversalLogitDistance(*pair.shards, options.sorted_cap)
+    return UniversalLogitDistance(pair.shard, pair.teacher.size, options.sorted_cap)
 
 
 def _same_tokenizer(pair: _Pair, options: DivergenceOptions) -> ChunkDivergence:
-    return SameTokenizerKL(*pair.shards, options.direction)
+    return SameTokenizerKL(pair.shard, pair.teacher.size, options.direction)
 
 
 @dataclass(frozen=True)
@@ -166,18 +166,18 @@ def make_divergence(
     student_vocabulary: Vocabulary,
     teacher_vocabulary: Vocabulary,
     student_shard: VocabularyShard,
-    teacher_shard: VocabularyShard,
     options: DivergenceOptions | None = None,
 ) -> ChunkDivergence:
-    """The loss of that name between a student and a teacher, on this rank's parts of their output layers.
+    """The loss of that name between a student and a teacher; it says how the teacher's output layer is to be laid out.
 
     Args:
         name: one of `LOSSES`, or ``"auto"``.
         matrix: W; needed by those with ``needs_matrix``, else not looked at but by ``"auto"``.
-        student_shard, teacher_shard: layouts over one tensor-parallel group.
+        student_shard: layout of the student's output layer.
 
     Returns:
-        a module on the CPU, without parameters; move it to the device of the models.
+        a module on the CPU, without parameters; move it to the device of the models.  Its ``ownership`` is the order
+        that the teacher's output layer must have (``parallel.ownership.reorder_rows``).
 
     Raises:
         InputError: no such loss, an option that it does not have, no W where it needs one, or vocabularies that are
@@ -186,17 +186,14 @@ def make_divergence(
     options = options or DivergenceOptions()
     name = check_loss(name, student_vocabulary, teacher_vocabulary, options, matrix)
     kind = LOSSES[name]
-    for side, vocabulary, shard in (
-        ("student", student_vocabulary, student_shard),
-        ("teacher", teacher_vocabulary, teacher_shard),
-    ):
-        if vocabulary.size != shard.size:
-            raise InputError(
-                f"a {side} tokenizer of {vocabulary.size} tokens ({vocabulary.name}), a model of {shard.size}",
-                "equal sizes",
-                "give the model the tokenizer it was trained with",
-            )
+    if student_vocabulary.size != student_shard.size:
+        raise InputError(
+            f"a student tokenizer of {student_vocabulary.size} tokens ({student_vocabulary.name}), a model of "
+            f"{student_shard.size}",
+            "equal sizes",
+            "give the model the tokenizer it was trained with",
+        )
     if kind.needs_matrix and matrix is None:
         raise InputError(f"loss={name} without W", "a projection matrix", "build it with `xtoken build`")
-    pair = _Pair(student_vocabulary, teacher_vocabulary, (student_shard, teacher_shard), matrix)
+    pair = _Pair(student_vocabulary, teacher_vocabulary, student_shard, matrix)
     return kind.make(pair, options)

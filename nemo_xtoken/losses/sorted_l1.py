@@ -10,13 +10,17 @@ by at most ``2 min(A, B)``, and exact where one side's tail lies above the other
 of tokens and up there is no tail, and the result is exact.  It does not depend on the number of ranks.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.losses.base import Comparison
 from nemo_xtoken.parallel.layout import VocabularyShard, group_rank, group_size
+from nemo_xtoken.parallel.ownership import Ownership
 from nemo_xtoken.parallel.softmax import all_reduce_sum
 
 __all__ = ["DEFAULT_CAP", "SortedL1"]
@@ -86,7 +90,8 @@ class SortedL1(torch.nn.Module):
     Args:
         student_tokens: bool ``[V_S]``, the tokens that take part.
         teacher_tokens: bool ``[V_T]`` likewise.
-        student, teacher: layouts, over one group.
+        student: layout of its output layer.
+        ownership: of the teacher's tokens.
         cap: values of a side that are compared one by one, see above.
 
     Raises:
@@ -100,45 +105,50 @@ class SortedL1(torch.nn.Module):
         student_tokens: np.ndarray,
         teacher_tokens: np.ndarray,
         student: VocabularyShard,
-        teacher: VocabularyShard,
+        ownership: Ownership,
         cap: int = DEFAULT_CAP,
     ) -> None:
         super().__init__()
         if cap < 1:
             raise InputError(f"sorted_cap={cap}", "at least 1", f"{DEFAULT_CAP} is the default")
         cap = min(cap, max(1, int(student_tokens.sum()), int(teacher_tokens.sum())))
+        self.ownership = ownership
         self.student = _SortedSide(student_tokens, student, cap)
-        self.teacher = _SortedSide(teacher_tokens, teacher, cap)
+        self.teacher = _SortedSide(_by_owner(teacher_tokens, ownership), ownership.shard, cap)
         self.group = student.group
         self.exact = self.student.whole and self.teacher.whole
 
-    def value(self, p_student: Tensor, p_teacher: Tensor) -> Tensor:
-        """``[2, k]``: the distance, and the most by which the exact one can be larger.
+    def start(self, p_student: Tensor, entry_weights: Tensor | None = None) -> tuple[Tensor, Any]:
+        """The student's side in order.  Collectives: an all-gather of ``[k, cap]``."""
+        return p_student, self.student.sort(p_student)
+
+    def finish(self, started: tuple[Tensor, Any], p_teacher: Tensor, coefficients: Tensor | None) -> Comparison:
+        """The distance and, as metric, the most by which an exact one can be larger.
+
+        Its derivative is +1 where a token has more than the teacher's of its rank, -1 where less, 0 where equal; tokens
+        beyond the cap share the sign of their masses' difference.
 
         Args:
-            p_student: ``[k, V_S/tp]``, this rank's columns.
             p_teacher: ``[k, V_T/tp]``, this rank's columns.
 
-        Collectives: an all-gather of ``[k, cap]`` a side and, where the cap cuts, an all-reduce of 2k values.
+        Collectives: an all-gather of ``[k, cap]`` and, where the cap cuts, an all-reduce of 2k values.
         """
-        a, tail_a, _ = self.student.sort(p_student)
+        p_student, (a, tail_a, places) = started
         b, tail_b, _ = self.teacher.sort(p_teacher)
-        distance = (a - b).abs().sum(1)
-        if self.exact:
-            return torch.stack([distance, torch.zeros_like(distance)])
-        tail_a, tail_b = all_reduce_sum(torch.stack([tail_a, tail_b]), self.group)
-        return torch.stack([distance + (tail_a - tail_b).abs(), 2 * torch.minimum(tail_a, tail_b)])
-
-    def student_gradient(self, p_student: Tensor, p_teacher: Tensor) -> Tensor:
-        """``[k, V_S/tp]``: +1 where a token has more than the teacher's of its rank, -1 where less; 0 where equal.
-
-        Tokens beyond the cap share the sign of their masses' difference.  Collectives: as for ``value``.
-        """
-        a, tail_a, places = self.student.sort(p_student)
-        b, tail_b, _ = self.teacher.sort(p_teacher)
+        difference = a - b
+        distance = difference.abs().sum(1)
         tails = torch.stack([tail_a, tail_b])
+        missing = torch.zeros_like(distance)
         if not self.exact:
             tails = all_reduce_sum(tails, self.group)
-        signs = torch.cat([a - b, (tails[0] - tails[1]).unsqueeze(1)], dim=1).sign_()
-        out = torch.zeros_like(p_student)
-        return out.index_copy_(1, self.student.columns, signs.gather(1, places))
+            distance, missing = distance + (tails[0] - tails[1]).abs(), 2 * torch.minimum(tails[0], tails[1])
+        values = torch.stack([distance, missing])
+        if coefficients is None:
+            return Comparison(values)
+        signs = torch.cat([difference, (tails[0] - tails[1]).unsqueeze(1)], dim=1).sign_().mul_(coefficients[:, None])
+        gradient = torch.zeros_like(p_student)
+        return Comparison(values, gradient.index_copy_(1, self.student.columns, signs.gather(1, places)))
+
+
+def _by_owner(tokens: np.ndarray, ownership: Ownership) -> np.ndarray:
+    return tokens[ownership.order] if tokens.shape == ownership.order.shape else tokens

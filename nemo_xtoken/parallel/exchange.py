@@ -1,11 +1,13 @@
 """Moving probabilities between the two vocabularies when both are sharded: ``W^T p`` and its transpose ``W g``.
 
-The student's columns lie where its output layer lies, and so do the rows of W; the teacher's columns lie where its
-output layer lies.  :meth:`VocabularyExchange.project` and :meth:`VocabularyExchange.pull` hide how they meet.  Here the
-exchange is dense: one reduce-scatter forward, one all-gather backward, of ``V_T`` columns a row.
+The student's columns lie where its output layer lies, and so do the rows of W; the teacher's lie where
+:class:`~nemo_xtoken.parallel.ownership.Ownership` put them.  A row of W whose one token lies on the same rank at the
+same column is *in place*: a mask.  What the others send is summed by teacher token first, so that one all-to-all of the
+distinct teacher tokens that cross ranks is all that travels; the transpose takes the same way back.  Who sends what to
+whom is planned once, from the whole of W, and is the same on every rank.
 """
 
-import warnings
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,11 +15,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.parallel.layout import VocabularyShard, group_size
-from nemo_xtoken.parallel.softmax import all_reduce_sum
+from nemo_xtoken.parallel.layout import VocabularyShard, group_rank, group_size
+from nemo_xtoken.parallel.ownership import Ownership
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 
-__all__ = ["VocabularyExchange"]
+__all__ = ["Projection", "VocabularyExchange"]
 
 
 class VocabularyExchange(torch.nn.Module):
@@ -29,19 +31,38 @@ class VocabularyExchange(torch.nn.Module):
     Args:
         matrix: the whole W (host memory); only this rank's rows are kept.
         student: layout of the student's output layer.
-        teacher: layout of the teacher's output layer, over the same group.
+        ownership: of the teacher's tokens, over the same group.
+
+    Attributes:
+        reached: bool ``[V_T/tp]``, this rank's teacher columns that W reaches.
+        empty: int64, this rank's student columns whose rows of W are empty.
+        weights: ``[E]``, the entries of this rank's rows that are not in place, row after row.
+        entry_rows: int64 ``[E]``, the student column of each.
+        entry_tokens: int64 ``[E]``, the teacher token of each.
+        crossing: distinct teacher tokens that each rank sends to others for one chunk, ``[tp]``.
     """
 
-    entries: Tensor
-    weights: Tensor
-    empty: Tensor
     reached: Tensor
+    empty: Tensor
+    weights: Tensor
+    entry_rows: Tensor
+    entry_tokens: Tensor
+    in_place: Tensor
+    local_columns: Tensor
+    incoming_columns: Tensor
+    rows: Tensor
+    row_starts: Tensor
+    by_row: Tensor
+    entry_part: Tensor
+    token_order: Tensor
+    by_token: Tensor
+    token_starts: Tensor
 
-    def __init__(self, matrix: ProjectionMatrix, student: VocabularyShard, teacher: VocabularyShard) -> None:
+    def __init__(self, matrix: ProjectionMatrix, student: VocabularyShard, ownership: Ownership) -> None:
         super().__init__()
         for side, size, shard in (
             ("student", matrix.student_size, student),
-            ("teacher", matrix.teacher_size, teacher),
+            ("teacher", matrix.teacher_size, ownership.shard),
         ):
             if size != shard.size:
                 raise InputError(
@@ -49,72 +70,204 @@ class VocabularyExchange(torch.nn.Module):
                     "equal sizes",
                     "give the model the tokenizer that W was built with, or build W for this pair",
                 )
-        self.student, self.teacher, self.group = student, teacher, student.group
-        stop = student.start + student.valid_rows
-        ids, weights = matrix.ids[student.start : stop], matrix.weights[student.start : stop]
-        rows, slots = np.nonzero(ids >= 0)
-        empty = np.zeros(student.rows, dtype=bool)
-        empty[: student.valid_rows] = matrix.empty_rows[student.start : stop]
-        reached = np.zeros(teacher.padded, dtype=bool)
-        reached[: teacher.size] = matrix.reached
-        for name, value in (
-            ("entries", torch.from_numpy(np.stack([rows, ids[rows, slots]]).astype(np.int64))),
-            ("weights", torch.from_numpy(weights[rows, slots])),
-            ("empty", torch.from_numpy(np.flatnonzero(empty))),
-            ("reached", torch.from_numpy(reached[teacher.start : teacher.start + teacher.rows])),
-        ):
-            self.register_buffer(name, value, persistent=False)
+        self.student, self.teacher, self.ownership, self.group = student, ownership.shard, ownership, student.group
         self.has_rest = bool(matrix.empty_rows.any())
         self.has_unreached = not bool(matrix.reached.all())
-        self._sparse: dict[tuple[torch.dtype, torch.device, bool], Tensor] = {}
+        plan = _Plan.make(matrix, student, ownership)
+        self.crossing = plan.crossing
+        self._sent, self._received = plan.sent, plan.received
+        for name, value in plan.tensors.items():
+            self.register_buffer(name, torch.from_numpy(value), persistent=False)
 
-    def project(self, p: Tensor) -> tuple[Tensor, Tensor]:
-        """``W^T p`` for student probabilities.
+    @classmethod
+    def co_sharded(cls, matrix: ProjectionMatrix, student: VocabularyShard) -> "VocabularyExchange":
+        """The exchange that sends least: each teacher token beside the student tokens that W maps to it."""
+        return cls(matrix, student, Ownership.co_sharded(matrix, student))
+
+    def bytes_a_chunk(self, itemsize: int) -> float:
+        """Bytes that a rank sends for a chunk, forward and backward together; the mean over the ranks.
+
+        (Forward a rank sends what crosses from it, backward what crosses to it: in the mean it is the same.)
+        """
+        return float(2 * itemsize * self.crossing.mean())
+
+    def start(self, p: Tensor, weights: Tensor | None = None) -> "Projection":
+        """Begins ``W^T p``: what travels is under way when this returns.
 
         Args:
-            p: ``[n, V_S/tp]``, this rank's columns.
+            p: ``[n, V_S/tp]`` student probabilities, this rank's columns.
+            weights: ``[E]`` instead of the module's own.
 
-        Returns:
-            ``(q [n, V_T/tp], this rank's columns of the teacher's vocabulary; REST [n], equal on all ranks)``.
-            Collectives: one reduce-scatter of ``[n, V_T]`` and one all-reduce of n values.
+        Collectives: one all-to-all of ``[crossing, n]`` and one all-reduce of n values (none of W's rows is empty: no
+        all-reduce), both asynchronous.
         """
-        rest = all_reduce_sum(p.index_select(1, self.empty).sum(1), self.group)
-        dense = self._matrix(p, transposed=True) @ p.t()  # [V_T, n]: the ranks' parts lie one after the other
-        if group_size(self.group) > 1:
-            q = p.new_empty((self.teacher.rows, p.shape[0]))
-            dist.reduce_scatter_tensor(q, dense.contiguous(), group=self.group)
-            dense = q
-        return dense.t().contiguous(), rest
+        return Projection(self, p, weights)
 
-    def pull(self, g: Tensor, g_rest: Tensor) -> Tensor:
-        """The transpose of :meth:`project`: ``W g``.
+    def project(self, p: Tensor) -> tuple[Tensor, Tensor]:
+        """``W^T p`` at once, see :meth:`start` and :meth:`Projection.finish`."""
+        return self.start(p).finish()
+
+    def pull(self, g: Tensor, g_rest: Tensor, weights: Tensor | None = None) -> Tensor:
+        """The transpose of :meth:`project`, ``W g``; see :meth:`Projection.pull`."""
+        table = self._collect(g)
+        return self._spread(g, g_rest, self.weights if weights is None else weights, table)
+
+    def _collect(self, g: Tensor) -> Tensor:
+        """``[distinct, n]``: the values of g at the distinct tokens of this rank's entries, wherever they lie."""
+        here = g.index_select(1, self.local_columns).t()
+        if not self._sent and not self._received:
+            return here.contiguous()
+        table = g.new_empty((here.shape[0] + sum(self._sent), g.shape[0]))
+        table[: here.shape[0]] = here
+        asked = g.index_select(1, self.incoming_columns).t().contiguous()
+        dist.all_to_all_single(table[here.shape[0] :], asked, self._sent, self._received, group=self.group)
+        return table
+
+    def _spread(self, g: Tensor, g_rest: Tensor, weights: Tensor, table: Tensor) -> Tensor:
+        out = g.new_zeros((g.shape[0], self.student.rows))
+        columns = min(self.student.rows, self.teacher.rows)
+        torch.mul(g[:, :columns], self.in_place[:columns], out=out[:, :columns])
+        if self.rows.numel():
+            sums = _weighted_sums(table, self.by_row, self.row_starts, weights)
+            out.index_copy_(1, self.rows, sums.t())
+        if self.empty.numel():
+            out.index_copy_(1, self.empty, g_rest.unsqueeze(1).expand(-1, self.empty.numel()).contiguous())
+        return out
+
+
+class Projection:
+    """``W^T p`` under way, and what its transpose needs.  Made by :meth:`VocabularyExchange.start`."""
+
+    def __init__(self, exchange: VocabularyExchange, p: Tensor, learned: Tensor | None) -> None:
+        self.exchange, self.p, self.learned = exchange, p, learned is not None
+        self.weights = weights = exchange.weights if learned is None else learned
+        self._waiting: list[dist.Work] = []
+        self._parts = p.index_select(1, exchange.rows).t().contiguous()  # [rows with entries, n]
+        sums = _weighted_sums(self._parts, exchange.by_token, exchange.token_starts, weights[exchange.token_order])
+        here = exchange.local_columns.numel()
+        self._local, self._incoming = sums[:here], sums[:0]
+        if exchange._sent or exchange._received:
+            self._incoming = sums.new_empty((sum(exchange._received), p.shape[0]))
+            self._outgoing = sums[here:].contiguous()  # alive until it is sent
+            splits = exchange._received, exchange._sent
+            self._wait_for(
+                dist.all_to_all_single(self._incoming, self._outgoing, *splits, group=exchange.group, async_op=True)
+            )
+        self._rest = p.index_select(1, exchange.empty).sum(1)
+        if exchange.has_rest and group_size(exchange.group) > 1:
+            self._wait_for(dist.all_reduce(self._rest, group=exchange.group, async_op=True))
+
+    def _wait_for(self, work: dist.Work | None) -> None:
+        assert work is not None
+        self._waiting.append(work)
+
+    def finish(self) -> tuple[Tensor, Tensor]:
+        """``(q [n, V_T/tp], this rank's columns of the teacher's vocabulary; REST [n], equal on all ranks)``."""
+        exchange, p = self.exchange, self.p
+        q = p.new_zeros((p.shape[0], exchange.teacher.rows))
+        columns = min(exchange.student.rows, exchange.teacher.rows)
+        torch.mul(p[:, :columns], exchange.in_place[:columns], out=q[:, :columns])
+        q[:, exchange.local_columns] += self._local.t()
+        for work in self._waiting:
+            work.wait()
+        at = 0
+        for count in exchange._received:  # of one rank the columns are distinct
+            q[:, exchange.incoming_columns[at : at + count]] += self._incoming[at : at + count].t()
+            at += count
+        return q, self._rest
+
+    def pull(self, g: Tensor, g_rest: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The transpose: the gradient by p, and by the entries.
 
         Args:
             g: ``[n, V_T/tp]``, this rank's columns.
             g_rest: ``[n]``, equal on all ranks.
 
         Returns:
-            ``[n, V_S/tp]``, this rank's columns; 0 in padding.  Collectives: one all-gather of ``[n, V_T]``.
+            ``(W g [n, V_S/tp], this rank's columns, 0 in padding; the gradient by the entries [E], summed over the n
+            rows, None where they are not learned)``.  Collectives: one all-to-all of ``[crossing, n]``.
         """
-        columns = g.t().contiguous()
-        if (ranks := group_size(self.group)) > 1:
-            gathered = g.new_empty((ranks * columns.shape[0], columns.shape[1]))
-            dist.all_gather_into_tensor(gathered, columns, group=self.group)
-            columns = gathered
-        out = (self._matrix(g, transposed=False) @ columns).t().contiguous()
-        out.index_copy_(1, self.empty, g_rest.unsqueeze(1).expand(-1, self.empty.numel()).contiguous())
-        return out
+        exchange = self.exchange
+        table = exchange._collect(g)
+        by_entry = (self._parts[exchange.entry_part] * table[exchange.by_row]).sum(1) if self.learned else None
+        return exchange._spread(g, g_rest, self.weights, table), by_entry
 
-    def _matrix(self, like: Tensor, transposed: bool) -> Tensor:
-        """This rank's rows of W, ``[V_S/tp, V_T]`` or its transpose, as torch's sparse CSR; made once a dtype."""
-        key = like.dtype, like.device, transposed
-        if key not in self._sparse:
-            shape = self.student.rows, self.teacher.padded
-            entries = self.entries.flip(0) if transposed else self.entries
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Sparse", category=UserWarning)  # "in beta state"
-                coo = torch.sparse_coo_tensor(
-                    entries, self.weights.to(like.dtype), shape[::-1] if transposed else shape, check_invariants=True
-                )
-                self._sparse[key] = coo.coalesce().to_sparse_csr()
-        return self._sparse[key]
+
+def _weighted_sums(table: Tensor, index: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
+    """``out[i] = sum_e weights[e] table[index[e]]`` over the entries e from ``starts[i]`` to ``starts[i + 1]``.
+
+    Deterministic on every device: each output is summed by itself, in order.
+
+    Args:
+        table: ``[m, n]``.
+        starts: int64 ``[outputs + 1]``.
+    """
+    if not index.numel():
+        return table.new_zeros((starts.numel() - 1, table.shape[1]))
+    return torch.nn.functional.embedding_bag(
+        index, table, starts, mode="sum", per_sample_weights=weights.to(table.dtype), include_last_offset=True
+    )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a rank needs to know, as arrays."""
+
+    tensors: dict[str, np.ndarray]
+    sent: list[int]
+    received: list[int]
+    crossing: np.ndarray
+
+    @classmethod
+    def make(cls, matrix: ProjectionMatrix, student: VocabularyShard, ownership: Ownership) -> "_Plan":
+        ranks, me = group_size(student.group), group_rank(student.group)
+        s, slot = np.nonzero(matrix.ids >= 0)
+        token, weight = matrix.ids[s, slot].astype(np.int64), matrix.weights[s, slot]
+        rank, row = s // student.rows, s % student.rows
+        owner, column = np.divmod(ownership.owned[token], ownership.shard.rows)
+        alone = (weight == 1) & (owner == rank) & (column == row)
+        in_place = np.zeros(student.rows, np.float32)
+        in_place[row[alone & (rank == me)]] = 1
+        loose = ~alone
+        s, token, weight, rank, row, owner = (x[loose] for x in (s, token, weight, rank, row, owner))
+        column = column[loose]
+        # what every rank sends to every other: distinct (rank, owner, token)
+        crosses = rank != owner
+        moves = np.unique(np.stack([rank[crosses], owner[crosses], column[crosses]]), axis=1)
+        counts = np.zeros((ranks, ranks), np.int64)
+        np.add.at(counts, (moves[0], moves[1]), 1)
+        arriving = moves[:, moves[1] == me]  # by sender, then by column
+        mine = rank == me
+        row, token, weight, owner, column = (x[mine] for x in (row, token, weight, owner, column))
+        # distinct tokens of this rank's entries: those that stay first, then by owner, then by column
+        key = np.where(owner == me, -1, owner) * ownership.shard.rows + column
+        distinct, by_row = np.unique(key, return_inverse=True)
+        rows, starts, part = np.unique(row, return_index=True, return_inverse=True)
+        order = np.argsort(by_row, kind="stable")
+        reached = np.zeros(ownership.shard.padded, dtype=bool)
+        reached[: ownership.shard.size] = matrix.reached[ownership.order]
+        empty = np.zeros(student.rows, dtype=bool)
+        stop = student.start + student.valid_rows
+        empty[: student.valid_rows] = matrix.empty_rows[student.start : stop]
+        first = ownership.shard.start
+        tensors = {
+            "reached": reached[first : first + ownership.shard.rows],
+            "empty": np.flatnonzero(empty),
+            "weights": weight.astype(np.float32),
+            "entry_rows": row,
+            "entry_tokens": token,
+            "in_place": in_place,
+            "local_columns": distinct[distinct < 0] + ownership.shard.rows,
+            "incoming_columns": arriving[2],
+            "rows": rows,  # student columns with entries
+            "row_starts": np.append(starts, len(row)),
+            "by_row": by_row.reshape(-1),  # the distinct token of each entry, row after row
+            "entry_part": part.reshape(-1),  # the number of its row in `rows`
+            "token_order": order,  # entries, token after token
+            "by_token": part.reshape(-1)[order],
+            "token_starts": np.searchsorted(by_row.reshape(-1)[order], np.arange(len(distinct) + 1)),
+        }
+        sent, received = counts[me].tolist(), counts[:, me].tolist()
+        if not counts.any():
+            sent = received = []
+        return cls({k: np.ascontiguousarray(v) for k, v in tensors.items()}, sent, received, counts.sum(axis=1))

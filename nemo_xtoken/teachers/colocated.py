@@ -10,7 +10,8 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.base import ModelOutput
 from nemo_xtoken.parallel.head import OutputHead
 from nemo_xtoken.parallel.layout import VocabularyShard
-from nemo_xtoken.teachers.output import HiddenStateTap
+from nemo_xtoken.parallel.ownership import Ownership, reorder_rows
+from nemo_xtoken.teachers.output import HiddenStateTap, output_head
 
 __all__ = ["ColocatedTeacher"]
 
@@ -45,8 +46,26 @@ class ColocatedTeacher:
         self.group = parallel_state.get_tensor_model_parallel_group()
         self.last_stage = parallel_state.is_pipeline_last_stage()
         self.tap: HiddenStateTap | None = None
+        self.head: OutputHead | None = None
         if self.last_stage:
             self.tap = HiddenStateTap(model.output_layer, model.config.sequence_parallel)
+
+    def lay_out(self, ownership: Ownership) -> None:
+        """Puts the output layer into the order that the loss wants; on the last pipeline stage, before any output.
+
+        An untied layer gives its old rows back; a tied one's embedding stays as it is beside the new order.
+        Collectives: those of ``reorder_rows``.
+        """
+        model = self.model
+        weight = model.shared_embedding_or_output_weight() if model.share_embeddings_and_output_weights else None
+        own = model.output_layer.weight
+        held = own if weight is None else weight
+        shard = VocabularyShard.of_local_rows(self.vocabulary_size, held.shape[0], self.group)
+        rows = reorder_rows(held.detach(), shard, ownership)
+        if weight is None:
+            own.data = rows
+        columns = torch.from_numpy(ownership.owned).to(rows.device)
+        self.head = output_head(rows, ownership.shard, model.config, columns)
 
     @torch.no_grad()
     def outputs(self, micro_batches: Sequence[dict[str, Tensor]]) -> list[ModelOutput | None]:
@@ -70,20 +89,20 @@ class ColocatedTeacher:
         )
         if not self.last_stage:
             return [None] * len(micro_batches)
+        assert self.head is not None, "lay_out comes first"
         outputs: list[ModelOutput | None] = []
-        for batch, (hidden, weight) in zip(micro_batches, taken, strict=True):
+        for batch, hidden in zip(micro_batches, taken, strict=True):
             _check_finite(hidden, batch)
-            shard = VocabularyShard.of_local_rows(self.vocabulary_size, weight.shape[0], self.group)
-            outputs.append(ModelOutput(hidden, OutputHead(weight, shard)))
+            outputs.append(ModelOutput(hidden, self.head))
         return outputs
 
     def _forward_step(self, batches: Iterator[dict[str, Tensor]], model: torch.nn.Module) -> tuple[Tensor, Any]:
         output = model(**self.inputs(next(batches)))
         return output, self._take
 
-    def _take(self, _output: Tensor, non_loss_data: bool = True) -> tuple[Tensor, Tensor]:
+    def _take(self, _output: Tensor, non_loss_data: bool = True) -> Tensor:
         assert self.tap is not None
-        return self.tap.pop()
+        return self.tap.pop()[0]
 
 
 def _check_finite(hidden: Tensor, batch: dict[str, Tensor]) -> None:

@@ -7,8 +7,21 @@ import torch
 from torch import Tensor
 
 from nemo_xtoken.losses.base import ModelOutput
+from nemo_xtoken.parallel.head import OutputHead
+from nemo_xtoken.parallel.layout import VocabularyShard
 
-__all__ = ["HiddenStateTap", "Teacher"]
+__all__ = ["HiddenStateTap", "Teacher", "output_head"]
+
+
+def output_head(weight: Tensor, shard: VocabularyShard, config: Any, columns: Tensor | None = None) -> OutputHead:
+    """A Megatron model's output layer for the loss, with what its architecture does to logits.
+
+    Args:
+        weight: ``[V_padded/tp, H]``, this rank's rows.
+        config: the model's; Gemma 2's has ``final_logit_softcapping``.
+        columns: see ``OutputHead``.
+    """
+    return OutputHead(weight, shard, columns, softcap=getattr(config, "final_logit_softcapping", None) or None)
 
 
 class HiddenStateTap:

@@ -4,40 +4,50 @@ import torch
 import torch.distributed as dist
 from dense import chunk_losses
 
-from nemo_xtoken.losses.base import ModelOutput
-from nemo_xtoken.losses.chunks import ScoredRows
-from nemo_xtoken.losses.cross_tokenizer import AlignedLabels, ChunkLossConfig, cross_tokenizer_loss
-from nemo_xtoken.losses.tiles import tiled_terms
-from nemo_xtoken.parallel.head import OutputHead
+from nemo_xtoken.losses.base import ChunkLossConfig, ModelOutput, TeacherSignal
+from nemo_xtoken.losses.cross_tokenizer import cross_tokenizer_loss
+from nemo_xtoken.parallel.head import FreeLogits, OutputHead
 from nemo_xtoken.parallel.layout import VocabularyShard
+from nemo_xtoken.parallel.ownership import reorder_rows
 
 WEIGHTS = (0.7, 1.3)  # of cross-entropy and distillation, so that a swapped gradient shows
 NAMES = ("cross-entropy", "distillation", "gradient by hidden", "gradient by weight")
 
 
-def shards_of(problem, group=None):
-    """The layouts of the student's and the teacher's output layer."""
-    return (
-        VocabularyShard(problem.v_s, problem.weight_s.shape[0], group),
-        VocabularyShard(problem.v_t, problem.weight_t.shape[0], group),
-    )
+def student_shard(problem, group=None):
+    """The layout of the student's output layer."""
+    return VocabularyShard(problem.v_s, problem.weight_s.shape[0], group)
+
+
+def teacher_output(problem, ownership, group=None):
+    """The teacher as its checkpoint's layout has it, its output layer re-ordered as a divergence wants it."""
+    ranks, rank = (1, 0) if group is None else (dist.get_world_size(group), dist.get_rank(group))
+    held = VocabularyShard(problem.v_t, problem.weight_t.shape[0], group)
+    weight = reorder_rows(problem.weight_t.chunk(ranks)[rank], held, ownership)
+    columns = torch.from_numpy(ownership.owned)
+    return ModelOutput(problem.hidden_t.flatten(0, 1), OutputHead(weight, ownership.shard, columns))
+
+
+def signal_of(problem, divergence, merge, tau=1.0, group=None):
+    """What the problem's teacher says."""
+    output = teacher_output(problem, divergence.ownership, group)
+    labels, chunks = problem.batch["teacher_labels"], problem.batch["chunks"]
+    return TeacherSignal(output, labels, chunks, divergence, ChunkLossConfig(merge, tau))
 
 
 def ours(problem, make, merge, tau=1.0, tile_rows=4, group=None):
-    """(ce, kd, grad hidden, grad weight, metrics) under ``make(student shard, teacher shard)``."""
+    """(ce, kd, grad hidden, grad weight, metrics) under ``make(student shard)``."""
     ranks, rank = (1, 0) if group is None else (dist.get_world_size(group), dist.get_rank(group))
-    student_shard, teacher_shard = shards_of(problem, group)
+    shard = student_shard(problem, group)
     hidden = problem.hidden_s.flatten(0, 1).clone().requires_grad_()
     weight = problem.weight_s.chunk(ranks)[rank].clone().requires_grad_()
-    student = ModelOutput(hidden, OutputHead(weight, student_shard))
-    teacher_weight = problem.weight_t.chunk(ranks)[rank]
-    teacher = ModelOutput(problem.hidden_t.flatten(0, 1), OutputHead(teacher_weight, teacher_shard))
-    divergence = make(student_shard, teacher_shard)
-    config = ChunkLossConfig(merge, tau, tile_rows)
-    ce, kd = cross_tokenizer_loss(student, AlignedLabels(**problem.batch), teacher, divergence, config)
-    (WEIGHTS[0] * ce.total + WEIGHTS[1] * kd.total).backward()
-    metrics = {name: float(value) for name, value in kd.metrics.items()}
-    return ce.total.item(), kd.total.item(), hidden.grad.numpy(), weight.grad.numpy(), metrics
+    student = ModelOutput(hidden, OutputHead(weight, shard))
+    signal = signal_of(problem, make(shard), merge, tau, group)
+    terms = cross_tokenizer_loss(student, problem.batch["student_labels"], [signal], WEIGHTS[0], WEIGHTS[1:], tile_rows)
+    terms.objective.backward()
+    (kd,) = terms.kd
+    metrics = {name: float(value) for name, value in kd.metrics.items() if name != "exchange_bytes"}
+    return terms.ce.total.item(), kd.total.item(), hidden.grad.numpy(), weight.grad.numpy(), metrics
 
 
 def reference(problem, divergence, merge, tau=1.0):
@@ -76,29 +86,42 @@ def compare_ranks(results, want, rtol):
 
 def gradcheck(problem, make, merge, tau=1.7):
     """The hand-written backward against finite differences."""
-    student_shard, teacher_shard = shards_of(problem)
-    divergence = make(student_shard, teacher_shard)
-    teacher = ModelOutput(problem.hidden_t.flatten(0, 1), OutputHead(problem.weight_t, teacher_shard))
-    labels = AlignedLabels(**problem.batch)
+    shard = student_shard(problem)
+    signal = signal_of(problem, make(shard), merge, tau)
 
     def f(hidden, weight):
-        student = ModelOutput(hidden, OutputHead(weight, student_shard))
-        ce, kd = cross_tokenizer_loss(student, labels, teacher, divergence, ChunkLossConfig(merge, tau, 3))
-        return ce.total, kd.total
+        student = ModelOutput(hidden, OutputHead(weight, shard))
+        labels = problem.batch["student_labels"]
+        return cross_tokenizer_loss(student, labels, [signal], *WEIGHTS[:1], WEIGHTS[1:], 3).objective
 
     hidden = problem.hidden_s.flatten(0, 1).clone().requires_grad_()
     return torch.autograd.gradcheck(f, (hidden, problem.weight_s.clone().requires_grad_()))
 
 
+def compared(divergence, p_s, p_t, ownership=None):
+    """(values [1 + metrics, k], gradient by the probabilities [k, V_S/tp]) of whole teacher distributions."""
+    ownership = ownership or divergence.ownership
+    shard = ownership.shard
+    columns = p_t.new_zeros((p_t.shape[0], shard.padded))
+    columns[:, : shard.size] = p_t[:, torch.from_numpy(ownership.order)]
+    mine = columns[:, shard.start : shard.start + shard.rows].clone()
+    return divergence.finish(divergence.start(p_s), mine, p_s.new_ones(p_s.shape[0]))[:2]
+
+
 def logit_gradient(divergence, p_student_logits, p_teacher, shard):
-    """(value [k], gradient [k, V] by the student's logits) of a divergence alone (identity as output layer)."""
-    n, v = p_student_logits.shape
-    z = p_student_logits.clone().requires_grad_()
-    rows = torch.arange(n)
-    scored = ScoredRows(rows, torch.zeros(n, dtype=torch.int64), rows, torch.ones(n, dtype=torch.int64), rows)
-    student = ModelOutput(z, OutputHead(torch.eye(v, dtype=z.dtype), shard))
-    v_t = p_teacher.shape[1]
-    head = OutputHead(torch.eye(v_t, dtype=z.dtype), VocabularyShard(v_t, v_t))
-    terms = tiled_terms(student, scored, ModelOutput(p_teacher.log(), head), scored, divergence, "first")
-    (gradient,) = torch.autograd.grad(terms.divergence.sum(), z)
-    return terms.divergence.detach(), gradient
+    """(value [k], gradient [k, V] by the student's logits) of a divergence alone, through free logits."""
+    values, gradients = [], []
+    for z, p in zip(p_student_logits, p_teacher, strict=True):
+        z = z[None].clone().requires_grad_()
+        order = divergence.ownership
+        logits = torch.full((1, order.shard.padded), -torch.inf, dtype=z.dtype)
+        logits[0, : p.numel()] = p.log()[torch.from_numpy(order.order)]
+        output = ModelOutput(logits, FreeLogits(order.shard, torch.from_numpy(order.owned)))
+        zero = torch.zeros(1, 1, dtype=torch.int64)
+        chunks = torch.tensor([[0, 0, 1, 0, 1]])
+        signal = TeacherSignal(output, zero, chunks, divergence, ChunkLossConfig("first"))
+        terms = cross_tokenizer_loss(ModelOutput(z, FreeLogits(shard)), zero, [signal], ce_weight=0.0)
+        (gradient,) = torch.autograd.grad(terms.objective, z)
+        values.append(terms.kd[0].total)
+        gradients.append(gradient[0])
+    return torch.stack(values), torch.stack(gradients)

@@ -32,7 +32,7 @@ CASES = {
 
 
 def make_of(problem, direction):
-    return lambda s, t: ProjectedKL(VocabularyExchange(problem.matrix, s, t), direction)
+    return lambda shard: ProjectedKL(VocabularyExchange.co_sharded(problem.matrix, shard), direction)
 
 
 @pytest.mark.parametrize("merge", MERGES)
@@ -111,16 +111,16 @@ def test_extreme_logits_stay_finite(direction, case):
 def test_the_conditioned_student_is_not_paid_for_leaving():
     """Reverse, every teacher token reached: moving mass to empty rows changes nothing, all of it stays a number."""
     matrix = ProjectionMatrix(np.array([[0], [1], [-1]], np.int32), np.array([[1], [1], [0]], np.float32), 2, "s", "t")
-    shards = VocabularyShard(3, 3), VocabularyShard(2, 2)
-    loss = ProjectedKL(VocabularyExchange(matrix, *shards), "reverse")
+    shard = VocabularyShard(3, 3)
+    loss = ProjectedKL(VocabularyExchange.co_sharded(matrix, shard), "reverse")
     p_t = torch.tensor([[0.3, 0.7]], dtype=torch.float64)
     values = []
     for lift in (-5.0, 0.0, 5.0):
-        value, gradient = logit_gradient(loss, torch.tensor([[1.0, 0.5, lift]], dtype=torch.float64), p_t, shards[0])
+        value, gradient = logit_gradient(loss, torch.tensor([[1.0, 0.5, lift]], dtype=torch.float64), p_t, shard)
         values.append(float(value))
         assert abs(float(gradient[0, 2])) < 1e-9
     assert values == pytest.approx([values[0]] * 3, rel=1e-9)
-    value, gradient = logit_gradient(loss, torch.tensor([[1.0, 0.5, 900.0]]), p_t.float(), shards[0])
+    value, gradient = logit_gradient(loss, torch.tensor([[1.0, 0.5, 900.0]]), p_t.float(), shard)
     assert torch.isfinite(value).all()
     assert torch.isfinite(gradient).all()
 
@@ -128,4 +128,4 @@ def test_the_conditioned_student_is_not_paid_for_leaving():
 def test_an_unknown_direction_is_refused():
     problem = Problem()
     with pytest.raises(InputError, match="direction='sideways'"):
-        make_of(problem, "sideways")(VocabularyShard(23, 24), VocabularyShard(31, 32))
+        make_of(problem, "sideways")(VocabularyShard(23, 24))

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from cases import Problem
 from dense import gold
-from harness import close, compare, compare_ranks, gradcheck, logit_gradient, ours, reference
+from harness import close, compare, compare_ranks, compared, gradcheck, logit_gradient, ours, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranks import run_ranks
@@ -30,8 +30,8 @@ KINDS = [(loss, form) for loss in ("gold", "h_kl") for form in PARTIAL_KLS]
 def make_of(problem, loss, form, cap=4096):
     strict = CommonSet.of_exact_rows(problem.matrix)
     if loss == "gold":
-        return lambda s, t: Gold(strict, s, t, form, cap)
-    return lambda s, t: HybridKL(strict, problem.matrix, s, t, form, cap)
+        return lambda s: Gold(strict, s, form, cap)
+    return lambda s: HybridKL(strict, problem.matrix, s, form, cap)
 
 
 def reference_of(problem, loss, form, cap=None):
@@ -107,13 +107,13 @@ def two_distributions(seed, v_s=12, v_t=15, scale=3.0, n=4):
 
 
 COMMON = CommonSet(np.array([0, 2, 3, 7, 8]), np.array([4, 1, 0, 9, 14]), 12, 15)
-SHARDS = VocabularyShard(12, 12), VocabularyShard(15, 15)
+SHARD = VocabularyShard(12, 12)
 
 
 def test_proposition_1_every_uncommon_logit_is_pushed_down():
     """X-Token, Proposition 1: under GOLD's common KL it has the gradient p_S[j] * M_C(T), whatever the teacher says."""
     z, p_t = two_distributions(seed=0)
-    _, gradient = logit_gradient(PublishedPartialKL(COMMON.exchange(*SHARDS)), z, p_t, SHARDS[0])
+    _, gradient = logit_gradient(PublishedPartialKL(COMMON.exchange(SHARD)), z, p_t, SHARD)
     outside = COMMON.student_outside
     mass = p_t[:, COMMON.teacher].sum(1, keepdim=True)
     close(gradient[:, outside], torch.softmax(z, 1)[:, outside] * mass, 1e-12)
@@ -127,19 +127,19 @@ def test_a_numeral_that_the_teacher_spells_out_is_pushed_down_by_gold_and_up_by_
         ids[s, : len(row)], weights[s, : len(row)] = list(row), list(row.values())
     weights /= weights.sum(1, keepdims=True)
     matrix = ProjectionMatrix(ids, weights, 4, "s", "t")
-    shards = VocabularyShard(5, 5), VocabularyShard(4, 4)
+    shard = VocabularyShard(5, 5)
     z = torch.tensor([[0.0, 0.0, 0.0, 1.0, 1.0]], dtype=torch.float64)
     p_t = torch.tensor([[0.9, 0.02, 0.02, 0.06]], dtype=torch.float64)
-    published = PublishedPartialKL(CommonSet.of_exact_rows(matrix).exchange(*shards))
-    projected = ProjectedKL(VocabularyExchange(matrix, *shards))
-    assert float(logit_gradient(published, z, p_t, shards[0])[1][0, 3]) == pytest.approx(float(z.softmax(1)[0, 3]))
-    assert float(logit_gradient(projected, z, p_t, shards[0])[1][0, 3]) < -0.1
+    published = PublishedPartialKL(CommonSet.of_exact_rows(matrix).exchange(shard))
+    projected = ProjectedKL(VocabularyExchange.co_sharded(matrix, shard))
+    assert float(logit_gradient(published, z, p_t, shard)[1][0, 3]) == pytest.approx(float(z.softmax(1)[0, 3]))
+    assert float(logit_gradient(projected, z, p_t, shard)[1][0, 3]) < -0.1
 
 
 def test_rest_pushes_uncommon_logits_up_where_the_teacher_is_outside():
     """The same point with a class REST: p_S[j] * (1 - R_T / R_S), negative where the teacher has more mass outside."""
     z, p_t = two_distributions(seed=0)
-    _, gradient = logit_gradient(PARTIAL_KLS["rest"](COMMON.exchange(*SHARDS)), z, p_t, SHARDS[0])
+    _, gradient = logit_gradient(PARTIAL_KLS["rest"](COMMON.exchange(SHARD)), z, p_t, SHARD)
     outside = COMMON.student_outside
     p_s = torch.softmax(z, 1)
     rest_s = p_s[:, outside].sum(1, keepdim=True)
@@ -167,7 +167,7 @@ def test_the_published_partial_kl_can_be_negative():
     z, p_t = two_distributions(seed=1, scale=0.1)
     z[:, COMMON.student_outside] -= 5.0
     for form, paid in (("paper", True), ("rest", False)):
-        partial_kl = PARTIAL_KLS[form](COMMON.exchange(*SHARDS)).value(torch.softmax(z, 1), p_t)[0]
+        partial_kl = compared(PARTIAL_KLS[form](COMMON.exchange(SHARD)), torch.softmax(z, 1), p_t)[0][0]
         assert ((partial_kl < -0.1) if paid else (partial_kl > 0.1)).all()
 
 
@@ -178,7 +178,7 @@ def test_the_published_form_is_not_negative_with_its_remainder(seed, scale, shif
     z, p_t = two_distributions(seed, scale=scale)
     z[:, COMMON.student_outside] += shift
     for cap in (2, 4096):
-        value, _, _, partial_kl, _, _ = Gold(COMMON, *SHARDS, "paper", cap).value(torch.softmax(z, 1), p_t)
+        value, _, _, _, partial_kl, _, _ = compared(Gold(COMMON, SHARD, "paper", cap), torch.softmax(z, 1), p_t)[0]
         p_s = torch.softmax(z, 1)
         assert (partial_kl > p_t[:, COMMON.teacher].sum(1) - p_s[:, COMMON.student].sum(1) - 1e-9).all()
         assert (value > -1e-9).all()
@@ -200,9 +200,9 @@ def test_zero_where_the_student_agrees(form):
     common, shard = CommonSet(np.arange(9), np.arange(9), 15, 15), VocabularyShard(15, 15)
     p_t = torch.softmax(z, 1)
     p_t[:, 9:] = p_t[:, 9:].flip(1)
-    value = Gold(common, shard, shard, form).value(torch.softmax(z, 1), p_t)[0]
+    value = compared(Gold(common, shard, form), torch.softmax(z, 1), p_t)[0][0]
     assert float(value.abs().max()) < 1e-12
-    _, gradient = logit_gradient(PARTIAL_KLS[form](common.exchange(shard, shard)), z, p_t, shard)
+    _, gradient = logit_gradient(PARTIAL_KLS[form](common.exchange(shard)), z, p_t, shard)
     if form == "rest":
         assert float(gradient.abs().max()) < 1e-12
     else:  # Proposition 1 again: the published form is not stationary where the student is right
@@ -211,4 +211,4 @@ def test_zero_where_the_student_agrees(form):
 
 def test_an_unknown_form_is_refused():
     with pytest.raises(InputError, match="partial_kl='closed'"):
-        Gold(COMMON, *SHARDS, partial_kl="closed")
+        Gold(COMMON, SHARD, partial_kl="closed")

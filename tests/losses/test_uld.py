@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from cases import Problem
 from dense import sorted_l1
-from harness import compare, compare_ranks, gradcheck, ours, reference
+from harness import compare, compare_ranks, compared, gradcheck, ours, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranks import run_ranks
@@ -18,12 +18,13 @@ from nemo_xtoken.losses.chunks import MERGES
 from nemo_xtoken.losses.sorted_l1 import DEFAULT_CAP, SortedL1
 from nemo_xtoken.losses.uld import UniversalLogitDistance
 from nemo_xtoken.parallel.layout import VocabularyShard
+from nemo_xtoken.parallel.ownership import Ownership
 
 CAPS = (DEFAULT_CAP, 25, 7, 1)  # all, between the two vocabularies, some, one
 
 
-def make_of(cap):
-    return functools.partial(UniversalLogitDistance, cap=cap)
+def make_of(problem, cap):
+    return lambda shard: UniversalLogitDistance(shard, problem.v_t, cap)
 
 
 @pytest.mark.parametrize("merge", MERGES)
@@ -33,11 +34,11 @@ def test_value_and_gradient_equal_the_dense_reference(merge, cap, case):
     problem = Problem(seed=3, pad_s=32, pad_t=32, **case)
     for tau in (1.0, 2.5):
         want = reference(problem, functools.partial(sorted_l1, cap=cap), merge, tau)
-        compare(ours(problem, make_of(cap), merge, tau), want, 1e-9)
+        compare(ours(problem, make_of(problem, cap), merge, tau), want, 1e-9)
 
 
 def every_kind(problem, group=None):
-    return [ours(problem, make_of(cap), merge, group=group) for merge in MERGES for cap in CAPS]
+    return [ours(problem, make_of(problem, cap), merge, group=group) for merge in MERGES for cap in CAPS]
 
 
 def on_rank(problem):
@@ -57,7 +58,7 @@ def test_tensor_parallel_ranks_equal_one_process(ranks, pads):
 @pytest.mark.parametrize("cap", [DEFAULT_CAP, 5])
 def test_gradcheck_of_the_hand_written_backward(merge, cap):
     problem = Problem(seed=11, b=1, t_s=6, t_t=7, v_s=9, v_t=11, pad_s=10, pad_t=12, h=3)
-    assert gradcheck(problem, make_of(cap), merge)
+    assert gradcheck(problem, make_of(problem, cap), merge)
 
 
 @given(seed=st.integers(0, 10_000), cap=st.integers(1, 40), scale=st.floats(0.1, 20))
@@ -66,9 +67,9 @@ def test_never_negative_and_within_its_bound_of_the_exact_distance(seed, cap, sc
     random = torch.Generator().manual_seed(seed)
     p_s = torch.softmax(scale * torch.randn(3, 20, generator=random, dtype=torch.float64), 1)
     p_t = torch.softmax(scale * torch.randn(3, 33, generator=random, dtype=torch.float64), 1)
-    shards = VocabularyShard(20, 20), VocabularyShard(33, 33)
-    exact = UniversalLogitDistance(*shards).value(p_s, p_t)
-    capped = UniversalLogitDistance(*shards, cap=cap).value(p_s, p_t)
+    shard = VocabularyShard(20, 20)
+    exact, _ = compared(UniversalLogitDistance(shard, 33), p_s, p_t)
+    capped, _ = compared(UniversalLogitDistance(shard, 33, cap=cap), p_s, p_t)
     assert (exact[1] == 0).all()
     assert (capped >= 0).all()
     assert (capped[0] <= exact[0] + 1e-12).all()
@@ -85,9 +86,9 @@ def ties(group=None):
     ranks, rank = (1, 0) if group is None else (dist.get_world_size(group), dist.get_rank(group))
     out = []
     for cap in (100, 12, 4):
-        loss = SortedL1(tokens_s, tokens_t, VocabularyShard(21, 24, group), VocabularyShard(30, 32, group), cap)
-        parts = p_s.chunk(ranks, 1)[rank], p_t.chunk(ranks, 1)[rank]
-        out.append((loss.value(*parts).numpy(), loss.student_gradient(*parts).numpy()))
+        order = Ownership.in_order(VocabularyShard(30, 32, group))
+        loss = SortedL1(tokens_s, tokens_t, VocabularyShard(21, 24, group), order, cap)
+        out.append(tuple(x.numpy() for x in compared(loss, p_s.chunk(ranks, 1)[rank], p_t[:, :30])))
     return out
 
 
@@ -110,31 +111,33 @@ def test_the_subgradient_stands_where_the_token_stands():
     shard = VocabularyShard(4, 4)
     p_s = torch.tensor([[0.25, 0.25, 0.4, 0.1]], dtype=torch.float64)
     p_t = torch.tensor([[0.3, 0.2, 0.2, 0.3]], dtype=torch.float64)  # sorted .3 .3 .2 .2 under .4 .25 .25 .1
-    loss = UniversalLogitDistance(shard, shard)
-    assert loss.value(p_s, p_t)[0].tolist() == pytest.approx([0.1 + 0.05 + 0.05 + 0.1])
-    assert loss.student_gradient(p_s, p_t).tolist() == [[-1, 1, 1, -1]]  # of the two .25 the first comes first
-    assert loss.student_gradient(p_s, p_s.flip(1)).tolist() == [[0, 0, 0, 0]]
+    loss = UniversalLogitDistance(shard, 4)
+    value, slope = compared(loss, p_s, p_t)
+    assert value[0].tolist() == pytest.approx([0.1 + 0.05 + 0.05 + 0.1])
+    assert slope.tolist() == [[-1, 1, 1, -1]]  # of the two .25 the first comes first
+    assert compared(loss, p_s, p_s.flip(1))[1].tolist() == [[0, 0, 0, 0]]
 
 
 def test_nobody_taking_part_is_nothing():
     shard = VocabularyShard(4, 4)
     p = torch.full((2, 4), 0.25)
-    loss = SortedL1(np.zeros(4, bool), np.zeros(4, bool), shard, shard)
-    assert loss.value(p, p).tolist() == [[0, 0], [0, 0]]
-    assert loss.student_gradient(p, p).tolist() == [[0] * 4] * 2
+    loss = SortedL1(np.zeros(4, bool), np.zeros(4, bool), shard, Ownership.in_order(shard))
+    value, slope = compared(loss, p, p)
+    assert value.tolist() == [[0, 0], [0, 0]]
+    assert slope.tolist() == [[0] * 4] * 2
 
 
 @pytest.mark.parametrize("merge", MERGES)
 def test_extreme_logits_stay_finite(merge):
     problem = Problem(seed=4, dtype=torch.float32)
     problem.weight_s, problem.weight_t = problem.weight_s * 200, problem.weight_t * 200
-    for value in ours(problem, make_of(7), merge)[:4]:
+    for value in ours(problem, make_of(problem, 7), merge)[:4]:
         assert torch.isfinite(torch.as_tensor(value)).all()
 
 
 def test_bad_settings_are_refused():
     shard = VocabularyShard(4, 4)
     with pytest.raises(InputError, match="sorted_cap=0"):
-        UniversalLogitDistance(shard, shard, cap=0)
+        UniversalLogitDistance(shard, 4, cap=0)
     with pytest.raises(InputError, match="mask of \\[3\\]"):
-        SortedL1(np.ones(3, bool), np.ones(4, bool), shard, shard)
+        SortedL1(np.ones(3, bool), np.ones(4, bool), shard, Ownership.in_order(shard))

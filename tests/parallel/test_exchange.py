@@ -1,5 +1,7 @@
 """The exchange between vocabularies: W^T p and W g against the dense matrix, each other's transpose, on any ranks."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -11,72 +13,170 @@ from ranks import run_ranks
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.parallel.exchange import VocabularyExchange
 from nemo_xtoken.parallel.layout import VocabularyShard
+from nemo_xtoken.parallel.ownership import Ownership
 
-V_S, V_T, PAD_S, PAD_T = 21, 30, 24, 32
+V_S, V_T, PAD_S = 21, 30, 24
+LAYOUTS = ("co_sharded", "even", "shuffled")
 
 
-def problem(empty):
+def problem(empty, swapped=False):
     rng = np.random.default_rng(1)
-    matrix = random_matrix(rng, V_S, V_T, empty=empty, reach=0.8)
-    p = torch.zeros(5, PAD_S, dtype=torch.float64)
-    p[:, :V_S] = torch.from_numpy(rng.random((5, V_S)))
-    g = torch.zeros(5, PAD_T, dtype=torch.float64)
-    g[:, :V_T] = torch.from_numpy(rng.normal(size=(5, V_T)))
-    return matrix, p, g, torch.from_numpy(rng.normal(size=5))
+    v_s, v_t = (V_T, V_S) if swapped else (V_S, V_T)
+    matrix = random_matrix(rng, v_s, v_t, empty=empty, reach=0.8)
+    return matrix, *(torch.from_numpy(x) for x in (rng.random((5, v_s)), rng.normal(size=(5, v_t)), rng.normal(size=5)))
 
 
-def both_ways(empty, group=None):
-    matrix, p, g, g_rest = problem(empty)
-    ranks, rank = (1, 0) if group is None else (dist.get_world_size(group), dist.get_rank(group))
-    exchange = VocabularyExchange(matrix, VocabularyShard(V_S, PAD_S, group), VocabularyShard(V_T, PAD_T, group))
-    q, rest = exchange.project(p.chunk(ranks, 1)[rank])
-    out = exchange.pull(g.chunk(ranks, 1)[rank], g_rest)
-    return q.numpy(), rest.numpy(), out.numpy()
+def ownership_of(layout, matrix, student):
+    if layout == "co_sharded":
+        return Ownership.co_sharded(matrix, student)
+    even = Ownership.even(matrix.teacher_size, student.group)
+    if layout == "even":
+        return even
+    return dataclasses.replace(even, order=np.random.default_rng(9).permutation(matrix.teacher_size))
 
 
-def on_world(empty):
-    return both_ways(empty, dist.group.WORLD)
+def columns(x, order, shard):
+    """This rank's columns of a whole table, padded with zeros."""
+    out = x.new_zeros((x.shape[0], shard.padded))
+    out[:, : x.shape[1]] = x if order is None else x[:, torch.from_numpy(order)]
+    return out[:, shard.start : shard.start + shard.rows].contiguous()
 
 
+def both_ways(empty, layout, swapped, group=None):
+    """Everything in the teacher's own order again, the ranks' parts beside each other."""
+    matrix, p, g, g_rest = problem(empty, swapped)
+    student = VocabularyShard(matrix.student_size, 32 if swapped else PAD_S, group)
+    ownership = ownership_of(layout, matrix, student)
+    exchange = VocabularyExchange(matrix, student, ownership)
+    weights = exchange.weights.double() * 1.0
+    started = exchange.start(columns(p, None, student), weights)
+    q, rest = started.finish()
+    out, by_entry = started.pull(columns(g, ownership.order, ownership.shard), g_rest)
+    entries = student.start + exchange.entry_rows, exchange.entry_tokens, by_entry
+    return q.numpy(), rest.numpy(), out.numpy(), [e.numpy() for e in entries], exchange.crossing, ownership
+
+
+def on_world(*args):
+    return both_ways(*args, dist.group.WORLD)[:5]
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("empty", [0.0, 0.3])
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_equals_the_dense_matrix(ranks, empty):
-    matrix, p, g, g_rest = problem(empty)
-    w = dense_w(matrix, V_S, V_T)
-    parts = [both_ways(empty)] if ranks == 1 else run_ranks(ranks, on_world, empty)
+def test_equals_the_dense_matrix(ranks, empty, layout, swapped):
+    matrix, p, g, g_rest = problem(empty, swapped)
+    v_s, v_t = matrix.student_size, matrix.teacher_size
+    w = dense_w(matrix, v_s, v_t)
+    alone = both_ways(empty, layout, swapped)
+    parts = [alone] if ranks == 1 else run_ranks(ranks, on_world, empty, layout, swapped)
+    order = ownership_of(layout, matrix, FakeShard(v_s, 32 if swapped else PAD_S, ranks)).order
     q = np.concatenate([part[0] for part in parts], 1)
     pulled = np.concatenate([part[2] for part in parts], 1)
-    want = (p[:, :V_S] @ w).numpy()
-    np.testing.assert_allclose(q[:, :V_T], want[:, :V_T], rtol=1e-6, atol=1e-9)
-    assert (q[:, V_T:] == 0).all()
+    want = (p @ w).numpy()
+    np.testing.assert_allclose(q[:, :v_t], want[:, order], rtol=1e-6, atol=1e-9)
+    assert (q[:, v_t:] == 0).all()
     for part in parts:
-        np.testing.assert_allclose(part[1], want[:, V_T], rtol=1e-6, atol=1e-12)
-    closed = torch.cat([g[:, :V_T], g_rest[:, None]], 1)
-    np.testing.assert_allclose(pulled[:, :V_S], (closed @ w.T).numpy(), rtol=1e-6, atol=1e-9)
-    assert (pulled[:, V_S:] == 0).all()
+        np.testing.assert_allclose(part[1], want[:, v_t], rtol=1e-6, atol=1e-12)
+    closed = torch.cat([g, g_rest[:, None]], 1)
+    np.testing.assert_allclose(pulled[:, :v_s], (closed @ w.T).numpy(), rtol=1e-6, atol=1e-9)
+    assert (pulled[:, v_s:] == 0).all()
+    for part in parts:  # by W[s, t]: sum over rows of p[s] g[t]
+        s, t, by_entry = part[3]
+        np.testing.assert_allclose(by_entry, (p[:, s] * g[:, t]).sum(0).numpy(), rtol=1e-6, atol=1e-9)
+
+
+class FakeShard(VocabularyShard):
+    """A layout over ranks that are not there, for what is planned alike on all of them."""
+
+    def __init__(self, size, padded, ranks):
+        object.__setattr__(self, "size", size)
+        object.__setattr__(self, "padded", padded)
+        object.__setattr__(self, "group", _Ranks(ranks))
+
+
+class _Ranks:
+    def __init__(self, ranks):
+        self.ranks = ranks
+
+    def size(self):
+        return self.ranks
+
+    def rank(self):
+        return 0
+
+
+@pytest.fixture(autouse=True)
+def _fake_groups(monkeypatch):
+    size, rank = dist.get_world_size, dist.get_rank
+    monkeypatch.setattr(dist, "get_world_size", lambda g=None: g.ranks if isinstance(g, _Ranks) else size(g))
+    monkeypatch.setattr(dist, "get_rank", lambda g=None: 0 if isinstance(g, _Ranks) else rank(g))
+
+
+def sent_on_rank(layout):
+    """What the plan says is sent by each rank, and what is: counted at the collective, forward and backward."""
+    matrix, p, g, g_rest = problem(0.3)
+    student = VocabularyShard(V_S, PAD_S, dist.group.WORLD)
+    ownership = ownership_of(layout, matrix, student)
+    exchange = VocabularyExchange(matrix, student, ownership)
+    counted, real = [], dist.all_to_all_single
+    dist.all_to_all_single = lambda out, x, *args, **kwargs: counted.append(x.numel()) or real(out, x, *args, **kwargs)
+    try:
+        started = exchange.start(columns(p, None, student))
+        started.finish()
+        started.pull(columns(g, ownership.order, ownership.shard), g_rest)
+    finally:
+        dist.all_to_all_single = real
+    return exchange.crossing.tolist(), counted, exchange.bytes_a_chunk(8) * p.shape[0]
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_what_is_sent_is_what_was_planned_and_co_sharding_sends_least(ranks):
+    total = {}
+    for layout in LAYOUTS:
+        results = run_ranks(ranks, sent_on_rank, layout)
+        crossing = results[0][0]
+        assert all(result[0] == crossing for result in results)
+        assert [result[1][0] for result in results] == [5 * n for n in crossing]
+        in_all = sum(8 * n for result in results for n in result[1])
+        assert results[0][2] * ranks == in_all
+        total[layout] = sum(crossing)
+    assert total["co_sharded"] < total["even"]
+    assert total["co_sharded"] < total["shuffled"]
+
+
+def test_one_process_sends_nothing():
+    matrix = problem(0.3)[0]
+    exchange = VocabularyExchange.co_sharded(matrix, VocabularyShard(V_S, PAD_S))
+    assert exchange.crossing.tolist() == [0]
+    assert exchange.bytes_a_chunk(4) == 0
 
 
 def test_pull_is_the_derivative_of_project():
-    """gradcheck of the hand-written transpose: <g, W^T p> differentiated by p is W g."""
+    """gradcheck of the hand-written transpose, by p and by the entries of W."""
     matrix, p = problem(0.3)[:2]
-    exchange = VocabularyExchange(matrix, VocabularyShard(V_S, PAD_S), VocabularyShard(V_T, PAD_T))
+    exchange = VocabularyExchange.co_sharded(matrix, VocabularyShard(V_S, PAD_S))
 
     class Project(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, x):
-            return exchange.project(x)
+        def forward(ctx, x, weights):
+            ctx.started = exchange.start(x, weights)
+            return ctx.started.finish()
 
         @staticmethod
         def backward(ctx, g, g_rest):
-            return exchange.pull(g, g_rest)
+            return ctx.started.pull(g, g_rest)
 
-    assert torch.autograd.gradcheck(Project.apply, (p.requires_grad_(),))
+    x = torch.nn.functional.pad(p, (0, PAD_S - V_S)).requires_grad_()
+    assert torch.autograd.gradcheck(Project.apply, (x, exchange.weights.double().requires_grad_()))
 
 
 def test_refuses_a_matrix_of_other_vocabularies():
     matrix = problem(0.0)[0]
     with pytest.raises(InputError, match="teacher vocabulary of 30"):
-        VocabularyExchange(matrix, VocabularyShard(V_S, PAD_S), VocabularyShard(29, PAD_T))
+        VocabularyExchange(matrix, VocabularyShard(V_S, PAD_S), Ownership.even(29, None))
+    with pytest.raises(InputError, match="student vocabulary of 21"):
+        VocabularyExchange.co_sharded(matrix, VocabularyShard(20, PAD_S))
 
 
 def test_refuses_an_output_layer_that_is_too_small_or_does_not_divide():

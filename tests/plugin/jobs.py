@@ -18,7 +18,7 @@ from tokenizer_zoo import TEXT, write_folder
 from watchers import Watcher
 
 from nemo_xtoken.data.config import DataConfig
-from nemo_xtoken.losses.cross_tokenizer import ChunkLossConfig
+from nemo_xtoken.losses.base import ChunkLossConfig
 from nemo_xtoken.losses.objective import ObjectiveConfig
 from nemo_xtoken.plugin.nemo2.data import DistillationData
 from nemo_xtoken.plugin.nemo2.distill import train_one

@@ -9,8 +9,9 @@ from nemo.lightning.megatron_parallel import MegatronLossReduction
 from torch import Tensor
 
 from nemo_xtoken.losses.base import ModelOutput
-from nemo_xtoken.losses.cross_tokenizer import AlignedLabels, ChunkLossConfig, cross_tokenizer_loss
-from nemo_xtoken.losses.objective import combine
+from nemo_xtoken.losses.cross_tokenizer import cross_tokenizer_loss
+from nemo_xtoken.losses.objective import kd_weight
+from nemo_xtoken.losses.tiles import rows_within
 from nemo_xtoken.losses.token_statistics import token_statistics
 
 if TYPE_CHECKING:
@@ -43,23 +44,32 @@ class StepSums(MegatronLossReduction):
 
 
 class DistillationLoss(StepSums):
-    """``CE + scale * KD`` of a micro-batch, times the global number of tokens (see ``losses.objective.combine``)."""
+    """``CE + scale * KD`` of a micro-batch, times the global number of tokens (see ``losses.objective.kd_weight``)."""
 
-    def __init__(self, model: "DistillationModel", config: ChunkLossConfig | None) -> None:
+    def __init__(self, model: "DistillationModel") -> None:
         super().__init__()
         self._model = [model]  # a list, so that torch does not take it for a submodule
-        self.config = config
 
     def forward(self, batch: dict[str, Any], output: ModelOutput) -> tuple[Tensor, Tensor, Report]:
         """``(loss, tokens, report)`` as Megatron's schedule expects them with ``calculate_per_token_loss``."""
         model = self._model[0]
-        labels = AlignedLabels(batch["student_labels"], batch["teacher_labels"], batch["chunks"])
-        ce, kd = cross_tokenizer_loss(output, labels, batch.get("teacher_output"), model.divergence, self.config)
-        loss = combine(ce, kd, model.scale, model.counts)
-        report = {"ce": ce.total.detach(), "tokens": torch.tensor(ce.count, device=loss.device)}
-        if kd is not None:
-            report |= {"kd": kd.total.detach(), "chunks": torch.tensor(kd.count, device=loss.device), **kd.metrics}
-        return loss, torch.tensor(ce.count, dtype=torch.int, device=loss.device), report
+        labels, signals = batch["student_labels"], model.signals(batch)
+        heads = [signal.output.head for signal in signals]
+        tile_rows = rows_within(model.scale.config.tile_mib, output.head, heads)
+        weights: list[float | Tensor] = []
+        if signals:
+            factor = model.scale.known
+            if factor is None:  # it follows from the sums of this very micro-batch
+                with torch.no_grad():
+                    sums = cross_tokenizer_loss(output, labels, signals, tile_rows=tile_rows)
+                factor = model.scale.within(sums.ce, sums.kd[0])
+            weights.append(kd_weight(factor, model.counts))
+        terms = cross_tokenizer_loss(output, labels, signals, 1.0, weights, tile_rows)
+        ce, device = terms.ce, terms.objective.device
+        report = {"ce": ce.total, "tokens": torch.tensor(ce.count, device=device)}
+        for kd in terms.kd:
+            report |= {"kd": kd.total, "chunks": torch.tensor(kd.count, device=device), **kd.metrics}
+        return terms.objective, torch.tensor(ce.count, dtype=torch.int, device=device), report
 
     def reduce(self, losses_reduced_per_micro_batch: Sequence[Report]) -> Tensor:
         """The step's objective, for the log."""

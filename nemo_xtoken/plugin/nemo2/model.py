@@ -7,10 +7,9 @@ from nemo.collections import llm
 from nemo.lightning import OptimizerModule
 from torch import Tensor
 
-from nemo_xtoken.losses.base import ChunkDivergence, ModelOutput
+from nemo_xtoken.losses.base import ModelOutput, TeacherSignal
 from nemo_xtoken.losses.objective import DynamicScale, ObjectiveConfig, StepCounts
 from nemo_xtoken.losses.registry import make_divergence
-from nemo_xtoken.parallel.head import OutputHead
 from nemo_xtoken.parallel.layout import VocabularyShard
 from nemo_xtoken.plugin.nemo2.inputs import model_inputs
 from nemo_xtoken.plugin.nemo2.loss import DistillationLoss, HeldOutLoss
@@ -18,7 +17,7 @@ from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig, build_teacher
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
 from nemo_xtoken.projection.build import load_or_build
 from nemo_xtoken.teachers.colocated import ColocatedTeacher
-from nemo_xtoken.teachers.output import HiddenStateTap
+from nemo_xtoken.teachers.output import HiddenStateTap, output_head
 
 __all__ = ["DistillationModel"]
 
@@ -63,11 +62,6 @@ class DistillationModel(llm.GPTModel):
         """The teacher on this rank, once the model is configured."""
         return self._teacher[0] if self._teacher else None
 
-    @property
-    def divergence(self) -> ChunkDivergence | None:
-        """The loss on this rank's part of the vocabularies; None on other than the last pipeline stage."""
-        return self._divergence[0] if self._divergence else None
-
     def configure_model(self, vp_stage: int | None = None) -> None:
         """Builds this rank's part of the student, taps its output layer, loads the teacher and W."""
         if hasattr(self, "module"):
@@ -88,11 +82,11 @@ class DistillationModel(llm.GPTModel):
             student, other = self.tokenizer.vocabulary, self._teacher_tokenizer.vocabulary
             config = self._teacher_config
             matrix = load_or_build(student, other, config.rule, config.projection)
-            shards = (
-                VocabularyShard.of_local_rows(size, _output_rows(module), group)
-                for size, module in ((student.size, self.module), (other.size, teacher.model))
-            )
-            divergence = make_divergence(config.loss, matrix, student, other, *shards, config.options)
+            # the layer's own weight is None where it is tied
+            rows = int(self.module.output_layer.output_size_per_partition)
+            shard = VocabularyShard.of_local_rows(student.size, rows, group)
+            divergence = make_divergence(config.loss, matrix, student, other, shard, config.options)
+            teacher.lay_out(divergence.ownership)
             self._divergence.append(divergence.to(torch.cuda.current_device()))
 
     def data_step(self, dataloader_iter: Any) -> dict[str, Any]:
@@ -109,14 +103,20 @@ class DistillationModel(llm.GPTModel):
         hidden, weight = self._tap.pop()
         group = parallel_state.get_tensor_model_parallel_group()
         shard = VocabularyShard.of_local_rows(self.tokenizer.vocab_size, weight.shape[0], group)
-        return ModelOutput(hidden, OutputHead(weight, shard))
+        return ModelOutput(hidden, output_head(weight, shard, self.config))
+
+    def signals(self, batch: dict[str, Any]) -> list[TeacherSignal]:
+        """What the teacher says about a micro-batch; empty without a teacher."""
+        output, config = batch.get("teacher_output"), self._teacher_config
+        if output is None or config is None:
+            return []
+        return [TeacherSignal(output, batch["teacher_labels"], batch["chunks"], self._divergence[0], config.chunks)]
 
     @property
     def training_loss_reduction(self) -> DistillationLoss:
         """Cross-entropy and distillation of a micro-batch, as sums."""
         if self._training_loss_reduction is None:
-            chunks = self._teacher_config.chunks if self._teacher_config is not None else None
-            self._training_loss_reduction = DistillationLoss(self, chunks)
+            self._training_loss_reduction = DistillationLoss(self)
         return self._training_loss_reduction
 
     @property
@@ -125,8 +125,3 @@ class DistillationModel(llm.GPTModel):
         if self._validation_loss_reduction is None:
             self._validation_loss_reduction = HeldOutLoss()
         return self._validation_loss_reduction
-
-
-def _output_rows(module: Any) -> int:
-    """Rows of the output layer on this rank; a tied layer has no weight of its own."""
-    return int(module.output_layer.output_size_per_partition)

@@ -11,7 +11,7 @@ from nemo.collections import llm
 from nemo.lightning import io
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.losses.cross_tokenizer import ChunkLossConfig
+from nemo_xtoken.losses.base import ChunkLossConfig
 from nemo_xtoken.losses.registry import DivergenceOptions
 from nemo_xtoken.plugin.nemo2.inputs import model_inputs, schedule_shape
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer

@@ -1,0 +1,164 @@
+"""Which rank holds which teacher token.
+
+The teacher is frozen, so its output layer can be laid out at will when it is loaded.  Co-sharding gives each teacher
+token that equals a student token to the rank that holds the student token, at the same local column.  Then the exact
+rows of W are the identity on every rank, and only what the other rows send to other ranks has to travel.
+
+Once laid out, a teacher token goes by its *owned id*: rank r holds the owned ids ``[r*rows, (r+1)*rows)``, so that a
+:class:`~nemo_xtoken.parallel.layout.VocabularyShard` describes them as it does a student's.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.parallel.layout import VocabularyShard, group_rank, group_size
+from nemo_xtoken.projection.matrix import ProjectionMatrix
+
+__all__ = ["Ownership", "reorder_rows"]
+
+#: Rows on a rank are a multiple of this, as matrix products on a GPU like them.
+ROW_MULTIPLE = 8
+#: Bytes of a weight that are in flight at a time while rows change ranks.
+PIECE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Ownership:
+    """An order of the teacher's vocabulary over the ranks of a tensor-parallel group.
+
+    Attributes:
+        order: int64 ``[V_T]``, the teacher token of each owned id; a permutation.
+        shard: the layout of the owned ids.
+    """
+
+    order: np.ndarray
+    shard: VocabularyShard
+
+    def __post_init__(self) -> None:
+        if self.order.shape != (self.shard.size,):
+            raise InputError(
+                f"an order of {self.order.size} tokens for a vocabulary of {self.shard.size}",
+                "a permutation of the vocabulary",
+                "make it with Ownership.co_sharded or Ownership.in_order",
+            )
+
+    @cached_property
+    def owned(self) -> np.ndarray:
+        """int64 ``[V_T]``, the owned id of each teacher token."""
+        inverse = np.empty_like(self.order)
+        inverse[self.order] = np.arange(self.order.size)
+        return inverse
+
+    @classmethod
+    def in_order(cls, shard: VocabularyShard) -> "Ownership":
+        """Every token where Megatron's own layout has it."""
+        return cls(np.arange(shard.size), shard)
+
+    @classmethod
+    def even(cls, size: int, group: ProcessGroup | None) -> "Ownership":
+        """Tokens in the order of their ids, as many on each rank as on any other but for the last."""
+        ranks = group_size(group)
+        return cls.in_order(VocabularyShard(size, _rows(size, ranks) * ranks, group))
+
+    @classmethod
+    def co_sharded(cls, matrix: ProjectionMatrix, student: VocabularyShard) -> "Ownership":
+        """Teacher tokens beside the student tokens that W maps to them.  Deterministic; the same on every rank.
+
+        A token that is the only entry of a student token goes to that token's rank, and if there is such a column, to
+        its column.  Of several student tokens the one with the smallest id counts.  Then a token that other rows use
+        goes to the rank that uses it most.  The rest fill the gaps.
+
+        Args:
+            matrix: W, or the 0/1 matrix of the pairs that a loss compares.
+            student: layout of the student's output layer.
+        """
+        ranks = group_size(student.group)
+        rows = _rows(matrix.teacher_size, ranks)
+        shard = VocabularyShard(matrix.teacher_size, rows * ranks, student.group)
+        slots = np.full(shard.size, -1, np.int64)  # owned id -> teacher token
+        placed = np.zeros(shard.size, dtype=bool)
+        room = np.clip(shard.size - rows * np.arange(ranks), 0, rows)
+        single = np.flatnonzero((matrix.ids >= 0).sum(axis=1) == 1)
+        tokens, first = np.unique(matrix.ids[single].max(axis=1, initial=-1), return_index=True)
+        partners = single[first]
+        rank, column = partners // student.rows, partners % student.rows
+        fits = column < room[rank]
+        slots[rank[fits] * rows + column[fits]] = tokens[fits]
+        placed[tokens[fits]] = True
+        _fill(slots, placed, tokens[~fits], rank[~fits], rows, room)
+        used, at = _most_used(matrix, student.rows, placed)
+        _fill(slots, placed, used, at, rows, room)
+        slots[slots < 0] = np.flatnonzero(~placed)
+        return cls(slots, shard)
+
+
+def _rows(size: int, ranks: int) -> int:
+    """Rows of each rank."""
+    return -(-size // (ranks * ROW_MULTIPLE)) * ROW_MULTIPLE
+
+
+def _most_used(matrix: ProjectionMatrix, rows: int, placed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens not placed yet that W has an entry for, and the rank with most of these entries (of equals the first)."""
+    student, slot = np.nonzero(matrix.ids >= 0)
+    token = matrix.ids[student, slot].astype(np.int64)
+    open_ = ~placed[token]
+    pairs, uses = np.unique(np.stack([token[open_], student[open_] // rows]), axis=1, return_counts=True)
+    best = np.lexsort((pairs[1], -uses, pairs[0]))
+    tokens, first = np.unique(pairs[0][best], return_index=True)
+    return tokens, pairs[1][best][first]
+
+
+def _fill(
+    slots: np.ndarray, placed: np.ndarray, tokens: np.ndarray, rank: np.ndarray, rows: int, room: np.ndarray
+) -> None:
+    """Puts tokens on free columns of their ranks, in the order of their ids, as long as there are any."""
+    for r in np.unique(rank):
+        free = r * rows + np.flatnonzero(slots[r * rows : r * rows + room[r]] < 0)
+        mine = np.sort(tokens[rank == r])[: len(free)]
+        slots[free[: len(mine)]] = mine
+        placed[mine] = True
+
+
+@torch.no_grad()
+def reorder_rows(weight: Tensor, held: VocabularyShard, ownership: Ownership) -> Tensor:
+    """This rank's rows of a teacher's output layer in their new order; padding rows are 0.
+
+    Args:
+        weight: ``[V_padded/tp, H]``, this rank's rows as the checkpoint's loading left them.
+        held: which rows those are, over the group of ``ownership``.
+
+    Returns:
+        ``[ownership.shard.rows, H]``.  Collectives: broadcasts that carry the whole layer once through the group, in
+        pieces of 64 MiB.
+
+    Raises:
+        InputError: vocabularies of different sizes.
+    """
+    shard, group = ownership.shard, ownership.shard.group
+    if held.size != shard.size:
+        raise InputError(
+            f"a teacher's output layer for {held.size} tokens, a loss for {shard.size}",
+            "equal sizes",
+            "give the teacher the tokenizer it was trained with",
+        )
+    wanted = torch.from_numpy(ownership.order[shard.start : shard.start + shard.valid_rows]).to(weight.device)
+    out = weight.new_zeros((shard.rows, weight.shape[1]))
+    step = max(1, PIECE_BYTES // max(1, weight.shape[1] * weight.element_size()))
+    me, ranks = group_rank(group), group_size(group)
+    for source in range(ranks):
+        for start in range(0, held.rows, step):
+            stop = min(start + step, held.rows)
+            piece = weight[start:stop].contiguous() if source == me else weight.new_empty((stop - start, out.shape[1]))
+            if group is not None and ranks > 1:
+                dist.broadcast(piece, src=dist.get_global_rank(group, source), group=group)
+            local = wanted - (source * held.rows + start)
+            mine = torch.nonzero((local >= 0) & (local < stop - start)).squeeze(1)
+            out[mine] = piece[local[mine]]
+    return out
