@@ -37,7 +37,7 @@ TEXTS = {
     "bytes": "𠮷野家 ﷽ 🂡 ꙮ \u0378 ᚠᛇᚻ\u200b\u200d\ufeff \x00\x04\x7f 𒀀𒁀",
     "numerals": "1 12 123 1234 12345, 0.5% of 1,000,000 = 5000; 2026-11-22T07:05:09, ½ ² ٣ Ⅷ",
     "accents": "un e\u0301te\u0301 a\u0300 la plage, A\u030angstro\u0308m; the plain words after it are as they were.",
-    "blanks": "  two\u00a0spaces   three\t\ttabs \n \n▁low line_ \u3000wide ",
+    "blanks": "  two\u00a0spaces   three\t\ttabs \n \n▁low line_ \u3000wide",
 }
 MARKER = "<|eot_id|>"
 
@@ -122,7 +122,9 @@ def problems_of(
     if ends:
         n, m = len(s_ids), len(t_ids)
         backwards = _walked(*([data[::-1] for data in side[::-1]] for side in sides))
-        wanted |= {(n - s1, n - s0, m - t1, m - t0) for s0, s1, t0, t1 in backwards}
+        turned = {(n - s1, n - s0, m - t1, m - t0) for s0, s1, t0, t1 in backwards}
+        last = max(wanted, default=(0, 0, 0, 0))
+        wanted |= {c for c in turned if c[0] >= last[1] and c[2] >= last[3]}
     for missing in sorted(wanted - set(map(tuple, chunks.tolist()))):
         found.append(f"no chunk {list(missing)}: {sides[0][missing[0] : missing[1]]}")
     return found

@@ -14,7 +14,7 @@ from nemo_xtoken.vocab.vocabulary import Vocabulary
 __all__ = ["METHODS", "Aligner"]
 
 METHODS = ("spans", "dp")
-VERSION = 1  # raise it when the same ids give other chunks: caches are keyed by it
+VERSION = 2  # raise it when the same ids give other chunks: caches are keyed by it
 MAX_DP_TOKENS = 8192  # a side, for method "dp": 64 MiB of back pointers
 REGION_TOKENS = 512  # a side, for one table inside a differing region
 

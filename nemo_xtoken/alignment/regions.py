@@ -17,10 +17,13 @@ _RUNS = (3, 6, 12, 24, 32)  # bytes that must agree; more in larger windows, whe
 def common_runs(a: bytes, b: bytes) -> np.ndarray:
     """int64 ``[R, 3]``: start in ``a``, start in ``b``, length of runs of equal bytes; increasing on both sides.
 
-    Each run is as long as it can be to the right, and no two touch on both sides.
+    Each run is as long as it can be to the right, and no two touch on both sides.  A space that only one stream has in
+    front is passed over where more is equal after it: in a text that itself starts with spaces it would else be taken
+    for one of them, and the difference come to lie after them.
     """
     runs: list[tuple[int, int, int]] = []
-    i = j = 0
+    starts = [(0, 0)] + [(1, 0)] * a.startswith(b" ") + [(0, 1)] * b.startswith(b" ")
+    i, j = max(starts, key=lambda start: _common_prefix(a, start[0], b, start[1]))
     while i < len(a) and j < len(b):
         length = _common_prefix(a, i, b, j)
         if length:

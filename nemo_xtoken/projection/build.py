@@ -103,7 +103,10 @@ def build_projection(student: Vocabulary, teacher: Vocabulary, rule: ProjectionR
             kinds["empty"] += 1  # a role the teacher lacks, a token without text, or a gap in the ids
 
     shares = {n: rule.weights(n).tolist() for n in range(1, rule.max_pieces + 1)}
-    entries: list[tuple[int, int, int, float]] = []
+    rows: list[int] = []
+    slots: list[int] = []
+    targets: list[int] = []
+    values: list[float] = []
     for s, pieces in _pieces(student, teacher, rest):
         kind = "multi"
         if len(pieces) > rule.max_pieces:
@@ -113,11 +116,14 @@ def build_projection(student: Vocabulary, teacher: Vocabulary, rule: ProjectionR
         row: dict[int, float] = {}  # one entry per teacher token, also where a piece repeats ("111")
         for t, weight in zip(pieces, shares.get(len(pieces), ()), strict=True):
             row[t] = row.get(t, 0.0) + weight
-        entries += [(s, slot, t, weight) for slot, (t, weight) in enumerate(row.items())]
-    if entries:
-        rows, slots, targets, values = (np.array(column) for column in zip(*entries, strict=True))
-        some = values.astype(np.float32) > 0  # where gamma is 0, or its power vanishes, the last ones have nothing
-        ids[rows[some], slots[some]], weights[rows[some], slots[some]] = targets[some], values[some]
+        rows += [s] * len(row)
+        slots += range(len(row))
+        targets += row.keys()
+        values += row.values()
+    shared = np.array(values, dtype=np.float32)
+    some = shared > 0  # where gamma is 0, or its power vanishes, the last pieces get nothing
+    at = np.array(rows, dtype=np.int64)[some], np.array(slots, dtype=np.int64)[some]
+    ids[at], weights[at] = np.array(targets, dtype=np.int32)[some], shared[some]
 
     matrix = ProjectionMatrix(
         ids=ids,

@@ -1,0 +1,228 @@
+"""Time and peak memory of the loss, forward and backward, at the full size of two vocabularies.
+
+  fused     nemo_xtoken.losses.cross_tokenizer.cross_tokenizer_loss with P-KL: logits tile by tile, gradient at once
+  plain     the same loss the way one writes it first: both logits whole, two softmaxes, a sparse product with W, KL
+            with a class REST, cross-entropy, autograd
+  top-k     the public form: one set of the 8192 teacher tokens with the largest logits of the micro-batch, the
+            student's projected probabilities renormalised within it, autograd
+
+Every position is a chunk of one token, as most are.  Hidden states and output layers are random; the width of the
+hidden states is small by default, so that the loss is timed and not the product with the output layers, which all have
+to make (the fused one makes each of its products once, the others as often as autograd does).
+
+What does not fit into the memory of the machine is left out and said so.
+
+examples:
+  python benchmarks/loss.py --student meta-llama/Llama-3.2-1B --teacher Qwen/Qwen3-4B
+  python benchmarks/loss.py --student .. --teacher .. --positions 256 --hidden 2048 2560
+"""
+
+import statistics
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from bench import Parser, in_turns, load_pair, machine_line, peak_memory, ratio, wide_console, write_json
+from torch import Tensor
+
+from nemo_xtoken.losses.base import ChunkLossConfig, ModelOutput, TeacherSignal
+from nemo_xtoken.losses.cross_tokenizer import cross_tokenizer_loss
+from nemo_xtoken.losses.p_kl import ProjectedKL
+from nemo_xtoken.losses.tiles import rows_within
+from nemo_xtoken.parallel.exchange import VocabularyExchange
+from nemo_xtoken.parallel.head import OutputHead
+from nemo_xtoken.parallel.layout import VocabularyShard
+from nemo_xtoken.parallel.ownership import reorder_rows
+from nemo_xtoken.projection.build import build_projection
+from nemo_xtoken.projection.matrix import ProjectionMatrix
+
+MIB = 2**20
+TOP_K = 8192
+EPSILON = 1e-10
+#: Tensors of [T, V] in float32 that the plain form has at its largest, for both vocabularies together; measured.
+PLAIN_TENSORS = 4.5
+
+
+class Problem:
+    """Random hidden states, output layers and labels for a micro-batch of one sample."""
+
+    def __init__(self, matrix: ProjectionMatrix, positions: int, hidden: tuple[int, int]) -> None:
+        random = torch.Generator().manual_seed(0)
+        normal = lambda *shape: torch.randn(*shape, generator=random)  # noqa: E731
+        self.matrix, self.positions = matrix, positions
+        self.h_s, self.h_t = normal(positions, hidden[0]), normal(positions, hidden[1])
+        # logits of a spread that language models have: a few tokens hold most of the mass
+        self.w_s = normal(matrix.student_size, hidden[0]) * 3 / hidden[0] ** 0.5
+        self.w_t = normal(matrix.teacher_size, hidden[1]) * 3 / hidden[1] ** 0.5
+        self.labels = torch.randint(matrix.student_size, (1, positions), generator=random)
+        self.teacher_labels = torch.randint(matrix.teacher_size, (1, positions), generator=random)
+
+    def leaves(self) -> tuple[Tensor, Tensor]:
+        """The student's hidden states and output weight, fresh ones that want a gradient."""
+        return self.h_s.detach().requires_grad_(), self.w_s.detach().requires_grad_()
+
+
+def fused(problem: Problem, tile_mib: int) -> Callable[[], tuple[Tensor, Tensor]]:
+    """The library's loss; what is done once a run is done here."""
+    shard = VocabularyShard(problem.matrix.student_size, problem.matrix.student_size)
+    divergence = ProjectedKL(VocabularyExchange.co_sharded(problem.matrix, shard))
+    own = divergence.ownership
+    held = VocabularyShard(problem.matrix.teacher_size, problem.matrix.teacher_size)
+    head = OutputHead(reorder_rows(problem.w_t, held, own), own.shard, torch.from_numpy(own.owned))
+    at = torch.arange(problem.positions)
+    chunks = torch.stack([torch.zeros_like(at), at, torch.ones_like(at), at, torch.ones_like(at)], dim=1)
+    teacher = ModelOutput(problem.h_t, head)
+    signal = TeacherSignal(teacher, problem.teacher_labels, chunks, divergence, ChunkLossConfig())
+
+    def run() -> tuple[Tensor, Tensor]:
+        h, w = problem.leaves()
+        student = OutputHead(w, shard)
+        rows = rows_within(tile_mib, student, [head])
+        terms = cross_tokenizer_loss(ModelOutput(h, student), problem.labels, [signal], tile_rows=rows)
+        terms.objective.backward()
+        assert h.grad is not None
+        return terms.objective.detach(), h.grad
+
+    return run
+
+
+def sparse_w(matrix: ProjectionMatrix, rest: bool) -> Tensor:
+    """W transposed, as a sparse tensor; with REST as one more row for the empty rows."""
+    student, slot = np.nonzero(matrix.ids >= 0)
+    teacher, weights = matrix.ids[student, slot].astype(np.int64), matrix.weights[student, slot]
+    if rest:
+        empty = np.flatnonzero(matrix.empty_rows)
+        student, teacher = np.append(student, empty), np.append(teacher, np.full(len(empty), matrix.teacher_size))
+        weights = np.append(weights, np.ones(len(empty), np.float32))
+    shape = matrix.teacher_size + rest, matrix.student_size
+    indices = torch.from_numpy(np.stack([teacher, student]))
+    return torch.sparse_coo_tensor(indices, torch.from_numpy(weights), shape).coalesce().to_sparse_csr()
+
+
+def plain(problem: Problem) -> Callable[[], tuple[Tensor, Tensor]]:
+    """Whole logits and autograd."""
+    w = sparse_w(problem.matrix, rest=True)
+    reached = torch.from_numpy(problem.matrix.reached)
+
+    def run() -> tuple[Tensor, Tensor]:
+        h, weight = problem.leaves()
+        z = h @ weight.t()
+        ce = torch.nn.functional.cross_entropy(z, problem.labels[0], reduction="sum")
+        q = (w @ torch.softmax(z, -1).t()).t()
+        with torch.no_grad():
+            p = torch.softmax(problem.h_t @ problem.w_t.t(), -1)
+            p = torch.cat([p.where(reached, 0), p.where(~reached, 0).sum(1, keepdim=True)], 1)
+        loss = ce + (torch.xlogy(p, p) - p * q.clamp_min(torch.finfo(q.dtype).tiny).log()).sum()
+        loss.backward()
+        assert h.grad is not None
+        return loss.detach(), h.grad
+
+    return run
+
+
+def top_k(problem: Problem) -> Callable[[], tuple[Tensor, Tensor]]:
+    """The public form on a set of teacher tokens."""
+    w = sparse_w(problem.matrix, rest=False)
+
+    def run() -> tuple[Tensor, Tensor]:
+        h, weight = problem.leaves()
+        z = h @ weight.t()
+        ce = torch.nn.functional.cross_entropy(z, problem.labels[0], reduction="sum")
+        with torch.no_grad():
+            z_t = problem.h_t @ problem.w_t.t()
+            chosen = z_t.amax(0).topk(min(TOP_K, z_t.shape[1])).indices
+            log_p = z_t[:, chosen] - z_t.logsumexp(-1, keepdim=True)
+            rows = torch.sparse_coo_tensor(w.to_sparse_coo().indices(), w.values(), w.shape).index_select(0, chosen)
+        q = torch.sparse.mm(rows.coalesce().to_sparse_csr(), torch.softmax(z, -1).t()).t()
+        log_q = (q / (q.sum(1, keepdim=True) + EPSILON) + EPSILON).log()
+        loss = ce + (log_p.exp() * (log_p - log_q)).sum()
+        loss.backward()
+        assert h.grad is not None
+        return loss.detach(), h.grad
+
+    return run
+
+
+def free_memory() -> int:
+    """Bytes that can be had without swapping (Linux)."""
+    with open("/proc/meminfo") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+
+
+def measure(matrix: ProjectionMatrix, positions: int, hidden: tuple[int, int], rounds: int, mib: int) -> dict[str, Any]:
+    """Seconds and bytes of each at one number of positions."""
+    problem = Problem(matrix, positions, hidden)
+    calls: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {"fused": fused(problem, mib)}
+    needed = int(PLAIN_TENSORS * 4 * positions * (matrix.student_size + matrix.teacher_size))
+    left_out = needed > 0.9 * free_memory()
+    if not left_out:
+        calls |= {"plain": plain(problem), "top-k": top_k(problem)}
+    results, peaks = {}, {}
+    for name, call in calls.items():
+        results[name], peaks[name] = peak_memory(call)
+    off = None
+    if "plain" in results:
+        ours, theirs = results["fused"][1], results["plain"][1]
+        off = float((ours - theirs).norm() / theirs.norm())
+    seconds = in_turns(calls, rounds)
+    rows = {
+        name: {"seconds": statistics.median(times), "least": min(times), "most": max(times), "memory": peaks[name]}
+        | ({} if name == "fused" else {"ratio": ratio(seconds, "fused", name)})
+        for name, times in seconds.items()
+    }
+    return {"positions": positions, "needed": needed if left_out else None, "gradients_differ": off, "methods": rows}
+
+
+def show(results: list[dict[str, Any]], title: str) -> None:
+    """Prints the table."""
+    from rich.table import Table
+
+    table = Table(title=title, title_style="bold", caption="ratios: fused over the other, median of the rounds")
+    for name in ("positions", "method"):
+        table.add_column(name, no_wrap=True)
+    for name in ("median s", "least", "most", "ms a position", "time ratio", "extra MiB", "memory ratio"):
+        table.add_column(name, justify="right")
+    for result in results:
+        own = result["methods"]["fused"]["memory"]
+        for name, row in result["methods"].items():
+            cells = [f"{row[k]:.2f}" for k in ("seconds", "least", "most")]
+            cells.append(f"{1000 * row['seconds'] / result['positions']:.2f}")
+            cells.append(f"{row['ratio']:.2f}" if "ratio" in row else "")
+            known = own is not None and row["memory"]
+            cells.append(f"{row['memory'] / MIB:,.0f}" if known else "?")
+            cells.append(f"{own / row['memory']:.3f}" if known and name != "fused" else "")
+            table.add_row(f"{result['positions']:,}" if name == "fused" else "", name, *cells)
+        if result["needed"]:
+            table.add_row("", f"plain, top-k: not run, {result['needed'] / 2**30:.0f} GiB", *[""] * 7)
+        table.add_section()
+    console = wide_console()
+    console.print(table)
+    for result in results:
+        if result["gradients_differ"] is not None:
+            text = f"{result['positions']:,} positions: fused and plain gradients differ by {result['gradients_differ']:.1e}"
+            console.print(text, highlight=False, soft_wrap=True)
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the benchmark."""
+    parser = Parser(__doc__)
+    parser.add_pair()
+    parser.add_argument("--positions", type=int, nargs="+", default=[256, 1024, 4096], metavar="T")
+    parser.add_argument("--hidden", type=int, nargs=2, default=[64, 64], metavar=("STUDENT", "TEACHER"))
+    parser.add_argument("--rounds", type=int, default=3, help="how often each is timed (default: 3)")
+    parser.add_argument("--tile-mib", type=int, default=512, help="memory of a tile (default: 512)")
+    parser.add_output()
+    given = parser.parse_args(arguments)
+    print(machine_line() + f"; {torch.get_num_threads()} threads")
+    student, teacher = load_pair(given)
+    matrix = build_projection(student, teacher)
+    title = f"{student.size:,} -> {teacher.size:,} tokens, hidden {given.hidden[0]} and {given.hidden[1]}"
+    results = [measure(matrix, t, tuple(given.hidden), given.rounds, given.tile_mib) for t in given.positions]
+    show(results, title)
+    write_json(given.json, {"title": title, "results": results})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
