@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from real_tokenizers import ASSETS, real
+from real_tokenizers import real
 from tokenizer_zoo import NAMES, zoo
 
 from nemo_xtoken.alignment import Aligner
@@ -28,24 +28,26 @@ def test_small_tokenizers_of_every_family(student, teacher):
     assert chunks >= single > 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("student", FIELD)
-def test_a_real_student_aligns_with_every_teacher(student):
-    there = [name for name in FIELD if (ASSETS / "tokenizers" / name).is_dir() and name != student]
-    for teacher in there:
-        _, chunks, _, problems = sweep.aligned(real(student), real(teacher))
-        assert problems == [], teacher
-        assert chunks > 1000
+def ring(step):
+    """Pairs with each of the field once on either side; all pairs take minutes: ``benchmarks/sweep.py``."""
+    return [(FIELD[i], FIELD[(i + step) % len(FIELD)]) for i in range(len(FIELD))]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("student", "teacher"), list(zip(FIELD, FIELD[1:] + FIELD[:1], strict=True)))
-def test_real_pairs_build_and_are_audited(student, teacher):
+@pytest.mark.parametrize(("student", "teacher"), ring(1))
+def test_real_pairs_build_align_and_are_audited(student, teacher):
     result = sweep.measure(real(student), real(teacher))
     assert result.problems == ()
-    assert result.exact > 0.15 * (result.exact + result.multi + result.empty)
-    assert result.exact < result.reached < result.teacher_size
+    assert 0.1 * real(student).size < result.exact <= result.reached <= result.teacher_size
     assert result.loss in ("p_kl", "h_kl")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("student", "teacher"), ring(5))
+def test_real_pairs_align(student, teacher):
+    _, chunks, _, problems = sweep.aligned(real(student), real(teacher))
+    assert problems == []
+    assert chunks > 1000
 
 
 def changed(chunks: np.ndarray, how: str) -> np.ndarray:
