@@ -201,7 +201,8 @@ def show(results: list[dict[str, Any]], title: str) -> None:
     console.print(table)
     for result in results:
         if result["gradients_differ"] is not None:
-            text = f"{result['positions']:,} positions: fused and plain gradients differ by {result['gradients_differ']:.1e}"
+            off = f"{result['positions']:,} positions: fused and plain gradients differ by"
+            text = f"{off} {result['gradients_differ']:.1e}"
             console.print(text, highlight=False, soft_wrap=True)
 
 

@@ -11,17 +11,16 @@ from torch import Tensor
 
 from nemo_xtoken.errors import InputError
 
-__all__ = ["DIRECTIONS", "Direction", "direction_named", "representable", "smallest"]
+__all__ = ["DIRECTIONS", "Direction", "direction_named", "smallest"]
 
 
 def smallest(x: Tensor) -> float:
-    """The smallest probability that is told from 0 in ``x``'s type."""
-    return torch.finfo(x.dtype).tiny
+    """The smallest probability that is told from 0.
 
-
-def representable(x: Tensor) -> Tensor:
-    """Keeps a probability that underflowed to 0 from becoming an infinite logarithm; all others stay as they are."""
-    return x.clamp_min(smallest(x))
+    It lies above the smallest number of x's type by so much that the derivative of a logarithm there is still a number
+    after coefficients of a million.
+    """
+    return torch.finfo(x.dtype).tiny * 2.0**24
 
 
 @dataclass(frozen=True)
@@ -29,33 +28,35 @@ class Direction:
     """A divergence of q, the student's, from p, the teacher's, class by class.
 
     Attributes:
-        compare: ``(p, q) -> (what each class adds, 0 where both are 0; its derivative by q)``.
+        compare: ``(p, q, coefficients [k, 1] or None) -> (what each class adds, 0 where both are 0; its derivative by
+            q times the coefficients, or None)``.  q may be overwritten.
         bounded_by: the side that must have mass wherever the other has, lest the divergence be infinite.
     """
 
-    compare: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    compare: Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
     bounded_by: str | None
 
 
 def _log(x: Tensor) -> Tensor:
-    return representable(x).log_()
+    return x.clamp_min(smallest(x)).log_()
 
 
-def _forward(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-    ratio = p / representable(q)
+def _forward(p: Tensor, q: Tensor, coefficients: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    ratio = p / q.clamp_min_(smallest(q))
     term = _log(ratio).mul_(p)
-    return term, ratio.neg_().masked_fill_(q <= smallest(q), 0)  # times a q of 0 it adds nothing
+    return term, None if coefficients is None else ratio.mul_(-coefficients)
 
 
-def _reverse(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+def _reverse(p: Tensor, q: Tensor, coefficients: Tensor | None) -> tuple[Tensor, Tensor | None]:
     difference = _log(q).sub_(_log(p))
-    return q * difference, difference.add_(1)
+    return q * difference, None if coefficients is None else difference.add_(1).mul_(coefficients)
 
 
-def _js(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+def _js(p: Tensor, q: Tensor, coefficients: Tensor | None) -> tuple[Tensor, Tensor | None]:
     middle = _log((p + q).div_(2))
     slope = _log(q).sub_(middle).div_(2)
-    return _log(p).sub_(middle).mul_(p).div_(2).addcmul_(q, slope), slope
+    term = _log(p).sub_(middle).mul_(p).div_(2).addcmul_(q, slope)
+    return term, None if coefficients is None else slope.mul_(coefficients)
 
 
 #: ``forward``: KL(p || q), spreads over all the teacher says.  ``reverse``: KL(q || p), keeps to what it says most.

@@ -17,7 +17,8 @@ from nemo_xtoken.losses.chunks import ScoredRows
 from nemo_xtoken.losses.merge import continuation, later_rows, merge_rows, spread_gradient, sum_later_tokens
 from nemo_xtoken.losses.tiles import TeacherRows, Tile, tiles
 from nemo_xtoken.parallel.head import accumulation_dtype
-from nemo_xtoken.parallel.softmax import all_reduce_sum, log_normalizer, log_normalizer_and_picked
+from nemo_xtoken.parallel.layout import VocabularyShard
+from nemo_xtoken.parallel.softmax import all_reduce_sum, softmax_and_picked
 
 __all__ = ["FusedPass"]
 
@@ -93,61 +94,91 @@ class FusedPass:
         head, wanted = self.student.head, gradients is not None
         rows, labels = self.rows.rows[tile.rows], head.columns_of(self.rows.labels[tile.rows])
         h = self.student.hidden.index_select(0, rows)
-        softmaxes = _Softmaxes(head.logits(h), labels, self, tile)
-        slope = head.slope(softmaxes.z) if wanted else None
-        p, log_p = softmaxes.at(1.0)
-        self.ce -= log_p.sum()
-        dz = None
+        z = head.logits(h)
+        slope = head.slope(z) if wanted else None
+        at = {1.0} | {s.config.temperature for (s, _), part in zip(self.teachers, tile.parts, strict=True) if part}
+        sides = {tau: _Side(*softmax_and_picked(z, labels, head.shard, tau), wanted) for tau in sorted(at)}
+        del z
+        self.ce -= sides[1.0].log_p.sum()
         if wanted:
-            dz = p * self.ce_weight
-            softmaxes.add_at_labels(dz, None, -self.ce_weight)
+            sides[1.0].by_label -= self.ce_weight
         for number, part in enumerate(tile.parts):
             if part is not None:
-                by_entry = self._teacher(number, *part, softmaxes, dz)
-                if by_entry is not None:
-                    assert gradients is not None
+                by_entry = self._teacher(number, *part, sides, wanted)
+                if by_entry is not None and gradients is not None:
                     gradients.entries[number] += by_entry
         if gradients is not None:
-            assert dz is not None
+            dz = sides.pop(1.0).by_logits(1.0, labels, head.shard)
+            for tau, side in sides.items():
+                dz += side.by_logits(tau, labels, head.shard)
             gradients.hidden[rows] = head.backward(dz, slope, h, gradients.weight)
 
     def _teacher(
-        self, number: int, student: ScoredRows, teacher: ScoredRows, softmaxes: "_Softmaxes", dz: Tensor | None
+        self, number: int, student: ScoredRows, teacher: ScoredRows, sides: "dict[float, _Side]", wanted: bool
     ) -> Tensor | None:
-        """Adds one teacher's terms of a tile up; its gradient by the logits to ``dz``.  Returns that by W's entries."""
+        """Adds one teacher's terms of a tile up, and their gradients to its side; returns the one by W's entries."""
         signal, _ = self.teachers[number]
         merge, tau = signal.config.merge, signal.config.temperature
-        p, log_p = softmaxes.at(tau)
-        merged = merge_rows(p, student, merge)
+        side = sides[tau]
+        merged = merge_rows(side.p, student, merge)
         started = signal.divergence.start(merged, signal.entry_weights)
         p_teacher, log_p_teacher = _teacher_distribution(signal, teacher)
-        m, c, c_slope = None, None, None
+        weight = self.kd_weights[number] * tau**2
+        coefficients = None
         if merge == "chain_rule":
             log_m = sum_later_tokens(log_p_teacher, teacher)
             m = log_m.exp()
-            c, c_slope = continuation(log_m, sum_later_tokens(log_p, student), teacher.tokens, student.tokens)
-        weight = self.kd_weights[number] * tau**2
-        coefficients = None
-        if dz is not None:
-            coefficients = weight * (m if m is not None else log_p.new_ones(student.first.numel()))
+            log_m_student = sum_later_tokens(side.log_p, student)
+            c, slope = continuation(log_m, log_m_student, teacher.tokens, student.tokens)
+            if wanted:
+                coefficients = weight * m
+                later = later_rows(student)
+                side.by_label[later] += weight * slope[student.chunk[later]]
+        elif wanted:
+            coefficients = weight * side.p.new_ones(student.first.numel())
         values, g, by_entry = signal.divergence.finish(started, p_teacher, coefficients)
-        terms = values[0] if m is None or c is None else m * values[0] + c
+        terms = m * values[0] + c if merge == "chain_rule" else values[0]
         self.kd[number] += tau**2 * terms.sum()
         self.metrics[number] += values[1:].sum(1)
-        if dz is None:
-            return None
-        assert g is not None
-        at, g = spread_gradient(g, student, merge)
-        p_at = p.index_select(0, at) if merge == "mean" else merged
-        # through the softmax: dL/dz = p * (g - sum_v p g)
-        inner = all_reduce_sum((p_at * g).sum(1, keepdim=True), self.student.head.shard.group)
-        dz.index_add_(0, at, g.sub_(inner).mul_(p_at), alpha=1 / tau)
-        if c_slope is not None:
-            later = later_rows(student)
-            by_label = weight * c_slope[student.chunk[later]] / tau
-            dz.index_add_(0, later, p.index_select(0, later) * -by_label.unsqueeze(1))
-            softmaxes.add_at_labels(dz, later, by_label)
+        if g is not None:
+            at, g = spread_gradient(g, student, merge)
+            p_at = side.p.index_select(0, at) if merge == "mean" else merged
+            # through the softmax: dL/dz = p * (g - sum_v p g) / tau
+            inner = all_reduce_sum((p_at * g).sum(1, keepdim=True), self.student.head.shard.group)
+            side.by_softmax.append((at, g.sub_(inner).mul_(p_at)))
         return by_entry
+
+
+@dataclass
+class _Side:
+    """The student in a tile at one temperature, and the gradients that wait for the tile's end.
+
+    Attributes:
+        p: ``[n, V_S/tp]`` probabilities.
+        log_p: ``[n]``, of the labels.
+        by_label: ``[n]``, the objective's derivative by ``log_p``.
+        by_softmax: (rows, the derivative by their logits times the temperature), of the divergences.
+    """
+
+    p: Tensor
+    log_p: Tensor
+    wanted: bool
+    by_label: Tensor = field(init=False)
+    by_softmax: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.wanted:
+            self.by_label = torch.zeros_like(self.log_p)
+
+    def by_logits(self, tau: float, labels: Tensor, shard: VocabularyShard) -> Tensor:
+        """The objective's derivative by the logits, ``[n, V_S/tp]``; takes the place of ``p``."""
+        dz = self.p.mul_(-self.by_label.unsqueeze(1))  # d log p(label) / dz = onehot(label) - p
+        local = labels - shard.start
+        mine = torch.nonzero((local >= 0) & (local < shard.rows)).squeeze(1)
+        dz[mine, local[mine]] += self.by_label[mine]
+        for at, part in self.by_softmax:
+            dz.index_add_(0, at, part)
+        return dz if tau == 1 else dz.div_(tau)
 
 
 @dataclass
@@ -159,47 +190,12 @@ class _Gradients:
     entries: list[Any]
 
 
-class _Softmaxes:
-    """The student's probabilities in a tile at each temperature in use, ``[n, V_S/tp]``, and its labels' logarithms."""
-
-    def __init__(self, z: Tensor, labels: Tensor, owner: FusedPass, tile: Tile) -> None:
-        self.z, self.labels, self.shard = z, labels, owner.student.head.shard
-        group = self.shard.group
-        temperatures = {s.config.temperature for (s, _), part in zip(owner.teachers, tile.parts, strict=True) if part}
-        norm, picked = log_normalizer_and_picked(z, labels, self.shard, group)
-        assert picked is not None
-        self._at: dict[float, tuple[Tensor, Tensor]] = {}
-        for tau in sorted(temperatures - {1.0}):
-            scaled = z / tau
-            norm_tau = log_normalizer(scaled, group)
-            self._at[tau] = scaled.sub_(norm_tau.unsqueeze(1)).exp_(), picked / tau - norm_tau
-        self._one = norm, picked - norm
-
-    def at(self, tau: float) -> tuple[Tensor, Tensor]:
-        """``(probabilities, log-probabilities of the labels [n])``; from temperature 1 on ``z`` is overwritten."""
-        if tau == 1.0 and tau not in self._at:
-            norm, log_p = self._one
-            self._at[tau] = self.z.sub_(norm.unsqueeze(1)).exp_(), log_p
-        return self._at[tau]
-
-    def add_at_labels(self, dz: Tensor, rows: Tensor | None, values: Tensor | float) -> None:
-        """Adds values at the labels of these rows (None: all), where this rank holds them."""
-        labels = self.labels if rows is None else self.labels[rows]
-        local = labels - self.shard.start
-        mine = torch.nonzero((local >= 0) & (local < self.shard.rows)).squeeze(1)
-        at = mine if rows is None else rows[mine]
-        dz[at, local[mine]] += values if isinstance(values, float) else values[mine]
-
-
 def _teacher_distribution(signal: TeacherSignal, part: ScoredRows) -> tuple[Tensor, Tensor]:
     """``(merged probabilities [k, V_T/tp], log-probabilities of the labels [m])`` at the temperature."""
     head = signal.output.head
     z = head.logits(signal.output.hidden.index_select(0, part.rows))
-    if signal.config.temperature != 1:
-        z.div_(signal.config.temperature)
-    norm, picked = log_normalizer_and_picked(z, head.columns_of(part.labels), head.shard, head.shard.group)
-    assert picked is not None
-    return merge_rows(z.sub_(norm.unsqueeze(1)).exp_(), part, signal.config.merge), picked - norm
+    p, log_p = softmax_and_picked(z, head.columns_of(part.labels), head.shard, signal.config.temperature)
+    return merge_rows(p, part, signal.config.merge), log_p
 
 
 class _Fused(torch.autograd.Function):

@@ -64,22 +64,23 @@ class ProjectedKL(torch.nn.Module):
             limits = torch.finfo(q.dtype)
             mass = all_reduce_sum(q.sum(1, keepdim=True), group).clamp_min_(limits.tiny * limits.eps)
             q = q / mass
+        wanted = None if coefficients is None else coefficients.unsqueeze(1)
         reached = self.exchange.reached.to(q.dtype)
         unreached = torch.mv(p_teacher, 1 - reached)
-        terms, slope = self.direction.compare(p_teacher.mul_(reached), q)
+        terms, slope = self.direction.compare(p_teacher.mul_(reached), q, wanted)
         divergence, unreached = all_reduce_sum(torch.stack([terms.sum(1), unreached]), group)
-        rest_slope = torch.zeros_like(rest)
-        if mass is not None:
+        rest_slope = None
+        if mass is not None and slope is not None and wanted is not None:
             # of KL(u || p_T) by q, with u = q / N: (log(u / p_T) - KL(u || p_T)) / N
-            slope = slope.sub_(1 + divergence.unsqueeze(1)).div_(mass.clamp_min(limits.tiny / limits.eps))
+            slope = slope.sub_(wanted * (1 + divergence.unsqueeze(1))).div_(mass.clamp_min(limits.tiny / limits.eps))
         elif self.teacher_conditioned:
             inside = (1 - unreached).clamp_min(0)
             divergence = divergence - torch.xlogy(inside, inside)
-        else:
-            rest_term, rest_slope = self.direction.compare(unreached, rest)
+        elif mass is None:
+            rest_term, rest_slope = self.direction.compare(unreached, rest.clone(), coefficients)
             divergence = divergence + rest_term
         sent = torch.full_like(rest, self.exchange.bytes_a_chunk(rest.itemsize))
         values = torch.stack([divergence, unreached, rest, sent])
-        if coefficients is None:
+        if slope is None:
             return Comparison(values)
-        return Comparison(values, *started.pull(slope.mul_(coefficients.unsqueeze(1)), rest_slope * coefficients))
+        return Comparison(values, *started.pull(slope, torch.zeros_like(rest) if rest_slope is None else rest_slope))

@@ -49,13 +49,14 @@ class PublishedPartialKL(torch.nn.Module):
         """
         q, rest = started.finish()
         reached = self.exchange.reached.to(q.dtype)
-        terms, slope = DIRECTIONS["forward"].compare(p_teacher * reached, q)
+        wanted = None if coefficients is None else coefficients.unsqueeze(1)
+        terms, slope = DIRECTIONS["forward"].compare(p_teacher * reached, q, wanted)
         local = torch.stack([terms.sum(1), torch.mv(p_teacher, 1 - reached)])
         sent = torch.full_like(rest, self.exchange.bytes_a_chunk(rest.itemsize))
         values = torch.stack([*all_reduce_sum(local, self.exchange.group), rest, sent])
-        if coefficients is None:
+        if slope is None:
             return Comparison(values)
-        return Comparison(values, *started.pull(slope.mul_(coefficients.unsqueeze(1)), torch.zeros_like(rest)))
+        return Comparison(values, *started.pull(slope, torch.zeros_like(rest)))
 
 
 #: The forms by their names.  "rest" is P-KL over the 0/1 matrix of the pairs: what lies outside C is one class a side.

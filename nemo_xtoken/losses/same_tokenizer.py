@@ -53,6 +53,6 @@ class SameTokenizerKL(torch.nn.Module):
 
         Collectives: one all-reduce of k values.
         """
-        terms, slope = self.direction.compare(p_teacher, started)
-        values = all_reduce_sum(terms.sum(1), self.group).unsqueeze(0)
-        return Comparison(values, None if coefficients is None else slope.mul_(coefficients.unsqueeze(1)))
+        wanted = None if coefficients is None else coefficients.unsqueeze(1)
+        terms, slope = self.direction.compare(p_teacher, started.clone(), wanted)
+        return Comparison(all_reduce_sum(terms.sum(1), self.group).unsqueeze(0), slope)

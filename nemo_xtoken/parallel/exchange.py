@@ -112,6 +112,14 @@ class VocabularyExchange(torch.nn.Module):
         table = self._collect(g)
         return self._spread(g, g_rest, self.weights if weights is None else weights, table)
 
+    def _in_place(self, x: Tensor, rows: int) -> Tensor:
+        """What the rows in place give: x at their columns, 0 elsewhere, ``[n, rows]``."""
+        columns = min(self.student.rows, self.teacher.rows)
+        out = x.new_empty((x.shape[0], rows))
+        torch.mul(x[:, :columns], self.in_place[:columns], out=out[:, :columns])
+        out[:, columns:] = 0
+        return out
+
     def _collect(self, g: Tensor) -> Tensor:
         """``[distinct, n]``: the values of g at the distinct tokens of this rank's entries, wherever they lie."""
         here = g.index_select(1, self.local_columns).t()
@@ -124,9 +132,7 @@ class VocabularyExchange(torch.nn.Module):
         return table
 
     def _spread(self, g: Tensor, g_rest: Tensor, weights: Tensor, table: Tensor) -> Tensor:
-        out = g.new_zeros((g.shape[0], self.student.rows))
-        columns = min(self.student.rows, self.teacher.rows)
-        torch.mul(g[:, :columns], self.in_place[:columns], out=out[:, :columns])
+        out = self._in_place(g, self.student.rows)
         if self.rows.numel():
             sums = _weighted_sums(table, self.by_row, self.row_starts, weights)
             out.index_copy_(1, self.rows, sums.t())
@@ -164,9 +170,7 @@ class Projection:
     def finish(self) -> tuple[Tensor, Tensor]:
         """``(q [n, V_T/tp], this rank's columns of the teacher's vocabulary; REST [n], equal on all ranks)``."""
         exchange, p = self.exchange, self.p
-        q = p.new_zeros((p.shape[0], exchange.teacher.rows))
-        columns = min(exchange.student.rows, exchange.teacher.rows)
-        torch.mul(p[:, :columns], exchange.in_place[:columns], out=q[:, :columns])
+        q = exchange._in_place(p, exchange.teacher.rows)
         q[:, exchange.local_columns] += self._local.t()
         for work in self._waiting:
             work.wait()

@@ -11,7 +11,7 @@ from torch.distributed import ProcessGroup
 
 from nemo_xtoken.parallel.layout import VocabularyShard, group_size
 
-__all__ = ["all_reduce_sum", "log_normalizer", "log_normalizer_and_picked", "pick_local"]
+__all__ = ["all_reduce_sum", "log_normalizer_and_picked", "pick_local", "softmax_and_picked"]
 
 
 def all_reduce_sum(x: Tensor, group: ProcessGroup | None) -> Tensor:
@@ -38,40 +38,57 @@ def pick_local(x: Tensor, ids: Tensor, shard: VocabularyShard) -> Tensor:
     return torch.where(mine, picked, picked.new_zeros(()))
 
 
-def log_normalizer(z: Tensor, group: ProcessGroup | None) -> Tensor:
-    """``log sum_v exp z[i, v]`` over the whole vocabulary.
-
-    Args:
-        z: ``[n, V/tp]`` logits, -inf in padding columns.  At least one column of some rank must be finite.
-
-    Returns:
-        ``[n]``.  Collectives: one all-gather of n values; the ranks are combined in rank order, so that the result is
-        the same on all of them to the last bit.
-    """
-    return log_normalizer_and_picked(z, None, None, group)[0]
-
-
-def log_normalizer_and_picked(
-    z: Tensor, ids: Tensor | None, shard: VocabularyShard | None, group: ProcessGroup | None
-) -> tuple[Tensor, Tensor | None]:
+def log_normalizer_and_picked(z: Tensor, ids: Tensor, shard: VocabularyShard) -> tuple[Tensor, Tensor]:
     """The log-normaliser and the logits of one chosen token per row, by a single collective.
 
     Args:
-        z: ``[n, V/tp]`` logits.
-        ids: int64 ``[n]`` token to pick in each row, negative for none (its logit is then 0); or None.
-        shard: layout of the columns; needed with ``ids``.
+        z: ``[n, V/tp]`` logits, -inf in padding columns.
+        ids: int64 ``[n]``, the tokens.
+        shard: layout of the columns.
 
     Returns:
-        ``(log-normaliser [n], picked logits [n] or None)``.  Collectives: one all-gather of n or 2n values.
+        ``(log sum_v exp z[i, v] over the whole vocabulary [n], picked logits [n])``.  Collectives: one all-gather of 2n
+        values; the ranks are combined in rank order, so that the result is the same on all of them to the last bit.
     """
-    rows = [torch.logsumexp(z, dim=1)]
-    if ids is not None:
-        assert shard is not None
-        rows.append(pick_local(z, ids, shard))
-    local = torch.stack(rows)
+    return _over_ranks(torch.logsumexp(z, dim=1), pick_local(z, ids, shard), shard.group)
+
+
+def _over_ranks(norm: Tensor, picked: Tensor, group: ProcessGroup | None) -> tuple[Tensor, Tensor]:
     ranks = group_size(group)
     if ranks == 1:
-        return local[0], local[1] if ids is not None else None
+        return norm, picked
+    local = torch.stack([norm, picked])
     gathered = local.new_empty((ranks, *local.shape))
     dist.all_gather_into_tensor(gathered.view(-1), local.view(-1), group=group)
-    return torch.logsumexp(gathered[:, 0], dim=0), gathered[:, 1].sum(0) if ids is not None else None
+    return torch.logsumexp(gathered[:, 0], dim=0), gathered[:, 1].sum(0)
+
+
+def softmax_and_picked(
+    z: Tensor, ids: Tensor, shard: VocabularyShard, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Probabilities at a temperature, and the log-probability of one chosen token per row, by a single collective.
+
+    Each rank takes the softmax of its own columns, whose exponentials are made once; what the ranks know of each other
+    is a factor a row.
+
+    Args:
+        z: ``[n, V/tp]`` logits, -inf in padding columns; left as they are.
+        ids: int64 ``[n]``, the tokens.
+        shard: layout of the columns.
+
+    Returns:
+        ``(probabilities [n, V/tp], log-probability of the token [n])``.  Collectives: one all-gather of 2n values.
+    """
+    scaled = z if temperature == 1 else z / temperature
+    picked = pick_local(scaled, ids, shard)
+    if shard.valid_rows:
+        p = torch.softmax(scaled, dim=1)
+        norm = scaled.amax(1).sub_(
+            p.amax(1).log_()
+        )  # the largest p is at least 1 / V: nothing is lost in its logarithm
+    else:
+        p, norm = torch.zeros_like(scaled), torch.full_like(picked, float("-inf"))
+    whole, picked = _over_ranks(norm, picked, shard.group)
+    if group_size(shard.group) > 1:
+        p.mul_(torch.exp(norm - whole).unsqueeze(1))
+    return p, picked - whole
