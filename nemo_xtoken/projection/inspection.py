@@ -14,7 +14,7 @@ from nemo_xtoken.projection.rows import KINDS, describe_row, entries, row_distan
 from nemo_xtoken.projection.token_classes import CLASSES, classify
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
-__all__ = ["BFLOAT16", "find_tokens", "rule_of", "statistics", "unexpected_weights"]
+__all__ = ["BFLOAT16", "find_tokens", "rule_of", "statistics", "unexpected_weights", "unreached_tokens"]
 
 #: Distance up to which a row can be the rule's, stored in bfloat16 (8 bits: 1/256 of each weight) and normalised again.
 BFLOAT16 = 0.005
@@ -76,6 +76,12 @@ def rule_of(matrix: ProjectionMatrix) -> tuple[str, ProjectionRule]:
     return "the rule 'paper'", ProjectionRule()
 
 
+def unreached_tokens(matrix: ProjectionMatrix, teacher: Vocabulary) -> list[int]:
+    """The teacher's tokens that no row gives weight to, by id.  P-KL compares their probability as one, REST."""
+    missed = np.flatnonzero(~matrix.reached).tolist()
+    return [t for t in missed if teacher.token_bytes[t] is not None or t in teacher.roles]
+
+
 def statistics(
     matrix: ProjectionMatrix, student: Vocabulary, teacher: Vocabulary, examples: int = 12
 ) -> dict[str, Any]:
@@ -83,13 +89,13 @@ def statistics(
 
     ``rows``: tokens by kind of row.  ``entries_per_row``: number of rows by number of entries.  ``teacher``: tokens
     that some row gives weight to (reached), the rest by class, and the lowest ids of these (the commonest, as
-    tokenizers are trained).
+    tokenizers are trained), and all tokens by class.
     """
     kinds = row_kinds(matrix, student, teacher)
     per_row = np.bincount((matrix.ids >= 0).sum(axis=1)[kinds >= 0])
     classes = classify(teacher)
-    missed = np.flatnonzero(~matrix.reached & (classes >= 0))
-    by_class = np.bincount(classes[missed], minlength=len(CLASSES))
+    missed = np.array(unreached_tokens(matrix, teacher), dtype=np.int64)
+    unreached, every = (np.bincount(c, minlength=len(CLASSES)) for c in (classes[missed], classes[classes >= 0]))
     texts = [int(t) for t in missed if teacher.token_bytes[t] is not None]
     return {
         "rows": {kind: int((kinds == i).sum()) for i, kind in enumerate(KINDS)},
@@ -100,7 +106,8 @@ def statistics(
             "tokens": int((classes >= 0).sum()),
             "reached": int(matrix.reached.sum()),
             "unreached": len(missed),
-            "unreached_by_class": {c.name: int(n) for c, n in zip(CLASSES, by_class, strict=True) if n},
+            "by_class": {c.name: int(n) for c, n in zip(CLASSES, every, strict=True) if n},
+            "unreached_by_class": {c.name: int(n) for c, n in zip(CLASSES, unreached, strict=True) if n},
             "unreached_examples": [{"id": t, "token": teacher.display(t)} for t in texts[:examples]],
         },
     }

@@ -21,16 +21,22 @@ Row = tuple[str, list[int], list[int]]  # kind (chunk or gap), student token ind
 
 def _run(arguments: Mapping[str, Any]) -> int:
     from nemo_xtoken.alignment.aligner import Aligner
+    from nemo_xtoken.report.pictures import picture_path
     from nemo_xtoken.vocab.loading import load_vocabulary
 
+    figure = picture_path(arguments["figure"]) if arguments["figure"] is not None else None
     text = _read_text(arguments["text"])
     student, teacher = load_vocabulary(arguments["student"]), load_vocabulary(arguments["teacher"])
     ids = [_encode(side, text, special=arguments["special"]) for side in (student, teacher)]
     chunks = [[int(i) for i in chunk] for chunk in Aligner(student, teacher, arguments["method"]).align(*ids)]
+    if figure is not None:
+        _draw((student, teacher), ids, chunks, figure)
     if arguments["json"]:
         _print_json(text, (student, teacher), ids, chunks)
     else:
         _print_table((student, teacher), ids, chunks)
+        if figure is not None:
+            print(f"saved in {figure}")
     return 0
 
 
@@ -92,6 +98,17 @@ def _print_json(text: str, sides: tuple["Vocabulary", "Vocabulary"], ids: list[A
         }
     out["chunks"] = chunks
     print(json.dumps(out, ensure_ascii=False))
+
+
+def _draw(sides: tuple["Vocabulary", "Vocabulary"], ids: list[Any], chunks: list[list[int]], path: Path) -> None:
+    from nemo_xtoken.report.alignment_figure import draw_alignment
+
+    tokens = [[side.display(int(i)) for i in ids[which]] for which, side in enumerate(sides)]
+    rows = [
+        (kind, [tokens[0][i] for i in student], [tokens[1][i] for i in teacher])
+        for kind, student, teacher in _rows((len(ids[0]), len(ids[1])), chunks)
+    ]
+    draw_alignment((Path(sides[0].name).name, Path(sides[1].name).name), rows, path)
 
 
 def _cell(vocabulary: "Vocabulary", ids: Any, indices: list[int], style: str) -> "Text":
@@ -156,11 +173,13 @@ VERB = Verb(
             "method", "spans (byte offsets) or dp (the dynamic programme)", default="spans", choices=("spans", "dp")
         ),
         Option("special", "add the beginning and end of a training document", bool, False),
+        Option("figure", "a picture (.png) of the chunks, to be written"),
         Option("json", "print JSON: ids, tokens, chunks, gaps", bool, False),
     ),
     examples=(
         ('align student=models/llama teacher=models/qwen text="It costs 1234 €"', "one line of text"),
         ("align student=a teacher=b text=@sample.txt --special", "a file, as training sees it"),
+        ("align student=a teacher=b text=@sample.txt figure=chunks.png", "also as a picture"),
         ("align student=a teacher=b text=- --json < sample.txt", "standard input to JSON"),
     ),
     run=_run,

@@ -63,6 +63,8 @@ def test_statistics_add_up(pair):
     teachers = told["teacher"]
     assert teachers["reached"] + teachers["unreached"] == teachers["tokens"] == teacher.size
     assert sum(teachers["unreached_by_class"].values()) == teachers["unreached"]
+    assert sum(teachers["by_class"].values()) == teachers["tokens"]
+    assert all(teachers["unreached_by_class"][c] <= teachers["by_class"][c] for c in teachers["unreached_by_class"])
     missed = [t["id"] for t in teachers["unreached_examples"]]
     assert missed == sorted(missed)
     assert not w.reached[missed].any()

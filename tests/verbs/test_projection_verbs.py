@@ -109,6 +109,41 @@ def test_inspect_reports_the_junk_of_a_file_of_nemo_rl(pair, folder, capsys):
     assert told["read"]["renormalised"] > 0
 
 
+def test_inspect_lists_the_teachers_tokens_without_mass(pair, folder, capsys):
+    w = f"w={folder / 'paper.safetensors'}"
+    matrix = ProjectionMatrix.load(folder / "paper.safetensors")
+    told = json.loads(ran(capsys, "inspect", w, *pair, "--unreached", "--json", "limit=100000"))
+    assert [t["id"] for t in told["tokens"]] == [t for t in range(matrix.teacher_size) if not matrix.reached[t]]
+    out = ran(capsys, "inspect", w, *pair, "--unreached", "limit=1")
+    assert f"and {told['matching'] - 1} more" in out
+    assert f"'{told['tokens'][0]['token']}'" in out
+    assert main(["inspect", w, *pair, "--unreached", "id=1"]) == 2
+    assert "id= and --unreached are given" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [[], [r"regex=^9\d$", "--json"]], ids=["statistics", "rows"])
+def test_inspect_draws_a_picture(words, pair, folder, tmp_path, capsys):
+    picture = tmp_path / "made" / "w.png"
+    out = ran(capsys, "inspect", f"w={folder / 'paper.safetensors'}", *pair, f"figure={picture}", *words)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    if words:
+        assert json.loads(out)["matching"] == 10
+    else:
+        assert f"saved in {picture}" in out
+
+
+@pytest.mark.parametrize("words", [["inspect", "w=x"], ["align", "text=x"]], ids=["inspect", "align"])
+def test_a_picture_of_another_kind_is_refused_at_once(words, capsys):
+    assert main([*words, "student=absent", "teacher=absent", "figure=w.svg"]) == 2
+    assert "figure=w.svg" in capsys.readouterr().err
+
+
+def test_align_draws_a_picture(pair, tmp_path, capsys):
+    out = ran(capsys, "align", *pair, "text=in 201 BC", f"figure={tmp_path / 'a.png'}", "--special")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert f"saved in {tmp_path / 'a.png'}" in out
+
+
 def test_inspect_takes_one_question(pair, folder, capsys):
     assert main(["inspect", f"w={folder / 'paper.safetensors'}", *pair, "token=1", "id=1"]) == 2
     assert "token= and id= are given" in capsys.readouterr().err
