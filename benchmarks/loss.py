@@ -64,7 +64,7 @@ class Problem:
         return self.h_s.detach().requires_grad_(), self.w_s.detach().requires_grad_()
 
 
-def fused(problem: Problem, tile_mib: int) -> Callable[[], tuple[Tensor, Tensor]]:
+def fused(problem: Problem, tile_mib: int | None) -> Callable[[], tuple[Tensor, Tensor]]:
     """The library's loss; what is done once a run is done here."""
     shard = VocabularyShard(problem.matrix.student_size, problem.matrix.student_size)
     divergence = ProjectedKL(VocabularyExchange.co_sharded(problem.matrix, shard))
@@ -151,7 +151,9 @@ def free_memory() -> int:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
 
 
-def measure(matrix: ProjectionMatrix, positions: int, hidden: tuple[int, int], rounds: int, mib: int) -> dict[str, Any]:
+def measure(
+    matrix: ProjectionMatrix, positions: int, hidden: tuple[int, int], rounds: int, mib: int | None
+) -> dict[str, Any]:
     """Seconds and bytes of each at one number of positions."""
     problem = Problem(matrix, positions, hidden)
     calls: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {"fused": fused(problem, mib)}
@@ -213,7 +215,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--positions", type=int, nargs="+", default=[256, 1024, 4096], metavar="T")
     parser.add_argument("--hidden", type=int, nargs=2, default=[64, 64], metavar=("STUDENT", "TEACHER"))
     parser.add_argument("--rounds", type=int, default=3, help="how often each is timed (default: 3)")
-    parser.add_argument("--tile-mib", type=int, default=512, help="memory of a tile (default: 512)")
+    parser.add_argument("--tile-mib", type=int, help="memory of a tile (default: what suits the device)")
     parser.add_output()
     given = parser.parse_args(arguments)
     print(machine_line() + f"; {torch.get_num_threads()} threads")

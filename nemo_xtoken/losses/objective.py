@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Union
+from typing import Optional, Union
 
 from torch import Tensor
 
@@ -23,16 +23,16 @@ class ObjectiveConfig:
             teacher.  ``"dynamic"`` gives both terms the same size: the ratio of the previous step's global means (1 at
             the first step), which is the same in every layout.  ``"dynamic_per_microbatch"`` is the paper's form, the
             ratio within each micro-batch, which is not, and makes every logit twice.
-        tile_mib: memory that the loss may use on a rank for a tile of logits, in MiB.  It decides how many positions
-            are compared at a time, and nothing of the result.
+        tile_mib: memory that the loss may use on a rank for a tile of logits, in MiB; by default what suits the device.  It
+            decides how many positions are compared at a time, and nothing of the result.
     """
 
     scale: Union[float, str] = "dynamic"  # noqa: UP007 (nemo_run's command line reads this)
-    tile_mib: int = 512
+    tile_mib: Optional[int] = None  # noqa: UP045
 
     def __post_init__(self) -> None:
-        if self.tile_mib < 1:
-            raise InputError(f"objective.tile_mib={self.tile_mib}", "at least 1 MiB", "512 is the default")
+        if self.tile_mib is not None and self.tile_mib < 1:
+            raise InputError(f"objective.tile_mib={self.tile_mib}", "at least 1 MiB", "leave it out for the default")
         good = self.scale in DYNAMIC
         if not isinstance(self.scale, str):
             good = math.isfinite(self.scale) and self.scale >= 0
