@@ -23,8 +23,8 @@ class ObjectiveConfig:
             teacher.  ``"dynamic"`` gives both terms the same size: the ratio of the previous step's global means (1 at
             the first step), which is the same in every layout.  ``"dynamic_per_microbatch"`` is the paper's form, the
             ratio within each micro-batch, which is not, and makes every logit twice.
-        tile_mib: memory that the loss may use on a rank for a tile of logits, in MiB; by default what suits the device.  It
-            decides how many positions are compared at a time, and nothing of the result.
+        tile_mib: memory that the loss may use on a rank for a tile of logits, in MiB; by default what suits the device.
+            It decides how many positions are compared at a time, and nothing of the result.
     """
 
     scale: Union[float, str] = "dynamic"  # noqa: UP007 (nemo_run's command line reads this)
