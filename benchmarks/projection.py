@@ -35,18 +35,15 @@ def by_loop(student: Vocabulary, teacher: Vocabulary) -> ProjectionMatrix:
     """W from decoded strings, token by token."""
     id_of_text: dict[str, int] = {}
     for t in range(teacher.size):
-        text = teacher.decode_bytes([t]).decode("utf-8", "replace") if t not in teacher.roles else teacher.roles[t]
-        id_of_text.setdefault(text, t)
+        id_of_text.setdefault(teacher.decode_bytes([t]).decode("utf-8", "replace"), t)
     ids = np.full((student.size, RULE.max_pieces), -1, np.int32)
     weights = np.zeros((student.size, RULE.max_pieces), np.float32)
     for s in range(student.size):
-        text = student.decode_bytes([s]).decode("utf-8", "replace") if s not in student.roles else student.roles[s]
-        if not text:
-            continue
-        if text in id_of_text:
-            ids[s, 0], weights[s, 0] = id_of_text[text], 1.0
-            continue
-        if s in student.roles:
+        text = student.decode_bytes([s]).decode("utf-8", "replace")
+        same = id_of_text.get(text) if text else teacher.id_of_role.get(student.roles.get(s, ""))
+        if same is not None:
+            ids[s, 0], weights[s, 0] = same, 1.0
+        if same is not None or not text:
             continue
         pieces = teacher.encode(text).tolist()
         if len(pieces) > RULE.max_pieces:
