@@ -19,6 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,11 @@ def by_loop(student: Vocabulary, teacher: Vocabulary, s_ids: np.ndarray, t_ids: 
     return np.array(chunks, np.int32).reshape(-1, 4)
 
 
+def repeated(text: str, characters: int) -> str:
+    """So many characters of a text, which starts anew when it ends."""
+    return (text * (characters // max(len(text), 1) + 1))[:characters]
+
+
 def measure(
     student: Vocabulary, teacher: Vocabulary, text: Callable[[int], str], sizes: list[int], rounds: int, most: int
 ) -> list[dict[str, Any]]:
@@ -69,14 +75,14 @@ def measure(
     for size in sizes:
         sample = text(round(size * per_token))
         s_ids, t_ids = student.encode(sample), teacher.encode(sample)
-        competitors: dict[str, Callable[[], Any]] = {"library": lambda s=s_ids, t=t_ids: aligner.align(s, t)}
+        competitors: dict[str, Callable[[], Any]] = {"library": partial(aligner.align, s_ids, t_ids)}
         equal_bytes = student.decode_bytes(s_ids) == teacher.decode_bytes(t_ids)
         if equal_bytes:
-            competitors["loop"] = lambda s=s_ids, t=t_ids: by_loop(student, teacher, s, t)
+            competitors["loop"] = partial(by_loop, student, teacher, s_ids, t_ids)
             if not np.array_equal(competitors["library"](), competitors["loop"]()):
                 raise SystemExit(f"error: the loop gives other chunks than the library on {size} tokens")
         if max(len(s_ids), len(t_ids)) <= min(most, MAX_DP_TOKENS):
-            competitors["paper"] = lambda s=s_ids, t=t_ids: paper.align(s, t)
+            competitors["paper"] = partial(paper.align, s_ids, t_ids)
         seconds = in_turns(competitors, rounds)
         row: dict[str, Any] = {"student_tokens": len(s_ids), "teacher_tokens": len(t_ids), "equal_bytes": equal_bytes}
         row["chunks"] = {name: len(call()) for name, call in competitors.items()}
@@ -131,13 +137,12 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_output()
     given = parser.parse_args(arguments)
-    texts: dict[str, Callable[[int], str]] = {k: lambda n, k=k: text_of(k, n) for k in KINDS}
+    texts: dict[str, Callable[[int], str]] = {kind: partial(text_of, kind) for kind in KINDS}
     for named in given.text:
         name, equals, file = named.partition("=")
         if not equals:
             parser.error(f"--text {named}: NAME=FILE is expected")
-        whole = Path(file).read_text("utf-8")
-        texts[name] = lambda n, whole=whole: (whole * (n // max(len(whole), 1) + 1))[:n]
+        texts[name] = partial(repeated, Path(file).read_text("utf-8"))
     student, teacher = load_pair(given)
     print(machine_line())
     start = time.perf_counter()

@@ -17,6 +17,7 @@ examples:
 import statistics
 import sys
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from bench import Parser, in_turns, load_pair, machine_line, peak_memory, ratio,
 from nemo_xtoken.projection.build import ProjectionRule, build_projection
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 from nemo_xtoken.projection.rows import row_distances
+from nemo_xtoken.projection.token_classes import is_text
 from nemo_xtoken.vocab import Vocabulary
 
 RULE = ProjectionRule()
@@ -84,18 +86,20 @@ def measure(student: Vocabulary, teacher: Vocabulary, rounds: int, dense: list[i
         for (name, times), peak in zip(seconds.items(), (memory, loop_memory), strict=True)
     }
     rows["loop"]["ratio"] = ratio(seconds, "loop", "library")
+    differing = np.flatnonzero(row_distances(matrix, other) > 1e-6).tolist()
     arrays = []
     for tokens in dense:
         if tokens > min(student.size, teacher.size):
             continue
         start = time.perf_counter()
-        _, peak = peak_memory(lambda tokens=tokens: by_dense_array(student, teacher, tokens))
+        _, peak = peak_memory(partial(by_dense_array, student, teacher, tokens))
         arrays.append({"tokens": tokens, "seconds": time.perf_counter() - start, "memory": peak})
     return {
         "rounds": rounds,
         "coverage": matrix.coverage,
         "methods": rows,
-        "rows_that_differ": int((row_distances(matrix, other) > 1e-6).sum()),
+        "rows_that_differ": len(differing),
+        "fragments_that_differ": sum(not is_text(student.token_bytes[s] or b"") for s in differing),
         "dense": arrays,
     }
 
@@ -122,14 +126,14 @@ def show(result: dict[str, Any], student: Vocabulary, teacher: Vocabulary) -> No
     if result["dense"]:
         last = result["dense"][-1]
         factor = student.size * teacher.size / last["tokens"] ** 2
-        cells = f"{last['seconds'] * factor:,.0f}", "", "", f"{student.size * teacher.size * 4 / MIB:,.0f}"
-        table.add_row("dense, all tokens (worked out)", *cells, f"{last['seconds'] * factor / library:,.0f}")
+        seconds, memory = last["seconds"] * factor, _mebibytes(student.size * teacher.size * 4)
+        table.add_row("dense, all tokens (worked out)", f"{seconds:,.0f}", "", "", memory, f"{seconds / library:,.0f}")
     console = wide_console()
     console.print(table)
     rows = ", ".join(f"{count:,} {kind}" for kind, count in result["coverage"].items())
     console.print(f"rows: {rows}", highlight=False, soft_wrap=True)
-    text = f"{result['rows_that_differ']:,} rows of the loop differ: byte fragments, which decode to the same sign"
-    console.print(text, highlight=False, soft_wrap=True)
+    fragments = f"{result['fragments_that_differ']:,} of them byte fragments, which all decode to one sign"
+    console.print(f"rows of the loop that differ: {result['rows_that_differ']:,}, {fragments}", highlight=False)
 
 
 def _mebibytes(size: int | None) -> str:
@@ -147,7 +151,7 @@ def main(arguments: list[str]) -> None:
         nargs="*",
         default=[2048, 4096, 8192],
         metavar="TOKENS",
-        help="sizes for the dense form; 8192 takes 0.8 GB (default: 2048 4096 8192; none to leave it out)",
+        help="sizes for the dense form; 8192 takes 1 GB (default: 2048 4096 8192; none to leave it out)",
     )
     parser.add_output()
     given = parser.parse_args(arguments)
