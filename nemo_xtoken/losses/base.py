@@ -113,6 +113,8 @@ class TeacherSignal:
         divergence: how the distributions of a chunk are compared.
         config: how a chunk becomes one term.
         entry_weights: ``[E]``, this rank's entries of W where it is learned; they get a gradient.
+        statistic: what to add up over the teacher's positions in chunks, one of ``teacher_weights.STATISTICS``; None:
+            nothing.
     """
 
     output: ModelOutput
@@ -121,6 +123,7 @@ class TeacherSignal:
     divergence: ChunkDivergence
     config: ChunkLossConfig = field(default_factory=ChunkLossConfig)
     entry_weights: Tensor | None = None
+    statistic: str | None = None
 
 
 @dataclass(frozen=True)

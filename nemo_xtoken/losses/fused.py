@@ -15,6 +15,7 @@ from torch import Tensor
 from nemo_xtoken.losses.base import LossSum, ModelOutput, TeacherSignal
 from nemo_xtoken.losses.chunks import ScoredRows
 from nemo_xtoken.losses.merge import continuation, later_rows, merge_rows, spread_gradient, sum_later_tokens
+from nemo_xtoken.losses.teacher_weights import sum_statistic
 from nemo_xtoken.losses.tiles import TeacherRows, Tile, tiles
 from nemo_xtoken.parallel.head import accumulation_dtype
 from nemo_xtoken.parallel.layout import VocabularyShard
@@ -44,6 +45,7 @@ class FusedPass:
     ce: Tensor = field(init=False)
     kd: list[Tensor] = field(init=False)
     metrics: list[Tensor] = field(init=False)
+    statistics: list[Tensor] = field(init=False)
 
     def run(self) -> Tensor:
         """The objective; differentiable.  The sums are in :meth:`cross_entropy` and :meth:`distillation` then."""
@@ -55,15 +57,14 @@ class FusedPass:
         return LossSum(self.ce, self.rows.rows.numel())
 
     def distillation(self) -> tuple[LossSum, ...]:
-        """Each teacher's sum over its chunks."""
-        return tuple(
-            LossSum(
-                total,
-                signal.chunks.shape[0],
-                dict(zip(signal.divergence.metric_names, metrics.unbind(), strict=True)),
-            )
-            for (signal, _), total, metrics in zip(self.teachers, self.kd, self.metrics, strict=True)
-        )
+        """Each teacher's sum over its chunks; with a statistic, its sum and the student tokens it is of are metrics."""
+        sums = []
+        for number, (signal, _) in enumerate(self.teachers):
+            metrics = dict(zip(signal.divergence.metric_names, self.metrics[number].unbind(), strict=True))
+            if signal.statistic is not None:
+                metrics |= {"statistic": self.statistics[number], "statistic_tokens": signal.chunks[:, 2].sum()}
+            sums.append(LossSum(self.kd[number], signal.chunks.shape[0], metrics))
+        return tuple(sums)
 
     def accumulate(self, wanted: bool, by_weight: bool) -> "_Gradients | None":
         """Goes through the tiles; returns the gradients of the objective if they are wanted.
@@ -76,6 +77,7 @@ class FusedPass:
         self.ce = hidden.new_zeros((), dtype=dtype)
         self.kd = [self.ce.clone() for _ in self.teachers]
         self.metrics = [self.ce.new_zeros(len(s.divergence.metric_names)) for s, _ in self.teachers]
+        self.statistics = [self.ce.clone() for _ in self.teachers]
         gradients = None
         if wanted:
             entries = [s.entry_weights for s, _ in self.teachers]
@@ -122,7 +124,7 @@ class FusedPass:
         side = sides[tau]
         merged = merge_rows(side.p, student, merge)
         started = signal.divergence.start(merged, signal.entry_weights)
-        p_teacher, log_p_teacher = _teacher_distribution(signal, teacher)
+        p_teacher, log_p_teacher = self._teacher_distribution(number, teacher)
         weight = self.kd_weights[number] * tau**2
         coefficients = None
         if merge == "chain_rule":
@@ -147,6 +149,17 @@ class FusedPass:
             inner = all_reduce_sum((p_at * g).sum(1, keepdim=True), self.student.head.shard.group)
             side.by_softmax.append((at, g.sub_(inner).mul_(p_at)))
         return by_entry
+
+    def _teacher_distribution(self, number: int, part: ScoredRows) -> tuple[Tensor, Tensor]:
+        """``(merged probabilities [k, V_T/tp], log-probabilities of the labels [m])`` at the temperature."""
+        signal, _ = self.teachers[number]
+        head, tau = signal.output.head, signal.config.temperature
+        z, labels = head.logits(signal.output.hidden.index_select(0, part.rows)), head.columns_of(part.labels)
+        p, log_p = softmax_and_picked(z, labels, head.shard, tau)
+        if signal.statistic is not None:
+            at_one = (p, log_p) if tau == 1 else softmax_and_picked(z, labels, head.shard)
+            self.statistics[number] += sum_statistic(signal.statistic, *at_one, head.shard)
+        return merge_rows(p, part, signal.config.merge), log_p
 
 
 @dataclass
@@ -188,14 +201,6 @@ class _Gradients:
     hidden: Tensor
     weight: Tensor | None
     entries: list[Any]
-
-
-def _teacher_distribution(signal: TeacherSignal, part: ScoredRows) -> tuple[Tensor, Tensor]:
-    """``(merged probabilities [k, V_T/tp], log-probabilities of the labels [m])`` at the temperature."""
-    head = signal.output.head
-    z = head.logits(signal.output.hidden.index_select(0, part.rows))
-    p, log_p = softmax_and_picked(z, head.columns_of(part.labels), head.shard, signal.config.temperature)
-    return merge_rows(p, part, signal.config.merge), log_p
 
 
 class _Fused(torch.autograd.Function):
