@@ -72,8 +72,9 @@ class Ownership:
         """Teacher tokens beside the student tokens that W maps to them.  Deterministic; the same on every rank.
 
         A token that is the only entry of a student token goes to that token's rank, and if there is such a column, to
-        its column.  Of several student tokens the one with the smallest id counts.  Then a token that other rows use
-        goes to the rank that uses it most.  The rest fill the gaps.
+        its column.  Then a token that other rows use goes to the rank of one of them.  Of several ranks the one with
+        most rows of several entries has it, which sends most as it is; there, the smallest student id counts.  The rest
+        fill the gaps.
 
         Args:
             matrix: W, or the 0/1 matrix of the pairs that a loss compares.
@@ -85,16 +86,26 @@ class Ownership:
         slots = np.full(shard.size, -1, np.int64)  # owned id -> teacher token
         placed = np.zeros(shard.size, dtype=bool)
         room = np.clip(shard.size - rows * np.arange(ranks), 0, rows)
-        single = np.flatnonzero((matrix.ids >= 0).sum(axis=1) == 1)
-        tokens, first = np.unique(matrix.ids[single].max(axis=1, initial=-1), return_index=True)
-        partners = single[first]
+        entries = (matrix.ids >= 0).sum(axis=1)
+        several = np.bincount(np.flatnonzero(entries > 1) // student.rows, minlength=ranks)
+
+        def busiest(students: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            """Each token once, with the student token of these that lies on the rank with most rows of several."""
+            order = np.lexsort((students, -several[students // student.rows], tokens))
+            distinct, first = np.unique(tokens[order], return_index=True)
+            return distinct, students[order][first]
+
+        single = np.flatnonzero(entries == 1)
+        tokens, partners = busiest(single, matrix.ids[single].max(axis=1, initial=-1))
         rank, column = partners // student.rows, partners % student.rows
         fits = column < room[rank]
         slots[rank[fits] * rows + column[fits]] = tokens[fits]
         placed[tokens[fits]] = True
         _fill(slots, placed, tokens[~fits], rank[~fits], rows, room)
-        used, at = _most_used(matrix, student.rows, placed)
-        _fill(slots, placed, used, at, rows, room)
+        users, slot = np.nonzero(matrix.ids >= 0)
+        used = matrix.ids[users, slot].astype(np.int64)
+        tokens, partners = busiest(users[~placed[used]], used[~placed[used]])
+        _fill(slots, placed, tokens, partners // student.rows, rows, room)
         slots[slots < 0] = np.flatnonzero(~placed)
         return cls(slots, shard)
 
@@ -102,17 +113,6 @@ class Ownership:
 def _rows(size: int, ranks: int) -> int:
     """Rows of each rank."""
     return -(-size // (ranks * ROW_MULTIPLE)) * ROW_MULTIPLE
-
-
-def _most_used(matrix: ProjectionMatrix, rows: int, placed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens not placed yet that W has an entry for, and the rank with most of these entries (of equals the first)."""
-    student, slot = np.nonzero(matrix.ids >= 0)
-    token = matrix.ids[student, slot].astype(np.int64)
-    open_ = ~placed[token]
-    pairs, uses = np.unique(np.stack([token[open_], student[open_] // rows]), axis=1, return_counts=True)
-    best = np.lexsort((pairs[1], -uses, pairs[0]))
-    tokens, first = np.unique(pairs[0][best], return_index=True)
-    return tokens, pairs[1][best][first]
 
 
 def _fill(
