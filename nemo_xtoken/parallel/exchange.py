@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.parallel.layout import VocabularyShard, group_rank, group_size
+from nemo_xtoken.parallel.layout import VocabularyShard, group_size
 from nemo_xtoken.parallel.ownership import Ownership
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 
@@ -224,7 +224,7 @@ class _Plan:
 
     @classmethod
     def make(cls, matrix: ProjectionMatrix, student: VocabularyShard, ownership: Ownership) -> "_Plan":
-        ranks, me = group_size(student.group), group_rank(student.group)
+        ranks, me = student.ranks, student.rank
         s, slot = np.nonzero(matrix.ids >= 0)
         token, weight = matrix.ids[s, slot].astype(np.int64), matrix.weights[s, slot]
         rank, row = s // student.rows, s % student.rows

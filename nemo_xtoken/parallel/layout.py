@@ -7,7 +7,7 @@ from torch.distributed import ProcessGroup
 
 from nemo_xtoken.errors import InputError
 
-__all__ = ["VocabularyShard", "group_rank", "group_size"]
+__all__ = ["PlannedShard", "VocabularyShard", "group_rank", "group_size"]
 
 
 def group_size(group: ProcessGroup | None) -> int:
@@ -35,7 +35,7 @@ class VocabularyShard:
     group: ProcessGroup | None = None
 
     def __post_init__(self) -> None:
-        ranks = group_size(self.group)
+        ranks = self.ranks
         if self.padded < self.size:
             raise InputError(
                 f"an output layer of {self.padded} rows for a vocabulary of {self.size} tokens",
@@ -55,16 +55,47 @@ class VocabularyShard:
         return cls(size, rows * group_size(group), group)
 
     @property
+    def ranks(self) -> int:
+        """Ranks that the rows are sharded over."""
+        return group_size(self.group)
+
+    @property
+    def rank(self) -> int:
+        """This process's number among them."""
+        return group_rank(self.group)
+
+    @property
     def rows(self) -> int:
         """Rows on this rank."""
-        return self.padded // group_size(self.group)
+        return self.padded // self.ranks
 
     @property
     def start(self) -> int:
         """First id on this rank."""
-        return group_rank(self.group) * self.rows
+        return self.rank * self.rows
 
     @property
     def valid_rows(self) -> int:
         """Rows on this rank that are tokens; the rest, always the last ones, are padding."""
         return max(0, min(self.rows, self.size - self.start))
+
+
+@dataclass(frozen=True)
+class PlannedShard(VocabularyShard):
+    """The rows that a rank would hold in a group that is not there: for plans and estimates.
+
+    Attributes:
+        of: (rank, ranks).
+    """
+
+    of: tuple[int, int] = (0, 1)
+
+    @property
+    def ranks(self) -> int:
+        """Ranks planned."""
+        return self.of[1]
+
+    @property
+    def rank(self) -> int:
+        """The rank planned for."""
+        return self.of[0]

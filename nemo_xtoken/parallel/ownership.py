@@ -8,6 +8,7 @@ Once laid out, a teacher token goes by its *owned id*: rank r holds the owned id
 :class:`~nemo_xtoken.parallel.layout.VocabularyShard` describes them as it does a student's.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.parallel.layout import VocabularyShard, group_rank, group_size
+from nemo_xtoken.parallel.layout import VocabularyShard, group_size
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 
 __all__ = ["Ownership", "reorder_rows"]
@@ -80,9 +81,9 @@ class Ownership:
             matrix: W, or the 0/1 matrix of the pairs that a loss compares.
             student: layout of the student's output layer.
         """
-        ranks = group_size(student.group)
+        ranks = student.ranks
         rows = _rows(matrix.teacher_size, ranks)
-        shard = VocabularyShard(matrix.teacher_size, rows * ranks, student.group)
+        shard = dataclasses.replace(student, size=matrix.teacher_size, padded=rows * ranks)
         slots = np.full(shard.size, -1, np.int64)  # owned id -> teacher token
         placed = np.zeros(shard.size, dtype=bool)
         room = np.clip(shard.size - rows * np.arange(ranks), 0, rows)
@@ -151,7 +152,7 @@ def reorder_rows(weight: Tensor, held: VocabularyShard, ownership: Ownership) ->
     wanted = torch.from_numpy(ownership.order[shard.start : shard.start + shard.valid_rows]).to(weight.device)
     out = weight.new_zeros((shard.rows, weight.shape[1]))
     step = max(1, PIECE_BYTES // max(1, weight.shape[1] * weight.element_size()))
-    me, ranks = group_rank(group), group_size(group)
+    me, ranks = shard.rank, shard.ranks
     for source in range(ranks):
         for start in range(0, held.rows, step):
             stop = min(start + step, held.rows)

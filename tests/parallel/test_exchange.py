@@ -12,7 +12,7 @@ from ranks import run_ranks
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.parallel.exchange import VocabularyExchange
-from nemo_xtoken.parallel.layout import VocabularyShard
+from nemo_xtoken.parallel.layout import PlannedShard, VocabularyShard
 from nemo_xtoken.parallel.ownership import Ownership
 
 V_S, V_T, PAD_S = 21, 30, 24
@@ -70,7 +70,7 @@ def test_equals_the_dense_matrix(ranks, empty, layout, swapped):
     w = dense_w(matrix, v_s, v_t)
     alone = both_ways(empty, layout, swapped)
     parts = [alone] if ranks == 1 else run_ranks(ranks, on_world, empty, layout, swapped)
-    order = ownership_of(layout, matrix, FakeShard(v_s, 32 if swapped else PAD_S, ranks)).order
+    order = ownership_of(layout, matrix, PlannedShard(v_s, 32 if swapped else PAD_S, of=(0, ranks))).order
     q = np.concatenate([part[0] for part in parts], 1)
     pulled = np.concatenate([part[2] for part in parts], 1)
     want = (p @ w).numpy()
@@ -84,33 +84,6 @@ def test_equals_the_dense_matrix(ranks, empty, layout, swapped):
     for part in parts:  # by W[s, t]: sum over rows of p[s] g[t]
         s, t, by_entry = part[3]
         np.testing.assert_allclose(by_entry, (p[:, s] * g[:, t]).sum(0).numpy(), rtol=1e-6, atol=1e-9)
-
-
-class FakeShard(VocabularyShard):
-    """A layout over ranks that are not there, for what is planned alike on all of them."""
-
-    def __init__(self, size, padded, ranks):
-        object.__setattr__(self, "size", size)
-        object.__setattr__(self, "padded", padded)
-        object.__setattr__(self, "group", _Ranks(ranks))
-
-
-class _Ranks:
-    def __init__(self, ranks):
-        self.ranks = ranks
-
-    def size(self):
-        return self.ranks
-
-    def rank(self):
-        return 0
-
-
-@pytest.fixture(autouse=True)
-def _fake_groups(monkeypatch):
-    size, rank = dist.get_world_size, dist.get_rank
-    monkeypatch.setattr(dist, "get_world_size", lambda g=None: g.ranks if isinstance(g, _Ranks) else size(g))
-    monkeypatch.setattr(dist, "get_rank", lambda g=None: 0 if isinstance(g, _Ranks) else rank(g))
 
 
 def sent_on_rank(layout):
@@ -141,7 +114,8 @@ def test_what_is_sent_is_what_was_planned_and_co_sharding_sends_least(ranks):
         in_all = sum(8 * n for result in results for n in result[1])
         assert results[0][2] * ranks == in_all
         total[layout] = sum(crossing)
-    assert total["co_sharded"] < total["even"]
+    planned = VocabularyExchange.co_sharded(problem(0.3)[0], PlannedShard(V_S, PAD_S, of=(1, ranks)))
+    assert planned.crossing.sum() == total["co_sharded"] < total["even"]
     assert total["co_sharded"] < total["shuffled"]
 
 
