@@ -87,15 +87,17 @@ def _general_help(verbs: dict[str, Verb], program: str) -> str:
 def _verb_help(verb: Verb, program: str) -> str:
     import textwrap
 
-    width = max(len(option.name) for option in verb.options) + 1
+    width = max((len(option.name) for option in verb.options), default=0) + 1
+    rest = [f"  {'':<{width}}  {line}" for line in textwrap.wrap(verb.rest, 100)]
     return "\n".join(
         [
-            f"usage: {program} {verb.name} {' '.join(_usage(option) for option in verb.options)}",
+            f"usage: {program} {verb.name} {' '.join([*map(_usage, verb.options), *['[key=value ..]'] * bool(rest)])}",
             "",
             *textwrap.wrap(verb.description, 100),
             "",
             "arguments (key=value, --key value and --key=value are the same):",
             *(f"  {option.name + '=':<{width}}  {option.help}{_remark(option)}" for option in verb.options),
+            *rest,
             "",
             "examples:",
             *(f"  # {what}\n  {program} {words}" for words, what in verb.examples),

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import os
 import re
 import sys
 import traceback
@@ -15,18 +16,28 @@ from nemo_run.cli.cli_parser import CLIException, ParseError
 from nemo_run.cli.config import ConfigSerializer
 
 from nemo_xtoken.cli import report_error
+from nemo_xtoken.environment import find_stack
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.launch.config import PREFIX, load_config
+from nemo_xtoken.launch.job import distillation, read_sweep
+from nemo_xtoken.launch.ranks import adopt_slurm_ranks, placement
+from nemo_xtoken.launch.sbatch import unset_names
+from nemo_xtoken.launch.unfinished import report_unfinished
 from nemo_xtoken.recipes import available_recipes, describe_recipes
 from nemo_xtoken.run_config import config_from_dict
 from nemo_xtoken.verbs.base import nearest
 
 __all__ = ["RecipeRunContext"]
 
+logger = logging.getLogger(__name__)
+
 
 class RecipeRunContext(RunContext):
     """Adds to nemo_run's run context:
 
     - ``--recipe NAME`` (also ``NAME(argument=value)``), the same as ``--factory`` but checked, and ``--list-recipes``;
+    - ``--executor slurm``, with ``slurm=FILE``, ``executor.KEY=VALUE`` and ``sweep=FILE``, submits the run;
+    - under ``srun`` and ``torchrun``, the trainer has the nodes and devices that the job has;
     - ``--yaml`` reads what ``--to-yaml`` wrote, exactly, whatever function the recipe configures;
     - no question where standard input is no terminal;
     - an unknown option is refused, not ignored; wrong input is one message and exit status 2; other failures show
@@ -34,6 +45,7 @@ class RecipeRunContext(RunContext):
     """
 
     known_options: ClassVar[list[str]] = []
+    slurm_words: list[str] | None = None  # what a job on Slurm is configured by; None for a run right here
 
     @classmethod
     def cli_command(cls, *args: Any, **kwargs: Any) -> Any:
@@ -41,7 +53,7 @@ class RecipeRunContext(RunContext):
         command = super().cli_command(*args, **kwargs)
         defaults = (parameter.default for parameter in inspect.signature(command).parameters.values())
         declared = " ".join(text for default in defaults for text in getattr(default, "param_decls", None) or ())
-        cls.known_options = sorted({*re.findall(r"--[\w-]+", declared), "--recipe", "--list-recipes"})
+        cls.known_options = sorted({*re.findall(r"--[\w-]+", declared), "--executor", "--recipe", "--list-recipes"})
         return command
 
     def cli_execute(
@@ -49,6 +61,8 @@ class RecipeRunContext(RunContext):
     ) -> None:
         """Runs the command; ``args`` holds what the command's own options left, in their order."""
         try:
+            adopt_slurm_ranks(os.environ)
+            _show_log()
             super().cli_execute(fn, self._take_options(list(args)), entrypoint_type)
         except InputError as error:
             _leave(str(error))
@@ -57,6 +71,35 @@ class RecipeRunContext(RunContext):
         except Exception as error:  # nemo_run would show the message alone
             traceback.print_exc()
             raise SystemExit(1) from error
+
+    def _execute_task(self, fn: Callable[..., Any], task_args: list[str]) -> None:
+        """Runs the configured run here, exports it, or submits it."""
+        export = self.to_yaml or self.to_toml or self.to_json
+        if self.slurm_words is not None and not export:
+            self._submit(fn, task_args)
+            return
+        with report_unfinished():
+            if _rank() == 0 or export:
+                super()._execute_task(fn, task_args)
+            elif not self.dryrun:  # the first rank shows the configuration
+                run.run(self.parse_fn(fn, task_args), direct=True)
+
+    def _submit(self, fn: Callable[..., Any], overrides: list[str]) -> None:
+        """Submits the run to Slurm, after it has been parsed with all that would be found wrong later."""
+        from nemo_xtoken.launch.executors import submit
+
+        words = dict(word.split("=", 1) for word in self.slurm_words or () if not word.startswith(PREFIX))
+        config = load_config(words.get("slurm"), [w for w in self.slurm_words or () if w.startswith(PREFIX)])
+        sweep = read_sweep(words["sweep"]) if "sweep" in words else []
+        recipe, yaml = (self.factory if isinstance(self.factory, str) else None), self.yaml
+        job = distillation(config, recipe, yaml, overrides, sweep)
+        for task in sweep or [[]]:
+            self.factory, self.yaml = recipe, yaml  # parse_fn replaces them by what it read
+            self.parse_fn(fn, [*overrides, *task])
+        for name in unset_names(config):
+            logger.warning("%s is in pass_env and not set in this shell: the job will not have it", name)
+        if self.dryrun or self._should_continue(self.skip_confirmation):
+            submit(config, job, self.dryrun, self.tail_logs)
 
     def parse_fn(self, fn: Any, args: list[str], **default_kwargs: Any) -> Any:
         """The configured run: from the recipe, or from the file of ``--yaml``, with the overrides applied."""
@@ -67,7 +110,9 @@ class RecipeRunContext(RunContext):
         level = parser_log.level
         parser_log.setLevel(logging.CRITICAL)
         try:
-            return super().parse_fn(fn, args, **default_kwargs)
+            config = super().parse_fn(fn, args, **default_kwargs)
+            _fit_trainer(config, args)
+            return config
         except CLIException as error:
             chain = [error, *_causes(error)]
             inner = [e for e in chain if isinstance(e, CLIException)][-1]
@@ -80,13 +125,16 @@ class RecipeRunContext(RunContext):
             parser_log.setLevel(level)
 
     def _should_continue(self, skip_confirmation: bool) -> bool:
-        return super()._should_continue(skip_confirmation or not sys.stdin.isatty())
+        go_on = super()._should_continue(skip_confirmation or not sys.stdin.isatty())
+        if go_on and self.slurm_words is None:
+            logger.info(find_stack().line())
+        return go_on
 
     def _take_options(self, args: list[str]) -> list[str]:
         """Takes our options out, checks the rest, and returns the overrides."""
         rest: list[str] = []
         words = iter(args)
-        recipe = None
+        recipe, executor = None, ""
         for word in words:
             if word == "--list-recipes":
                 print(describe_recipes())
@@ -95,6 +143,10 @@ class RecipeRunContext(RunContext):
                 recipe = next(words, "")
             elif word.startswith("--recipe="):
                 recipe = word.partition("=")[2]
+            elif word == "--executor":
+                executor = next(words, "")
+            elif word.startswith(("--executor=", "executor=")):
+                executor = word.partition("=")[2]
             elif word.startswith("-"):
                 hint = nearest(word.partition("=")[0], self.known_options)
                 _leave(f"there is no option {word!r}{hint}\n  the options: {' '.join(self.known_options)}")
@@ -102,6 +154,7 @@ class RecipeRunContext(RunContext):
                 _leave(f"{word!r} is no override: write key=value, for instance trainer.max_steps=20")
             else:
                 rest.append(word)
+        rest = self._take_executor(executor, rest)
         if recipe is not None:
             if self.factory:
                 _leave("--recipe and --factory are given, which are the same: leave one out")
@@ -110,6 +163,17 @@ class RecipeRunContext(RunContext):
         if not (self.factory or self.yaml or rest):
             _leave(f"name a recipe: nemo llm distill --recipe NAME\n  the recipes:\n{describe_recipes()}")
         return rest
+
+    def _take_executor(self, executor: str, words: list[str]) -> list[str]:
+        """Takes what configures the executor out of the overrides; executors other than ours are nemo_run's."""
+        ours = [word for word in words if word.startswith(("slurm=", "sweep=", PREFIX))]
+        if executor == "slurm":
+            self.slurm_words = ours
+        elif executor:
+            return [f"run.executor={executor}", *(f"run.{w}" if w.startswith(PREFIX) else w for w in words)]
+        elif ours:
+            _leave(f"{ours[0]} without an executor: add --executor slurm")
+        return [word for word in words if word not in ours]
 
     def _exported(self) -> run.Partial | None:
         """The run in the file of ``--yaml`` when that holds a whole one, as ``--to-yaml`` writes it."""
@@ -136,6 +200,43 @@ class RecipeRunContext(RunContext):
         name = self.factory.partition("(")[0] if isinstance(self.factory, str) else ""
         recipe = available_recipes().get(name)
         return recipe.load()() if recipe else None
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+class _Printer(logging.Handler):
+    """Prints to what is standard error at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"[nemo_xtoken] {self.format(record)}", file=sys.stderr)
+
+
+def _show_log() -> None:
+    """Shows what this package says at level INFO, once, unless logging is set up otherwise."""
+    log = logging.getLogger("nemo_xtoken")
+    if log.level == logging.NOTSET:
+        log.setLevel(logging.INFO if _rank() == 0 else logging.WARNING)
+    if not log.hasHandlers():
+        log.addHandler(_Printer())
+
+
+def _fit_trainer(config: Any, overrides: Sequence[str]) -> None:
+    """Gives the run's trainer the nodes and devices that the job has, where ``srun`` or ``torchrun`` started it."""
+    place, trainer = placement(os.environ), getattr(config, "trainer", None)
+    if place is None or trainer is None:
+        return
+    for name, number in (("num_nodes", place.nodes), ("devices", place.devices)):
+        if not hasattr(trainer, name) or getattr(trainer, name) == number:
+            continue
+        if any(word.startswith(f"trainer.{name}=") for word in overrides):
+            raise InputError(
+                f"trainer.{name}={getattr(trainer, name)} in a job of {place.nodes} x {place.devices} processes",
+                f"trainer.{name}={number}",
+                "leave it out, or start as many processes",
+            )
+        setattr(trainer, name, number)
 
 
 def _leave(message: str) -> NoReturn:

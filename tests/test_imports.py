@@ -17,21 +17,23 @@ ALLOWED = {
     "projection": {"vocab"},  # beside the alignment, not above it
     "data": {"vocab", "alignment"},
     "report": set(),
-    "verbs": {"vocab", "alignment", "projection", "data", "report"},
+    "verbs": {"vocab", "alignment", "projection", "data", "report", "environment", "launch", "recipes"},
     "cli": {"verbs"},
+    "environment": set(),
     "plugin": {*_CHAIN, "data", "report"},
-    "launch": {*_CHAIN, "data", "report", "plugin"},
+    "launch": {*_CHAIN, "data", "report", "plugin", "conf"},
     "recipes": {*_CHAIN, "data", "report", "plugin", "launch"},
     "run_config": set(),
-    "run_context": {"cli", "recipes", "run_config", "verbs"},
+    "run_context": {"cli", "environment", "launch", "recipes", "run_config", "verbs"},
     "nemo_cli": {"nemo_cli_light", "recipes", "run_context", "plugin", "launch"},
     "nemo_cli_light": {"cli"},
+    "__main__": {"cli"},
     "errors": set(),
     "files": set(),
     "conf": set(),
 }
 FRAMEWORKS = {"nemo", "megatron", "lightning", "pytorch_lightning", "nemo_run", "modelopt"}
-FREE_OF_FRAMEWORKS = set(_CHAIN[:-1]) | {"data", "report", "verbs", "cli", "errors", "files"}
+FREE_OF_FRAMEWORKS = set(_CHAIN[:-1]) | {"data", "report", "verbs", "cli", "environment", "errors", "files"}
 MAY_PATCH = {"nemo_xtoken/plugin/cpu_runtime.py"}
 
 
@@ -65,7 +67,7 @@ def _unit(module):
 
 def upward_imports(source, module):
     unit = _unit(module)
-    allowed = ALLOWED[unit] | BASE | {unit} if unit != "nemo_xtoken" else set()
+    allowed = ALLOWED[unit] | BASE | {unit} if unit != "nemo_xtoken" else {"environment"}
     for name in _imported(ast.parse(source), module):
         parts = name.split(".")
         if parts[0] != "nemo_xtoken":

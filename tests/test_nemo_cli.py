@@ -68,6 +68,12 @@ COMMANDS = {
     "no yaml": ["distill", "--yaml", "absent.yaml"],
     "foreign yaml": ["distill", "--yaml", "foreign.yaml"],
     "wrong argument after yaml": ["distill", "--yaml", "run.yaml", "scal=1"],
+    "slurm": [*RECIPE, "--executor", "slurm", "slurm=venv", "executor.nodes=2", "log=it's", "--dryrun"],
+    "slurm sweep": [*RECIPE, "--executor=slurm", "slurm=venv", "sweep=sweep.txt", "--dryrun"],
+    "slurm wrong sweep": [*RECIPE, "--executor=slurm", "slurm=venv", "sweep=wrong.txt", "--dryrun"],
+    "slurm wrong run": [*RECIPE, "--executor", "slurm", "slurm=venv", "trainer.max_step=20", "--dryrun"],
+    "slurm wrong job": [*RECIPE, "--executor", "slurm", "slurm=venv", "executor.node=2", "--dryrun"],
+    "slurm without executor": [*RECIPE, "executor.nodes=2"],
     "group": ["--help"],
 }
 
@@ -76,6 +82,8 @@ COMMANDS = {
 def with_nemo(tmp_path_factory, third_party):
     folder = tmp_path_factory.mktemp("commands")
     (folder / "values.yaml").write_text("trainer:\n  max_steps: 44\n")
+    (folder / "sweep.txt").write_text("scale=0.5\nscale=0.25\n")
+    (folder / "wrong.txt").write_text("scale=0.5\nscal=0.25\n")
     (folder / "foreign.yaml").write_text("_target_: nowhere_at_all.distill\n_partial_: true\n")
     results, _ = _drive(folder, third_party, COMMANDS)
     return results
@@ -135,6 +143,10 @@ def test_dryrun_shows_the_overridden_run(with_nemo):
         ("yaml and recipe", ["run.yaml holds a whole run", "leave --recipe out"]),
         ("no yaml", ["no file absent.yaml"]),
         ("foreign yaml", ["'nowhere_at_all.distill'", "cannot be imported"]),
+        ("slurm wrong sweep", ["no argument 'scal' in the run; did you mean 'scale'?"]),
+        ("slurm wrong run", ["no argument 'max_step' in trainer"]),
+        ("slurm wrong job", ["there is no executor.node"]),
+        ("slurm without executor", ["executor.nodes=2 without an executor: add --executor slurm"]),
         ("wrong argument after yaml", ["no argument 'scal' in the run; did you mean 'scale'?"]),
     ],
 )
@@ -145,6 +157,34 @@ def test_wrong_input_is_one_message_and_status_2(with_nemo, name, parts):
         assert part in result["err"]
     assert "Traceback" not in result["err"]
     assert "RAN" not in result["out"]
+
+
+def test_slurm_submits_the_same_command_without_what_configures_the_job(with_nemo):
+    assert with_nemo["slurm"]["status"] == 0, with_nemo["slurm"]
+    out = with_nemo["slurm"]["out"]
+    assert "#SBATCH --nodes=2\n" in out
+    assert """exec nemo llm distill --recipe fake_recipe 'log=it'"'"'s'\n""" in out
+    assert "RAN" not in out
+    out = with_nemo["slurm sweep"]["out"]
+    assert "#SBATCH --array=0-1\n" in out
+    assert "    1) words=(log.name=fake_recipe-1 scale=0.25) ;;" in out
+
+
+UNDER_SRUN = {"SLURM_JOB_ID": "9", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2",
+              "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NODEID": "1", "SLURM_LOCALID": "1"}  # fmt: skip
+
+
+@pytest.mark.parametrize("rank", ["0", "5"])
+def test_under_srun_the_trainer_has_the_jobs_devices(tmp_path, third_party, rank, monkeypatch):
+    for name, value in {**UNDER_SRUN, "SLURM_PROCID": rank}.items():
+        monkeypatch.setenv(name, value)
+    commands = {"run": [*RECIPE, "trainer.max_steps=20"], "conflict": [*RECIPE, "trainer.devices=8"]}
+    results, _ = _drive(tmp_path, third_party, commands, "--without-nemo")
+    assert results["run"]["status"] == 0, results["run"]
+    assert "Trainer(max_steps=20, devices=4, " in results["run"]["out"]
+    assert ("Resolved Arguments" in results["run"]["out"]) == (rank == "0")  # shown once, not by every rank
+    assert results["conflict"]["status"] == 2
+    assert "trainer.devices=8 in a job of 2 x 4 processes" in results["conflict"]["err"]
 
 
 def test_a_failing_run_shows_its_traceback(with_nemo):

@@ -10,7 +10,7 @@ from nemo_xtoken.verbs.base import Verb
 
 __all__ = ["MODULES", "all_verbs"]
 
-MODULES = ("build", "audit", "inspect", "diff", "convert", "align")
+MODULES = ("build", "audit", "inspect", "diff", "convert", "align", "sbatch", "env")
 
 
 def all_verbs() -> dict[str, Verb]:

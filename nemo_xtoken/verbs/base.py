@@ -44,6 +44,7 @@ class Verb:
         options: its arguments.
         examples: pairs of (arguments, what they do); shown after the name of the command.
         run: does the work; gets every option by name and returns the exit status.
+        rest: what else may be given as ``key=value``, for the help; those words arrive as a list under ``rest``.
     """
 
     name: str
@@ -52,11 +53,12 @@ class Verb:
     options: tuple[Option, ...]
     examples: tuple[tuple[str, str], ...]
     run: Callable[[Mapping[str, Any]], int]
+    rest: str = ""
 
 
-def nearest(word: str, names: Iterable[str]) -> str:
-    """A hint such as ``; did you mean 'build'?``, or nothing where no name comes close."""
-    close = difflib.get_close_matches(word, list(names), n=1, cutoff=0.5)
+def nearest(word: str, names: Iterable[str], cutoff: float = 0.5) -> str:
+    """A hint such as ``; did you mean 'build'?``, or nothing where no name comes close (1 is equality)."""
+    close = difflib.get_close_matches(word, list(names), n=1, cutoff=cutoff)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
@@ -64,10 +66,12 @@ def parse_arguments(verb: Verb, arguments: Sequence[str]) -> dict[str, Any]:
     """The value of every option of ``verb``.
 
     Raises:
-        UsageError: an unknown, repeated, missing or unreadable argument.
+        UsageError: an unknown, repeated, missing or unreadable argument; where the verb takes others as well, one that
+            is nearly the name of an option counts as unknown.
     """
     options = {option.name: option for option in verb.options}
     given: dict[str, Any] = {}
+    rest: list[str] = []
     words = iter(arguments)
     for word in words:
         dashed = word.startswith("--")
@@ -76,6 +80,9 @@ def parse_arguments(verb: Verb, arguments: Sequence[str]) -> dict[str, Any]:
         negated = dashed and not equals and name.startswith("no_") and name[3:] in options
         name = name[3:] if negated else name
         option = options.get(name)
+        if option is None and verb.rest and equals and not dashed and not nearest(name, options, 0.8):
+            rest.append(word)
+            continue
         if option is None or (negated and option.kind is not bool):
             shown = f"--{key}" if dashed else key
             raise UsageError(
@@ -97,7 +104,8 @@ def parse_arguments(verb: Verb, arguments: Sequence[str]) -> dict[str, Any]:
             raise UsageError(f"{word!r} has no value: write {name}=VALUE")
     if missing := [option.name for option in verb.options if option.required and option.name not in given]:
         raise UsageError(f"{verb.name!r} needs {' and '.join(f'{name}=' for name in missing)}")
-    return {name: given.get(name, option.default) for name, option in options.items()}
+    values = {name: given.get(name, option.default) for name, option in options.items()}
+    return values | ({"rest": rest} if verb.rest else {})
 
 
 def _convert(option: Option, text: str) -> Any:

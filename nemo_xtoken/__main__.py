@@ -1,0 +1,8 @@
+"""``python -m nemo_xtoken``: what is installed; with words after it, the command ``xtoken``."""
+
+import sys
+
+from nemo_xtoken.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:] or ["env"], program="python -m nemo_xtoken"))

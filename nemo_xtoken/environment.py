@@ -1,0 +1,167 @@
+"""Which of NeMo, Megatron, Transformer Engine, Apex and their like this Python has, and what is lost without each.
+
+    xtoken env                      # or: python -m nemo_xtoken
+    >>> nemo_xtoken.stack           # in Python
+
+Nothing is imported to find out, so it takes milliseconds and works where an import would fail.
+"""
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import sys
+from dataclasses import dataclass
+
+__all__ = ["COMPONENTS", "Component", "Found", "Stack", "find_stack"]
+
+
+@dataclass(frozen=True)
+class Component:
+    """Something that may be installed.
+
+    Attributes:
+        name: for people.
+        packages: distributions that have it, for the version; the first one that is installed counts.
+        module: a top-level module, or a submodule of one that is not imported by looking for it, that only the real
+            thing has.
+        without: what is lost without it.
+        tested: versions that the tests ran with, or "".
+        gpu: whether it is of use on a GPU alone.
+    """
+
+    name: str
+    packages: tuple[str, ...]
+    module: str
+    without: str
+    tested: str = ""
+    gpu: bool = False
+
+
+COMPONENTS = (
+    Component("PyTorch", ("torch",), "torch", "losses and training; W, alignment and audits work"),
+    Component(
+        "NeMo",
+        ("nemo-toolkit", "nemo_toolkit"),
+        "nemo/collections/llm",
+        "recipes and `nemo llm distill` (NeMo 2.6 or 2.7 has them; NeMo 3 has no nemo.collections.llm)",
+        "2.7",
+    ),
+    Component("NeMo-Run", ("nemo_run", "nemo-run"), "nemo_run", "the command `nemo`; `xtoken` and sbatch files work"),
+    Component(
+        "Megatron-core", ("megatron-core",), "megatron/core", "training; the losses work on tensors and groups", "0.15"
+    ),
+    Component(
+        "Megatron-Bridge",
+        ("megatron-bridge",),
+        "megatron/bridge",
+        "import and export without NeMo 2",
+    ),
+    Component(
+        "Transformer Engine",
+        ("transformer-engine", "transformer_engine"),
+        "transformer_engine_torch",  # the package of this name on the public index is empty without it
+        "fp8, fused attention and norms, packed sequences by length; torch's own layers run instead, slower",
+        gpu=True,
+    ),
+    Component(
+        "Apex",
+        ("apex",),
+        "amp_C",  # apex of the public index is an unrelated package
+        "its fused Adam and gradient-accumulation kernels; Transformer Engine has both too",
+        gpu=True,
+    ),
+    Component("ModelOpt", ("nvidia-modelopt",), "modelopt", "`nemo.collections.llm`, which imports it"),
+    Component("Triton", ("triton", "pytorch-triton"), "triton", "compiled kernels of torch.compile", gpu=True),
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A component and what was found of it.
+
+    Attributes:
+        component: what was looked for.
+        version: its version; "" where the code is there and its version is not known; None where it is absent.
+        remark: what is odd about it, or "".
+    """
+
+    component: Component
+    version: str | None
+    remark: str = ""
+
+
+@dataclass(frozen=True, repr=False)
+class Stack:
+    """What this Python has.
+
+    Attributes:
+        found: one entry per component.
+    """
+
+    found: tuple[Found, ...]
+
+    def __getitem__(self, name: str) -> Found:
+        return next(found for found in self.found if found.component.name == name)
+
+    @property
+    def missing(self) -> list[Component]:
+        """The components that are absent."""
+        return [found.component for found in self.found if found.version is None]
+
+    def line(self) -> str:
+        """One line, for a run's log."""
+        there = [f"{f.component.name} {f.version}".strip() for f in self.found if f.version is not None]
+        absent = ", ".join(component.name for component in self.missing)
+        return f"version {_own_version()} with {', '.join(there)}" + (f"; without {absent}" if absent else "")
+
+    def __repr__(self) -> str:
+        width = max(len(found.component.name) for found in self.found)
+        lines = [f"nemo_xtoken {_own_version()}, Python {sys.version.split()[0]}"]
+        for found in self.found:
+            if found.version is None:
+                text = f"not found; lost without it: {found.component.without}"
+            else:
+                text = found.version or "found, version unknown"
+            lines.append(f"  {found.component.name:<{width}}  {text}" + (f" ({found.remark})" if found.remark else ""))
+        return "\n".join(lines)
+
+
+def find_stack() -> Stack:
+    """Looks for every component."""
+    return Stack(tuple(map(_look_for, COMPONENTS)))
+
+
+def _look_for(component: Component) -> Found:
+    version, remark = None, ""
+    for package in component.packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            version = importlib.metadata.version(package)
+            break
+    there = _has(component.module)
+    if version is not None and not there:
+        remark = f"a package {package} {version} is installed, which is not it or is not whole"
+    elif there and component.tested and version and not f"{version}.".startswith(f"{component.tested}."):
+        remark = f"tested with {component.tested}"
+    return Found(component, (version or "") if there else None, remark)
+
+
+def _has(module: str) -> bool:
+    """Whether a module is there; ``a/b/c`` looks for the folder of a.b.c without importing a."""
+    top, *below = module.split("/")
+    if top in sys.modules and sys.modules[top] is None:  # blocked
+        return False
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return False
+    if spec is None or not below:
+        return spec is not None
+    from pathlib import Path
+
+    return any(Path(folder, *below).is_dir() for folder in spec.submodule_search_locations or ())
+
+
+def _own_version() -> str:
+    import nemo_xtoken
+
+    return nemo_xtoken.__version__

@@ -1,0 +1,271 @@
+"""What a job asks Slurm for: one dataclass, filled from a YAML file and from ``executor.KEY=VALUE``."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import yaml
+
+import nemo_xtoken.conf
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.launch.secrets import check_environment, check_words
+
+__all__ = ["PREFIX", "SlurmConfig", "available_configs", "load_config"]
+
+PREFIX = "executor."
+MISSING = "???"  # as in OmegaConf: a value that the file leaves to the user
+TIME = re.compile(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}", re.ASCII)
+WALLTIME_MARGIN = 2  # the grace must leave at least half of the time limit for training
+
+
+@dataclass(frozen=True)
+class SlurmConfig:
+    """One job.  Names are those of nemo_run's ``SlurmExecutor`` where it has the same thing.
+
+    Attributes:
+        account, partition, qos, constraint, mem, exclusive, cpus_per_task, comment: sbatch's options of these names.
+        time: limit per job, ``minutes``, ``HH:MM:SS`` or ``D-HH:MM:SS``.
+        nodes: machines.
+        gpus_per_node: GPUs of each; 0 for a job on CPUs.
+        gpu_request: how they are asked for: ``gpus-per-node``, ``gres``, or ``none`` where nodes are given whole.
+        ntasks_per_node: processes on a node; by default one per GPU, or one.
+        array: for arrays that do not come from a sweep, as in ``0-63%8``.
+        job_name: by default the run's name.
+        container_image: a pyxis image (``/path/image.sqsh`` or ``registry#image:tag``); none: no container.
+        container_mounts: ``source:target[:flags]``; the folder that the job starts in is always mounted.
+        container_mount_home: whether the home folder is visible inside.
+        env_vars: variables to set; written into the script, so nothing secret.
+        pass_env: names of variables whose values come from the shell that submits; ``ALL`` is all of them.  Those named
+            replace what the image sets.
+        setup_lines: shell lines before the run, outside of the container, as they are (``module load ..``).
+        srun_args: further options of srun.
+        additional_parameters: further options of sbatch; an empty value makes a bare one.
+        program: the command ``nemo``, where it is not found by name.
+        workdir: the folder that the job starts in; by default the one it is submitted from.
+        logs: folder of the logs, absolute or below ``workdir``.
+        stop_seconds: how long before the time limit the run is asked to write a checkpoint and end.
+        requeue: whether Slurm may start the job again after a preemption, and the job does so itself at its time limit.
+        chain: jobs in a row, each starting when the one before was stopped before its end.
+    """
+
+    account: str | None = None
+    partition: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    comment: str | None = None
+    mem: str | None = None
+    exclusive: bool = False
+    time: str = "04:00:00"
+    nodes: int = 1
+    gpus_per_node: int = 8
+    gpu_request: str = "gpus-per-node"
+    ntasks_per_node: int | None = None
+    cpus_per_task: int | None = None
+    array: str | None = None
+    job_name: str | None = None
+    container_image: str | None = None
+    container_mounts: tuple[str, ...] = ()
+    container_mount_home: bool = False
+    env_vars: dict[str, str] = field(default_factory=dict)
+    pass_env: tuple[str, ...] = ("ALL",)
+    setup_lines: tuple[str, ...] = ()
+    srun_args: tuple[str, ...] = ()
+    additional_parameters: dict[str, str] = field(default_factory=dict)
+    program: str = "nemo"
+    workdir: str = ""
+    logs: str = "runs/slurm"
+    stop_seconds: int = 300
+    requeue: bool = True
+    chain: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("nodes", "chain", "ntasks_per_node", "cpus_per_task"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise _wrong(name, value, "1 or more")
+        if self.gpus_per_node < 0:
+            raise _wrong("gpus_per_node", self.gpus_per_node, "0 or more")
+        if self.gpu_request not in ("gpus-per-node", "gres", "none"):
+            raise _wrong("gpu_request", self.gpu_request, "gpus-per-node, gres or none")
+        if not TIME.fullmatch(self.time):
+            raise _wrong("time", self.time, "minutes, HH:MM:SS or D-HH:MM:SS")
+        if not 0 <= self.stop_seconds <= self.seconds // WALLTIME_MARGIN:
+            raise _wrong("stop_seconds", self.stop_seconds, f"at most half of the time limit ({self.time})")
+        for mount in self.container_mounts:
+            if not re.fullmatch(r"[^:,]+:/[^:,]*(:[^:,]+)?", mount):
+                raise _wrong("container_mounts", mount, "source:/target or source:/target:flags, without commas")
+        if self.array is not None and self.chain > 1:
+            raise _wrong("chain", self.chain, "1 for an array, whose tasks go on by themselves with requeue=true")
+        check_environment(self.env_vars, self.pass_env)
+        check_words([*self.setup_lines, *self.srun_args, *self.additional_parameters.values()])
+        if "\n" in "".join(str(value) for value in vars(self).values() if isinstance(value, str)):
+            raise _wrong("one of the values", "a line break", "one line each")
+
+    @property
+    def tasks(self) -> int:
+        """Processes on a node."""
+        return self.ntasks_per_node or self.gpus_per_node or 1
+
+    @property
+    def shape(self) -> str:
+        """Nodes and processes, for people."""
+        return f"{self.nodes} node{'s' * (self.nodes > 1)}, {self.tasks} task{'s' * (self.tasks > 1)} on each"
+
+    @property
+    def folder(self) -> Path:
+        """The folder that the job starts in."""
+        return Path(os.path.expanduser(self.workdir) or os.getcwd()).absolute()
+
+    @property
+    def log_folder(self) -> Path:
+        """The folder of the logs."""
+        return self.folder / os.path.expanduser(self.logs)
+
+    @property
+    def seconds(self) -> int:
+        """The time limit."""
+        days, _, clock = self.time.rpartition("-")
+        parts = [int(part) for part in clock.split(":")]
+        if days:  # D-HH[:MM[:SS]]
+            hours, minutes, seconds = (*parts, 0, 0)[:3]
+        elif len(parts) == 3:
+            hours, minutes, seconds = parts
+        else:  # MM[:SS]
+            hours, (minutes, seconds) = 0, (*parts, 0)[:2]
+        return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds
+
+    @property
+    def mounts(self) -> tuple[str, ...]:
+        """``container_mounts`` and the folder that the job starts in, at its own path."""
+        here = str(self.folder)
+        covered = any(
+            here == target or here.startswith(f"{target.rstrip('/')}/") for target in self._same_path_mounts()
+        )
+        return self.container_mounts if covered else (*self.container_mounts, f"{here}:{here}")
+
+    def _same_path_mounts(self) -> Iterable[str]:
+        for mount in self.container_mounts:
+            source, target = mount.split(":")[:2]
+            if source == target:
+                yield target
+
+
+def load_config(source: str | None, overrides: Iterable[str] = ()) -> SlurmConfig:
+    """The configuration in a file, with overrides.
+
+    Args:
+        source: a path, or the name of a file in ``~/.config/nemo_xtoken/slurm`` or in this package's ``conf/slurm``;
+            by default ``default``, the user's own before the package's.
+        overrides: ``KEY=VALUE``, with or without ``executor.`` before it; ``env_vars.NAME=VALUE`` sets one entry.
+
+    Raises:
+        InputError: no such file, a key that there is none of, a value that does not fit, or one that is still missing.
+    """
+    path = _find(source or "default")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader) or {}  # noqa: S506
+        # (BaseLoader makes nothing but text, lists and dictionaries; others would read 4:00:00 as 14400)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read ({error})", "a YAML file", "see the place named") from error
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{path} holds no keys", "lines such as `account: mine`", f"compare {_packaged() / 'default.yaml'}"
+        )
+    for override in overrides:
+        key, equals, value = override.removeprefix(PREFIX).partition("=")
+        if not equals:
+            raise InputError(f"{override!r} is no override", f"{PREFIX}KEY=VALUE", "such as executor.nodes=2")
+        name, _, entry = key.partition(".")
+        if entry:
+            content[name] = {**_mapping(content.get(name, {}), name), entry: value}
+        else:
+            content[name] = value
+    hints = get_type_hints(SlurmConfig)
+    for name in content:
+        if name not in hints:
+            raise InputError(
+                f"there is no {PREFIX}{name} (in {path} or on the command line)",
+                f"one of {', '.join(hints)}",
+                f"correct it; other options of sbatch go below {PREFIX}additional_parameters, srun's into srun_args",
+            )
+    if missing := [name for name, value in content.items() if value == MISSING]:
+        raise InputError(
+            f"{' and '.join(missing)} not set in {path}",
+            "a value for your cluster",
+            f"{' '.join(f'{PREFIX}{name}=..' for name in missing)}, a file of yours, or slurm=venv",
+        )
+    return SlurmConfig(**{name: _convert(name, value, hints[name]) for name, value in content.items()})
+
+
+def available_configs() -> dict[str, Path]:
+    """The files that a name finds, by name."""
+    folders = (_packaged(), _own())
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+
+
+def _packaged() -> Path:
+    return Path(nemo_xtoken.conf.__path__[0]) / "slurm"
+
+
+def _own() -> Path:
+    return Path(os.environ.get("XDG_CONFIG_HOME", Path.home() / ".config")) / "nemo_xtoken" / "slurm"
+
+
+def _find(source: str) -> Path:
+    configs = available_configs()
+    if os.sep not in source and source in configs:
+        return configs[source]
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise InputError(
+            f"no Slurm configuration {source!r}",
+            f"a YAML file, or one of {', '.join(configs)}",
+            f"copy {_packaged() / 'default.yaml'} to {_own()}/NAME.yaml and say slurm=NAME",
+        )
+    return path
+
+
+def _convert(name: str, value: Any, kind: Any) -> Any:
+    """``value`` (text, list or dictionary of text) as the type ``kind``."""
+    if type(None) in get_args(kind):
+        if value in ("", "null", "none", "~"):
+            return None
+        (kind,) = (k for k in get_args(kind) if k is not type(None))
+    if kind == dict[str, str]:
+        return _mapping(yaml.load(value, yaml.BaseLoader) if isinstance(value, str) else value, name)  # noqa: S506
+    if kind == tuple[str, ...]:
+        if isinstance(value, str):
+            value = yaml.load(value, yaml.BaseLoader) if value.startswith("[") else [value] if value else []  # noqa: S506
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise _wrong(name, value, "a list of texts: [a, b]")
+        return tuple(value)
+    if not isinstance(value, str):
+        raise _wrong(name, value, "one value")
+    if kind is str:
+        return value
+    if kind is bool:
+        if value.lower() not in ("true", "false"):
+            raise _wrong(name, value, "true or false")
+        return value.lower() == "true"
+    try:
+        return int(value)
+    except ValueError:
+        raise _wrong(name, value, "a whole number") from None
+
+
+def _mapping(value: Any, name: str) -> dict[str, str]:
+    if not value:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(item, str) for item in value.values()):
+        raise _wrong(name, value, "names and values")
+    return dict(value)
+
+
+def _wrong(name: str, value: Any, expected: str) -> InputError:
+    known = name in {f.name for f in dataclasses.fields(SlurmConfig)}
+    return InputError(
+        f"{PREFIX if known else ''}{name}={value}", expected, "correct it in the file or on the command line"
+    )

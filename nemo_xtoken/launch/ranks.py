@@ -1,0 +1,86 @@
+"""Ranks from what started the process: ``srun`` (also a bare one, also in ``salloc``) or ``torchrun``.
+
+Lightning reads Slurm's variables itself, but takes a step for a single process where the job is called ``interactive``
+or ``bash``, which is what ``salloc`` calls it, and refuses ``srun -n`` without ``--ntasks-per-node``.  So the variables
+of a step become those of torchrun, which Lightning, NeMo and Megatron all read first.
+"""
+
+import re
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+
+from nemo_xtoken.errors import InputError
+
+__all__ = ["Placement", "adopt_slurm_ranks", "first_host", "placement"]
+
+INTERACTIVE = ("bash", "interactive")  # what `srun --pty bash` and `salloc` call a job
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the processes of a run are.
+
+    Attributes:
+        nodes: machines.
+        devices: processes, each with its device, on every machine.
+    """
+
+    nodes: int
+    devices: int
+
+
+def adopt_slurm_ranks(environment: MutableMapping[str, str]) -> None:
+    """Sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and their like for a process that ``srun`` started.
+
+    Does nothing where they are set already (``torchrun``, also below ``srun``), and outside of Slurm.
+
+    Raises:
+        InputError: a job's script without ``srun``, or tasks spread unevenly over the nodes.
+    """
+    if "RANK" in environment or "SLURM_JOB_ID" not in environment:
+        return
+    tasks = int(environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS", "1"))
+    if not environment.get("SLURM_STEP_ID", "").isdigit():  # the job's script itself, or salloc's shell
+        if tasks > 1 and "SLURM_PROCID" in environment:
+            raise InputError(
+                f"one process in a job of {tasks} tasks", "one process per task", "put srun before the command"
+            )
+        return
+    if tasks == 1 and environment.get("SLURM_JOB_NAME") in INTERACTIVE:
+        return  # a shell in which the user starts whatever it is
+    nodes = int(environment.get("SLURM_STEP_NUM_NODES") or environment.get("SLURM_NNODES", "1"))
+    spread = environment.get("SLURM_STEP_TASKS_PER_NODE", "")
+    if tasks % nodes or "," in spread:
+        raise InputError(
+            f"{tasks} tasks on {nodes} nodes ({spread or 'unevenly'})",
+            "the same number on each",
+            "give srun --nodes and --ntasks-per-node",
+        )
+    job, step = int(environment["SLURM_JOB_ID"]), int(environment["SLURM_STEP_ID"])
+    node = environment.get("SLURM_NODEID", "0")
+    hosts = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "localhost")
+    environment.setdefault("MASTER_ADDR", first_host(hosts))
+    environment.setdefault("MASTER_PORT", str(10000 + (job + 97 * step) % 20000))  # two steps may meet on one node
+    environment.update(
+        RANK=environment["SLURM_PROCID"],
+        WORLD_SIZE=str(tasks),
+        LOCAL_RANK=environment["SLURM_LOCALID"],
+        LOCAL_WORLD_SIZE=str(tasks // nodes),
+        GROUP_RANK=node,
+        NODE_RANK=node,
+        TORCHELASTIC_RUN_ID=f"slurm-{job}-{step}",  # by this torch and Lightning tell that RANK and the rest are set
+    )
+
+
+def placement(environment: MutableMapping[str, str]) -> Placement | None:
+    """Where the processes are, by torchrun's variables; None for a process by itself."""
+    if "WORLD_SIZE" not in environment or "LOCAL_WORLD_SIZE" not in environment:
+        return None
+    local = int(environment["LOCAL_WORLD_SIZE"])
+    return Placement(int(environment["WORLD_SIZE"]) // local, local)
+
+
+def first_host(hosts: str) -> str:
+    """The first machine of a list as Slurm writes it: ``dgx[003-005,9],login`` begins with ``dgx003``."""
+    first = re.findall(r"(?:[^\[,\s]|\[[^\]]*\])+", hosts)[0]
+    return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first)

@@ -1,0 +1,110 @@
+"""What is said about the installed stack."""
+
+import json
+import logging
+import subprocess
+import sys
+
+import pytest
+
+from nemo_xtoken.cli import main
+from nemo_xtoken.environment import COMPONENTS, find_stack
+
+
+def _install(folder, package, version, *modules):
+    """A folder for sys.path in which a distribution looks installed, with modules."""
+    info = folder / f"{package.replace('-', '_')}-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
+    for module in modules:
+        (folder / module).mkdir(parents=True)
+        (folder / module / "__init__.py").write_text("raise RuntimeError('imported')\n")
+
+
+def _elsewhere(folder):
+    """`xtoken env --json` where nothing but this folder and our own package can be imported."""
+    import nemo_xtoken
+
+    program = (
+        "import sys; sys.path = [p for p in sys.path if 'site-packages' not in p]; "
+        f"sys.path[:0] = [{str(folder)!r}]; sys.meta_path = [f for f in sys.meta_path if 'editable' not in str(f)]; "
+        f"import types; package = types.ModuleType('nemo_xtoken'); package.__path__ = {list(nemo_xtoken.__path__)!r}; "
+        "package.__version__ = '1'; sys.modules['nemo_xtoken'] = package; "
+        "from nemo_xtoken.cli import main; main(['env', '--json'])"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    return json.loads(run.stdout)
+
+
+def test_an_empty_python(tmp_path):
+    assert {found["version"] for found in _elsewhere(tmp_path).values()} == {None}
+
+
+def test_a_whole_stack_is_found_without_importing_it(tmp_path):
+    _install(tmp_path, "nemo-toolkit", "2.7.3", "nemo", "nemo/collections/llm")
+    _install(tmp_path, "megatron-core", "0.16.0", "megatron", "megatron/core")
+    _install(tmp_path, "transformer-engine", "2.9", "transformer_engine", "transformer_engine_torch")
+    _install(tmp_path, "apex", "0.1", "apex", "amp_C")
+    found = _elsewhere(tmp_path)
+    versions = {name: entry["version"] for name, entry in found.items() if entry["version"] is not None}
+    assert versions == {"NeMo": "2.7.3", "Megatron-core": "0.16.0", "Transformer Engine": "2.9", "Apex": "0.1"}
+    assert found["NeMo"]["remark"] == ""
+    assert found["Megatron-core"]["remark"] == "tested with 0.15"
+
+
+def test_what_only_has_the_name_does_not_count(tmp_path):
+    _install(tmp_path, "nemo-toolkit", "3.0.0", "nemo", "nemo/collections/asr")  # speech only
+    _install(tmp_path, "apex", "0.9.10", "apex")  # the public index's is a web toolkit
+    _install(tmp_path, "transformer-engine", "2.9", "transformer_engine")  # the meta package
+    found = _elsewhere(tmp_path)
+    for name in ("NeMo", "Apex", "Transformer Engine"):
+        assert found[name]["version"] is None
+        assert "is not it or is not whole" in found[name]["remark"]
+
+
+def test_what_is_lost_is_said(capsys):
+    stack = find_stack()
+    assert main(["env"]) == 0
+    out = capsys.readouterr().out
+    assert out == f"{stack!r}\n"
+    for component in COMPONENTS:
+        assert f"  {component.name} " in out
+    for component in stack.missing:
+        assert f"not found; lost without it: {component.without}" in out
+        assert component.name in stack.line().partition("; without ")[2]
+    assert f"PyTorch {stack['PyTorch'].version}" in stack.line()
+    assert stack["PyTorch"].version
+
+
+@pytest.mark.parametrize(
+    ("program", "out", "err"),
+    [
+        ("import nemo_xtoken", "", ""),
+        ("import nemo_xtoken; print(nemo_xtoken.stack)", "  PyTorch ", ""),
+        (
+            "import logging; logging.basicConfig(level=logging.DEBUG); import nemo_xtoken",
+            "",
+            "DEBUG:nemo_xtoken:version ",
+        ),
+        ("import logging; logging.basicConfig(level=logging.INFO); import nemo_xtoken", "", ""),
+    ],
+    ids=["silent", "asked", "debug", "info"],
+)
+def test_import_says_it_when_asked(program, out, err):
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    for text, expected in ((run.stdout, out), (run.stderr, err)):
+        assert expected in text
+        assert expected or not text
+
+
+def test_python_m_is_the_command(capsys):
+    run = subprocess.run([sys.executable, "-m", "nemo_xtoken"], capture_output=True, text=True, check=True, timeout=60)
+    assert run.stdout == f"{find_stack()!r}\n"
+
+
+def test_there_is_no_other_attribute():
+    import nemo_xtoken
+
+    with pytest.raises(AttributeError, match="no attribute 'stuck'"):
+        _ = nemo_xtoken.stuck
+    assert logging.getLogger("nemo_xtoken").level == logging.NOTSET
