@@ -11,7 +11,7 @@ from nemo_xtoken.losses.base import TeacherSignal
 from nemo_xtoken.losses.chunks import ScoredRows
 from nemo_xtoken.parallel.head import OutputHead, accumulation_dtype
 
-__all__ = ["TeacherRows", "Tile", "rows_within", "tile_cuts", "tiles"]
+__all__ = ["TeacherRows", "Tile", "legal_cuts", "rows_within", "tile_cuts", "tiles"]
 
 #: Tensors of a tile's size that are alive at once in the pass, of the student's and of a teacher's vocabulary.
 STUDENT_TENSORS, TEACHER_TENSORS = 5, 6
@@ -70,6 +70,25 @@ def rows_within(mib: int | None, student: OutputHead, teachers: Sequence[OutputH
     return max(1, mib * 2**20 // (columns * accumulation_dtype(student.weight.dtype).itemsize))
 
 
+def legal_cuts(scored: Sequence[ScoredRows]) -> Tensor:
+    """Where rows may be cut: at both ends and wherever no chunk goes on.
+
+    Args:
+        scored: the same rows, once with each teacher's chunks.
+
+    Returns:
+        int64 ``[1 + teachers, cuts]`` on the CPU: the rows before each cut, increasing, and each teacher's chunks
+        before it.
+    """
+    n = scored[0].rows.numel()
+    legal = torch.ones(n, dtype=torch.bool, device=scored[0].rows.device)
+    for s in scored:
+        legal &= (s.chunk < 0).index_fill(0, s.first, True)
+    ends = torch.nn.functional.pad(torch.nonzero(legal).squeeze(1), (0, 1), value=n)
+    # a first row is legal, or inside another teacher's chunk: the chunks that begin before a cut lie before it
+    return torch.stack([ends, *(torch.searchsorted(s.first, ends) for s in scored)]).cpu()  # one wait for the device
+
+
 def tile_cuts(scored: Sequence[ScoredRows], tile_rows: int) -> Iterator[tuple[slice, tuple[slice, ...]]]:
     """Cuts rows into runs of at most ``tile_rows``, never inside a chunk; a longer chunk is a tile of its own.
 
@@ -79,16 +98,10 @@ def tile_cuts(scored: Sequence[ScoredRows], tile_rows: int) -> Iterator[tuple[sl
     Yields:
         rows and each teacher's chunks of a tile, in order; every row is in exactly one.
     """
-    n = scored[0].rows.numel()
-    legal = torch.ones(n, dtype=torch.bool, device=scored[0].rows.device)
-    for s in scored:
-        legal &= (s.chunk < 0).index_fill(0, s.first, True)
-    ends = torch.nn.functional.pad(torch.nonzero(legal).squeeze(1), (0, 1), value=n)
-    # a first row is legal, or inside another teacher's chunk: the chunks that begin before a cut lie before it
-    before = torch.stack([ends, *(torch.searchsorted(s.first, ends) for s in scored)]).cpu()  # one wait for the device
+    before = legal_cuts(scored)
     positions, *counts = before.tolist()
     at = 0
-    while positions[at] < n:
+    while at < len(positions) - 1:
         to = int(torch.searchsorted(before[0], positions[at] + tile_rows, right=True)) - 1
         to = max(to, at + 1)
         yield slice(positions[at], positions[to]), tuple(slice(c[at], c[to]) for c in counts)
