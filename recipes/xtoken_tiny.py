@@ -15,6 +15,7 @@ Then a table and a figure compare them.
     nemo llm distill --recipe xtoken_tiny teacher.loss=h_kl log.name=h_kl
     nemo llm distill --recipe xtoken_tiny data.text.paths='["my/*.txt"]' log.name=mine
     nemo llm distill --recipe xtoken_tiny teacher.path=.. teacher.tokenizer=.. model.tokenizer.source=..
+    nemo llm distill --recipe xtoken_tiny teachers.second.path=.. teachers.second.loss=h_kl teachers.second.weight=0.5
 
 Needs no GPU: 2 CPU cores, 2 GB of memory, 5 minutes the first time.  Other settings need another ``log.name``.
 """
@@ -39,7 +40,7 @@ from nemo_xtoken.losses.registry import DivergenceOptions
 from nemo_xtoken.plugin.nemo2.data import DistillationData
 from nemo_xtoken.plugin.nemo2.distill import again, run_folder, train_one
 from nemo_xtoken.plugin.nemo2.model import DistillationModel
-from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig
+from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig, named_teachers
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
 from nemo_xtoken.projection.build import ProjectionRule
 from nemo_xtoken.recipes import tiny_text
@@ -134,6 +135,7 @@ def distill_tiny(
     optim: Optional[OptimizerModule] = None,
     log: Optional[nl.NeMoLogger] = None,
     resume: Optional[nl.AutoResume] = None,
+    teachers: Optional[dict[str, TeacherConfig]] = None,
     teacher_steps: int = TEACHER_STEPS,
 ) -> Path:
     """Trains the teacher if there is none, the student without it, the student with it; then compares.
@@ -148,13 +150,13 @@ def distill_tiny(
     if teacher.path is None:
         teacher.tokenizer = teacher.tokenizer or tiny_text.teacher_tokenizer()
         teacher.path = str(train_teacher(teacher.tokenizer, data, trainer, optim, teacher_steps))
-    tokenizer = teacher.load_tokenizer()
+    sides = [t.side for t in named_teachers(teacher, teachers)]
     folder = run_folder(log)
     alone = train_one(
         again(model), again(data), again(trainer), None, ObjectiveConfig(scale=0.0), again(optim),
-        again(log, name="ce_only", log_dir=str(folder)), again(resume), data_tokenizer=tokenizer,
+        again(log, name="ce_only", log_dir=str(folder)), again(resume), aligned_with=sides,
     )  # fmt: skip
-    train_one(model, data, trainer, teacher, objective, optim, log, resume)
+    train_one(model, data, trainer, teacher, objective, optim, log, resume, teachers)
     if trainer.is_global_zero:
         report_runs({"cross-entropy only": alone, "with the teacher": folder}, folder)
     return folder

@@ -1,17 +1,19 @@
-"""Text in; student ids, teacher ids, chunks and masks out."""
+"""Text in; student ids, the ids of every teacher, chunks and masks out."""
 
 from typing import Any
 
-from nemo_xtoken.data.config import DataConfig
-from nemo_xtoken.data.prepare import prepare_documents
+from nemo_xtoken.data.config import DataConfig, TeacherSide
+from nemo_xtoken.data.prepare import prepare_documents, prepare_pairs
 from nemo_xtoken.data.prepared import PreparedDocuments, split_documents
 
 __all__ = [
     "DataConfig",
     "DistillationDataset",
     "PreparedDocuments",
+    "TeacherSide",
     "collate",
     "prepare_documents",
+    "prepare_pairs",
     "split_documents",
 ]
 

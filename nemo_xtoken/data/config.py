@@ -1,10 +1,10 @@
 """Every setting of the data, and what they make: training and held-out samples."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Optional
 
-from nemo_xtoken.alignment.aligner import Aligner
-from nemo_xtoken.data.prepare import prepare_documents
+from nemo_xtoken.data.prepare import prepare_pairs
 from nemo_xtoken.data.prepared import PreparedDocuments, split_documents
 from nemo_xtoken.data.sources import resolve_sources
 from nemo_xtoken.errors import InputError
@@ -13,7 +13,20 @@ from nemo_xtoken.vocab import Vocabulary
 if TYPE_CHECKING:
     from nemo_xtoken.data.dataset import DistillationDataset
 
-__all__ = ["DataConfig"]
+__all__ = ["DataConfig", "TeacherSide"]
+
+
+@dataclass(frozen=True)
+class TeacherSide:
+    """What the data has to know of a teacher.
+
+    Attributes:
+        vocabulary: of its tokenizer.
+        length: T_T; None: what the data's settings say.
+    """
+
+    vocabulary: Vocabulary
+    length: Optional[int] = None  # noqa: UP045
 
 
 @dataclass
@@ -24,7 +37,7 @@ class DataConfig:
         paths: files (.txt, .jsonl, .parquet, .arrow; the first two also as .gz, .bz2, .zst), globs, folders of files,
             folders written by ``save_to_disk``, data sets of the Hugging Face hub as ``hf:owner/name[:configuration]``.
         student_length: T_S, input positions of a sample on the student's side.
-        teacher_length: T_T, likewise; None: T_S.
+        teacher_length: T_T, likewise on the side of every teacher that has no length of its own; None: T_S.
         text_key: the column that holds the text; .txt files need none.
         text_split: what a document is in a .txt file: "file", "paragraph" (blank lines between) or "line".
         split: which split of a Hugging Face data set.
@@ -79,22 +92,21 @@ class DataConfig:
             resolve_sources(paths, self.text_key, self.text_split, self.split)
 
     def prepare(
-        self, student: Vocabulary, teacher: Vocabulary
-    ) -> tuple[PreparedDocuments, Optional[PreparedDocuments]]:  # noqa: UP045
-        """Training and held-out documents, on disk; None where nothing is held out.
+        self, student: Vocabulary, teachers: Sequence[Vocabulary]
+    ) -> tuple[list[PreparedDocuments], Optional[list[PreparedDocuments]]]:  # noqa: UP045
+        """Training and held-out documents for each teacher, on disk; None where nothing is held out.
 
         Raises:
-            InputError: see `check` and `nemo_xtoken.data.prepare.prepare_documents`.
+            InputError: see `check` and `nemo_xtoken.data.prepare.prepare_pairs`.
         """
         self.check()
-        aligner = Aligner(student, teacher, self.align)
 
-        def prepared(paths: list[str]) -> PreparedDocuments:
-            return prepare_documents(
+        def prepared(paths: list[str]) -> list[PreparedDocuments]:
+            return prepare_pairs(
                 paths,
                 student,
-                teacher,
-                aligner,
+                teachers,
+                self.align,
                 text_key=self.text_key,
                 text_split=self.text_split,
                 split=self.split,
@@ -108,24 +120,32 @@ class DataConfig:
             return documents, prepared(self.held_out_paths)
         if not self.held_out:
             return documents, None
-        return split_documents(documents, self.held_out, self.seed)
+        parts = {id(d): split_documents(d, self.held_out, self.seed) for d in documents}
+        return [parts[id(d)][0] for d in documents], [parts[id(d)][1] for d in documents]
 
     def build(
         self,
         student: Vocabulary,
-        teacher: Vocabulary,
+        teachers: Sequence[TeacherSide],
         num_samples: Optional[int] = None,  # noqa: UP045
     ) -> tuple["DistillationDataset", Optional["DistillationDataset"]]:
         """Training samples (``num_samples`` of them, through as many epochs as it takes) and one epoch held out.
+
+        Args:
+            teachers: at least one, whose tokenizer decides where documents are cut, also for a run that learns from
+                the text alone.
 
         Raises:
             InputError: see `prepare` and `nemo_xtoken.data.dataset.DistillationDataset`.
         """
         from nemo_xtoken.data.dataset import DistillationDataset  # torch, which the preparation's processes do without
 
-        training, held_out = self.prepare(student, teacher)
+        vocabularies = [teacher.vocabulary for teacher in teachers]
+        own, default = self.lengths
+        lengths = [default if teacher.length is None else teacher.length for teacher in teachers]
+        training, held_out = self.prepare(student, vocabularies)
 
-        def samples(documents: PreparedDocuments, count: Optional[int]) -> DistillationDataset:  # noqa: UP045
-            return DistillationDataset(documents, student, teacher, *self.lengths, self.seed, count, self.pack)
+        def samples(documents: list[PreparedDocuments], count: Optional[int]) -> DistillationDataset:  # noqa: UP045
+            return DistillationDataset(documents, student, vocabularies, own, lengths, self.seed, count, self.pack)
 
         return samples(training, num_samples), None if held_out is None else samples(held_out, None)

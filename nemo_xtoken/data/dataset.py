@@ -10,16 +10,13 @@ import torch
 from torch.utils.data import Dataset
 
 from nemo_xtoken.data.packing import (
-    CHUNK_END,
-    CHUNK_START,
     DOCUMENT,
     STUDENT_END,
     STUDENT_START,
-    TEACHER_END,
-    TEACHER_START,
     PackingReport,
     pack_documents,
     permutation,
+    teacher_columns,
 )
 from nemo_xtoken.data.prepared import PreparedDocuments
 from nemo_xtoken.errors import InputError
@@ -37,9 +34,10 @@ class DistillationDataset(Dataset[dict[str, np.ndarray]]):
     is all that a resumed run needs to know: index i is sample ``i % epoch_length`` of epoch ``i // epoch_length``.
 
     Args:
-        prepared: the documents.
-        student, teacher: for the padding ids.
-        student_length, teacher_length: T_S and T_T, input positions of a sample.
+        prepared: the same documents, aligned with each teacher.
+        student, teachers: for the padding ids.
+        student_length: T_S, input positions of a sample.
+        teacher_lengths: T_T of each teacher.
         seed: of the order of documents, and of samples in each epoch.
         num_samples: what ``len`` says; default one epoch.
         pack: several documents in a sample, not attended across; False: one piece of one document each.
@@ -50,11 +48,11 @@ class DistillationDataset(Dataset[dict[str, np.ndarray]]):
 
     def __init__(
         self,
-        prepared: PreparedDocuments,
+        prepared: Sequence[PreparedDocuments],
         student: Vocabulary,
-        teacher: Vocabulary,
+        teachers: Sequence[Vocabulary],
         student_length: int,
-        teacher_length: int,
+        teacher_lengths: Sequence[int],
         seed: int,
         num_samples: int | None = None,
         pack: bool = True,
@@ -63,13 +61,13 @@ class DistillationDataset(Dataset[dict[str, np.ndarray]]):
             raise InputError(
                 f"num_samples={num_samples}", "at least 1", "correct the number of steps or the batch size"
             )
-        self.prepared = prepared
+        self.prepared = tuple(prepared)
         self.seed = seed
-        self._lengths = student_length, teacher_length
-        self._padding = _padding(student), _padding(teacher)
-        self._pieces = pack_documents(prepared, student_length, teacher_length, seed, pack)
+        self._lengths = student_length, *teacher_lengths
+        self._padding = _padding(student), *map(_padding, teachers)
+        self._pieces = pack_documents(prepared, student_length, teacher_lengths, seed, pack)
         self._num_samples = num_samples if num_samples is not None else self.epoch_length
-        settings = repr((prepared.digest, self._lengths, self._padding, seed, pack))
+        settings = repr((*(p.digest for p in prepared), self._lengths, self._padding, seed, pack))
         #: sha256 (hex) of everything that decides what the samples are.  Data sets with equal fingerprints give equal
         #: items for an index; a checkpoint can hold it to refuse a resume on other data.
         self.fingerprint = hashlib.sha256(settings.encode()).hexdigest()
@@ -88,36 +86,38 @@ class DistillationDataset(Dataset[dict[str, np.ndarray]]):
         return self._num_samples
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """The sample as `collate` gives it, without the dimension of the batch (``chunks`` has 4 columns)."""
-        rows = self._rows(index)
-        student = _Side(*self._lengths[:1], *self._padding[:1])
-        teacher = _Side(*self._lengths[1:], *self._padding[1:])
-        chunks = []
-        for number, row in enumerate(rows.tolist()):
-            student_ids, teacher_ids, all_chunks = self.prepared.document(row[DOCUMENT])
-            found = all_chunks[row[CHUNK_START] : row[CHUNK_END]].astype(np.int64)
-            s, t = row[STUDENT_START], row[TEACHER_START]
-            found = found[(found[:, 0] > s) & (found[:, 2] > t)]  # its first token has a predictor
-            at_student = student.put(number, student_ids[s : row[STUDENT_END]])
-            at_teacher = teacher.put(number, teacher_ids[t : row[TEACHER_END]])
-            first_student, first_teacher = found[:, 0] - s - 1 + at_student, found[:, 2] - t - 1 + at_teacher
-            counts = found[:, 1] - found[:, 0], found[:, 3] - found[:, 2]
-            chunks.append(np.stack([first_student, counts[0], first_teacher, counts[1]], axis=1))
-        return (
-            {f"student_{name}": value for name, value in student.arrays.items()}
-            | {f"teacher_{name}": value for name, value in teacher.arrays.items()}
-            | {"chunks": np.concatenate(chunks), "sample_id": np.array(index, np.int64)}
-        )
+        """The sample as `collate` gives it, without the dimension of the batch (chunks have 4 columns)."""
+        rows = self._rows(index).tolist()
+        sides = [_Side(length, padding) for length, padding in zip(self._lengths, self._padding, strict=True)]
+        chunks: list[list[np.ndarray]] = [[] for _ in self.prepared]
+        for number, row in enumerate(rows):
+            s = row[STUDENT_START]
+            for m, prepared in enumerate(self.prepared):
+                student_ids, teacher_ids, all_chunks = prepared.document(row[DOCUMENT])
+                t, teacher_end, first, last = row[teacher_columns(m)]
+                if m == 0:
+                    at_student = sides[0].put(number, student_ids[s : row[STUDENT_END]])
+                at_teacher = sides[1 + m].put(number, teacher_ids[t:teacher_end])
+                found = all_chunks[first:last].astype(np.int64)
+                found = found[(found[:, 0] > s) & (found[:, 2] > t)]  # its first token has a predictor
+                counts = found[:, 1] - found[:, 0], found[:, 3] - found[:, 2]
+                firsts = found[:, 0] - s - 1 + at_student, found[:, 2] - t - 1 + at_teacher
+                chunks[m].append(np.stack([firsts[0], counts[0], firsts[1], counts[1]], axis=1))
+        sample = {f"student_{name}": value for name, value in sides[0].arrays.items()}
+        for m, side in enumerate(sides[1:]):
+            sample |= {f"teacher{m}_{name}": value for name, value in side.arrays.items()}
+            sample[f"teacher{m}_chunks"] = np.concatenate(chunks[m])
+        return sample | {"sample_id": np.array(index, np.int64)}
 
     def describe(self, index: int) -> list[dict[str, Any]]:
         """Where a sample comes from, a dictionary per piece: for messages that name a sample."""
         return [
             {
                 "document": row[DOCUMENT],
-                "text_digest": bytes(self.prepared.digests[row[DOCUMENT]]).ljust(16, b"\0").hex(),
+                "text_digest": bytes(self.prepared[0].digests[row[DOCUMENT]]).ljust(16, b"\0").hex(),
                 "student_tokens": (row[STUDENT_START], row[STUDENT_END]),
-                "teacher_tokens": (row[TEACHER_START], row[TEACHER_END]),
             }
+            | {f"teacher{m}_tokens": tuple(row[teacher_columns(m)][:2]) for m in range(len(self.prepared))}
             for row in self._rows(index).tolist()
         ]
 
@@ -168,19 +168,17 @@ def collate(samples: Sequence[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]
         ``student_tokens``, ``student_labels``, ``student_positions``: int64 ``[b, T_S]``; a label is the next token of
         the same document, -100 where there is none; positions start at 0 in every piece of a document.
         ``student_documents``: int32 ``[b, T_S]``, the number of the piece in its sample, -1 on padding.
-        ``teacher_...``: likewise, ``[b, T_T]``.
-        ``chunks``: int64 ``[K, 5]``, sorted: sample, first student logit, student tokens, first teacher logit, teacher
-        tokens.  Only chunks that both sides can score.
+        ``teacher0_...``: likewise of the first teacher, ``[b, T_T]``; ``teacher1_...`` of the second, and so on.
+        ``teacher0_chunks``: int64 ``[K, 5]``, sorted: sample, first student logit, student tokens, first teacher logit,
+        teacher tokens.  Only chunks that both sides can score.  ``teacher1_chunks`` and so on likewise.
         ``sample_ids``: int64 ``[b]``, the indices in the data set.
     """
-    stacked = {
-        name: torch.from_numpy(np.stack([sample[name] for sample in samples]))
-        for name in samples[0]
-        if name not in ("chunks", "sample_id")
-    }
-    counts = [len(sample["chunks"]) for sample in samples]
-    of_sample = np.repeat(np.arange(len(samples), dtype=np.int64), counts)
-    chunks = np.concatenate([sample["chunks"] for sample in samples])
-    stacked["chunks"] = torch.from_numpy(np.concatenate([of_sample[:, None], chunks], axis=1))
-    stacked["sample_ids"] = torch.from_numpy(np.array([sample["sample_id"] for sample in samples], np.int64))
-    return stacked
+    batch = {}
+    for name in samples[0]:
+        values = [sample[name] for sample in samples]
+        if name.endswith("_chunks"):
+            of_sample = np.repeat(np.arange(len(samples), dtype=np.int64), [len(chunks) for chunks in values])
+            batch[name] = torch.from_numpy(np.concatenate([of_sample[:, None], np.concatenate(values)], axis=1))
+        else:
+            batch["sample_ids" if name == "sample_id" else name] = torch.from_numpy(np.stack(values))
+    return batch

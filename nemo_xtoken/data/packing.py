@@ -1,14 +1,19 @@
-"""Which parts of which documents make up each sample: both sides are filled in lockstep, cut only between chunks.
+"""Which parts of which documents make up each sample: all sides are filled in lockstep, cut only between chunks.
 
-A sample has T_S input positions on the student's side and T_T on the teacher's.  A piece of a document with tokens
-``[start, end)`` has the inputs ``[start, end - 1)`` and the labels ``[start + 1, end)``: its last token is a label
-only, so every position has a label.  A document that does not fit is continued in the next sample.  The continuation
-starts with the token in front of its first chunk, which the piece before it had as its last label: the tokens of a
-document are labels once each, and every chunk but one at the very start of a document has its predictor.
+A sample has T_S input positions on the student's side and T_T on each teacher's, which may differ between teachers.
+A piece of a document with tokens ``[start, end)`` has the inputs ``[start, end - 1)`` and the labels
+``[start + 1, end)``: its last token is a label only, so every position has a label.  A document that does not fit is
+continued in the next sample.  The continuation starts with the token in front of its first chunk, which the piece
+before it had as its last label: the tokens of a document are labels once each, and every chunk but one at the very
+start of a document has its predictor.
+
+With several teachers a document is cut where a chunk of every one of them begins at the same student token, and a
+piece ends where the most demanding side is full.
 """
 
+import functools
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,10 +21,34 @@ import numpy as np
 from nemo_xtoken.data.prepared import PreparedDocuments
 from nemo_xtoken.errors import InputError
 
-__all__ = ["PackingReport", "Pieces", "pack_documents", "permutation"]
+__all__ = ["PackingReport", "Pieces", "TeacherCounts", "pack_documents", "permutation", "teacher_columns"]
 
-#: Columns of `Pieces.table`: document, token range on both sides, range of chunks.
-DOCUMENT, STUDENT_START, STUDENT_END, TEACHER_START, TEACHER_END, CHUNK_START, CHUNK_END = range(7)
+#: The first columns of `Pieces.table`: document, token range of the student.
+DOCUMENT, STUDENT_START, STUDENT_END = range(3)
+
+
+def teacher_columns(number: int) -> slice:
+    """The columns of a teacher in `Pieces.table`: token range, range of chunks."""
+    return slice(3 + 4 * number, 7 + 4 * number)
+
+
+@dataclass(frozen=True)
+class TeacherCounts:
+    """What one epoch holds for one teacher.
+
+    Attributes:
+        tokens: labels.
+        scored_chunks: chunks with a predictor on both sides.
+        skipped_chunks: in parts that are longer than a whole sample on some side.
+        skipped_tokens: labels in no sample: those chunks and what lies around them, and documents without chunks.
+        fill: share of the input positions that are used.
+    """
+
+    tokens: int
+    scored_chunks: int
+    skipped_chunks: int
+    skipped_tokens: int
+    fill: float
 
 
 @dataclass(frozen=True)
@@ -28,38 +57,33 @@ class PackingReport:
 
     Attributes:
         samples, pieces, documents: how many; documents counts those that are in some sample.
-        student_tokens, teacher_tokens: labels.
-        scored_chunks: chunks with a predictor on both sides.
-        skipped_chunks: longer than a whole sample on some side.
-        skipped_student_tokens, skipped_teacher_tokens: labels in no sample: those chunks and what lies around them, and
-            documents without chunks.
-        skipped_documents: without any chunk, or with no token that has a predecessor.
-        student_fill, teacher_fill: share of the input positions that are used.
+        student_tokens, skipped_student_tokens, student_fill: as a teacher's.
+        skipped_documents: without any chunk, or with no token that has a predecessor, on some side.
+        teachers: counts of each.
     """
 
     samples: int
     pieces: int
     documents: int
     student_tokens: int
-    teacher_tokens: int
-    scored_chunks: int
-    skipped_chunks: int
     skipped_student_tokens: int
-    skipped_teacher_tokens: int
-    skipped_documents: int
     student_fill: float
-    teacher_fill: float
+    skipped_documents: int
+    teachers: tuple[TeacherCounts, ...]
 
     def __str__(self) -> str:
+        def each(name: str, form: str = ",") -> str:
+            return ", ".join(format(getattr(t, name), form) for t in self.teachers)
+
         line = (
             f"{self.samples:,} samples of {self.documents:,} documents, {self.student_tokens:,} student and "
-            f"{self.teacher_tokens:,} teacher tokens, {self.scored_chunks:,} chunks, positions used: "
-            f"{self.student_fill:.1%} and {self.teacher_fill:.1%}"
+            f"{each('tokens')} teacher tokens, {each('scored_chunks')} chunks, positions used: "
+            f"{self.student_fill:.1%} and {each('fill', '.1%')}"
         )
-        if self.skipped_chunks or self.skipped_documents:
+        if self.skipped_documents or any(t.skipped_chunks for t in self.teachers):
             line += (
-                f"; skipped: {self.skipped_chunks:,} chunks longer than a sample, {self.skipped_documents:,} documents "
-                f"without chunks, {self.skipped_student_tokens:,} and {self.skipped_teacher_tokens:,} tokens"
+                f"; skipped: {each('skipped_chunks')} chunks longer than a sample, {self.skipped_documents:,} "
+                f"documents without chunks, {self.skipped_student_tokens:,} and {each('skipped_tokens')} tokens"
             )
         return line
 
@@ -69,7 +93,7 @@ class Pieces:
     """The pieces of all samples.
 
     Attributes:
-        table: int64 ``[P, 7]``, the columns above.
+        table: int64 ``[P, 3 + 4 * teachers]``, the columns above.
         first: int64 ``[samples + 1]``; sample i has the pieces ``first[i]`` to ``first[i + 1]``.
         report: counts.
     """
@@ -89,140 +113,201 @@ def permutation(n: int, *key: int) -> np.ndarray:
 
 
 def pack_documents(
-    prepared: PreparedDocuments, student_length: int, teacher_length: int, seed: int, pack: bool = True
+    prepared: Sequence[PreparedDocuments],
+    student_length: int,
+    teacher_lengths: Sequence[int],
+    seed: int,
+    pack: bool = True,
 ) -> Pieces:
     """Packs the documents, in an order shuffled by the seed.
 
     Args:
-        student_length, teacher_length: T_S and T_T.
+        prepared: the same documents, aligned with each teacher.
+        student_length: T_S.
+        teacher_lengths: T_T of each teacher.
         pack: several documents a sample; False: one piece each.
 
     Raises:
-        InputError: a length below 2, or no sample has a chunk to score.
+        InputError: a length below 2, or no sample has a chunk to score for some teacher.
     """
-    for side, length in (("student", student_length), ("teacher", teacher_length)):
+    for side, length in (("student", student_length), *((f"teacher{m}", n) for m, n in enumerate(teacher_lengths))):
         if length < 2:
-            raise InputError(f"{side}_length={length}", "a sequence of at least 2 tokens", f"set {side}_length")
-    packer = _Packer(student_length, teacher_length, pack)
-    for document in permutation(len(prepared), seed, 0).tolist():
+            raise InputError(f"{side}_length={length}", "a sequence of at least 2 tokens", "set a longer one")
+    if any(not np.array_equal(p.digests, prepared[0].digests) for p in prepared[1:]):
+        raise ValueError("the teachers' documents are not the same texts")
+    packer = _Packer((student_length, *teacher_lengths), pack)
+    tokens = np.stack([prepared[0].student_lengths, *(p.teacher_lengths for p in prepared)], axis=1)
+    counts = np.stack([p.chunk_counts for p in prepared], axis=1)
+    for document in permutation(len(tokens), seed, 0).tolist():
         packer.add(
             document,
-            int(prepared.student_lengths[document]),
-            int(prepared.teacher_lengths[document]),
-            int(prepared.chunk_counts[document]),
-            lambda document=document: prepared.document(document)[2],  # type: ignore[misc]
+            tokens[document].tolist(),
+            counts[document].tolist(),
+            lambda document=document: [p.document(document)[2] for p in prepared],  # type: ignore[misc]
         )
-    pieces = packer.finish(int(prepared.scored.sum()))
-    if pieces.report.scored_chunks == 0:
-        raise InputError(
-            f"none of the {len(prepared)} documents has a chunk that can be scored in samples of {student_length} "
-            f"student and {teacher_length} teacher tokens ({pieces.report})",
-            "text that both tokenizers can encode, and sequences longer than its chunks",
-            "check that the data is text, or raise student_length and teacher_length",
-        )
+    pieces = packer.finish([int(p.scored.sum()) for p in prepared])
+    for length, teacher in zip(teacher_lengths, pieces.report.teachers, strict=True):
+        if teacher.scored_chunks == 0:
+            raise InputError(
+                f"none of the {len(tokens)} documents has a chunk that can be scored in samples of {student_length} "
+                f"student and {length} teacher tokens ({pieces.report})",
+                "text that both tokenizers can encode, and sequences longer than its chunks",
+                "check that the data is text, or raise the lengths of the sequences",
+            )
     return pieces
 
 
+@dataclass(frozen=True)
+class _Units:
+    """A document cut wherever it may be cut: a unit is the chunks between two cuts and the tokens in no chunk behind
+    them (and, for the first, in front of them); token 0 is never a label.
+
+    Attributes:
+        labels: per side, the student first: int64 ``[U + 1]``, the first label of each unit, and the end.
+        chunks: per teacher, int64 ``[U + 1]``, likewise the first chunk.
+    """
+
+    labels: list[np.ndarray]
+    chunks: list[np.ndarray]
+
+    @classmethod
+    def of(cls, chunks: Sequence[np.ndarray], tokens: Sequence[int]) -> "_Units":
+        cuts = functools.reduce(np.intersect1d, (c[1:, 0] for c in chunks))
+        labels, firsts = [_bounds(1, cuts, tokens[0])], []
+        for c, n in zip(chunks, tokens[1:], strict=True):
+            at = np.searchsorted(c[:, 0], cuts)
+            labels.append(_bounds(1, c[at, 2], n))
+            firsts.append(_bounds(0, at, len(c)))
+        return cls(labels, firsts)
+
+    def __len__(self) -> int:
+        return len(self.labels[0]) - 1
+
+    def sizes(self, start: int, end: int) -> list[int]:
+        """Labels of the units ``start`` to ``end`` on each side."""
+        return [int(x[end] - x[start]) for x in self.labels]
+
+
 class _Packer:
-    def __init__(self, student_length: int, teacher_length: int, pack: bool) -> None:
-        self.lengths = student_length, teacher_length
-        self.pack = pack
-        self.left_student, self.left_teacher = self.lengths
+    """Fills samples with documents one by one.  All lists with an entry a side have the student's first."""
+
+    def __init__(self, lengths: tuple[int, ...], pack: bool) -> None:
+        self.lengths, self.pack = lengths, pack
+        self.left = list(lengths)
+        self.columns = 3 + 4 * (len(lengths) - 1)
         self.table, self.first = array("q"), array("q", [0])  # flat: there may be tens of millions of pieces
-        self.skipped_chunks = self.skipped_scored = self.skipped_documents = 0
-        self.skipped_student = self.skipped_teacher = 0
+        self.skipped_documents = 0
+        self.skipped_tokens = [0] * len(lengths)
+        self.skipped_chunks = [0] * (len(lengths) - 1)
+        self.skipped_scored = [0] * (len(lengths) - 1)
 
     def add(
-        self, document: int, n_student: int, n_teacher: int, count: int, chunks_of: Callable[[], np.ndarray]
+        self, document: int, tokens: list[int], counts: list[int], chunks_of: Callable[[], list[np.ndarray]]
     ) -> None:
         """One document; its chunks are read only where it has to be cut."""
-        if count == 0 or n_student < 2 or n_teacher < 2:
+        if min(counts) == 0 or min(tokens) < 2:
             self.skipped_documents += 1
-            self.skipped_student += max(n_student - 1, 0)
-            self.skipped_teacher += max(n_teacher - 1, 0)
-        elif n_student - 1 <= self.left_student and n_teacher - 1 <= self.left_teacher:
-            self._put(document, 0, n_student, 0, n_teacher, 0, count)
+            self._skip([max(n - 1, 0) for n in tokens])
+        elif all(n - 1 <= left for n, left in zip(tokens, self.left, strict=True)):
+            self._put(document, [(0, n) for n in tokens], [(0, n) for n in counts])
         else:
-            self._cut(document, n_student, n_teacher, chunks_of())
+            self._cut(document, _Units.of(chunks := chunks_of(), tokens), chunks)
 
-    def _cut(self, document: int, n_student: int, n_teacher: int, chunks: np.ndarray) -> None:
-        # Unit j, the chunk j and the tokens in no chunk behind it (and, for the first, in front of it), is the labels
-        # bounds[j] to bounds[j + 1]; token 0 is never a label.
-        student, teacher = _bounds(chunks[:, 0], n_student), _bounds(chunks[:, 2], n_teacher)
-        c, count = 0, len(chunks)
-        while c < count:
+    def _cut(self, document: int, units: _Units, chunks: list[np.ndarray]) -> None:
+        unit = 0
+        while unit < len(units):
             end = min(
-                int(np.searchsorted(student, student[c] + self.left_student, "right")) - 1,
-                int(np.searchsorted(teacher, teacher[c] + self.left_teacher, "right")) - 1,
+                int(np.searchsorted(labels, labels[unit] + left, "right")) - 1
+                for labels, left in zip(units.labels, self.left, strict=True)
             )
-            if end > c:
-                s, e, t, f = int(student[c]), int(student[end]), int(teacher[c]), int(teacher[end])
-                if e > s:
-                    self._put(document, s - 1, e, t - 1, f, c, end)
+            if end > unit:
+                sizes = units.sizes(unit, end)
+                if sizes[0]:
+                    tokens = [(int(x[unit]) - 1, int(x[end])) for x in units.labels]
+                    self._put(document, tokens, [(int(x[unit]), int(x[end])) for x in units.chunks])
                 else:  # a first chunk of one student token, which is no label: there is nothing to learn
-                    self.skipped_teacher += f - t
-                c = end
-            elif student[c + 1] - student[c] > self.lengths[0] or teacher[c + 1] - teacher[c] > self.lengths[1]:
-                labels = int(student[c + 1] - student[c]), int(teacher[c + 1] - teacher[c])
-                self._put_long(document, c, chunks[c].tolist(), labels)
-                c += 1
+                    self._skip(sizes)
+                unit = end
+            elif any(n > length for n, length in zip(units.sizes(unit, unit + 1), self.lengths, strict=True)):
+                self._put_long(document, units, unit, chunks)
+                unit += 1
             else:
                 self._close()
 
-    def _put_long(self, document: int, c: int, chunk: list[int], labels: tuple[int, int]) -> None:
-        """A unit that fits into no sample: without the tokens around its chunk, or not at all."""
-        s, e, t, f = chunk
-        scored = s > 0 and t > 0
-        if scored and e - s <= self.lengths[0] and f - t <= self.lengths[1]:
-            if e - s > self.left_student or f - t > self.left_teacher:
+    def _put_long(self, document: int, units: _Units, unit: int, chunks: list[np.ndarray]) -> None:
+        """A unit that fits into no sample: without the tokens around its chunks, or not at all."""
+        ranges = [(int(x[unit]), int(x[unit + 1])) for x in units.chunks]
+        inside = [c[first:last] for c, (first, last) in zip(chunks, ranges, strict=True)]
+        student = min(int(c[0, 0]) for c in inside), max(int(c[-1, 1]) for c in inside)
+        sides = [student, *((int(c[0, 2]), int(c[-1, 3])) for c in inside)]
+        sizes, cut = units.sizes(unit, unit + 1), [end - start for start, end in sides]
+        if all(start > 0 for start, _ in sides) and all(n <= m for n, m in zip(cut, self.lengths, strict=True)):
+            if any(n > left for n, left in zip(cut, self.left, strict=True)):
                 self._close()
-            self._put(document, s - 1, e, t - 1, f, c, c + 1)
-            self.skipped_student += labels[0] - (e - s)
-            self.skipped_teacher += labels[1] - (f - t)
+            self._put(document, [(start - 1, end) for start, end in sides], ranges)
+            self._skip([n - m for n, m in zip(sizes, cut, strict=True)])
         else:
-            self.skipped_chunks += 1
-            self.skipped_scored += scored
-            self.skipped_student += labels[0]
-            self.skipped_teacher += labels[1]
+            self._skip(sizes)
+            for number, c in enumerate(inside):
+                self.skipped_chunks[number] += len(c)
+                self.skipped_scored[number] += int(((c[:, 0] > 0) & (c[:, 2] > 0)).sum())
 
-    def _put(self, document: int, s: int, e: int, t: int, f: int, c: int, d: int) -> None:
-        self.table.extend((document, s, e, t, f, c, d))
-        self.left_student -= e - s - 1
-        self.left_teacher -= f - t - 1
-        if not self.pack or self.left_student == 0 or self.left_teacher == 0:
+    def _skip(self, tokens: list[int]) -> None:
+        self.skipped_tokens = [a + b for a, b in zip(self.skipped_tokens, tokens, strict=True)]
+
+    def _put(self, document: int, tokens: list[tuple[int, int]], chunks: list[tuple[int, int]]) -> None:
+        """A piece: token and chunk ranges; the first token of a side is no label."""
+        self.table.extend((document, *tokens[0]))
+        for of_tokens, of_chunks in zip(tokens[1:], chunks, strict=True):
+            self.table.extend((*of_tokens, *of_chunks))
+        self.left = [left - (end - start - 1) for left, (start, end) in zip(self.left, tokens, strict=True)]
+        if not self.pack or min(self.left) == 0:
             self._close()
 
     def _close(self) -> None:
-        pieces = len(self.table) // 7
+        pieces = len(self.table) // self.columns
         if pieces > self.first[-1]:
             self.first.append(pieces)
-            self.left_student, self.left_teacher = self.lengths
+            self.left = list(self.lengths)
 
-    def finish(self, scored: int) -> Pieces:
+    def finish(self, scored: Sequence[int]) -> Pieces:
+        """The table.
+
+        Args:
+            scored: chunks of all documents that have predictors, for each teacher.
+        """
         self._close()
-        table = np.array(self.table, np.int64).reshape(-1, 7)
+        table = np.array(self.table, np.int64).reshape(-1, self.columns)
         samples = len(self.first) - 1
-        student = int((table[:, STUDENT_END] - table[:, STUDENT_START] - 1).sum())
-        teacher = int((table[:, TEACHER_END] - table[:, TEACHER_START] - 1).sum())
+
+        def labels(start: int) -> int:
+            return int((table[:, start + 1] - table[:, start] - 1).sum())
+
+        teachers = []
+        for number, length in enumerate(self.lengths[1:]):
+            tokens = labels(teacher_columns(number).start)
+            teachers.append(
+                TeacherCounts(
+                    tokens=tokens,
+                    scored_chunks=scored[number] - self.skipped_scored[number],
+                    skipped_chunks=self.skipped_chunks[number],
+                    skipped_tokens=self.skipped_tokens[1 + number],
+                    fill=tokens / max(samples * length, 1),
+                )
+            )
+        student = labels(STUDENT_START)
         report = PackingReport(
             samples=samples,
             pieces=len(table),
             documents=len(np.unique(table[:, DOCUMENT])),
             student_tokens=student,
-            teacher_tokens=teacher,
-            scored_chunks=scored - self.skipped_scored,
-            skipped_chunks=self.skipped_chunks,
-            skipped_student_tokens=self.skipped_student,
-            skipped_teacher_tokens=self.skipped_teacher,
-            skipped_documents=self.skipped_documents,
+            skipped_student_tokens=self.skipped_tokens[0],
             student_fill=student / max(samples * self.lengths[0], 1),
-            teacher_fill=teacher / max(samples * self.lengths[1], 1),
+            skipped_documents=self.skipped_documents,
+            teachers=tuple(teachers),
         )
         return Pieces(table, np.array(self.first, np.int64), report)
 
 
-def _bounds(starts: np.ndarray, length: int) -> np.ndarray:
-    """int64 ``[K + 1]``: the first label of each unit, and the end."""
-    bounds = np.append(starts, length).astype(np.int64)
-    bounds[0] = 1
-    return bounds
+def _bounds(first: int, inner: np.ndarray, end: int) -> np.ndarray:
+    return np.concatenate([[first], inner, [end]]).astype(np.int64)

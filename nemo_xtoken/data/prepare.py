@@ -5,22 +5,23 @@ import errno
 import os
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from nemo_xtoken.alignment.aligner import Aligner
 from nemo_xtoken.alignment.cache import AlignedDocument, AlignmentCache
-from nemo_xtoken.data.documents import read_documents, survey
+from nemo_xtoken.data.documents import Survey, read_documents, survey
 from nemo_xtoken.data.prepared import PreparedDocuments
 from nemo_xtoken.data.progress import Progress, say
-from nemo_xtoken.data.sources import resolve_sources
+from nemo_xtoken.data.sources import Source, resolve_sources
 from nemo_xtoken.data.workers import DocumentAligner, align_documents
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.files import cache_root, digest_of
 from nemo_xtoken.vocab import Vocabulary
 
-__all__ = ["open_cache", "prepare_documents"]
+__all__ = ["open_cache", "prepare_documents", "prepare_pairs"]
 
 _SHARD_TOKENS = 8_000_000  # both sides together: a shard has about 100 MB, and as much is held in memory
 _SHARD_SECONDS = 60.0  # an interrupted preparation loses no more than this
@@ -68,14 +69,38 @@ def prepare_documents(
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> PreparedDocuments:
-    """Every document of ``paths``, in order, tokenised for both sides and aligned.
+    """`prepare_pairs` for one teacher.
 
-    Any number of processes may call this at once, on any number of nodes that share the cache folder: one does the
-    work, the others wait for it and find it done.  An interrupted call keeps its finished shards.
+    Args:
+        aligner: default ``Aligner(student, teacher)``.
+        others: see `prepare_pairs`.
+    """
+    pair = _Pair.of(student, teacher, aligner or Aligner(student, teacher), cache_dir)
+    return _prepare([pair], paths, text_key, text_split, split, workers, progress)[0]
+
+
+def prepare_pairs(
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    student: Vocabulary,
+    teachers: Sequence[Vocabulary],
+    align: str = "spans",
+    *,
+    text_key: str = "text",
+    text_split: str = "file",
+    split: str = "train",
+    workers: int = 0,
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> list[PreparedDocuments]:
+    """Every document of ``paths``, in order, tokenised for the student and each teacher, and aligned.
+
+    Teachers with one tokenizer share what is prepared, and so do runs: a cache belongs to a pair of tokenizers.  Any
+    number of processes may call this at once, on any number of nodes that share the cache folder: one does the work,
+    the others wait for it and find it done.  An interrupted call keeps its finished shards.
 
     Args:
         paths: see `nemo_xtoken.data.sources.resolve_sources`.
-        aligner: default ``Aligner(student, teacher)``.
+        align: see `nemo_xtoken.alignment.aligner.Aligner`.
         text_key, text_split, split: see `nemo_xtoken.data.sources.Source`.
         workers: processes that tokenise and align; 0: this one.
         cache_dir: default `nemo_xtoken.files.cache_root`.
@@ -85,12 +110,48 @@ def prepare_documents(
         InputError: data that cannot be read or holds no text (before anything is written), a tokenizer without EOS, a
             cache folder that cannot be written.
     """
+    pairs = {t.digest: _Pair.of(student, t, Aligner(student, t, align), cache_dir) for t in teachers}
+    prepared = _prepare(pairs.values(), paths, text_key, text_split, split, workers, progress)
+    by_digest = dict(zip(pairs, prepared, strict=True))
+    return [by_digest[teacher.digest] for teacher in teachers]
+
+
+@dataclass(frozen=True)
+class _Pair:
+    align: DocumentAligner
+    cache: AlignmentCache
+
+    @classmethod
+    def of(
+        cls, student: Vocabulary, teacher: Vocabulary, aligner: Aligner, cache_dir: str | os.PathLike[str] | None
+    ) -> "_Pair":
+        return cls(DocumentAligner(student, teacher, aligner), open_cache(student, teacher, aligner, cache_dir))
+
+
+def _prepare(
+    pairs: Iterable[_Pair],
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    text_key: str,
+    text_split: str,
+    split: str,
+    workers: int,
+    progress: bool,
+) -> list[PreparedDocuments]:
     if workers < 0:
         raise InputError(f"workers={workers}", "0 or more processes", "correct workers")
-    aligner = aligner or Aligner(student, teacher)
     sources = resolve_sources(paths, text_key, text_split, split)
-    cache = open_cache(student, teacher, aligner, cache_dir)
     found = survey(sources)
+    return [_prepare_pair(pair.align, pair.cache, sources, found, workers, progress) for pair in pairs]
+
+
+def _prepare_pair(
+    align: DocumentAligner,
+    cache: AlignmentCache,
+    sources: list[Source],
+    found: Survey,
+    workers: int,
+    progress: bool,
+) -> PreparedDocuments:
     if (cache.find(found.digests)[0] < 0).any():
         try:
             with cache.lock(lambda: say(f"waiting for the process that writes to {cache.folder}", progress)):
@@ -100,7 +161,6 @@ def prepare_documents(
                 wanted &= missing
                 with Progress(int(wanted.sum()), int(found.characters[wanted].sum()), workers, progress) as shown:
                     documents = read_documents(sources, found, wanted)
-                    align = DocumentAligner(student, teacher, aligner)
                     with contextlib.closing(align_documents(align, documents, workers)) as aligned:
                         _write_shards(cache, aligned, shown)
         except OSError as error:

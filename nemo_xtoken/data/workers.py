@@ -41,7 +41,9 @@ class DocumentAligner:
 
     def __call__(self, documents: list[tuple[bytes, str]]) -> list[AlignedDocument]:
         texts = [text for _, text in documents]
-        students, teachers = self.student.encode_batch(texts), self.teacher.encode_batch(texts)
+        students = self.student.encode_batch(texts)
+        same = self.teacher.digest == self.student.digest
+        teachers = students if same else self.teacher.encode_batch(texts)
         out = []
         for (digest, _), student, teacher in zip(documents, students, teachers, strict=True):
             student_ids, teacher_ids = document_ids(self.student, student), document_ids(self.teacher, teacher)

@@ -64,13 +64,17 @@ class TeacherWeights:
 
     @property
     def alphas(self) -> tuple[float, ...]:
-        """The weights of the next step, in the teachers' order; without scores yet, adaptive ones follow ``weights``."""
+        """The weights of the next step, in the teachers' order; before there are scores, those given at the start."""
         if self.kind == STATIC:
             return tuple(self.weights.values())
         known = self.scores.keys() >= self.weights.keys()
         highest = max(self.scores.values()) if known else 0.0
         raw = [w * (math.exp(self.scores[name] - highest) if known else 1.0) for name, w in self.weights.items()]
         return tuple(x / sum(raw) for x in raw)
+
+    def weighted(self, values: Mapping[str, float]) -> float:
+        """``sum_m alpha_m values[m]`` over the teachers that have a value."""
+        return sum(a * values[name] for name, a in zip(self.weights, self.alphas, strict=True) if name in values)
 
     def score(self, total: float, student_tokens: float) -> float:
         """What goes into the softmax.

@@ -30,6 +30,8 @@ class ColocatedTeacher:
         vocabulary_size: V_T of its tokenizer.
         inputs: keyword arguments of ``model(...)`` from a micro-batch.
         schedule_shape: from a micro-batch's size and sequence length to those that the schedule sees.
+        side: what its entries in a micro-batch begin with.
+        label: what messages call it.
     """
 
     def __init__(
@@ -38,11 +40,13 @@ class ColocatedTeacher:
         vocabulary_size: int,
         inputs: Inputs,
         schedule_shape: Callable[[int, int], tuple[int, int]],
+        side: str = "teacher0",
+        label: str = "teacher",
     ) -> None:
         from megatron.core import parallel_state
 
         self.model, self.vocabulary_size, self.inputs = model, vocabulary_size, inputs
-        self.schedule_shape = schedule_shape
+        self.schedule_shape, self.side, self.label = schedule_shape, side, label
         self.group = parallel_state.get_tensor_model_parallel_group()
         self.last_stage = parallel_state.is_pipeline_last_stage()
         self.tap: HiddenStateTap | None = None
@@ -50,10 +54,10 @@ class ColocatedTeacher:
         if self.last_stage:
             self.tap = HiddenStateTap(model.output_layer, model.config.sequence_parallel)
 
-    def lay_out(self, ownership: Ownership) -> None:
-        """Puts the output layer into the order that the loss wants; on the last pipeline stage, before any output.
+    def lay_out(self, *ownerships: Ownership) -> list[OutputHead]:
+        """The output layer in each order that a loss wants; on the last pipeline stage, before any output.
 
-        An untied layer gives its old rows back; a tied one's embedding stays as it is beside the new order.
+        The first takes the place of an untied layer's rows; a tied one's embedding stays as it is beside the new order.
         Collectives: those of ``reorder_rows``.
         """
         model = self.model
@@ -61,22 +65,26 @@ class ColocatedTeacher:
         own = model.output_layer.weight
         held = own if weight is None else weight
         shard = VocabularyShard.of_local_rows(self.vocabulary_size, held.shape[0], self.group)
-        rows = reorder_rows(held.detach(), shard, ownership)
+        heads = []
+        for ownership in ownerships:
+            rows = reorder_rows(held.detach(), shard, ownership)
+            columns = torch.from_numpy(ownership.owned).to(rows.device)
+            heads.append(output_head(rows, ownership.shard, model.config, columns))
         if weight is None:
-            own.data = rows
-        columns = torch.from_numpy(ownership.owned).to(rows.device)
-        self.head = output_head(rows, ownership.shard, model.config, columns)
+            own.data = heads[0].weight
+        self.head = heads[0]
+        return heads
 
     @torch.no_grad()
     def outputs(self, micro_batches: Sequence[dict[str, Tensor]]) -> list[ModelOutput | None]:
-        """See :class:`~nemo_xtoken.teachers.output.Teacher`.
+        """See :class:`~nemo_xtoken.teachers.output.Teacher`; the output layer is the first of ``lay_out``.
 
         Raises:
             InputError: a hidden state is not a number; the message names the samples.
         """
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
-        size, length = self.schedule_shape(*micro_batches[0]["teacher_tokens"].shape)
+        size, length = self.schedule_shape(*micro_batches[0][f"{self.side}_tokens"].shape)
         taken = get_forward_backward_func()(
             forward_step_func=self._forward_step,
             data_iterator=iter(micro_batches),
@@ -92,7 +100,7 @@ class ColocatedTeacher:
         assert self.head is not None, "lay_out comes first"
         outputs: list[ModelOutput | None] = []
         for batch, hidden in zip(micro_batches, taken, strict=True):
-            _check_finite(hidden, batch)
+            self._check_finite(hidden, batch)
             outputs.append(ModelOutput(hidden, self.head))
         return outputs
 
@@ -104,15 +112,14 @@ class ColocatedTeacher:
         assert self.tap is not None
         return self.tap.pop()[0]
 
-
-def _check_finite(hidden: Tensor, batch: dict[str, Tensor]) -> None:
-    rows = torch.isfinite(hidden).all(dim=1).view(batch["teacher_tokens"].shape)
-    if bool(rows.all()):
-        return
-    samples = batch["sample_ids"][~rows.all(dim=1)].tolist()
-    raise InputError(
-        f"the teacher's output is not a number for sample {', '.join(map(str, samples))} of the data set",
-        "finite hidden states",
-        "check the teacher's weights and precision (bf16 rather than fp16), and the text of that sample; "
-        "the last checkpoint of the student is intact",
-    )
+    def _check_finite(self, hidden: Tensor, batch: dict[str, Tensor]) -> None:
+        rows = torch.isfinite(hidden).all(dim=1).view(batch[f"{self.side}_tokens"].shape)
+        if bool(rows.all()):
+            return
+        samples = batch["sample_ids"][~rows.all(dim=1)].tolist()
+        raise InputError(
+            f"the {self.label}'s output is not a number for sample {', '.join(map(str, samples))} of the data set",
+            "finite hidden states",
+            "check the teacher's weights and precision (bf16 rather than fp16), and the text of that sample; "
+            "the last checkpoint of the student is intact",
+        )

@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from tokenizer_zoo import NORMALIZING, TEXT, zoo
 from torch.utils.data import DataLoader
 
-from nemo_xtoken.data import DataConfig, DistillationDataset, PreparedDocuments, collate, prepare_documents
+from nemo_xtoken.data import (
+    DataConfig,
+    DistillationDataset,
+    PreparedDocuments,
+    TeacherSide,
+    collate,
+    prepare_documents,
+)
 from nemo_xtoken.data.dataset import IGNORE
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.vocab import Vocabulary
@@ -38,7 +45,7 @@ def prepared(folder) -> PreparedDocuments:
 
 
 def dataset(prepared, lengths=(64, 50), seed=3, student=STUDENT, teacher=TEACHER, **options) -> DistillationDataset:
-    return DistillationDataset(prepared, student, teacher, *lengths, seed, **options)
+    return DistillationDataset([prepared], student, [teacher], lengths[0], lengths[1:], seed, **options)
 
 
 def check_side(sample, side: str, ids_of_piece: list[np.ndarray], padding: int) -> None:
@@ -63,7 +70,7 @@ def check_sample(data: DistillationDataset, index: int, student: Vocabulary, tea
     """Everything that the contract of a sample says.  Returns (document, first student token, ...) of its chunks."""
     sample = data[index]
     pieces = data.describe(index)
-    ids = [data.prepared.document(p["document"]) for p in pieces]
+    ids = [data.prepared[0].document(p["document"]) for p in pieces]
     check_side(
         sample,
         "student",
@@ -72,24 +79,24 @@ def check_sample(data: DistillationDataset, index: int, student: Vocabulary, tea
     )
     check_side(
         sample,
-        "teacher",
-        [d[1][slice(*p["teacher_tokens"])] for d, p in zip(ids, pieces, strict=True)],
+        "teacher0",
+        [d[1][slice(*p["teacher0_tokens"])] for d, p in zip(ids, pieces, strict=True)],
         data._padding[1],
     )
-    chunks = sample["chunks"]
+    chunks = sample["teacher0_chunks"]
     assert (np.diff(chunks[:, 0]) > 0).all()
     assert (np.diff(chunks[:, 2]) > 0).all()
     known = {p["document"]: {*map(tuple, d[2].tolist())} for d, p in zip(ids, pieces, strict=True)}
     seen = []
     for first, count, teacher_first, teacher_count in chunks.tolist():
         at_student, at_teacher = slice(first, first + count), slice(teacher_first, teacher_first + teacher_count)
-        numbers = {*sample["student_documents"][at_student], *sample["teacher_documents"][at_teacher]}
+        numbers = {*sample["student_documents"][at_student], *sample["teacher0_documents"][at_teacher]}
         assert len(numbers) == 1  # no chunk crosses documents, both sides are the same one
         piece = pieces[numbers.pop()]
         start = piece["student_tokens"][0] + int(sample["student_positions"][first]) + 1
-        teacher_start = piece["teacher_tokens"][0] + int(sample["teacher_positions"][teacher_first]) + 1
+        teacher_start = piece["teacher0_tokens"][0] + int(sample["teacher0_positions"][teacher_first]) + 1
         assert (start, start + count, teacher_start, teacher_start + teacher_count) in known[piece["document"]]
-        labels = sample["student_labels"][at_student], sample["teacher_labels"][at_teacher]
+        labels = sample["student_labels"][at_student], sample["teacher0_labels"][at_teacher]
         assert (labels[0] != IGNORE).all()
         assert (labels[1] != IGNORE).all()
         if equal:
@@ -102,7 +109,7 @@ def check_sample(data: DistillationDataset, index: int, student: Vocabulary, tea
 def check_epoch(data: DistillationDataset, epoch: int, student: Vocabulary, teacher: Vocabulary, equal=True) -> list:
     n = data.epoch_length
     seen = [c for i in range(epoch * n, epoch * n + n) for c in check_sample(data, i, student, teacher, equal)]
-    assert len(seen) == len(set(seen)) == data.report.scored_chunks
+    assert len(seen) == len(set(seen)) == data.report.teachers[0].scored_chunks
     return seen
 
 
@@ -117,7 +124,7 @@ def test_samples_are_what_the_contract_says(prepared, lengths, seed, pack, of):
     part = prepared.select(np.array(sorted(of)))
     data = dataset(part, lengths, seed, pack=pack)
     seen = check_epoch(data, 0, STUDENT, TEACHER)
-    assert part.scored.sum() - data.report.skipped_chunks <= len(seen) <= part.scored.sum()
+    assert part.scored.sum() - data.report.teachers[0].skipped_chunks <= len(seen) <= part.scored.sum()
 
 
 def test_epochs_have_the_same_samples_in_another_order(prepared):
@@ -171,22 +178,25 @@ def test_what_a_batch_is(prepared):
     samples = [data[i] for i in (2, 0, 5)]
     batch = collate(samples)
     kinds = {"tokens": torch.int64, "labels": torch.int64, "positions": torch.int64, "documents": torch.int32}
-    for (side, length), (name, dtype) in itertools.product((("student", 64), ("teacher", 50)), kinds.items()):
+    for (side, length), (name, dtype) in itertools.product((("student", 64), ("teacher0", 50)), kinds.items()):
         assert batch[f"{side}_{name}"].shape == (3, length)
         assert batch[f"{side}_{name}"].dtype == dtype
-    chunks = batch["chunks"]
+    chunks = batch["teacher0_chunks"]
     assert chunks.dtype == torch.int64
-    assert chunks.shape == (sum(len(s["chunks"]) for s in samples), 5)
+    assert chunks.shape == (sum(len(s["teacher0_chunks"]) for s in samples), 5)
     assert chunks.tolist() == sorted(chunks.tolist())
     for number, sample in enumerate(samples):
-        np.testing.assert_array_equal(chunks[chunks[:, 0] == number][:, 1:].numpy(), sample["chunks"])
+        np.testing.assert_array_equal(chunks[chunks[:, 0] == number][:, 1:].numpy(), sample["teacher0_chunks"])
     assert batch["sample_ids"].tolist() == [2, 0, 5]
-    assert set(batch) == {f"{s}_{n}" for s in ("student", "teacher") for n in kinds} | {"chunks", "sample_ids"}
+    assert set(batch) == {f"{s}_{n}" for s in ("student", "teacher0") for n in kinds} | {
+        "teacher0_chunks",
+        "sample_ids",
+    }
 
 
 def test_a_batch_without_chunks(prepared):
-    sample = dataset(prepared)[0] | {"chunks": np.empty((0, 4), np.int64)}
-    assert collate([sample, sample])["chunks"].shape == (0, 5)
+    sample = dataset(prepared)[0] | {"teacher0_chunks": np.empty((0, 4), np.int64)}
+    assert collate([sample, sample])["teacher0_chunks"].shape == (0, 5)
 
 
 def test_padding_without_a_padding_token(prepared):
@@ -206,7 +216,7 @@ def test_indices_outside(prepared):
 def test_bos_on_both_sides_is_a_predictor_for_the_first_word(tmp_path):
     found = prepare_documents(write(tmp_path, TEXTS), STUDENT, TEACHER_BOS, cache_dir=tmp_path, progress=False)
     data = dataset(found, teacher=TEACHER_BOS)
-    assert data.report.scored_chunks == found.chunk_counts.sum() - len(found)  # all but BOS itself
+    assert data.report.teachers[0].scored_chunks == found.chunk_counts.sum() - len(found)  # all but BOS itself
     check_epoch(data, 0, STUDENT, TEACHER_BOS)
 
 
@@ -218,16 +228,16 @@ def test_real_tokenizers_end_to_end(tmp_path, s, t):
     texts = [TEXT[i : i + 300] for i in range(0, len(TEXT), 300)] + ["short", "12345 67", "é 中"]
     config = DataConfig([str(write(tmp_path, texts))], 128, 160, cache_dir=str(tmp_path), workers=1, progress=False)
     config.held_out = 4
-    training, held_out = config.build(student, teacher, num_samples=300)
+    training, held_out = config.build(student, [TeacherSide(teacher)], num_samples=300)
     assert held_out is not None
     assert len(training) == 300
     assert len(held_out) == held_out.epoch_length
-    assert len(training.prepared) + len(held_out.prepared) == len(texts)
+    assert len(training.prepared[0]) + len(held_out.prepared[0]) == len(texts)
     exact = s not in NORMALIZING and t not in NORMALIZING
     for data in (training, held_out):
         seen = check_epoch(data, 0, student, teacher, equal=exact)
-        assert len(seen) == data.prepared.scored.sum() > 10
-    student_text = b"".join(student.decode_bytes(training.prepared.document(i)[0]) for i in range(3))
+        assert len(seen) == data.prepared[0].scored.sum() > 10
+    student_text = b"".join(student.decode_bytes(training.prepared[0].document(i)[0]) for i in range(3))
     assert len(student_text) > 200
 
 
@@ -251,12 +261,12 @@ def test_config_finds_what_is_wrong_without_reading(tmp_path):
 def test_config_with_other_data_held_out(tmp_path):
     (tmp_path / "held.txt").write_text(TEXTS[5])
     config = DataConfig([str(write(tmp_path, TEXTS))], 64, cache_dir=str(tmp_path), progress=False)
-    assert config.prepare(STUDENT, TEACHER)[1] is None
+    assert config.prepare(STUDENT, [TEACHER])[1] is None
     config.held_out_paths = [str(tmp_path / "held.txt")]
-    training, held_out = config.build(STUDENT, TEACHER)
+    training, held_out = config.build(STUDENT, [TeacherSide(TEACHER)])
     assert held_out is not None
-    assert (len(training.prepared), len(held_out.prepared)) == (len(TEXTS), 1)
-    assert training[0]["teacher_tokens"].shape == (64,)
+    assert (len(training.prepared[0]), len(held_out.prepared[0])) == (len(TEXTS), 1)
+    assert training[0]["teacher0_tokens"].shape == (64,)
 
 
 def test_the_preparation_needs_no_torch():

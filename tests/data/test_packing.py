@@ -17,7 +17,7 @@ from nemo_xtoken.errors import InputError
 def pieces_of(documents, student_length, teacher_length, **options):
     with tempfile.TemporaryDirectory() as folder:
         found = prepared_from(Path(folder), documents)
-        return pack_documents(found, student_length, teacher_length, **({"seed": 0} | options))
+        return pack_documents([found], student_length, [teacher_length], **({"seed": 0} | options))
 
 
 def plain(count: int, **options):
@@ -52,8 +52,9 @@ def test_a_chunk_longer_than_a_sample_is_skipped_with_its_tokens():
     pieces = pieces_of([document], 4, 4)
     assert pieces.table[:, 1:].tolist() == [[0, 2, 0, 2, 0, 2], [7, 10, 2, 5, 3, 5]]
     report = pieces.report
-    assert (report.skipped_chunks, report.skipped_student_tokens, report.skipped_teacher_tokens) == (1, 6, 1)
-    assert report.scored_chunks == 3
+    [teacher] = report.teachers
+    assert (teacher.skipped_chunks, report.skipped_student_tokens, teacher.skipped_tokens) == (1, 6, 1)
+    assert teacher.scored_chunks == 3
     assert report.samples == 1
     assert "1 chunks longer than a sample" in str(report)
 
@@ -65,7 +66,7 @@ def test_tokens_in_no_chunk_never_cost_a_chunk_that_fits():
     pieces = pieces_of([document], 4, 4)
     assert pieces.table[:, 1:].tolist() == [[0, 3, 0, 2, 1, 2], [22, 24, 1, 3, 2, 3]]
     assert pieces.report.skipped_student_tokens == 20
-    assert pieces.report.skipped_chunks == 0
+    assert pieces.report.teachers[0].skipped_chunks == 0
 
 
 def test_one_piece_a_sample_without_packing():
@@ -160,11 +161,11 @@ def test_every_chunk_and_label_is_in_one_sample_once(seed, count, student_length
         if a > 0 and x > 0 and b - a <= student_length and y - x <= teacher_length
     }
     assert set(seen) == fits
-    assert report.scored_chunks == len(fits)
+    assert report.teachers[0].scored_chunks == len(fits)
     for side, (skipped, total) in enumerate(
         (
             (report.skipped_student_tokens, report.student_tokens),
-            (report.skipped_teacher_tokens, report.teacher_tokens),
+            (report.teachers[0].skipped_tokens, report.teachers[0].tokens),
         )
     ):
         assert set(labels[side].values()) <= {1}

@@ -7,7 +7,7 @@ import torch
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.base import LossSum
-from nemo_xtoken.losses.objective import DynamicScale, ObjectiveConfig, StepCounts, kd_weight
+from nemo_xtoken.losses.objective import DynamicScale, ObjectiveConfig, StepCounts, kd_weights
 
 
 def sums(total, count):
@@ -52,32 +52,44 @@ def test_a_step_without_a_ratio_changes_nothing(ce, kd):
 def test_the_scale_per_micro_batch_makes_both_terms_equal():
     scale = DynamicScale(ObjectiveConfig(scale="dynamic_per_microbatch"))
     assert scale.known is None
-    assert float(scale.within(sums(8, 4), sums(1, 2))) == (8 / 4) / (1 / 2)
-    assert float(scale.within(sums(8, 4), sums(0, 2))) == 1  # nothing to divide by
-    assert float(scale.within(sums(8, 4), sums(0, 0))) == 1
+    assert float(scale.within(sums(8, 4), [sums(1, 2)], [1.0])) == (8 / 4) / (1 / 2)
+    assert float(scale.within(sums(8, 4), [sums(0, 2)], [1.0])) == 1  # nothing to divide by
+    assert float(scale.within(sums(8, 4), [sums(0, 0)], [1.0])) == 1
+    two = scale.within(sums(8, 4), [sums(1, 2), sums(6, 3)], [0.8, 0.1])
+    assert float(two) == pytest.approx((8 / 4) / (0.8 * 1 / 2 + 0.1 * 6 / 3), rel=1e-6)
     assert scale.mean(6.0, 2.0) == 3
     assert scale.mean(6.0, 0.0) == 1
 
 
 @pytest.mark.parametrize("cut", [[8], [1] * 8, [4, 4], [1, 7], [3, 0, 5]])
 @pytest.mark.parametrize("kind", [0.7, "dynamic"])
-def test_a_global_batch_gives_the_same_however_it_is_cut(cut, kind):
+@pytest.mark.parametrize("alphas", [(1.0,), (0.8, 0.2, 1.5)])
+def test_a_global_batch_gives_the_same_however_it_is_cut(cut, kind, alphas):
     random = torch.Generator().manual_seed(5)
-    tokens, chunks = (torch.randint(0, 9, (8,), generator=random) for _ in range(2))
-    chunks[2] = 0
-    ce, kd = (torch.rand(8, generator=random, dtype=torch.float64) * n for n in (tokens, chunks))
+    tokens = torch.randint(0, 9, (8,), generator=random)
+    chunks = torch.randint(0, 9, (len(alphas), 8), generator=random)
+    chunks[0, 2] = 0
+    ce = torch.rand(8, generator=random, dtype=torch.float64) * tokens
+    kd = torch.rand(len(alphas), 8, generator=random, dtype=torch.float64) * chunks
     scale = DynamicScale(ObjectiveConfig(scale=kind))
     scale.update(4.0, 3.0)
-    counts = StepCounts(int(tokens.sum()), int(chunks.sum()))
-    weight = kd_weight(scale.known, counts)
-    total = sum(ce[part].sum() + weight * kd[part].sum() for part in torch.arange(8).split(cut))
+    counts = StepCounts(int(tokens.sum()), tuple(chunks.sum(1).tolist()))
+    weights = torch.tensor(kd_weights(scale.known, alphas, counts), dtype=torch.float64)
+    total = sum(ce[part].sum() + (weights * kd[:, part].sum(1)).sum() for part in torch.arange(8).split(cut))
     factor = 0.7 if kind == 0.7 else 4 / 3
-    expected = ce.sum() / counts.tokens + factor * kd.sum() / counts.chunks
+    distillation = sum(a * k.sum() / n for a, k, n in zip(alphas, kd, counts.chunks, strict=True))
+    expected = ce.sum() / counts.tokens + factor * distillation
     assert float(total) / counts.tokens == pytest.approx(float(expected), rel=1e-12)
 
 
 def test_without_chunks_the_cross_entropy_is_left():
-    assert kd_weight(2.0, StepCounts(4, 0)) == 0
+    assert kd_weights(2.0, (0.5, 0.5), StepCounts(4, (0, 2))) == [0.0, 2.0]
+
+
+@pytest.mark.parametrize("kind", ["", "Static", "softmax"])
+def test_teacher_weights_that_there_are_not(kind):
+    with pytest.raises(InputError, match="teacher_weights"):
+        ObjectiveConfig(teacher_weights=kind)
 
 
 def test_a_bad_budget_is_refused():

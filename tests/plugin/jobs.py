@@ -66,7 +66,9 @@ class Job:
         start: checkpoint the student starts from; None: random weights.
         teacher: checkpoint of the teacher; None with ``scale=0``.
         distributed: Megatron's distributed optimizer; without it every rank has all gradients.
-        text, model, teacher_config: further arguments of ``DataConfig``, the student's config, ``TeacherConfig``.
+        text, model, teacher_config, objective: further arguments of ``DataConfig``, the student's config,
+            ``TeacherConfig``, ``ObjectiveConfig``.
+        teachers: the arguments of ``TeacherConfig`` of more teachers, by name.
         watchers: callbacks added to the trainer.
     """
 
@@ -98,6 +100,8 @@ class Job:
     text: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     teacher_config: dict[str, Any] = field(default_factory=dict)
+    objective: dict[str, Any] = field(default_factory=dict)
+    teachers: dict[str, dict[str, Any]] = field(default_factory=dict)
     watchers: tuple[Watcher, ...] = ()
 
     def but(self, **changes: Any) -> "Job":
@@ -187,7 +191,8 @@ def build(job: Job) -> dict[str, Any]:
         "data": DistillationData(DataConfig(**text), job.micro, job.batch, job.loader_workers),
         "trainer": trainer,
         "teacher": teacher if job.teacher else None,
-        "objective": ObjectiveConfig(scale=job.scale),
+        "teachers": {name: TeacherConfig(**settings) for name, settings in job.teachers.items()},
+        "objective": ObjectiveConfig(scale=job.scale, **job.objective),
         "optim": nl.MegatronOptimizerModule(
             optimizer,
             nl.lr_scheduler.CosineAnnealingScheduler(max_steps=job.steps, warmup_steps=2, constant_steps=0)

@@ -25,7 +25,7 @@ def batch(seed, b=3, length=17):
             at, number = at + size, number + 1
     return {
         f"{side}_{name}": value
-        for side in ("student", "teacher")
+        for side in ("student", "teacher0")
         for name, value in (("tokens", tokens), ("positions", positions), ("documents", documents))
     }
 
@@ -50,10 +50,10 @@ def test_every_position_sees_itself():
 
 def test_model_inputs_with_a_mask():
     made = batch(0)
-    found = inputs.model_inputs(made, "teacher")
-    assert found["input_ids"] is made["teacher_tokens"]
-    assert found["position_ids"] is made["teacher_positions"]
-    assert torch.equal(found["attention_mask"], inputs.document_mask(made["teacher_documents"]))
+    found = inputs.model_inputs(made, "teacher0")
+    assert found["input_ids"] is made["teacher0_tokens"]
+    assert found["position_ids"] is made["teacher0_positions"]
+    assert torch.equal(found["attention_mask"], inputs.document_mask(made["teacher0_documents"]))
     assert inputs.schedule_shape(3, 17) == (3, 17)
 
 

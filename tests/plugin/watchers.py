@@ -24,6 +24,7 @@ __all__ = [
     "Totals",
     "Watcher",
     "Weights",
+    "assert_same",
     "digest",
     "merge_stages",
 ]
@@ -37,12 +38,12 @@ class Watcher(pl.Callback):
 
 
 class Totals(Watcher):
-    """``totals``: the sums of each step; ``scales``: the factor on the distillation term that it used."""
+    """``totals``: the sums of each step; ``used``: scale, weights and means of its distillation term."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         steps = next(c for c in trainer.callbacks if isinstance(c, DistillationSteps))
         self.result.setdefault("totals", []).append(dict(steps.totals))
-        self.result.setdefault("scales", []).append(steps.scale_used)
+        self.result.setdefault("used", []).append(dict(steps.used))
 
 
 class Gradients(Watcher):
@@ -64,16 +65,14 @@ class Gradients(Watcher):
 
 
 class Weights(Watcher):
-    """``weights``: sha256 of this rank's parameters at the end, ``teacher``: of the teacher's at start and end."""
+    """``weights``: sha256 of this rank's parameters at the end; ``teacher_start``, ``teacher_end``: the teachers'."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if pl_module.teacher is not None:
-            self.result["teacher_start"] = digest(pl_module.teacher.model)
+        self.result["teacher_start"] = [digest(teacher.model) for teacher in pl_module.teachers]
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.result["weights"] = digest(pl_module.module)
-        if pl_module.teacher is not None:
-            self.result["teacher_end"] = digest(pl_module.teacher.model)
+        self.result["teacher_end"] = [digest(teacher.model) for teacher in pl_module.teachers]
 
 
 class Buffers(Watcher):
@@ -87,7 +86,7 @@ class Buffers(Watcher):
         groups = [group for o in trainer.optimizers for group in o.mcore_optimizer.param_groups]
         self.result["optimizer"] = sizes(p for group in groups for p in group["params"])
         self.result["names"] = [name for name, _ in pl_module.named_modules()]
-        self.result["frozen"] = not any(p.requires_grad for p in pl_module.teacher.model.parameters())
+        self.result["frozen"] = not any(p.requires_grad for t in pl_module.teachers for p in t.model.parameters())
 
 
 class Pause(Watcher):
@@ -140,7 +139,7 @@ class Poison(Watcher):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         if trainer.global_step + 1 != self.step:
             return
-        teacher = pl_module.teacher
+        teacher = pl_module.teachers[0]
         if self.weight:
             with torch.no_grad():
                 next(teacher.model.decoder.parameters())[0] = float("nan")
@@ -154,7 +153,7 @@ class Poison(Watcher):
         def poisoned() -> Any:
             hidden, weight = pop()
             if len(batches) == 2:  # the second micro-batch, its last sample
-                tokens = batches[-1]["teacher_tokens"]
+                tokens = batches[-1]["teacher0_tokens"]
                 hidden.view(*tokens.shape, -1)[-1, 3, 0] = float("nan")
                 self.result["sample"] = int(batches[-1]["sample_ids"][-1])
                 print("poisoned sample", self.result["sample"])
@@ -215,3 +214,27 @@ def merge_stages(ranks: list[dict[str, Any]], step: int) -> dict[str, Any]:
                 np.testing.assert_allclose(value, whole[name], rtol=1e-4, atol=1e-7, err_msg=name)
             whole.setdefault(name, value)
     return whole
+
+
+def assert_same(one: dict[str, Any], others: list[dict[str, Any]], steps: tuple[int, ...], relative: float) -> None:
+    """Sums and gradients of one process are those of the ranks of another layout."""
+    import numpy as np
+    import pytest
+
+    for other in others:
+        for step, (expected, found) in enumerate(zip(one["totals"], other["totals"], strict=True)):
+            assert found.keys() == expected.keys()
+            for name, value in expected.items():
+                if name.startswith(("tokens", "chunks/", "statistic_tokens/")):
+                    assert found[name] == value, f"{name} of step {step}"
+                elif not name.startswith("exchange_bytes/"):  # of the layout, not of the result
+                    assert found[name] == pytest.approx(value, rel=relative), f"{name} of step {step}"
+        for step, (expected, found) in enumerate(zip(one["used"], other["used"], strict=True)):
+            assert found == pytest.approx(expected, rel=relative), f"step {step}"
+    for step in steps:
+        expected, found = one["gradients"][step], merge_stages(others, step)
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert np.linalg.norm(value) > 0, name
+            off = np.linalg.norm(found[name] - value) / np.linalg.norm(value)
+            assert off < relative, f"gradient of {name} at step {step}: {off:.1e}"

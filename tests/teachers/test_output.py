@@ -105,11 +105,11 @@ def _colocated():
 
     model = _model(tied=False).requires_grad_(False).eval()
     tokens, positions, mask = _batch()
-    batches = [{"teacher_tokens": tokens + i, "sample_ids": torch.tensor([70 + i, 80 + i])} for i in range(3)]
-    expected = [model(batch["teacher_tokens"], positions, mask) for batch in batches]
+    batches = [{"teacher0_tokens": tokens + i, "sample_ids": torch.tensor([70 + i, 80 + i])} for i in range(3)]
+    expected = [model(batch["teacher0_tokens"], positions, mask) for batch in batches]
 
     def inputs(batch):
-        return {"input_ids": batch["teacher_tokens"], "position_ids": positions, "attention_mask": mask}
+        return {"input_ids": batch["teacher0_tokens"], "position_ids": positions, "attention_mask": mask}
 
     teacher = ColocatedTeacher(model, V, inputs, lambda size, length: (size, length))
     from megatron.core.num_microbatches_calculator import init_num_microbatches_calculator
@@ -124,12 +124,12 @@ def _colocated():
         torch.testing.assert_close(found[:, :V], logits.view(-1, logits.shape[-1])[:, :V], rtol=1e-5, atol=1e-6)
         assert not output.hidden.requires_grad
     with torch.no_grad():
-        model.embedding.word_embeddings.weight[int(batches[1]["teacher_tokens"][1, 0])] = float("nan")
+        model.embedding.word_embeddings.weight[int(batches[1]["teacher0_tokens"][1, 0])] = float("nan")
     bad = sorted(
         int(i)
         for batch in batches[:2]
-        for i, row in zip(batch["sample_ids"], batch["teacher_tokens"], strict=True)
-        if (row == batches[1]["teacher_tokens"][1, 0]).any()
+        for i, row in zip(batch["sample_ids"], batch["teacher0_tokens"], strict=True)
+        if (row == batches[1]["teacher0_tokens"][1, 0]).any()
     )
     with pytest.raises(InputError) as found:
         teacher.outputs(batches)

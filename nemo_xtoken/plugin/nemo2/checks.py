@@ -1,5 +1,6 @@
 """What can be wrong with a run is found here, before data is read, anything is written or a model is built."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from nemo.collections import llm
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.registry import check_loss
 from nemo_xtoken.plugin.nemo2.data import DistillationData
-from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig
+from nemo_xtoken.plugin.nemo2.teacher import NamedTeacher
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 
@@ -22,14 +23,10 @@ def check_run(
     model: Any,
     data: DistillationData,
     trainer: nl.Trainer,
-    teacher: TeacherConfig | None,
-    teacher_tokenizer: XTokenTokenizer | None,
+    teachers: Sequence[NamedTeacher],
     resume: nl.AutoResume | None,
 ) -> None:
     """Checks layout, models, checkpoints and W against each other.  Reads headers, and W where the user names a file.
-
-    Args:
-        teacher: None where the run has none.
 
     Raises:
         InputError: the first thing that is wrong.
@@ -45,27 +42,32 @@ def check_run(
             "trainer.strategy.*_parallel_size",
         )
     data.check_layout(trainer.world_size // (tp * pp))
-    sides = [("student", model.config, model.tokenizer, data.text.lengths[0])]
-    if teacher is not None:
-        assert teacher_tokenizer is not None
-        sides.append(("teacher", teacher.load_config(), teacher_tokenizer, data.text.lengths[1]))
-    for side, config, tokenizer, length in sides:
+    own, default = data.text.lengths
+    sides = [("student", model.config, model.tokenizer, own, "data.text.student_length", "model.config.vocab_size")]
+    for teacher in teachers:
+        length, where = teacher.config.length, f"{teacher.where}.length"
+        if length is None:
+            length, where = default, "data.text.teacher_length"
+        config = teacher.config.load_config(teacher.where)
+        sides.append((teacher.label, config, teacher.tokenizer, length, where, teacher.where))
+    for side, config, tokenizer, length, where, rows in sides:
         _check_divisible(side, config, tp, pp)
         if strategy.sequence_parallel and length % tp:
             raise InputError(
                 f"a {side} sequence of {length} positions, sequence parallel over {tp} ranks",
                 f"a multiple of {tp}",
-                f"change data.text.{side}_length, or set trainer.strategy.sequence_parallel=False",
+                f"change {where}, or set trainer.strategy.sequence_parallel=False",
             )
-        _check_rows(side, config.vocab_size, tokenizer, "model.config.vocab_size" if side == "student" else "teacher")
+        _check_rows(side, config.vocab_size, tokenizer, rows)
     if (start := getattr(getattr(resume, "restore_config", None), "path", None)) is not None and "://" not in start:
         _check_checkpoint("student", Path(start), model.tokenizer, "resume.restore_config.path")
-    if teacher is not None:
-        assert teacher_tokenizer is not None
-        _check_checkpoint("teacher", teacher.checkpoint(), teacher_tokenizer, "teacher.path")
-        check_loss(teacher.loss, model.tokenizer.vocabulary, teacher_tokenizer.vocabulary, teacher.options)
-        if teacher.projection is not None:
-            ProjectionMatrix.load(teacher.projection, model.tokenizer.vocabulary, teacher_tokenizer.vocabulary)
+    student = model.tokenizer.vocabulary
+    for teacher in teachers:
+        config, other = teacher.config, teacher.tokenizer
+        _check_checkpoint(teacher.label, config.checkpoint(teacher.where), other, f"{teacher.where}.path")
+        check_loss(config.loss, student, other.vocabulary, config.options)
+        if config.projection is not None:
+            ProjectionMatrix.load(config.projection, student, other.vocabulary)
 
 
 def _check_trainer(trainer: nl.Trainer) -> None:

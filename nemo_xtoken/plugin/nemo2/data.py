@@ -1,6 +1,7 @@
 """The data of a run as NeMo and Lightning want it: prepared text, Megatron's sampler, a position that resumes."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,7 +12,7 @@ from nemo.lightning.data import WrappedDataLoader
 from nemo.lightning.pytorch.plugins import MegatronDataSampler
 from torch.utils.data import Dataset
 
-from nemo_xtoken.data.config import DataConfig
+from nemo_xtoken.data.config import DataConfig, TeacherSide
 from nemo_xtoken.data.dataset import IGNORE, DistillationDataset, collate
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.vocab.vocabulary import Vocabulary
@@ -47,7 +48,7 @@ class DistillationData(pl.LightningDataModule, io.IOMixin):
             output_log=False,
         )
 
-    def read(self, student: Vocabulary, teacher: Vocabulary, steps: int, progress: bool) -> None:
+    def read(self, student: Vocabulary, teachers: Sequence[TeacherSide], steps: int, progress: bool) -> None:
         """Tokenises and aligns what is not in the cache yet, splits and packs.  Every rank calls it; one does the work.
 
         Args:
@@ -58,7 +59,7 @@ class DistillationData(pl.LightningDataModule, io.IOMixin):
             InputError: see ``DataConfig.build``.
         """
         text = dataclasses.replace(self.text, progress=self.text.progress and progress)
-        self.train_set, held_out = text.build(student, teacher, (max(0, steps) + 1) * self.global_batch_size)
+        self.train_set, held_out = text.build(student, teachers, (max(0, steps) + 1) * self.global_batch_size)
         if held_out is not None:
             self.held_out_set = _WholeBatches(held_out, self.global_batch_size)
 
@@ -164,4 +165,6 @@ class _WholeBatches(Dataset[Any]):
         for name, value in empty.items():
             if name.endswith("_labels"):
                 value[:] = IGNORE
-        return empty | {"chunks": empty["chunks"][:0], "sample_id": np.array(index, np.int64)}
+            elif name.endswith("_chunks"):
+                empty[name] = value[:0]
+        return empty | {"sample_id": np.array(index, np.int64)}

@@ -1,8 +1,9 @@
-"""``nemo llm distill``: one student, one teacher with another tokenizer, from text to a checkpoint and a report."""
+"""``nemo llm distill``: one student, teachers with their own tokenizers, from text to a checkpoint and a report."""
 
 import copy
 import dataclasses
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -14,6 +15,7 @@ from nemo.collections import llm
 from nemo.lightning import OptimizerModule
 from nemo.lightning.pytorch.callbacks import PreemptionCallback
 
+from nemo_xtoken.data.config import TeacherSide
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.objective import ObjectiveConfig
 from nemo_xtoken.plugin import cpu_runtime
@@ -24,8 +26,7 @@ from nemo_xtoken.plugin.nemo2.history import History
 from nemo_xtoken.plugin.nemo2.model import DistillationModel
 from nemo_xtoken.plugin.nemo2.random_state import RandomState
 from nemo_xtoken.plugin.nemo2.steps import DistillationSteps
-from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig
-from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
+from nemo_xtoken.plugin.nemo2.teacher import NamedTeacher, TeacherConfig, named_teachers
 from nemo_xtoken.report.summary import report_runs
 
 __all__ = ["again", "distill", "run_folder", "train_one"]
@@ -42,8 +43,9 @@ def distill(
     optim: Optional[OptimizerModule] = None,
     log: Optional[nl.NeMoLogger] = None,
     resume: Optional[nl.AutoResume] = None,
+    teachers: Optional[dict[str, TeacherConfig]] = None,
 ) -> Path:
-    """Trains ``model`` on text and on what ``teacher`` says about it.
+    """Trains ``model`` on text and on what its teachers say about it.
 
     Everything that can be checked is checked before training.  The same command goes on where an interrupted run
     stopped; a finished run is reported again.
@@ -52,11 +54,12 @@ def distill(
         model: the student.
         data: text, lengths and batch sizes.
         trainer: NeMo's trainer with a MegatronStrategy.
-        teacher: the teacher; not needed with ``objective.scale=0``, which trains on cross-entropy alone.
+        teacher: the teacher; none is needed with ``objective.scale=0``, which trains on cross-entropy alone.
         objective: how cross-entropy and distillation add up.
         optim: optimizer; the model's own by default.
         log: where checkpoints and the report go.
         resume: from where to resume, and which checkpoint the student starts from (``restore_config``).
+        teachers: more of them, by name: ``teachers.NAME.path=..``.
 
     Returns:
         the run's folder, with checkpoints, ``history.jsonl`` and the report.
@@ -64,7 +67,7 @@ def distill(
     Raises:
         InputError: anything wrong with paths, tokenizers, W, layout or data.
     """
-    folder = train_one(model, data, trainer, teacher, objective, optim, log, resume)
+    folder = train_one(model, data, trainer, teacher, objective, optim, log, resume, teachers)
     if trainer.is_global_zero:
         report_runs({folder.name: folder}, folder)
     return folder
@@ -79,39 +82,38 @@ def train_one(
     optim: OptimizerModule | None,
     log: nl.NeMoLogger | None,
     resume: nl.AutoResume | None,
-    data_tokenizer: XTokenTokenizer | None = None,
+    teachers: Mapping[str, TeacherConfig] | None = None,
+    aligned_with: Sequence[TeacherSide] = (),
 ) -> Path:
     """One training run without its report; several may follow each other in one process.
 
     Args:
-        data_tokenizer: the other tokenizer that the data is aligned with, for a run without a teacher that is to see
-            the same batches as one with it.
+        aligned_with: the teachers that the data is aligned with, for a run without any that is to see the same batches
+            as one with them.
     """
     if not torch.cuda.is_available():
         cpu_runtime.enable()
     objective = objective or ObjectiveConfig()
     log = log or nl.NeMoLogger(log_dir="runs", use_datetime_version=False)
-    tokenizer = None
-    if not objective.needs_teacher:
-        teacher = None
-    elif teacher is None:
-        raise InputError(
-            f"no teacher for objective.scale={objective.scale}", "a teacher", "set teacher.path=.., or scale=0"
-        )
-    else:
-        tokenizer = teacher.load_tokenizer()
+    named: tuple[NamedTeacher, ...] = ()
+    if objective.needs_teacher:
+        named = named_teachers(teacher, teachers)
+        if not named:
+            raise InputError(
+                f"no teacher for objective.scale={objective.scale}", "a teacher", "set teacher.path=.., or scale=0"
+            )
+    model.learn_from(named, objective)
     folder = run_folder(log)
-    check_run(model, data, trainer, teacher, tokenizer, resume)
-    other = tokenizer or data_tokenizer or model.tokenizer
-    data.read(model.tokenizer.vocabulary, other.vocabulary, trainer.max_steps, trainer.is_global_zero)
-    model.learn_from(teacher, tokenizer, objective)
+    check_run(model, data, trainer, named, resume)
+    sides = [t.side for t in named] or aligned_with or [TeacherSide(model.tokenizer.vocabulary)]
+    data.read(model.tokenizer.vocabulary, sides, trainer.max_steps, trainer.is_global_zero)
     folder.mkdir(parents=True, exist_ok=True)
     if log.ckpt is not None:  # NeMo drops the optimizer from the last checkpoint, and then cannot load it
         log.ckpt.save_optim_on_train_end = True
     remove_unfinished(folder / "checkpoints", trainer.is_global_zero)
     if isinstance(trainer.val_check_interval, int):  # Lightning refuses one that is longer than the run
         trainer.val_check_interval = min(trainer.val_check_interval, trainer.max_steps + 1)
-    steps = DistillationSteps(model.scale)
+    steps = DistillationSteps(model.scale, model.teacher_weights)
     trainer.callbacks += [steps, History(folder, steps), RandomState(), PreemptionCallback()]
     _reset_batches(data, trainer)
     llm.train(model, data, trainer, optim=optim, log=log, resume=resume)

@@ -17,8 +17,10 @@ __all__ = ["History"]
 class History(pl.Callback):
     """Writes ``history.jsonl`` on global rank 0; evaluates on held-out text before the first step and after the last.
 
-    Records of a step: ``step, ce, kd, scale, tokens, chunks, seconds``; of an evaluation: ``step, held_out_ce,
-    held_out_accuracy``.  Records behind the step that a run resumes from are dropped.
+    Records of a step: ``step, ce, kd, scale, tokens, chunks, seconds``, where kd is the weighted sum over the teachers
+    and chunks are those of all; of each teacher ``kd/NAME, chunks/NAME, alpha/NAME``, its divergence's metrics, and
+    ``score/NAME`` where the weights follow from it.  Of an evaluation: ``step, held_out_ce, held_out_accuracy``.
+    Records behind the step that a run resumes from are dropped.
 
     Args:
         folder: the run's folder.
@@ -60,9 +62,13 @@ class History(pl.Callback):
             "tokens": totals["tokens"],
             "seconds": self.steps.seconds,
         }
-        if chunks := totals.get("chunks"):
-            record |= {name: totals[name] / chunks for name in totals if name not in ("ce", "tokens", "chunks")}
-            record |= {"chunks": chunks, "scale": self.steps.scale_used}
+        record |= self.steps.used
+        for key, total in totals.items():
+            metric, _, name = key.partition("/")
+            if metric == "chunks":
+                record[key] = total
+            elif name and not metric.startswith("statistic") and (chunks := totals[f"chunks/{name}"]):
+                record[key] = total / chunks
         self._write(trainer, record)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:

@@ -1,6 +1,6 @@
 """The losses as Megatron's schedule calls them: one micro-batch in, sums and counts out, one division at the end."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,16 +10,22 @@ from torch import Tensor
 
 from nemo_xtoken.losses.base import ModelOutput
 from nemo_xtoken.losses.cross_tokenizer import cross_tokenizer_loss
-from nemo_xtoken.losses.objective import kd_weight
+from nemo_xtoken.losses.objective import kd_weights
 from nemo_xtoken.losses.tiles import rows_within
 from nemo_xtoken.losses.token_statistics import token_statistics
 
 if TYPE_CHECKING:
     from nemo_xtoken.plugin.nemo2.model import DistillationModel
 
-__all__ = ["DistillationLoss", "HeldOutLoss", "StepSums"]
+__all__ = ["DistillationLoss", "HeldOutLoss", "StepSums", "kd_means"]
 
 Report = dict[str, Tensor]
+
+
+def kd_means(sums: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
+    """Each teacher's distillation loss in nats a chunk, from the global sums; only of those that have chunks."""
+    chunks = {name: sums.get(f"chunks/{name}", 0) for name in names}
+    return {name: sums[f"kd/{name}"] / count for name, count in chunks.items() if count}
 
 
 class StepSums(MegatronLossReduction):
@@ -44,7 +50,11 @@ class StepSums(MegatronLossReduction):
 
 
 class DistillationLoss(StepSums):
-    """``CE + scale * KD`` of a micro-batch, times the global number of tokens (see ``losses.objective.kd_weight``)."""
+    """``CE + scale * sum_m alpha_m KD_m`` of a micro-batch, times the global number of tokens.
+
+    See ``losses.objective.kd_weights``.  The report has ``ce``, ``tokens``, and of each teacher ``kd/NAME``,
+    ``chunks/NAME`` and the divergence's metrics.
+    """
 
     def __init__(self, model: "DistillationModel") -> None:
         super().__init__()
@@ -62,22 +72,24 @@ class DistillationLoss(StepSums):
             if factor is None:  # it follows from the sums of this very micro-batch
                 with torch.no_grad():
                     sums = cross_tokenizer_loss(output, labels, signals, tile_rows=tile_rows)
-                factor = model.scale.within(sums.ce, sums.kd[0])
-            weights.append(kd_weight(factor, model.counts))
+                factor = model.scale.within(sums.ce, sums.kd, model.teacher_weights.alphas)
+            weights = kd_weights(factor, model.teacher_weights.alphas, model.counts)
         terms = cross_tokenizer_loss(output, labels, signals, 1.0, weights, tile_rows)
         ce, device = terms.ce, terms.objective.device
         report = {"ce": ce.total, "tokens": torch.tensor(ce.count, device=device)}
-        for kd in terms.kd:
-            report |= {"kd": kd.total, "chunks": torch.tensor(kd.count, device=device), **kd.metrics}
+        for name, kd in zip(model.teacher_names, terms.kd, strict=True):
+            found = {"kd": kd.total, "chunks": torch.tensor(kd.count, device=device), **kd.metrics}
+            report |= {f"{metric}/{name}": value for metric, value in found.items()}
         return terms.objective, torch.tensor(ce.count, dtype=torch.int, device=device), report
 
     def reduce(self, losses_reduced_per_micro_batch: Sequence[Report]) -> Tensor:
         """The step's objective, for the log."""
         sums = self.add_up(losses_reduced_per_micro_batch)
+        model = self._model[0]
         value = ce = sums["ce"] / max(sums["tokens"], 1)
-        if chunks := sums.get("chunks"):
-            kd = sums["kd"] / chunks
-            value = ce + self._model[0].scale.mean(ce, kd) * kd
+        if kd_by_name := kd_means(sums, model.teacher_names):
+            kd = model.teacher_weights.weighted(kd_by_name)
+            value = ce + model.scale.mean(ce, kd) * kd
         return torch.tensor(value, device=torch.cuda.current_device())
 
 

@@ -1,5 +1,7 @@
-"""The student as NeMo sees it: a GPT model whose training step ends in hidden states, with a teacher beside it."""
+"""The student as NeMo sees it: a GPT model whose training step ends in hidden states, with teachers beside it."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Optional
 
 import torch
@@ -7,13 +9,15 @@ from nemo.collections import llm
 from nemo.lightning import OptimizerModule
 from torch import Tensor
 
-from nemo_xtoken.losses.base import ModelOutput, TeacherSignal
+from nemo_xtoken.losses.base import ChunkDivergence, ModelOutput, TeacherSignal
 from nemo_xtoken.losses.objective import DynamicScale, ObjectiveConfig, StepCounts
 from nemo_xtoken.losses.registry import make_divergence
+from nemo_xtoken.losses.teacher_weights import STATIC, TeacherWeights
+from nemo_xtoken.parallel.head import OutputHead
 from nemo_xtoken.parallel.layout import VocabularyShard
 from nemo_xtoken.plugin.nemo2.inputs import model_inputs
 from nemo_xtoken.plugin.nemo2.loss import DistillationLoss, HeldOutLoss
-from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig, build_teacher
+from nemo_xtoken.plugin.nemo2.teacher import NamedTeacher, build_teacher, one_model_each
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
 from nemo_xtoken.projection.build import load_or_build
 from nemo_xtoken.teachers.colocated import ColocatedTeacher
@@ -22,10 +26,27 @@ from nemo_xtoken.teachers.output import HiddenStateTap, output_head
 __all__ = ["DistillationModel"]
 
 
-class DistillationModel(llm.GPTModel):
-    """A GPT model that learns from text and, when it has one, from a teacher with another tokenizer.
+@dataclass(frozen=True)
+class _Lesson:
+    """One teacher's part in the loss, on the last pipeline stage.
 
-    Checkpoints, optimizer and gradient buffers hold the student alone: the teacher is a plain attribute that no
+    Attributes:
+        teacher: whose it is.
+        source: number of the model, in ``DistillationModel.teachers``, that has the hidden states.
+        head: the model's output layer in the order of the divergence.
+        divergence: how distributions are compared.
+    """
+
+    teacher: NamedTeacher
+    source: int
+    head: OutputHead
+    divergence: ChunkDivergence
+
+
+class DistillationModel(llm.GPTModel):
+    """A GPT model that learns from text and, when it has any, from teachers with their own tokenizers.
+
+    Checkpoints, optimizer and gradient buffers hold the student alone: the teachers are plain attributes that no
     module knows.
 
     Args:
@@ -43,27 +64,39 @@ class DistillationModel(llm.GPTModel):
         super().__init__(config, optim=optim, tokenizer=tokenizer)
         config.calculate_per_token_loss = True  # Megatron divides once, by the tokens of all ranks and micro-batches
         self.scale = DynamicScale(ObjectiveConfig(scale=0.0))
-        self.counts = StepCounts(tokens=0, chunks=0)
-        self._teacher_config: TeacherConfig | None = None
-        self._teacher_tokenizer: XTokenTokenizer | None = None
-        self._teacher: list[ColocatedTeacher] = []  # a list, so that Lightning does not take it for a submodule
-        self._divergence: list[Any] = []
+        self.teacher_weights = TeacherWeights(STATIC, {})
+        self.counts = StepCounts(tokens=0)
+        #: The teachers' models on this rank, once this one is configured; teachers of one checkpoint share one.
+        self.teachers: list[ColocatedTeacher] = []
+        self._named: tuple[NamedTeacher, ...] = ()
+        self._lessons: list[_Lesson] = []
         self._tap: HiddenStateTap | None = None
 
-    def learn_from(
-        self, teacher: TeacherConfig | None, tokenizer: XTokenTokenizer | None, objective: ObjectiveConfig
-    ) -> None:
-        """Sets the teacher (None: cross-entropy alone) and the objective; before the trainer starts."""
-        self._teacher_config, self._teacher_tokenizer = teacher, tokenizer
+    def learn_from(self, teachers: Sequence[NamedTeacher], objective: ObjectiveConfig) -> None:
+        """Sets the teachers (none: cross-entropy alone) and the objective; before the trainer starts.
+
+        Raises:
+            InputError: weights that cannot be.
+        """
+        self._named = tuple(teachers)
         self.scale = DynamicScale(objective)
+        self.teacher_weights = TeacherWeights(objective.teacher_weights, {t.name: t.config.weight for t in teachers})
 
     @property
-    def teacher(self) -> ColocatedTeacher | None:
-        """The teacher on this rank, once the model is configured."""
-        return self._teacher[0] if self._teacher else None
+    def teacher_names(self) -> tuple[str, ...]:
+        """In the order of their sides in a batch."""
+        return tuple(teacher.name for teacher in self._named)
+
+    @classmethod
+    def _get_connector(cls, ext: str, path: Any = None, importer: bool = True) -> Any:
+        """NeMo's, after ours are registered: for `llm.import_ckpt` and `nemo llm export`."""
+        import nemo_xtoken.plugin.nemo2.hf.exporting
+        import nemo_xtoken.plugin.nemo2.hf.importing  # noqa: F401
+
+        return super()._get_connector(ext, path, importer)
 
     def configure_model(self, vp_stage: int | None = None) -> None:
-        """Builds this rank's part of the student, taps its output layer, loads the teacher and W."""
+        """Builds this rank's part of the student, taps its output layer, loads the teachers and W."""
         if hasattr(self, "module"):
             return
         from megatron.core import parallel_state
@@ -72,22 +105,33 @@ class DistillationModel(llm.GPTModel):
         last_stage = parallel_state.is_pipeline_last_stage()
         if last_stage:
             self._tap = HiddenStateTap(self.module.output_layer, self.config.sequence_parallel)
-        if self._teacher_config is None:
-            return
-        assert self._teacher_tokenizer is not None
-        teacher = build_teacher(self._teacher_config, self._teacher_tokenizer, self.config, self.trainer)
-        self._teacher.append(teacher)
+        sources = one_model_each(self._named)
+        numbers = sorted(set(sources))
+        self.teachers = [build_teacher(self._named[n], n, self.config, self.trainer) for n in numbers]
         if last_stage:
-            group = parallel_state.get_tensor_model_parallel_group()
-            student, other = self.tokenizer.vocabulary, self._teacher_tokenizer.vocabulary
-            config = self._teacher_config
+            self._lessons = self._make_lessons([numbers.index(n) for n in sources])
+
+    def _make_lessons(self, sources: Sequence[int]) -> list[_Lesson]:
+        """Makes the divergences, and lays the teachers' output layers out as they want them."""
+        from megatron.core import parallel_state
+
+        group, student = parallel_state.get_tensor_model_parallel_group(), self.tokenizer.vocabulary
+        # the layer's own weight is None where it is tied
+        rows = int(self.module.output_layer.output_size_per_partition)
+        shard = VocabularyShard.of_local_rows(student.size, rows, group)
+        divergences = []
+        for teacher in self._named:
+            config, other = teacher.config, teacher.tokenizer.vocabulary
             matrix = load_or_build(student, other, config.rule, config.projection)
-            # the layer's own weight is None where it is tied
-            rows = int(self.module.output_layer.output_size_per_partition)
-            shard = VocabularyShard.of_local_rows(student.size, rows, group)
-            divergence = make_divergence(config.loss, matrix, student, other, shard, config.options)
-            teacher.lay_out(divergence.ownership)
-            self._divergence.append(divergence.to(torch.cuda.current_device()))
+            divergences.append(make_divergence(config.loss, matrix, student, other, shard, config.options))
+        heads: dict[int, OutputHead] = {}
+        for source, model in enumerate(self.teachers):
+            taught = [number for number, n in enumerate(sources) if n == source]
+            heads |= zip(taught, model.lay_out(*(divergences[n].ownership for n in taught)), strict=True)
+        device = torch.cuda.current_device()
+        return [
+            _Lesson(teacher, sources[n], heads[n], divergences[n].to(device)) for n, teacher in enumerate(self._named)
+        ]
 
     def data_step(self, dataloader_iter: Any) -> dict[str, Any]:
         """The next micro-batch; the step's callback has already moved it to the device."""
@@ -106,11 +150,19 @@ class DistillationModel(llm.GPTModel):
         return ModelOutput(hidden, output_head(weight, shard, self.config))
 
     def signals(self, batch: dict[str, Any]) -> list[TeacherSignal]:
-        """What the teacher says about a micro-batch; empty without a teacher."""
-        output, config = batch.get("teacher_output"), self._teacher_config
-        if output is None or config is None:
-            return []
-        return [TeacherSignal(output, batch["teacher_labels"], batch["chunks"], self._divergence[0], config.chunks)]
+        """What the teachers say about a micro-batch; empty without any."""
+        outputs = batch.get("teacher_outputs", ())
+        return [
+            TeacherSignal(
+                ModelOutput(outputs[lesson.source].hidden, lesson.head),
+                batch[f"teacher{number}_labels"],
+                batch[f"teacher{number}_chunks"],
+                lesson.divergence,
+                lesson.teacher.config.chunks,
+                statistic=self.teacher_weights.statistic,
+            )
+            for number, lesson in enumerate(self._lessons)
+        ]
 
     @property
     def training_loss_reduction(self) -> DistillationLoss:

@@ -1,9 +1,9 @@
-"""A training step from outside: fetch its micro-batches, run the teacher, count, and take the sums in at the end."""
+"""A training step from outside: fetch its micro-batches, run the teachers, count, and take the sums in at the end."""
 
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,47 +14,48 @@ from torch import Tensor
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.chunks import IGNORED
 from nemo_xtoken.losses.objective import DynamicScale, StepCounts
+from nemo_xtoken.losses.teacher_weights import TeacherWeights
 from nemo_xtoken.plugin.nemo2.inputs import schedule_shape
-from nemo_xtoken.plugin.nemo2.loss import StepSums
+from nemo_xtoken.plugin.nemo2.loss import StepSums, kd_means
 
 __all__ = ["DistillationSteps"]
 
 
 class DistillationSteps(pl.Callback):
-    """Surrounds every Megatron step.  The dynamic scale is its state, so that it is kept in the checkpoint.
+    """Surrounds every Megatron step.  Dynamic scale and teachers' weights are its state, which the checkpoint keeps.
 
     Before a step: the micro-batches of this data-parallel rank are fetched and moved to the device; their tokens and
-    chunks are counted over the data-parallel ranks (one all-reduce of two integers); the teacher runs over them.
-    After it: the sums reach all pipeline stages (one broadcast), the scale is updated, means are logged.
+    each teacher's chunks are counted over the data-parallel ranks (one all-reduce of as many integers); the teachers
+    run over them, one after the other.
+    After it: the sums reach all pipeline stages (one broadcast), scale and weights are updated, means are logged.
 
     Args:
-        scale: the model's.
+        scale, weights: the model's.
     """
 
-    def __init__(self, scale: DynamicScale) -> None:
-        self.scale = scale
+    def __init__(self, scale: DynamicScale, weights: TeacherWeights) -> None:
+        self.scale, self.weights = scale, weights
         self.totals: dict[str, float] = {}
         self.seconds = 0.0
-        self.scale_used = 0.0
+        self.used: dict[str, float] = {}  # by the names of the history's records
         self._started = 0.0
 
     # NeMo hands every step through this hook and takes the step it returns.
     def on_megatron_step_start(self, step: Any) -> Any:
-        """The same step over fetched micro-batches, each with its ``teacher_output`` in training."""
+        """The same step over fetched micro-batches, each with its ``teacher_outputs`` in training."""
         from megatron.core.num_microbatches_calculator import get_num_microbatches
 
         model = step.pl_module
         self._started = time.perf_counter()
         batches = [_fetch(step.data) for _ in range(get_num_microbatches())]
         if not step.forward_only:
-            model.counts = _global_counts(batches)
-            if model.teacher is not None:
-                try:
-                    outputs = model.teacher.outputs(batches)
-                except InputError as error:
-                    raise InputError(f"step {step.step_i + 1}: {error.found}", error.expected, error.fix) from None
-                for batch, output in zip(batches, outputs, strict=True):
-                    batch["teacher_output"] = output
+            model.counts = _global_counts(batches, len(model.teacher_names))
+            try:
+                outputs = [teacher.outputs(batches) for teacher in model.teachers]
+            except InputError as error:
+                raise InputError(f"step {step.step_i + 1}: {error.found}", error.expected, error.fix) from None
+            for number, batch in enumerate(batches):
+                batch["teacher_outputs"] = [of_teacher[number] for of_teacher in outputs]
         return dataclasses.replace(step, data=iter(batches))
 
     def on_megatron_microbatches_start(self, step: Any) -> None:
@@ -71,11 +72,20 @@ class DistillationSteps(pl.Callback):
             return
         ce = self.totals["ce"] / max(self.totals["tokens"], 1)
         values = {"ce_loss": ce}
-        if chunks := self.totals.get("chunks", 0):
-            kd = self.totals["kd"] / chunks
-            self.scale_used = self.scale.mean(ce, kd)
-            values |= {"kd_loss": kd, "kd_scale": self.scale_used, "chunks_per_second": chunks / self.seconds}
+        self.used = {}
+        if means := kd_means(self.totals, model.teacher_names):
+            kd, scores = self.weights.weighted(means), self._scores(model.teacher_names)
+            scale = self.scale.mean(ce, kd)
+            chunks = sum(self.totals[f"chunks/{name}"] for name in means)
+            values |= {"kd_loss": kd, "kd_scale": scale, "chunks_per_second": chunks / self.seconds}
+            self.used = {"kd": kd, "scale": scale, "chunks": chunks}
+            for name, alpha in zip(model.teacher_names, self.weights.alphas, strict=True):
+                self.used[f"alpha/{name}"] = alpha
+                if len(means) > 1:
+                    values |= {f"kd_loss/{name}": means.get(name, 0.0), f"alpha/{name}": alpha}
+            self.used |= {f"score/{name}": score for name, score in scores.items()}
             self.scale.update(ce, kd)
+            self.weights.update(scores)
         if not all(math.isfinite(v) for v in values.values()):
             raise InputError(
                 f"step {step.step_i + 1}: the loss is not a number ({values})",
@@ -85,13 +95,20 @@ class DistillationSteps(pl.Callback):
         for name, value in values.items():
             model.log(name, value, prog_bar=name.endswith("loss"), batch_size=1, rank_zero_only=True)
 
+    def _scores(self, names: Sequence[str]) -> dict[str, float]:
+        """Of the teachers that had chunks in this step; none where the weights are fixed."""
+        found = {n: self.totals.get(f"statistic_tokens/{n}", 0) for n in names}
+        return {n: self.weights.score(self.totals[f"statistic/{n}"], tokens) for n, tokens in found.items() if tokens}
+
     def state_dict(self) -> dict[str, Any]:
-        """The dynamic scale."""
-        return {"scale_ratio": self.scale.ratio}
+        """The dynamic scale, and what the weights follow from."""
+        return {"scale_ratio": self.scale.ratio, "teacher_weights": self.weights.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Puts it back."""
+        """Puts them back."""
         self.scale.ratio = float(state_dict["scale_ratio"])
+        if "teacher_weights" in state_dict:  # not in the checkpoints of runs from before there were several teachers
+            self.weights.load_state_dict(state_dict["teacher_weights"])
 
 
 def _fetch(data: Iterator[Any]) -> dict[str, Any]:
@@ -102,15 +119,16 @@ def _fetch(data: Iterator[Any]) -> dict[str, Any]:
     return {name: x.cuda(non_blocking=True) if isinstance(x, Tensor) else x for name, x in batch.items()}
 
 
-def _global_counts(batches: list[dict[str, Any]]) -> StepCounts:
-    """Tokens and chunks of the whole global batch.  Collective: one all-reduce of two integers."""
+def _global_counts(batches: list[dict[str, Any]], teachers: int) -> StepCounts:
+    """Tokens and chunks of the whole global batch.  Collective: one all-reduce of ``1 + teachers`` integers."""
     from megatron.core import parallel_state
 
     tokens = torch.stack([(batch["student_labels"] != IGNORED).sum() for batch in batches]).sum()
-    chunks = torch.tensor(sum(batch["chunks"].shape[0] for batch in batches), device=tokens.device)
-    counts = torch.stack([tokens, chunks])
+    chunks = [sum(batch[f"teacher{number}_chunks"].shape[0] for batch in batches) for number in range(teachers)]
+    counts = torch.cat([tokens.view(1), tokens.new_tensor(chunks)])
     dist.all_reduce(counts, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
-    return StepCounts(*(int(n) for n in counts.tolist()))
+    total, *each = counts.tolist()
+    return StepCounts(total, tuple(each))
 
 
 def _from_last_stage(loss: StepSums) -> dict[str, float]:

@@ -1,7 +1,10 @@
-"""The teacher of a run: which checkpoint, which tokenizer, which W and loss; and the frozen model made of it."""
+"""The teachers of a run: which checkpoint, tokenizer, W, loss and weight; and the frozen models made of them."""
 
 import copy
+import dataclasses
 import logging
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
@@ -10,6 +13,7 @@ import torch
 from nemo.collections import llm
 from nemo.lightning import io
 
+from nemo_xtoken.data.config import TeacherSide
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.base import ChunkLossConfig
 from nemo_xtoken.losses.registry import DivergenceOptions
@@ -18,10 +22,12 @@ from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
 from nemo_xtoken.projection.build import ProjectionRule
 from nemo_xtoken.teachers.colocated import ColocatedTeacher
 
-__all__ = ["TeacherConfig", "build_teacher"]
+__all__ = ["NamedTeacher", "TeacherConfig", "build_teacher", "named_teachers", "one_model_each"]
 
 logger = logging.getLogger(__name__)
 
+#: The name of the teacher that the argument ``teacher`` configures.
+ALONE = "teacher"
 SHARED_WITH_STUDENT = (
     "tensor_model_parallel_size",
     "pipeline_model_parallel_size",
@@ -49,6 +55,8 @@ class TeacherConfig:
             or ``auto``, which takes the one that the coverage audit recommends.
         options: settings of that loss.
         chunks: how a chunk of several tokens becomes one term, and the temperature.
+        weight: alpha, the factor of its distillation term; the weights of several teachers need not sum to 1.
+        length: T_T, input positions of a sample on its side; by default ``data.text.teacher_length``.
     """
 
     path: Optional[str] = None
@@ -59,18 +67,23 @@ class TeacherConfig:
     loss: str = "p_kl"
     options: DivergenceOptions = field(default_factory=DivergenceOptions)
     chunks: ChunkLossConfig = field(default_factory=ChunkLossConfig)
+    weight: float = 1.0
+    length: Optional[int] = None
 
-    def checkpoint(self) -> Path:
+    def checkpoint(self, where: str = "teacher") -> Path:
         """The checkpoint's folder.
+
+        Args:
+            where: what this configuration is called on the command line.
 
         Raises:
             InputError: none is given, or there is none.
         """
         if self.path is None:
             raise InputError(
-                "no teacher: teacher.path is not set",
+                f"no teacher: {where}.path is not set",
                 "the folder of a NeMo 2 checkpoint",
-                "set teacher.path=..; `nemo llm import` makes one from a Hugging Face model; "
+                f"set {where}.path=..; `nemo llm import` makes one from a Hugging Face model; "
                 "or train without a teacher by objective.scale=0",
             )
         path = Path(self.path)
@@ -78,15 +91,15 @@ class TeacherConfig:
             raise InputError(
                 f"no checkpoint in {path}",
                 "a folder with `weights` and `context`, as NeMo 2 saves them",
-                "fix teacher.path; `nemo llm import` makes one from a Hugging Face model",
+                f"fix {where}.path; `nemo llm import` makes one from a Hugging Face model",
             )
         return path
 
-    def load_tokenizer(self) -> XTokenTokenizer:
+    def load_tokenizer(self, where: str = "teacher") -> XTokenTokenizer:
         """The teacher's tokenizer, given or from its checkpoint."""
         if self.tokenizer is not None:
             return XTokenTokenizer(self.tokenizer)
-        found = self._context("model.tokenizer")
+        found = self._context("model.tokenizer", where)
         if isinstance(found, XTokenTokenizer):
             return found
         name = getattr(getattr(found, "tokenizer", None), "name_or_path", None)
@@ -95,15 +108,15 @@ class TeacherConfig:
         raise InputError(
             f"a tokenizer of type {type(found).__name__} in {self.path}",
             "a Hugging Face tokenizer",
-            "name the tokenizer's folder with teacher.tokenizer=..",
+            f"name the tokenizer's folder with {where}.tokenizer=..",
         )
 
-    def load_config(self) -> llm.GPTConfig:
+    def load_config(self, where: str = "teacher") -> llm.GPTConfig:
         """The teacher's architecture, given or from its checkpoint."""
-        return copy.deepcopy(self.config) if self.config is not None else self._context("model.config")
+        return copy.deepcopy(self.config) if self.config is not None else self._context("model.config", where)
 
-    def _context(self, what: str) -> Any:
-        path = self.checkpoint() / "context"
+    def _context(self, what: str, where: str) -> Any:
+        path = self.checkpoint(where) / "context"
         try:
             return io.load_context(path, subpath=what)
         except InputError:
@@ -112,14 +125,101 @@ class TeacherConfig:
             raise InputError(
                 f"{what} cannot be loaded from {path} ({type(error).__name__}: {error})",
                 "what NeMo 2 saves beside the weights",
-                "set teacher.tokenizer=.. and teacher.config=.., or import the checkpoint again",
+                f"set {where}.tokenizer=.. and {where}.config=.., or import the checkpoint again",
             ) from error
 
 
+@dataclass(frozen=True)
+class NamedTeacher:
+    """One teacher of a run.
+
+    Attributes:
+        name: in metrics and messages; ``teacher`` for the one of the argument of that name.
+        config: what it is.
+        tokenizer: its tokenizer, loaded.
+    """
+
+    name: str
+    config: TeacherConfig
+    tokenizer: XTokenTokenizer
+
+    @property
+    def where(self) -> str:
+        """What its configuration is called on the command line."""
+        return _where(self.name)
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return "teacher" if self.name == ALONE else f"teacher {self.name}"
+
+    @property
+    def side(self) -> TeacherSide:
+        """What the data has to know of it."""
+        return TeacherSide(self.tokenizer.vocabulary, self.config.length)
+
+
+def _where(name: str) -> str:
+    return ALONE if name == ALONE else f"teachers.{name}"
+
+
+def named_teachers(
+    teacher: TeacherConfig | None, teachers: Mapping[str, TeacherConfig] | None
+) -> tuple[NamedTeacher, ...]:
+    """The teachers of a run, their tokenizers loaded, in order: ``teacher``, then those of ``teachers``.
+
+    Args:
+        teacher: left out when it names no checkpoint and there are others.
+        teachers: by name.
+
+    Raises:
+        InputError: a name that is none, two teachers that differ in their weights alone, no checkpoint, or a tokenizer
+            that cannot be read.
+    """
+    configs = dict(teachers or {})
+    for name in configs:
+        if name == ALONE or not re.fullmatch(r"[A-Za-z]\w*", name):
+            raise InputError(
+                f"a teacher named {name!r}",
+                f"a name of letters, digits and _ that begins with a letter, and not {ALONE!r}",
+                "rename it: teachers.NAME.path=..",
+            )
+    if teacher is not None and (teacher.path is not None or not configs):
+        configs = {ALONE: teacher, **configs}
+    seen: dict[str, str] = {}
+    for name, config in configs.items():
+        key = repr(dataclasses.replace(config, weight=1.0))
+        if key in seen:
+            raise InputError(
+                f"{_where(name)} and {_where(seen[key])} are the same teacher with the same loss",
+                "teachers that differ in more than their weights",
+                f"leave one of them out, or set {_where(name)}.path=.. or {_where(name)}.loss=..",
+            )
+        seen[key] = name
+    return tuple(NamedTeacher(n, config, config.load_tokenizer(_where(n))) for n, config in configs.items())
+
+
+def one_model_each(teachers: Sequence[NamedTeacher]) -> list[int]:
+    """For each teacher the number of the first that has the same model and sees the same tokens: it is loaded once."""
+    keys = [
+        (
+            str(t.config.checkpoint(t.where).resolve()),
+            repr(t.config.config),
+            t.tokenizer.vocabulary.digest,
+            t.config.length,
+        )
+        for t in teachers
+    ]
+    return [keys.index(key) for key in keys]
+
+
 def build_teacher(
-    teacher: TeacherConfig, tokenizer: XTokenTokenizer, student_config: llm.GPTConfig, trainer: object
+    teacher: NamedTeacher, number: int, student_config: llm.GPTConfig, trainer: object
 ) -> ColocatedTeacher:
     """Loads this rank's part of the teacher, frozen, in evaluation mode, in the student's precision and layout.
+
+    Args:
+        number: of its side in the batches.
 
     Raises:
         InputError: no checkpoint.
@@ -127,10 +227,18 @@ def build_teacher(
     from nemo.collections.llm.gpt.model.base import torch_dtype_from_mcore_config
     from nemo.collections.llm.modelopt.distill.utils import teacher_provider
 
-    path, config = teacher.checkpoint(), teacher.load_config()
+    path, config = teacher.config.checkpoint(teacher.where), teacher.config.load_config(teacher.where)
     for name in SHARED_WITH_STUDENT:
         setattr(config, name, getattr(student_config, name))
-    module = teacher_provider(config, str(path), tokenizer, trainer)
+    module = teacher_provider(config, str(path), teacher.tokenizer, trainer)
     dtype = torch_dtype_from_mcore_config(student_config)
     module = module.to(device=torch.cuda.current_device(), dtype=dtype).requires_grad_(False).eval()
-    return ColocatedTeacher(module, tokenizer.vocab_size, lambda batch: model_inputs(batch, "teacher"), schedule_shape)
+    side = f"teacher{number}"
+    return ColocatedTeacher(
+        module,
+        teacher.tokenizer.vocab_size,
+        lambda batch: model_inputs(batch, side),
+        schedule_shape,
+        side,
+        teacher.label,
+    )
