@@ -9,10 +9,11 @@ Nothing is imported to find out, so it takes milliseconds and works where an imp
 import contextlib
 import importlib.metadata
 import importlib.util
+import re
 import sys
 from dataclasses import dataclass
 
-__all__ = ["COMPONENTS", "Component", "Found", "Stack", "find_stack"]
+__all__ = ["COMPONENTS", "Component", "Found", "Stack", "find_stack", "missing_requirements"]
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,23 @@ class Stack:
                 text = found.version or "found, version unknown"
             lines.append(f"  {found.component.name:<{width}}  {text}" + (f" ({found.remark})" if found.remark else ""))
         return "\n".join(lines)
+
+
+def missing_requirements(distribution: str = "nemo_xtoken") -> list[str]:
+    """What a distribution requires, without its extras, and is not installed in any version.
+
+    For an installation with ``--no-deps`` into an image whose own packages are to stay as they are.
+    """
+    missing = []
+    for requirement in importlib.metadata.requires(distribution) or ():
+        name = re.match(r"[\w.-]+", requirement)
+        if name is None or "extra ==" in requirement:
+            continue
+        try:
+            importlib.metadata.version(name[0])
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(requirement)
+    return missing
 
 
 def find_stack() -> Stack:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from nemo_xtoken.cli import main
-from nemo_xtoken.environment import COMPONENTS, find_stack
+from nemo_xtoken.environment import COMPONENTS, find_stack, missing_requirements
 
 
 def _install(folder, package, version, *modules):
@@ -100,6 +100,16 @@ def test_import_says_it_when_asked(program, out, err):
 def test_python_m_is_the_command(capsys):
     run = subprocess.run([sys.executable, "-m", "nemo_xtoken"], capture_output=True, text=True, check=True, timeout=60)
     assert run.stdout == f"{find_stack()!r}\n"
+
+
+def test_what_no_deps_left_out(tmp_path, monkeypatch):
+    _install(tmp_path, "half", "1.0")
+    metadata = tmp_path / "half-1.0.dist-info" / "METADATA"
+    wanted = ["numpy>=99", "not-there[x]>=2; python_version > '3'", "nowhere ; extra == 'gpu'"]
+    metadata.write_text(metadata.read_text() + "".join(f"Requires-Dist: {line}\n" for line in wanted))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert missing_requirements("half") == [wanted[1]]  # of numpy there is one, which is to stay
+    assert missing_requirements() == []
 
 
 def test_there_is_no_other_attribute():

@@ -102,7 +102,7 @@ def preamble(config: SlurmConfig) -> list[str]:
         *(f"export {name}={shlex.quote(value)}" for name, value in config.env_vars.items()),
         "# The ranks meet at the first node.",
         'read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST")',
-        "MASTER_PORT=$((10000 + SLURM_JOB_ID % 20000))",
+        "MASTER_PORT=${MASTER_PORT:-$((10000 + SLURM_JOB_ID % 20000))}",
         "export MASTER_ADDR MASTER_PORT",
         "",
         "# A run that was asked to stop saves a checkpoint and leaves this file; the same command goes on from there.",

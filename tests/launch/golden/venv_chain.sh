@@ -21,7 +21,7 @@ module load cuda/12.8
 export TOKENIZERS_PARALLELISM=false
 # The ranks meet at the first node.
 read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-MASTER_PORT=$((10000 + SLURM_JOB_ID % 20000))
+MASTER_PORT=${MASTER_PORT:-$((10000 + SLURM_JOB_ID % 20000))}
 export MASTER_ADDR MASTER_PORT
 
 # A run that was asked to stop saves a checkpoint and leaves this file; the same command goes on from there.
