@@ -1,0 +1,256 @@
+"""Any layout of ranks, micro-batches, packing and tiles gives the losses, counts and gradients of one process.
+
+Real gloo groups: TP 1, 2, 4 x CP 1, 2, with every loss of the registry, and two teachers in one pass.  Data-parallel
+ranks do not meet in the loss: to it they are micro-batches, whose sums add up.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from cases import Problem
+from harness import WEIGHTS, student_shard
+from ranks import run_ranks
+
+from nemo_xtoken.losses.base import ChunkLossConfig, ModelOutput, TeacherSignal
+from nemo_xtoken.losses.chunks import MERGES
+from nemo_xtoken.losses.common import CommonSet
+from nemo_xtoken.losses.cross_tokenizer import cross_tokenizer_loss
+from nemo_xtoken.losses.gold import Gold
+from nemo_xtoken.losses.h_kl import HybridKL
+from nemo_xtoken.losses.p_kl import ProjectedKL
+from nemo_xtoken.losses.registry import LOSSES
+from nemo_xtoken.losses.same_tokenizer import SameTokenizerKL
+from nemo_xtoken.losses.shares import Held, share, sum_over
+from nemo_xtoken.losses.uld import UniversalLogitDistance
+from nemo_xtoken.parallel.context import ContextLayout
+from nemo_xtoken.parallel.exchange import VocabularyExchange
+from nemo_xtoken.parallel.head import OutputHead
+from nemo_xtoken.parallel.layout import VocabularyShard
+from nemo_xtoken.parallel.ownership import reorder_rows
+
+RELATIVE = 1e-5
+RANKS = 8
+SAMPLES, T_S, T_T, V = 4, 16, 20, 29
+TENSOR, CONTEXT, MICRO = (1, 2, 4), (1, 2), (1, 2, 4)
+TILES = (3, 100)
+KINDS = {
+    "p_kl": lambda p, s: ProjectedKL(VocabularyExchange.co_sharded(p.matrix, s)),
+    "h_kl": lambda p, s: HybridKL(CommonSet.of_exact_rows(p.matrix), p.matrix, s),
+    "gold": lambda p, s: Gold(CommonSet.of_exact_rows(p.matrix), s),
+    "uld": lambda p, s: UniversalLogitDistance(s, p.v_t),
+    "same_tokenizer": lambda p, s: SameTokenizerKL(s, p.v_t),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to compute one batch; ``losses``: of the teachers, one or two."""
+
+    losses: tuple[str, ...]
+    tp: int = 1
+    cp: int = 1
+    micro: int = SAMPLES
+    packed: bool = False
+    tile: int = 5
+    merge: str = "chain_rule"
+
+    @property
+    def plain(self):
+        """The same batch in one process, at once."""
+        return Case(self.losses, packed=self.packed, merge=self.merge)
+
+
+def cases():
+    """Every layout with every loss; every micro-batch, packing and tile in every layout; every merge and loss."""
+    layouts = list(itertools.product(TENSOR, CONTEXT))
+    ways = list(itertools.product(MICRO, (False, True), TILES))
+    names = [*((name,) for name in LOSSES), ("p_kl", "gold"), ("uld", "p_kl")]
+    found = []
+    for i, (tp, cp) in enumerate(layouts):
+        for j, losses in enumerate(names):
+            for k in (0, len(layouts)):  # of the 12 ways every loss meets two in each of 6 layouts
+                micro, packed, tile = ways[(i + j + k) % len(ways)]
+                found.append(Case(losses, tp, cp, micro, packed, tile, MERGES[(i + j) % 3]))
+    return found
+
+
+def problem_of(packed):
+    """A batch in float32; packed: with documents that end inside of samples, elsewhere on either side."""
+    problem = Problem(
+        seed=5, b=SAMPLES, t_s=T_S, t_t=T_T, v_s=V, v_t=V, pad_s=32, pad_t=36, dtype=torch.float32, reach=0.8
+    )
+    problem.starts = None
+    if packed:
+        rng = np.random.default_rng(1)
+        problem.starts = {}
+        for side, length, first, count in (("student", T_S, 1, 2), ("teacher", T_T, 3, 4)):
+            begins = rng.random((SAMPLES, length)) < 0.2
+            begins[:, 0] = True
+            problem.starts[side] = torch.from_numpy(np.flatnonzero(begins))
+            ends = torch.from_numpy(np.roll(begins, -1, axis=1))
+            problem.batch[f"{side}_labels"][ends] = -100
+            chunks = problem.batch["chunks"]
+            crosses = [bool(ends[i, a : a + n].any()) for i, a, n in chunks[:, [0, first, count]].tolist()]
+            problem.batch["chunks"] = chunks[~torch.tensor(crosses)]
+    return problem
+
+
+def piece_of(problem, samples):
+    """Labels, chunks, hidden states and document starts of some samples, a slice."""
+    chunks = problem.batch["chunks"]
+    chunks = chunks[(chunks[:, 0] >= samples.start) & (chunks[:, 0] < samples.stop)].clone()
+    chunks[:, 0] -= samples.start
+    sides = {}
+    for side, hidden, length in (("student", problem.hidden_s, T_S), ("teacher", problem.hidden_t, T_T)):
+        starts = None
+        if problem.starts is not None:
+            starts = problem.starts[side] - samples.start * length
+            starts = starts[(starts >= 0) & (starts < (samples.stop - samples.start) * length)]
+        sides[side] = (problem.batch[f"{side}_labels"][samples], hidden[samples].flatten(0, 1), starts)
+    return chunks, sides
+
+
+def layout_of(labels, starts, group):
+    if starts is None or group is None:
+        return ContextLayout.zigzag(*labels.shape, group)
+    return ContextLayout.by_document(starts, labels.numel(), group)
+
+
+def compute(case, tensor=None, context=None):
+    """What this rank contributes: sums, counts, gradients by its samples' hidden states and by its output weight."""
+    problem = problem_of(case.packed)
+    shard = student_shard(problem, tensor)
+    weight = problem.weight_s.chunk(case.tp)[shard.rank].clone().requires_grad_()
+    signals = []
+    for name in case.losses:
+        divergence = KINDS[name](problem, shard)
+        held = VocabularyShard(problem.v_t, problem.weight_t.shape[0], tensor)
+        rows = reorder_rows(problem.weight_t.chunk(case.tp)[shard.rank], held, divergence.ownership)
+        head = OutputHead(rows, divergence.ownership.shard, torch.from_numpy(divergence.ownership.owned))
+        signals.append((divergence, head))
+    totals, counts, busy, by_hidden = 0, 0, [], torch.zeros(SAMPLES * T_S, problem.hidden_s.shape[-1])
+    for start in range(0, SAMPLES, case.micro):
+        chunks, sides = piece_of(problem, slice(start, start + case.micro))
+        labels, hidden, starts = sides["student"]
+        layout = layout_of(labels, starts, context)
+        local = layout.take(hidden, float("nan")).requires_grad_()  # nothing may come from padding
+        t_labels, t_hidden, t_starts = sides["teacher"]
+        t_layout = layout_of(t_labels, t_starts, context)
+        teachers = [
+            TeacherSignal(
+                ModelOutput(t_layout.take(t_hidden, float("nan")), head),
+                t_labels,
+                chunks,
+                divergence,
+                ChunkLossConfig(case.merge, 1.5),
+            )
+            for divergence, head in signals
+        ]
+        student = Held(ModelOutput(local, OutputHead(weight, shard)), layout)
+        mine, mine_labels, teachers = share(student, labels, teachers, [t_layout] * len(teachers))
+        terms = cross_tokenizer_loss(mine, mine_labels, teachers, WEIGHTS[0], [1.3, -0.4][: len(teachers)], case.tile)
+        terms.objective.backward()
+        sums = [terms.ce, *terms.kd]
+        totals = totals + np.array([float(s.total) for s in sums])
+        counts = counts + np.array([s.count for s in sums])
+        busy.append(mine_labels.numel() + sum(t.labels.numel() for t in teachers))
+        whole = sum_over(context, sums)
+        assert [s.count for s in whole] == [int((labels != -100).sum()), *(len(chunks) for _ in signals)]
+        real = layout.local >= 0
+        by_hidden[layout.local[real] + start * T_S] = local.grad[real]
+        assert not local.grad[~real].any()
+    return {
+        "totals": totals,
+        "counts": counts,
+        "hidden": by_hidden.numpy(),
+        "weight": weight.grad.numpy(),
+        "busy": busy,
+    }
+
+
+def groups_of(tp, cp):
+    """``(tensor-parallel, context-parallel)`` groups of this rank, the tensor-parallel ranks next to each other."""
+    mine = [None, None]
+    rank = dist.get_rank()
+    for number, (size, stride) in enumerate(((tp, 1), (cp, tp))):
+        for first in range(RANKS):
+            if size > 1 and first // stride % size == 0:
+                members = [first + i * stride for i in range(size)]
+                group = dist.new_group(members)
+                mine[number] = group if rank in members else mine[number]
+    return mine
+
+
+def on_rank():
+    torch.set_num_threads(1)
+    groups = {(tp, cp): groups_of(tp, cp) for tp in TENSOR for cp in CONTEXT}
+    results = []
+    for case in cases():
+        here = dist.get_rank() < case.tp * case.cp
+        results.append(compute(case, *groups[case.tp, case.cp]) if here else None)
+    return results
+
+
+def off(found, expected):
+    return np.linalg.norm(found - expected) / np.linalg.norm(expected)
+
+
+@pytest.fixture(scope="module")
+def results():
+    return run_ranks(RANKS, on_rank, timeout=200)
+
+
+def test_the_matrix(results):
+    assert len(LOSSES) == len(KINDS)
+    expected, worst = {}, 0.0
+    for number, case in enumerate(cases()):
+        if case.plain not in expected:
+            expected[case.plain] = compute(case.plain)
+        want = expected[case.plain]
+        found = [result[number] for result in results[: case.tp * case.cp]]
+        for name in ("totals", "counts", "hidden"):  # the same on all tensor-parallel ranks
+            for rank, result in enumerate(found):
+                np.testing.assert_array_equal(result[name], found[rank - rank % case.tp][name], err_msg=f"{case}")
+        once = found[:: case.tp]
+        np.testing.assert_array_equal(sum(r["counts"] for r in once), want["counts"], err_msg=f"{case}")
+        differences = {
+            "totals": np.abs(sum(r["totals"] for r in once) / want["totals"] - 1).max(),
+            "hidden": off(sum(r["hidden"] for r in once), want["hidden"]),
+            "weight": off(
+                np.concatenate([sum(r["weight"] for r in found[t :: case.tp]) for t in range(case.tp)]), want["weight"]
+            ),
+        }
+        worst = max(worst, *differences.values())
+        assert max(differences.values()) < RELATIVE, (case, differences)
+    assert worst > 0
+
+
+def test_the_matrix_is_whole():
+    """Every layout meets every loss; every loss every way; packed batches have chunks that borders would cut."""
+    found = cases()
+    assert {(c.tp, c.cp) for c in found} == set(itertools.product(TENSOR, CONTEXT))
+    for name in LOSSES:
+        having = [c for c in found if name in c.losses]
+        assert {(c.tp, c.cp) for c in having} == set(itertools.product(TENSOR, CONTEXT))
+        assert {(c.micro, c.packed, c.tile) for c in having} == set(itertools.product(MICRO, (False, True), TILES))
+        assert {c.merge for c in having} == set(MERGES)
+    for packed in (False, True):
+        problem = problem_of(packed)
+        chunks = problem.batch["chunks"]
+        quarter = T_S // 4
+        crossing = chunks[:, 1] // quarter != (chunks[:, 1] + chunks[:, 2] - 1) // quarter
+        assert packed or crossing.sum() > 1
+        assert len(chunks) > 10
+        assert (chunks[:, 2] > 1).sum() > 3
+
+
+def test_the_work_is_shared(results):
+    """Of a whole batch each of two context-parallel ranks has about half of the rows."""
+    for number, case in enumerate(cases()):
+        if case.cp == 2 and case.micro == 4 and len(case.losses) == 1:
+            for a, b in zip(results[0][number]["busy"], results[case.tp][number]["busy"], strict=True):
+                assert abs(a - b) <= 8, (case, a, b)  # a chunk on both sides
