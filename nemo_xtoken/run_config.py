@@ -5,15 +5,18 @@ one object between arguments of one type.  Here every ``_target_`` becomes the `
 What ``--to-yaml`` itself loses stays lost: tuples are lists in the file, one object under two names is two equal ones.
 """
 
+import dataclasses
 import importlib
-from collections.abc import Mapping
+import inspect
+import typing
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import nemo_run as run
 
 from nemo_xtoken.errors import InputError
 
-__all__ = ["config_from_dict"]
+__all__ = ["add_named", "config_from_dict"]
 
 
 def config_from_dict(content: Mapping[str, Any], source: str) -> Any:
@@ -60,6 +63,58 @@ def _convert(value: Any, source: str, where: str, done: dict[int, Any]) -> Any:
             "write the file again with --to-yaml, or correct it",
         ) from error
     return config
+
+
+def add_named(config: Any, overrides: Sequence[str]) -> None:
+    """Lets overrides reach into an argument that holds dataclasses by name: ``teachers: dict[str, TeacherConfig]``.
+
+    nemo_run follows a name into a configuration alone, and only where it is there already.  So a dictionary becomes the
+    configuration of one, and a name that an override such as ``teachers.second.path=..`` speaks of is added to it.
+
+    Args:
+        config: the run; changed in place.
+        overrides: ``a.b.c=value``, or ``a.b.c``.
+    """
+    target = config.__fn_or_cls__
+    hints = typing.get_type_hints(target)
+    for argument in inspect.signature(target).parameters:
+        kind = _held_by_name(hints.get(argument))
+        if kind is None:
+            continue
+        paths = [override.partition("=")[0].split(".") for override in overrides]
+        names = [path[1] for path in paths if path[0] == argument and len(path) > 2]
+        held = getattr(config, argument, None)
+        if isinstance(held, Mapping):
+            held = run.Config(dict, **held)
+        elif held is None and names:
+            held = run.Config(dict)
+        if held is None:
+            continue
+        for name in names:
+            if getattr(held, name, None) is None:
+                setattr(held, name, run.Config(kind))
+            for part, default in _parts(kind).items():
+                if part not in getattr(held, name).__arguments__:
+                    setattr(getattr(held, name), part, default)
+        setattr(config, argument, held)
+
+
+def _held_by_name(annotation: Any) -> type | None:
+    """D of ``dict[str, D]`` or ``Optional[dict[str, D]]`` where D is a dataclass."""
+    for part in (annotation, *typing.get_args(annotation)):
+        inner = typing.get_args(part)
+        if typing.get_origin(part) is dict and len(inner) == 2 and dataclasses.is_dataclass(inner[1]):
+            return inner[1] if isinstance(inner[1], type) else None
+    return None
+
+
+def _parts(kind: type) -> dict[str, Any]:
+    """Configurations of the dataclasses in a dataclass, which fiddle leaves to their factories."""
+    return {
+        f.name: run.Config(f.default_factory, **_parts(f.default_factory))
+        for f in dataclasses.fields(kind)
+        if isinstance(f.default_factory, type) and dataclasses.is_dataclass(f.default_factory)
+    }
 
 
 def _import(path: str, source: str, where: str) -> Any:

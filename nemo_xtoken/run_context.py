@@ -14,17 +14,18 @@ import nemo_run as run
 from nemo_run.cli.api import RunContext, RunContextError
 from nemo_run.cli.cli_parser import CLIException, ParseError
 from nemo_run.cli.config import ConfigSerializer
+from nemo_run.cli.lazy import LazyEntrypoint
 
 from nemo_xtoken.cli import report_error
 from nemo_xtoken.environment import find_stack
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.launch.config import PREFIX, load_config
 from nemo_xtoken.launch.job import distillation, read_sweep
-from nemo_xtoken.launch.ranks import adopt_slurm_ranks, placement
+from nemo_xtoken.launch.ranks import adopt_slurm_ranks, fit_trainer
 from nemo_xtoken.launch.sbatch import unset_names
 from nemo_xtoken.launch.unfinished import report_unfinished
 from nemo_xtoken.recipes import available_recipes, describe_recipes
-from nemo_xtoken.run_config import config_from_dict
+from nemo_xtoken.run_config import add_named, config_from_dict
 from nemo_xtoken.verbs.base import nearest
 
 __all__ = ["RecipeRunContext"]
@@ -106,20 +107,25 @@ class RecipeRunContext(RunContext):
         exported = self._exported()
         if exported is not None:
             self.factory, self.yaml = (lambda: exported), None
+        given = exported
         parser_log = logging.getLogger("nemo_run.cli.cli_parser")  # it prints the whole configuration before it raises
         level = parser_log.level
         parser_log.setLevel(logging.CRITICAL)
         try:
+            if self.factory and given is None:
+                given = LazyEntrypoint(fn, factory=self.factory).resolve(ctx=self)
+                self.factory = lambda: given
+            if given is not None:
+                add_named(given, [*args, *self._paths_in_yaml()])
             config = super().parse_fn(fn, args, **default_kwargs)
-            _fit_trainer(config, args)
+            fit_trainer(config, args, os.environ)
             return config
         except CLIException as error:
             chain = [error, *_causes(error)]
             inner = [e for e in chain if isinstance(e, CLIException)][-1]
             if type(inner) is CLIException and inner.__cause__ is not None:
                 raise inner.__cause__ from None  # raised by a recipe or a factory
-            config = exported if exported is not None else self._unchanged()
-            hints = (_unknown_name(config, override) for override in args)
+            hints = (_unknown_name(given, override) for override in args)
             _leave(next(filter(None, hints), "") or _readable(inner, args))
         finally:
             parser_log.setLevel(level)
@@ -175,6 +181,13 @@ class RecipeRunContext(RunContext):
             _leave(f"{ours[0]} without an executor: add --executor slurm")
         return [word for word in words if word not in ours]
 
+    def parse_executor(self, name: str, *args: str) -> Any:
+        """nemo_run's own executors, by the names of their factories."""
+        try:
+            return super().parse_executor(name, *args)
+        except ValueError:
+            _leave(f"there is no executor {name!r}{nearest(name, ['slurm'])}: slurm, or a factory that nemo_run knows")
+
     def _exported(self) -> run.Partial | None:
         """The run in the file of ``--yaml`` when that holds a whole one, as ``--to-yaml`` writes it."""
         if not isinstance(self.yaml, str):
@@ -195,11 +208,18 @@ class RecipeRunContext(RunContext):
             )
         return config_from_dict({**content, "_partial_": True}, self.yaml)
 
-    def _unchanged(self) -> Any:
-        """The recipe without overrides, for hints; None when there is none."""
-        name = self.factory.partition("(")[0] if isinstance(self.factory, str) else ""
-        recipe = available_recipes().get(name)
-        return recipe.load()() if recipe else None
+    def _paths_in_yaml(self) -> list[str]:
+        """The names of the single values in the file of ``--yaml``, as on the command line."""
+        content = ConfigSerializer().load_dict(self.yaml) if isinstance(self.yaml, str) else {}
+
+        def paths(value: Any, prefix: str) -> Iterator[str]:
+            if isinstance(value, dict):
+                for key, inner in value.items():
+                    yield from paths(inner, f"{prefix}.{key}" if prefix else str(key))
+            else:
+                yield prefix
+
+        return list(paths(content, ""))
 
 
 def _rank() -> int:
@@ -220,23 +240,6 @@ def _show_log() -> None:
         log.setLevel(logging.INFO if _rank() == 0 else logging.WARNING)
     if not log.hasHandlers():
         log.addHandler(_Printer())
-
-
-def _fit_trainer(config: Any, overrides: Sequence[str]) -> None:
-    """Gives the run's trainer the nodes and devices that the job has, where ``srun`` or ``torchrun`` started it."""
-    place, trainer = placement(os.environ), getattr(config, "trainer", None)
-    if place is None or trainer is None:
-        return
-    for name, number in (("num_nodes", place.nodes), ("devices", place.devices)):
-        if not hasattr(trainer, name) or getattr(trainer, name) == number:
-            continue
-        if any(word.startswith(f"trainer.{name}=") for word in overrides):
-            raise InputError(
-                f"trainer.{name}={getattr(trainer, name)} in a job of {place.nodes} x {place.devices} processes",
-                f"trainer.{name}={number}",
-                "leave it out, or start as many processes",
-            )
-        setattr(trainer, name, number)
 
 
 def _leave(message: str) -> NoReturn:
@@ -276,6 +279,9 @@ def _unknown_name(config: Any, override: str) -> str:
         target = getattr(config, "__fn_or_cls__", None)
         if target is None:
             return ""
+        if target is dict:
+            config, at = getattr(config, name, None), f"{at}.{name}"
+            continue
         parameters = inspect.signature(target).parameters
         if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             return ""

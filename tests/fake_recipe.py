@@ -31,12 +31,21 @@ class Callback:
     every: int = 1
 
 
-def distill(model: Student, teacher: Teacher, trainer: Trainer, log: str = "", scale: float = 1.0) -> None:
+def distill(
+    model: Student,
+    teacher: Teacher,
+    trainer: Trainer,
+    log: str = "",
+    scale: float = 1.0,
+    teachers: Optional[dict[str, Teacher]] = None,
+) -> None:
     """Says what it got, or fails as a run can fail."""
     if scale < 0:
         raise InputError(f"scale={scale}", "0 or more", "change it")
     if scale == 0:
         raise RuntimeError("broken on purpose")
+    if teachers:
+        print("TEACHERS", teachers)
     print("RAN", model, teacher, trainer, repr(log), scale)
 
 

@@ -55,6 +55,8 @@ COMMANDS = {
     "no override": [*RECIPE, "max_steps"],
     "wrong argument": [*RECIPE, "trainer.max_step=20"],
     "wrong deep argument": [*RECIPE, "trainer.foo.bar=20"],
+    "more teachers": [*RECIPE, "teachers.second.layers=8", "teachers.third.layers=3", "--yaml", "teachers.yaml"],
+    "wrong argument of a teacher": [*RECIPE, "teachers.second.layer=8"],
     "wrong value": [*RECIPE, "trainer.max_steps=many"],
     "input error in run": [*RECIPE, "scale=-1"],
     "input error in recipe": ["distill", "--recipe", "fake_recipe(layers=0)"],
@@ -73,6 +75,7 @@ COMMANDS = {
     "slurm wrong sweep": [*RECIPE, "--executor=slurm", "slurm=venv", "sweep=wrong.txt", "--dryrun"],
     "slurm wrong run": [*RECIPE, "--executor", "slurm", "slurm=venv", "trainer.max_step=20", "--dryrun"],
     "slurm wrong job": [*RECIPE, "--executor", "slurm", "slurm=venv", "executor.node=2", "--dryrun"],
+    "wrong executor": [*RECIPE, "--executor", "slrum", "executor.nodes=2"],
     "slurm without executor": [*RECIPE, "executor.nodes=2"],
     "group": ["--help"],
 }
@@ -85,6 +88,7 @@ def with_nemo(tmp_path_factory, third_party):
     (folder / "sweep.txt").write_text("scale=0.5\nscale=0.25\n")
     (folder / "wrong.txt").write_text("scale=0.5\nscal=0.25\n")
     (folder / "foreign.yaml").write_text("_target_: nowhere_at_all.distill\n_partial_: true\n")
+    (folder / "teachers.yaml").write_text("teachers:\n  fourth:\n    layers: 9\n")
     results, _ = _drive(folder, third_party, COMMANDS)
     return results
 
@@ -115,6 +119,12 @@ def test_recipe_runs_with_overrides_and_without_a_question(with_nemo, name, expe
     assert expected in result["out"]
 
 
+def test_more_teachers_by_name(with_nemo):
+    out = with_nemo["more teachers"]["out"]
+    for part in ("'second': Teacher(layers=8,", "'third': Teacher(layers=3,", "'fourth': Teacher(layers=9,"):
+        assert part in out, with_nemo["more teachers"]
+
+
 @pytest.mark.parametrize("name", ["factory", "to yaml", "to json"])
 def test_dryrun_and_export_do_not_run(with_nemo, name):
     result = with_nemo[name]
@@ -137,6 +147,7 @@ def test_dryrun_shows_the_overridden_run(with_nemo):
         ("no override", ["'max_steps' is no override", "trainer.max_steps=20"]),
         ("wrong argument", ["no argument 'max_step' in trainer; did you mean 'max_steps'?", "devices"]),
         ("wrong deep argument", ["no argument 'foo' in trainer", "in: trainer.foo.bar=20"]),
+        ("wrong argument of a teacher", ["no argument 'layer' in teachers.second; did you mean 'layers'?"]),
         ("wrong value", ["trainer.max_steps=many", "int is expected"]),
         ("input error in run", ["error: scale=-1.0", "expected: 0 or more"]),
         ("input error in recipe", ["error: layers=0", "expected: 1 or more"]),
@@ -146,6 +157,7 @@ def test_dryrun_shows_the_overridden_run(with_nemo):
         ("slurm wrong sweep", ["no argument 'scal' in the run; did you mean 'scale'?"]),
         ("slurm wrong run", ["no argument 'max_step' in trainer"]),
         ("slurm wrong job", ["there is no executor.node"]),
+        ("wrong executor", ["there is no executor 'slrum'; did you mean 'slurm'?"]),
         ("slurm without executor", ["executor.nodes=2 without an executor: add --executor slurm"]),
         ("wrong argument after yaml", ["no argument 'scal' in the run; did you mean 'scale'?"]),
     ],

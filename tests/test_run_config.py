@@ -1,14 +1,38 @@
 """From what `--to-yaml` writes back to the configuration it came from."""
 
+from dataclasses import dataclass, field
+from typing import Optional
+
+import fiddle as fdl
 import nemo_run as run
 import pytest
 import torch
 import yaml
 from fake_recipe import Callback, Student, Teacher, Trainer, distill, fake_recipe
+from nemo_run.cli.cli_parser import parse_cli_args
 from nemo_run.cli.config import ConfigSerializer
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.run_config import config_from_dict
+from nemo_xtoken.run_config import add_named, config_from_dict
+
+
+@dataclass(frozen=True)
+class Rule:
+    gamma: float = 0.1
+
+
+@dataclass
+class Named:
+    path: Optional[str] = None  # noqa: UP045
+    rule: Rule = field(default_factory=Rule)
+
+
+def several(  # nemo_run reads these annotations
+    a: int = 1,
+    by_name: Optional[dict[str, Named]] = None,  # noqa: UP045
+    plain: Optional[dict[str, int]] = None,  # noqa: UP045
+):
+    return by_name, plain
 
 
 def _round_trip(config, path):
@@ -60,3 +84,29 @@ def test_what_does_not_fit_is_named(text, message):
     with pytest.raises(InputError) as error:
         config_from_dict(yaml.safe_load(text), "run.yaml")
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        run.Partial(several),
+        run.Partial(several, by_name={"first": run.Config(Named)}),
+        run.Partial(several, by_name=run.Config(dict, first=run.Config(Named), third=run.Config(Named))),
+    ],
+    ids=["nothing", "a dictionary", "a configuration"],
+)
+def test_overrides_reach_what_is_held_by_name(config, tmp_path):
+    words = ["by_name.first.path=/a", "by_name.second.rule.gamma=0.5", "by_name.third=None", "a=2"]
+    add_named(config, words)
+    parse_cli_args(config, words)
+    config = _round_trip(config, tmp_path / "run.yaml")
+    by_name, plain = fdl.build(config)()
+    assert by_name == {"first": Named("/a"), "second": Named(rule=Rule(0.5)), "third": None}
+    assert plain is None
+    assert config.a == 2
+
+
+def test_without_such_overrides_nothing_is_added():
+    config = run.Partial(several, a=3)
+    add_named(config, ["a=2", "by_name=None"])
+    assert config == run.Partial(several, a=3)

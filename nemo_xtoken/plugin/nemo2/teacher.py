@@ -17,7 +17,7 @@ from nemo_xtoken.data.config import TeacherSide
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.base import ChunkLossConfig
 from nemo_xtoken.losses.registry import DivergenceOptions
-from nemo_xtoken.plugin.nemo2.inputs import model_inputs, schedule_shape
+from nemo_xtoken.plugin.nemo2.inputs import model_inputs, prepare_config, schedule_shape
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
 from nemo_xtoken.projection.build import ProjectionRule
 from nemo_xtoken.teachers.colocated import ColocatedTeacher
@@ -57,6 +57,9 @@ class TeacherConfig:
         chunks: how a chunk of several tokens becomes one term, and the temperature.
         weight: alpha, the factor of its distillation term; the weights of several teachers need not sum to 1.
         length: T_T, input positions of a sample on its side; by default ``data.text.teacher_length``.
+        learned: W is trained with the student (``p_kl``): its entries stay where they are, their weights move.  The run
+            ends with a W file that any other can start from as its ``projection``.
+        learned_lr: W's learning rate at the peak of the schedule, which it follows in proportion to the student's.
     """
 
     path: Optional[str] = None
@@ -69,6 +72,8 @@ class TeacherConfig:
     chunks: ChunkLossConfig = field(default_factory=ChunkLossConfig)
     weight: float = 1.0
     length: Optional[int] = None
+    learned: bool = False
+    learned_lr: float = 1e-2
 
     def checkpoint(self, where: str = "teacher") -> Path:
         """The checkpoint's folder.
@@ -164,19 +169,19 @@ def _where(name: str) -> str:
 
 
 def named_teachers(
-    teacher: TeacherConfig | None, teachers: Mapping[str, TeacherConfig] | None
+    teacher: TeacherConfig | None, teachers: Mapping[str, TeacherConfig | None] | None
 ) -> tuple[NamedTeacher, ...]:
     """The teachers of a run, their tokenizers loaded, in order: ``teacher``, then those of ``teachers``.
 
     Args:
         teacher: left out when it names no checkpoint and there are others.
-        teachers: by name.
+        teachers: by name; one that is None (``teachers.NAME=None``) is left out.
 
     Raises:
         InputError: a name that is none, two teachers that differ in their weights alone, no checkpoint, or a tokenizer
             that cannot be read.
     """
-    configs = dict(teachers or {})
+    configs = {name: config for name, config in (teachers or {}).items() if config is not None}
     for name in configs:
         if name == ALONE or not re.fullmatch(r"[A-Za-z]\w*", name):
             raise InputError(
@@ -230,6 +235,7 @@ def build_teacher(
     path, config = teacher.config.checkpoint(teacher.where), teacher.config.load_config(teacher.where)
     for name in SHARED_WITH_STUDENT:
         setattr(config, name, getattr(student_config, name))
+    prepare_config(config)
     module = teacher_provider(config, str(path), teacher.tokenizer, trainer)
     dtype = torch_dtype_from_mcore_config(student_config)
     module = module.to(device=torch.cuda.current_device(), dtype=dtype).requires_grad_(False).eval()
