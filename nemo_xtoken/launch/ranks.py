@@ -6,12 +6,13 @@ of a step become those of torchrun, which Lightning, NeMo and Megatron all read 
 """
 
 import re
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from nemo_xtoken.errors import InputError
 
-__all__ = ["Placement", "adopt_slurm_ranks", "first_host", "placement"]
+__all__ = ["Placement", "adopt_slurm_ranks", "first_host", "fit_trainer", "placement"]
 
 INTERACTIVE = ("bash", "interactive")  # what `srun --pty bash` and `salloc` call a job
 
@@ -72,12 +73,38 @@ def adopt_slurm_ranks(environment: MutableMapping[str, str]) -> None:
     )
 
 
-def placement(environment: MutableMapping[str, str]) -> Placement | None:
+def placement(environment: Mapping[str, str]) -> Placement | None:
     """Where the processes are, by torchrun's variables; None for a process by itself."""
     if "WORLD_SIZE" not in environment or "LOCAL_WORLD_SIZE" not in environment:
         return None
     local = int(environment["LOCAL_WORLD_SIZE"])
     return Placement(int(environment["WORLD_SIZE"]) // local, local)
+
+
+def fit_trainer(config: Any, overrides: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Gives a run's trainer the nodes and devices that the job has, where ``srun`` or ``torchrun`` started it.
+
+    Args:
+        config: the configured run; one without a trainer stays as it is.
+        overrides: ``key=value``, as given by the user.
+        environment: of the process, with the ranks.
+
+    Raises:
+        InputError: an override asks for another number than the job has.
+    """
+    place, trainer = placement(environment), getattr(config, "trainer", None)
+    if place is None or trainer is None:
+        return
+    for name, number in (("num_nodes", place.nodes), ("devices", place.devices)):
+        if not hasattr(trainer, name) or getattr(trainer, name) == number:
+            continue
+        if any(word.startswith(f"trainer.{name}=") for word in overrides):
+            raise InputError(
+                f"trainer.{name}={getattr(trainer, name)} in a job of {place.nodes} x {place.devices} processes",
+                f"trainer.{name}={number}",
+                "leave it out, or start as many processes",
+            )
+        setattr(trainer, name, number)
 
 
 def first_host(hosts: str) -> str:
