@@ -1,7 +1,7 @@
 """What goes into a loss and what comes out: model outputs as hidden states, results as sums and counts."""
 
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,16 +51,19 @@ class Comparison(NamedTuple):
     by_entry: Tensor | None = None
 
 
-class ChunkDivergence(Protocol):
+class ChunkDivergence(torch.nn.Module):
     """A divergence between the student's and the teacher's distribution of one chunk, on sharded vocabularies.
 
     Attributes:
         metric_names: names of the rows of ``Comparison.values`` after the first.
         ownership: the order in which it wants the teacher's columns.
+        merges: how it wants the rows of a chunk merged, the student's and the teacher's (see ``merge``); None: as
+            ``ChunkLossConfig.merge`` says.
     """
 
-    metric_names: tuple[str, ...]
+    metric_names: tuple[str, ...] = ()
     ownership: Ownership
+    merges: tuple[str, str] | None = None
 
     def start(self, p_student: Tensor, entry_weights: Tensor | None = None) -> Any:
         """Begins with the student's side alone; what has to travel does so while the teacher's logits are made.
@@ -69,7 +72,7 @@ class ChunkDivergence(Protocol):
             p_student: ``[k, V_S/tp]`` probabilities, this rank's columns.
             entry_weights: ``[E]``, of W, where it is learned.
         """
-        ...
+        raise NotImplementedError
 
     def finish(self, started: Any, p_teacher: Tensor, coefficients: Tensor | None) -> Comparison:
         """
@@ -79,7 +82,19 @@ class ChunkDivergence(Protocol):
                 overwritten.
             coefficients: ``[k]``, of the chunks in the objective; None: no gradient is wanted.
         """
-        ...
+        raise NotImplementedError
+
+    def selects(self, student_labels: Tensor, teacher_labels: Tensor, chunks: Tensor) -> Tensor | None:
+        """bool ``[K]``, the chunks that it scores; None: all.  Arguments as in :class:`TeacherSignal`."""
+        return None
+
+    def for_batch(self, teacher: ModelOutput) -> "ChunkDivergence":
+        """What compares this micro-batch's chunks: one that has to see the whole of it first does so here."""
+        return self
+
+    def teacher_rows(self, p: Tensor) -> Tensor:
+        """What is made of the teacher's positions, ``[m, V_T/tp]`` probabilities, before they are merged."""
+        return p
 
 
 @dataclass(frozen=True)
@@ -88,7 +103,8 @@ class ChunkLossConfig:
 
     Attributes:
         merge: how a chunk of several tokens becomes one term: ``chain_rule`` (the distribution at its first position
-            times the continuation's probability), ``mean`` (of the distributions at its positions), ``first``.
+            times the continuation's probability), ``mean`` (of the distributions at its positions), ``first``.  A
+            divergence with its own ``merges`` does not ask.
         temperature: tau; distillation terms carry ``tau**2``.
     """
 
@@ -124,6 +140,20 @@ class TeacherSignal:
     config: ChunkLossConfig = field(default_factory=ChunkLossConfig)
     entry_weights: Tensor | None = None
     statistic: str | None = None
+
+    @property
+    def merges(self) -> tuple[str, str]:
+        """How the student's and the teacher's rows of a chunk are merged."""
+        return self.divergence.merges or (self.config.merge, self.config.merge)
+
+    def selected(self, student_labels: Tensor) -> "TeacherSignal":
+        """The same with the chunks alone that its divergence scores.
+
+        Args:
+            student_labels: int64 ``[b, T_S]``.
+        """
+        mask = self.divergence.selects(student_labels, self.labels, self.chunks)
+        return self if mask is None else replace(self, chunks=self.chunks[mask])
 
 
 @dataclass(frozen=True)

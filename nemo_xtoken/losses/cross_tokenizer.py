@@ -46,7 +46,8 @@ def cross_tokenizer_loss(
         raise InputError(f"{len(weights)} weights for {len(teachers)} teachers", "one each", "correct kd_weights")
     empty = labels.new_zeros(0)
     rows = ScoredRows.build(labels.reshape(-1), empty, empty, only_chunks=False)
-    signals = [(teacher, TeacherRows.of(labels, teacher)) for teacher in teachers]
+    chosen = [teacher.selected(labels) for teacher in teachers]
+    signals = [(teacher, TeacherRows.of(labels, teacher)) for teacher in chosen]
     work = FusedPass(student, rows, signals, float(ce_weight), weights, tile_rows)
     objective = work.run()
     return LossTerms(objective, work.cross_entropy(), work.distillation())

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo_xtoken.losses.base import LossSum, ModelOutput, TeacherSignal
+from nemo_xtoken.losses.base import ChunkDivergence, LossSum, ModelOutput, TeacherSignal
 from nemo_xtoken.losses.chunks import ScoredRows
 from nemo_xtoken.losses.merge import continuation, later_rows, merge_rows, spread_gradient, sum_later_tokens
 from nemo_xtoken.losses.teacher_weights import sum_statistic
@@ -46,6 +46,7 @@ class FusedPass:
     kd: list[Tensor] = field(init=False)
     metrics: list[Tensor] = field(init=False)
     statistics: list[Tensor] = field(init=False)
+    divergences: list[ChunkDivergence] = field(init=False)
 
     def run(self) -> Tensor:
         """The objective; differentiable.  The sums are in :meth:`cross_entropy` and :meth:`distillation` then."""
@@ -78,6 +79,7 @@ class FusedPass:
         self.kd = [self.ce.clone() for _ in self.teachers]
         self.metrics = [self.ce.new_zeros(len(s.divergence.metric_names)) for s, _ in self.teachers]
         self.statistics = [self.ce.clone() for _ in self.teachers]
+        self.divergences = [s.divergence.for_batch(s.output) for s, _ in self.teachers]
         gradients = None
         if wanted:
             entries = [s.entry_weights for s, _ in self.teachers]
@@ -119,11 +121,11 @@ class FusedPass:
         self, number: int, student: ScoredRows, teacher: ScoredRows, sides: "dict[float, _Side]", wanted: bool
     ) -> Tensor | None:
         """Adds one teacher's terms of a tile up, and their gradients to its side; returns the one by W's entries."""
-        signal, _ = self.teachers[number]
-        merge, tau = signal.config.merge, signal.config.temperature
+        signal, divergence = self.teachers[number][0], self.divergences[number]
+        (merge, _), tau = signal.merges, signal.config.temperature
         side = sides[tau]
         merged = merge_rows(side.p, student, merge)
-        started = signal.divergence.start(merged, signal.entry_weights)
+        started = divergence.start(merged, signal.entry_weights)
         p_teacher, log_p_teacher = self._teacher_distribution(number, teacher)
         weight = self.kd_weights[number] * tau**2
         coefficients = None
@@ -138,28 +140,27 @@ class FusedPass:
                 side.by_label[later] += weight * slope[student.chunk[later]]
         elif wanted:
             coefficients = weight * side.p.new_ones(student.first.numel())
-        values, g, by_entry = signal.divergence.finish(started, p_teacher, coefficients)
+        values, g, by_entry = divergence.finish(started, p_teacher, coefficients)
         terms = m * values[0] + c if merge == "chain_rule" else values[0]
         self.kd[number] += tau**2 * terms.sum()
         self.metrics[number] += values[1:].sum(1)
         if g is not None:
-            at, g = spread_gradient(g, student, merge)
-            p_at = side.p.index_select(0, at) if merge == "mean" else merged
-            # through the softmax: dL/dz = p * (g - sum_v p g) / tau
-            inner = all_reduce_sum((p_at * g).sum(1, keepdim=True), self.student.head.shard.group)
-            side.by_softmax.append((at, g.sub_(inner).mul_(p_at)))
+            at, h, p_at = spread_gradient(g, merged, side.p, student, merge)
+            # through the softmax: dL/dz = (h - p * sum_v h) / tau, with h by log p
+            inner = all_reduce_sum(h.sum(1, keepdim=True), self.student.head.shard.group)
+            side.by_softmax.append((at, h.addcmul_(p_at, inner, value=-1)))
         return by_entry
 
     def _teacher_distribution(self, number: int, part: ScoredRows) -> tuple[Tensor, Tensor]:
         """``(merged probabilities [k, V_T/tp], log-probabilities of the labels [m])`` at the temperature."""
-        signal, _ = self.teachers[number]
+        signal, divergence = self.teachers[number][0], self.divergences[number]
         head, tau = signal.output.head, signal.config.temperature
         z, labels = head.logits(signal.output.hidden.index_select(0, part.rows)), head.columns_of(part.labels)
         p, log_p = softmax_and_picked(z, labels, head.shard, tau)
         if signal.statistic is not None:
             at_one = (p, log_p) if tau == 1 else softmax_and_picked(z, labels, head.shard)
             self.statistics[number] += sum_statistic(signal.statistic, *at_one, head.shard)
-        return merge_rows(p, part, signal.config.merge), log_p
+        return merge_rows(divergence.teacher_rows(p), part, signal.merges[1]), log_p
 
 
 @dataclass

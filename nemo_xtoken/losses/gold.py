@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo_xtoken.losses.base import Comparison
+from nemo_xtoken.losses.base import ChunkDivergence, Comparison
 from nemo_xtoken.losses.common import CommonSet
 from nemo_xtoken.losses.partial_kl import make_partial_kl
 from nemo_xtoken.losses.sorted_l1 import DEFAULT_CAP, SortedL1
@@ -18,7 +18,7 @@ from nemo_xtoken.parallel.layout import VocabularyShard
 __all__ = ["Gold"]
 
 
-class Gold(torch.nn.Module):
+class Gold(ChunkDivergence):
     """The partial KL over C and the sorted L1 distance of the remainders.
 
     Args:

@@ -5,6 +5,7 @@
 the distributions at the first position, and C is the KL of the Bernoulli distributions of m where the student has later
 tokens, 0 where it has none.  It is never negative, and its gradient reaches every student token of the chunk.
 ``mean``: the arithmetic mean of the distributions.  ``first``: the one at the first position alone.
+``geometric_mean``: the mean of their logarithms, which does not sum to 1; for divergences that want it.
 """
 
 import torch
@@ -14,9 +15,11 @@ from nemo_xtoken.losses.chunks import ScoredRows
 
 __all__ = ["bernoulli_kl", "continuation", "merge_rows", "spread_gradient", "sum_later_tokens"]
 
+MEANS = ("mean", "geometric_mean")
+
 
 def merge_rows(p: Tensor, scored: ScoredRows, merge: str) -> Tensor:
-    """One distribution a chunk: the arithmetic mean of its rows (``mean``), or its first row (other merges).
+    """One distribution a chunk: the mean of its rows (``mean``, ``geometric_mean``), or its first row (other merges).
 
     Args:
         p: ``[n, V/tp]`` probabilities of ``scored``'s rows.
@@ -26,28 +29,36 @@ def merge_rows(p: Tensor, scored: ScoredRows, merge: str) -> Tensor:
     """
     if scored.first.numel() == p.shape[0]:
         return p
-    if merge != "mean":
+    if merge not in MEANS:
         return p.index_select(0, scored.first)
     inside = torch.nonzero(scored.chunk >= 0).squeeze(1)
+    rows = p.index_select(0, inside)
     out = p.new_zeros((scored.first.numel(), p.shape[1]))
-    out.index_add_(0, scored.chunk[inside], p.index_select(0, inside))
-    return out.div_(scored.tokens.unsqueeze(1).to(p.dtype))
+    out.index_add_(0, scored.chunk[inside], rows if merge == "mean" else rows.log_())
+    out.div_(scored.tokens.unsqueeze(1).to(p.dtype))
+    return out if merge == "mean" else out.exp_()
 
 
-def spread_gradient(g: Tensor, scored: ScoredRows, merge: str) -> tuple[Tensor, Tensor]:
-    """The transpose of :func:`merge_rows`: which rows get a gradient, and which.
+def spread_gradient(
+    g: Tensor, merged: Tensor, p: Tensor, scored: ScoredRows, merge: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The way back through :func:`merge_rows`, to the logarithms of the rows' probabilities as if all were free.
 
     Args:
-        g: ``[K, V/tp]``, by the merged distribution.
+        g: ``[K, V/tp]``, by the merged distribution; overwritten.
+        merged: what :func:`merge_rows` made of p.
 
     Returns:
-        ``(row numbers [m], gradient by their probabilities [m, V/tp])``.
+        ``(row numbers [m], gradient [m, V/tp], the rows of p [m, V/tp])``.
     """
-    if merge != "mean":
-        return scored.first, g
+    if merge not in MEANS:
+        return scored.first, g.mul_(merged), merged
     inside = torch.nonzero(scored.chunk >= 0).squeeze(1)
-    per_row = g / scored.tokens.unsqueeze(1).to(g.dtype)
-    return inside, per_row.index_select(0, scored.chunk[inside])
+    rows = p.index_select(0, inside)
+    g.div_(scored.tokens.unsqueeze(1).to(g.dtype))
+    if merge == "mean":
+        return inside, g.index_select(0, scored.chunk[inside]).mul_(rows), rows
+    return inside, g.mul_(merged).index_select(0, scored.chunk[inside]), rows
 
 
 def sum_later_tokens(log_p: Tensor, scored: ScoredRows) -> Tensor:

@@ -7,7 +7,7 @@ which holds the student's mass on empty rows of W and the teacher's mass on toke
 import torch
 from torch import Tensor
 
-from nemo_xtoken.losses.base import Comparison
+from nemo_xtoken.losses.base import ChunkDivergence, Comparison
 from nemo_xtoken.losses.directions import direction_named
 from nemo_xtoken.parallel.exchange import Projection, VocabularyExchange
 from nemo_xtoken.parallel.softmax import all_reduce_sum
@@ -15,7 +15,7 @@ from nemo_xtoken.parallel.softmax import all_reduce_sum
 __all__ = ["ProjectedKL"]
 
 
-class ProjectedKL(torch.nn.Module):
+class ProjectedKL(ChunkDivergence):
     """The divergence of ``q = W^T p_S`` from ``p_T`` and its closed-form derivative.
 
     With g the derivative by q, the derivative by ``p_S`` is ``W g``.  For the forward KL that is ``-r``,

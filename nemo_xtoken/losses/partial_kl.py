@@ -19,7 +19,7 @@ from nemo_xtoken.parallel.softmax import all_reduce_sum
 __all__ = ["PARTIAL_KLS", "PublishedPartialKL", "check_partial_kl", "make_partial_kl"]
 
 
-class PublishedPartialKL(torch.nn.Module):
+class PublishedPartialKL(ChunkDivergence):
     """``sum_C p_T[t] (log p_T[t] - log p_S[s])``, as GOLD and X-Token publish it.
 
     The two sides' masses on C differ, so this is no divergence: it is negative where the student has more mass on C

@@ -1,10 +1,9 @@
 """The plain KL between two models of one tokenizer: the drop-in case, without W."""
 
-import torch
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.losses.base import Comparison
+from nemo_xtoken.losses.base import ChunkDivergence, Comparison
 from nemo_xtoken.losses.directions import direction_named
 from nemo_xtoken.parallel.layout import VocabularyShard
 from nemo_xtoken.parallel.ownership import Ownership
@@ -13,7 +12,7 @@ from nemo_xtoken.parallel.softmax import all_reduce_sum
 __all__ = ["SameTokenizerKL"]
 
 
-class SameTokenizerKL(torch.nn.Module):
+class SameTokenizerKL(ChunkDivergence):
     """``KL(p_T || p_S)`` over one vocabulary, or another direction of it.
 
     The teacher's output layer takes the student's layout, so that each rank compares its own columns.

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.losses.base import Comparison
+from nemo_xtoken.losses.base import ChunkDivergence, Comparison
 from nemo_xtoken.parallel.layout import VocabularyShard, group_rank, group_size
 from nemo_xtoken.parallel.ownership import Ownership
 from nemo_xtoken.parallel.softmax import all_reduce_sum
@@ -84,7 +84,7 @@ class _SortedSide(torch.nn.Module):
         return largest, tail, torch.empty_like(places).scatter_(1, order, places)
 
 
-class SortedL1(torch.nn.Module):
+class SortedL1(ChunkDivergence):
     """The distance and its subgradient: the sign of the sorted difference, at the token that stands there.
 
     Args:

@@ -35,6 +35,7 @@ class VocabularyExchange(torch.nn.Module):
 
     Attributes:
         reached: bool ``[V_T/tp]``, this rank's teacher columns that W reaches.
+        reached_tokens: how many it reaches on all ranks.
         empty: int64, this rank's student columns whose rows of W are empty.
         weights: ``[E]``, the entries of this rank's rows that are not in place, row after row.
         entry_rows: int64 ``[E]``, the student column of each.
@@ -73,6 +74,7 @@ class VocabularyExchange(torch.nn.Module):
         self.student, self.teacher, self.ownership, self.group = student, ownership.shard, ownership, student.group
         self.has_rest = bool(matrix.empty_rows.any())
         self.has_unreached = not bool(matrix.reached.all())
+        self.reached_tokens = int(matrix.reached.sum())
         plan = _Plan.make(matrix, student, ownership)
         self.crossing = plan.crossing
         self._sent, self._received = plan.sent, plan.received

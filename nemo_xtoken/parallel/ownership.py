@@ -57,6 +57,13 @@ class Ownership:
         inverse[self.order] = np.arange(self.order.size)
         return inverse
 
+    @property
+    def local_tokens(self) -> np.ndarray:
+        """int64 ``[rows]``, the teacher token of each of this rank's rows; in padding numbers that no token has."""
+        tokens = np.arange(self.shard.start, self.shard.start + self.shard.rows)
+        tokens[: self.shard.valid_rows] = self.order[self.shard.start :][: self.shard.valid_rows]
+        return tokens
+
     @classmethod
     def in_order(cls, shard: VocabularyShard) -> "Ownership":
         """Every token where Megatron's own layout has it."""
