@@ -64,8 +64,10 @@ def load_pair(arguments: argparse.Namespace) -> tuple[Any, Any]:
     )
 
 
-def in_turns(competitors: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call, ``rounds`` of each, one after the other: A B C A B C ..
+def in_turns(
+    competitors: Mapping[str, Callable[[], Any]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
+    """Seconds of each call by a clock, ``rounds`` of each, one after the other: A B C A B C ..
 
     A machine that slows down for a while slows all of them, so that the ratios within a round hold.  Each is called
     once before, uncounted.  The garbage collector rests during a call and collects between two.
@@ -77,9 +79,9 @@ def in_turns(competitors: Mapping[str, Callable[[], Any]], rounds: int) -> dict[
         for name, call in competitors.items():
             gc.collect()
             gc.disable()
-            start = time.perf_counter()
+            start = clock()
             call()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
             gc.enable()
     return seconds
 
