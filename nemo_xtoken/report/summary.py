@@ -12,6 +12,7 @@ from rich.table import Table
 from nemo_xtoken.files import atomic_path
 from nemo_xtoken.report.curves import draw_curves
 from nemo_xtoken.report.history import read_history
+from nemo_xtoken.report.learned import report_learned
 
 __all__ = ["RunSummary", "report_runs", "summarize"]
 
@@ -81,6 +82,7 @@ def report_runs(runs: Mapping[str, Path], out: Path, console: Console | None = N
     draw_curves({name: read_history(folder) for name, folder in runs.items()}, figure)
     with atomic_path(out / "report.json") as temporary:
         temporary.write_text(json.dumps([asdict(s) for s in summaries], indent=2) + "\n")
+    report_learned(list(runs.values())[-1], console)
     if (checkpoint := summaries[-1].checkpoint) is not None:
         console.print(f"checkpoint  {checkpoint}", soft_wrap=True)
     console.print(f"figure      {figure}", soft_wrap=True)

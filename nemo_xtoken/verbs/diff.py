@@ -41,10 +41,9 @@ def _run(arguments: Mapping[str, Any]) -> int:
 
 def _print(a: str, b: str, result: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
 
     from nemo_xtoken.projection.rows import readable
+    from nemo_xtoken.report.learned import ChangedRow, changed_rows
 
     console = Console()
     plain: dict[str, Any] = {"highlight": False, "soft_wrap": True, "markup": False}
@@ -53,21 +52,13 @@ def _print(a: str, b: str, result: dict[str, Any]) -> None:
     counts = ", ".join(f"{result[name]['count']:,} {name}" for name in ("added", "removed", "changed"))
     console.print("no row differs" if result["same"] else f"rows: {counts}", **plain)
     for name, meaning in (("added", "empty in a"), ("removed", "empty in b"), ("changed", "farthest apart first")):
-        rows = result[name]["rows"]
-        if not rows:
-            continue
-        table = Table(title=f"{name} ({meaning})", title_justify="left", show_edge=False, pad_edge=False)
-        table.add_column("id", justify="right", style="dim")
-        table.add_column("student token", overflow="fold")
-        table.add_column("distance", justify="right")
-        table.add_column("a", overflow="fold")
-        table.add_column("b", overflow="fold")
-        for row in rows:
-            token = f"'{row['token']}'" if "token" in row else ""
-            before, after = readable(row), readable({"entries": row["after"]})
-            table.add_row(str(row["id"]), escape(token), f"{row['distance']:.4f}", escape(before), escape(after))
-        console.print()
-        console.print(table)
+        rows = [
+            ChangedRow(r["id"], r.get("token", ""), r["distance"], readable(r), readable({"entries": r["after"]}))
+            for r in result[name]["rows"]
+        ]
+        if rows:
+            console.print()
+            console.print(changed_rows(f"{name} ({meaning})", rows, "a", "b"))
 
 
 VERB = Verb(

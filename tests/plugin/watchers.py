@@ -21,6 +21,7 @@ __all__ = [
     "Gradients",
     "Pause",
     "Poison",
+    "Rates",
     "Totals",
     "Watcher",
     "Weights",
@@ -87,6 +88,16 @@ class Buffers(Watcher):
         self.result["optimizer"] = sizes(p for group in groups for p in group["params"])
         self.result["names"] = [name for name, _ in pl_module.named_modules()]
         self.result["frozen"] = not any(p.requires_grad for t in pl_module.teachers for p in t.model.parameters())
+
+
+class Rates(Watcher):
+    """``rates``: of each step, the learning rate and weight decay of each group of parameters by Megatron's multiple."""
+
+    def on_megatron_step_end(self, step: Any, **_: Any) -> None:
+        if not step.forward_only:
+            groups = [group for o in step.trainer.optimizers for group in o.param_groups]
+            found = {g["pre_lr_mult"]: (g["lr"], g["weight_decay"]) for g in groups if g["params"]}
+            self.result.setdefault("rates", []).append(found)
 
 
 class Pause(Watcher):

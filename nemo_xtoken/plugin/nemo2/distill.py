@@ -23,6 +23,7 @@ from nemo_xtoken.plugin.nemo2.checkpoints import remove_unfinished
 from nemo_xtoken.plugin.nemo2.checks import check_run
 from nemo_xtoken.plugin.nemo2.data import DistillationData
 from nemo_xtoken.plugin.nemo2.history import History
+from nemo_xtoken.plugin.nemo2.learned import learn_projections
 from nemo_xtoken.plugin.nemo2.model import DistillationModel
 from nemo_xtoken.plugin.nemo2.random_state import RandomState
 from nemo_xtoken.plugin.nemo2.steps import DistillationSteps
@@ -105,6 +106,7 @@ def train_one(
     model.learn_from(named, objective)
     folder = run_folder(log)
     check_run(model, data, trainer, named, resume)
+    learning = learn_projections(named, model.tokenizer.vocabulary, optim or model.optim, resume, folder)
     sides = [t.side for t in named] or aligned_with or [TeacherSide(model.tokenizer.vocabulary)]
     data.read(model.tokenizer.vocabulary, sides, trainer.max_steps, trainer.is_global_zero)
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +116,7 @@ def train_one(
     if isinstance(trainer.val_check_interval, int):  # Lightning refuses one that is longer than the run
         trainer.val_check_interval = min(trainer.val_check_interval, trainer.max_steps + 1)
     steps = DistillationSteps(model.scale, model.teacher_weights)
-    trainer.callbacks += [steps, History(folder, steps), RandomState(), PreemptionCallback()]
+    trainer.callbacks += [steps, History(folder, steps), RandomState(), PreemptionCallback(), *learning]
     _reset_batches(data, trainer)
     llm.train(model, data, trainer, optim=optim, log=log, resume=resume)
     return folder

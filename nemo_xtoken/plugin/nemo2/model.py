@@ -10,12 +10,15 @@ from nemo.lightning import OptimizerModule
 from torch import Tensor
 
 from nemo_xtoken.losses.base import ChunkDivergence, ModelOutput, TeacherSignal
+from nemo_xtoken.losses.learned import LearnedProjection
 from nemo_xtoken.losses.objective import DynamicScale, ObjectiveConfig, StepCounts
+from nemo_xtoken.losses.p_kl import ProjectedKL
 from nemo_xtoken.losses.registry import make_divergence
 from nemo_xtoken.losses.teacher_weights import STATIC, TeacherWeights
 from nemo_xtoken.parallel.head import OutputHead
 from nemo_xtoken.parallel.layout import VocabularyShard
 from nemo_xtoken.plugin.nemo2.inputs import model_inputs
+from nemo_xtoken.plugin.nemo2.learned import ATTRIBUTE, LearnedProjections, check_checkpoint
 from nemo_xtoken.plugin.nemo2.loss import DistillationLoss, HeldOutLoss
 from nemo_xtoken.plugin.nemo2.teacher import NamedTeacher, build_teacher, one_model_each
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
@@ -35,19 +38,21 @@ class _Lesson:
         source: number of the model, in ``DistillationModel.teachers``, that has the hidden states.
         head: the model's output layer in the order of the divergence.
         divergence: how distributions are compared.
+        learned: the logits of its W, where that is learned.
     """
 
     teacher: NamedTeacher
     source: int
     head: OutputHead
     divergence: ChunkDivergence
+    learned: LearnedProjection | None
 
 
 class DistillationModel(llm.GPTModel):
     """A GPT model that learns from text and, when it has any, from teachers with their own tokenizers.
 
-    Checkpoints, optimizer and gradient buffers hold the student alone: the teachers are plain attributes that no
-    module knows.
+    Checkpoints, optimizer and gradient buffers hold the student and each W that is learned with it: the teachers are
+    plain attributes that no module knows.
 
     Args:
         config: the student's architecture, any of NeMo's GPT configs.
@@ -70,6 +75,7 @@ class DistillationModel(llm.GPTModel):
         self.teachers: list[ColocatedTeacher] = []
         self._named: tuple[NamedTeacher, ...] = ()
         self._lessons: list[_Lesson] = []
+        self._learned: list[LearnedProjections] = []  # in a list: the Megatron module has them
         self._tap: HiddenStateTap | None = None
 
     def learn_from(self, teachers: Sequence[NamedTeacher], objective: ObjectiveConfig) -> None:
@@ -87,6 +93,11 @@ class DistillationModel(llm.GPTModel):
         """In the order of their sides in a batch."""
         return tuple(teacher.name for teacher in self._named)
 
+    @property
+    def learned(self) -> LearnedProjections | None:
+        """The W that are learned; None without any, and on all but the last pipeline stage."""
+        return self._learned[0] if self._learned else None
+
     @classmethod
     def _get_connector(cls, ext: str, path: Any = None, importer: bool = True) -> Any:
         """NeMo's, after ours are registered: for `llm.import_ckpt` and `nemo llm export`."""
@@ -101,6 +112,9 @@ class DistillationModel(llm.GPTModel):
             return
         from megatron.core import parallel_state
 
+        resumed = self.trainer.ckpt_path is not None
+        if resumed:
+            check_checkpoint(self.trainer.ckpt_path, self._named)
         super().configure_model(vp_stage=vp_stage)
         last_stage = parallel_state.is_pipeline_last_stage()
         if last_stage:
@@ -110,6 +124,11 @@ class DistillationModel(llm.GPTModel):
         self.teachers = [build_teacher(self._named[n], n, self.config, self.trainer) for n in numbers]
         if last_stage:
             self._lessons = self._make_lessons([numbers.index(n) for n in sources])
+            if learned := {
+                lesson.teacher.name: lesson.learned for lesson in self._lessons if lesson.learned is not None
+            }:
+                self._learned = [LearnedProjections(learned, resumed)]
+                self.module.add_module(ATTRIBUTE, self._learned[0])
 
     def _make_lessons(self, sources: Sequence[int]) -> list[_Lesson]:
         """Makes the divergences, and lays the teachers' output layers out as they want them."""
@@ -119,18 +138,22 @@ class DistillationModel(llm.GPTModel):
         # the layer's own weight is None where it is tied
         rows = int(self.module.output_layer.output_size_per_partition)
         shard = VocabularyShard.of_local_rows(student.size, rows, group)
-        divergences = []
+        divergences, learned = [], []
         for teacher in self._named:
             config, other = teacher.config, teacher.tokenizer.vocabulary
             matrix = load_or_build(student, other, config.rule, config.projection)
-            divergences.append(make_divergence(config.loss, matrix, student, other, shard, config.options))
+            divergence = make_divergence(config.loss, matrix, student, other, shard, config.options)
+            divergences.append(divergence)
+            assert not config.learned or isinstance(divergence, ProjectedKL)
+            learned.append(LearnedProjection(divergence.exchange, matrix) if config.learned else None)
         heads: dict[int, OutputHead] = {}
         for source, model in enumerate(self.teachers):
             taught = [number for number, n in enumerate(sources) if n == source]
             heads |= zip(taught, model.lay_out(*(divergences[n].ownership for n in taught)), strict=True)
         device = torch.cuda.current_device()
         return [
-            _Lesson(teacher, sources[n], heads[n], divergences[n].to(device)) for n, teacher in enumerate(self._named)
+            _Lesson(teacher, sources[n], heads[n], divergences[n].to(device), learned[n])
+            for n, teacher in enumerate(self._named)
         ]
 
     def data_step(self, dataloader_iter: Any) -> dict[str, Any]:
@@ -159,6 +182,7 @@ class DistillationModel(llm.GPTModel):
                 batch[f"teacher{number}_chunks"],
                 lesson.divergence,
                 lesson.teacher.config.chunks,
+                None if lesson.learned is None else lesson.learned(),
                 statistic=self.teacher_weights.statistic,
             )
             for number, lesson in enumerate(self._lessons)
