@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 __all__ = ["disable", "enable", "is_enabled"]
 
+_ABSENT = object()
 _undo: list[tuple[Any, str | None, Any]] = []  # (object, attribute, old value), newest last
 
 
@@ -85,7 +86,7 @@ class _FileQueue:
 
 
 def _set(obj: Any, name: str, value: Any) -> None:
-    _undo.append((obj, name, getattr(obj, name)))
+    _undo.append((obj, name, getattr(obj, name, _ABSENT)))
     setattr(obj, name, value)
 
 
@@ -106,6 +107,7 @@ def enable() -> None:
     from megatron.core.models.common.embeddings import rope_utils
     from megatron.core.timers import Timers
     from megatron.core.transformer import transformer_block
+    from megatron.core.transformer.moe import moe_utils
     from nemo.collections.llm.gpt.model import base
 
     from nemo_xtoken.plugin import cpu_layers
@@ -151,6 +153,8 @@ def enable() -> None:
     if not base.HAVE_TE:
         _set(base, "local_layer_spec", cpu_layers.layer_spec)  # what NeMo's default layer spec falls back to
         _set(transformer_block, "LayerNormImpl", cpu_layers.Norm)  # the final norm
+        if not hasattr(moe_utils, "te_general_gemm"):  # mcore 0.15.3's router asks whether it is None
+            _set(moe_utils, "te_general_gemm", None)
         _set(rope_utils, "fused_apply_rotary_pos_emb", cpu_layers.rotary)  # configs that ask for the fused one raise
 
     torch.compiler.set_stance("force_eager")  # mcore's jit_fuser is torch.compile: 5 s and a C++ compiler per run
@@ -166,5 +170,7 @@ def disable() -> None:
         if name is None:
             obj.__exit__(None, None, None)
             torch.compiler.set_stance("default")
+        elif value is _ABSENT:
+            delattr(obj, name)
         else:
             setattr(obj, name, value)

@@ -23,7 +23,7 @@ class ColocatedTeacher:
 
     The forward pass is a schedule of its own (``forward_only``), so the teacher's sequence length, width and depth have
     nothing to do with the student's, under pipeline parallelism as well.  What stays of a micro-batch is its last
-    hidden state, ``[b*T_T, H_T]``, on the last pipeline stage.
+    hidden state, ``[b*T_T, H_T]`` (under context parallelism this rank's rows), on the last pipeline stage.
 
     Args:
         model: this pipeline stage of the teacher, in evaluation mode, its parameters frozen.
@@ -113,10 +113,14 @@ class ColocatedTeacher:
         return self.tap.pop()[0]
 
     def _check_finite(self, hidden: Tensor, batch: dict[str, Tensor]) -> None:
-        rows = torch.isfinite(hidden).all(dim=1).view(batch[f"{self.side}_tokens"].shape)
-        if bool(rows.all()):
+        rows = torch.nonzero(~torch.isfinite(hidden).all(dim=1)).squeeze(1)
+        layout = batch.get(f"{self.side}_layout")
+        if layout is not None:  # this rank's positions in the batch; what is padding counts for nothing
+            rows = layout.local[rows]
+            rows = rows[rows >= 0]
+        if not rows.numel():
             return
-        samples = batch["sample_ids"][~rows.all(dim=1)].tolist()
+        samples = batch["sample_ids"][(rows // batch[f"{self.side}_tokens"].shape[1]).unique()].tolist()
         raise InputError(
             f"the {self.label}'s output is not a number for sample {', '.join(map(str, samples))} of the data set",
             "finite hidden states",

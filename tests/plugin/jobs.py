@@ -20,6 +20,7 @@ from watchers import Watcher
 from nemo_xtoken.data.config import DataConfig
 from nemo_xtoken.losses.base import ChunkLossConfig
 from nemo_xtoken.losses.objective import ObjectiveConfig
+from nemo_xtoken.plugin.nemo2 import inputs
 from nemo_xtoken.plugin.nemo2.data import DistillationData
 from nemo_xtoken.plugin.nemo2.distill import train_one
 from nemo_xtoken.plugin.nemo2.model import DistillationModel
@@ -65,6 +66,7 @@ class Job:
         name: of the run's folder below ``root/runs``.
         start: checkpoint the student starts from; None: random weights.
         teacher: checkpoint of the teacher; None with ``scale=0``.
+        lengths: packed documents by their lengths (``thd``), as on a GPU, instead of by a mask.
         distributed: Megatron's distributed optimizer; without it every rank has all gradients.
         text, model, teacher_config, objective: further arguments of ``DataConfig``, the student's config,
             ``TeacherConfig``, ``ObjectiveConfig``.
@@ -76,6 +78,8 @@ class Job:
     name: str
     tp: int = 1
     pp: int = 1
+    cp: int = 1
+    lengths: bool = False
     sequence_parallel: bool = False
     micro: int = 2
     batch: int = 4
@@ -151,6 +155,7 @@ def build(job: Job) -> dict[str, Any]:
         strategy=nl.MegatronStrategy(
             tensor_model_parallel_size=job.tp,
             pipeline_model_parallel_size=job.pp,
+            context_parallel_size=job.cp,
             sequence_parallel=job.sequence_parallel,
             pipeline_dtype=torch.float32,
             ckpt_async_save=False,
@@ -218,6 +223,8 @@ def train(job: Job, **changes: Any) -> dict[str, Any]:
         ``totals``: the sums of each step; and what the watchers saw.
     """
     torch.set_num_threads(1)
+    if job.lengths:
+        inputs.uses_packed_attention = lambda: True  # in this fork alone
     arguments = build(job) | changes
     train_one(**arguments)
     result: dict[str, Any] = {}

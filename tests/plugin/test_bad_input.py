@@ -46,8 +46,8 @@ def versioned_log(arguments):
     arguments["log"].version = "3"
 
 
-def context_parallel(arguments):
-    arguments["trainer"].strategy.context_parallel_size = 2
+def virtual_pipeline(arguments):
+    arguments["trainer"].strategy.virtual_pipeline_model_parallel_size = 2
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,12 @@ CASES = {
     "sequence parallel": (
         2, {"tp": 2, "sequence_parallel": True, "text": {"teacher_length": 97}}, nothing, "teacher sequence of 97",
     ),
-    "context parallel": (2, {}, context_parallel, "context_parallel_size=2"),
+    "context parallel": (2, {"cp": 2, "text": {"student_length": 66}}, nothing, "student sequence of 66"),
+    "context and sequence parallel": (
+        8, {"tp": 2, "cp": 4, "sequence_parallel": True, "text": {"teacher_length": 100}}, nothing, "multiple of 8",
+    ),
+    "context parallel processes": (3, {"cp": 2}, nothing, "context parallel = 2"),
+    "virtual pipeline": (2, {"pp": 2}, virtual_pipeline, "virtual_pipeline_model_parallel_size=2"),
     "no steps": (1, {"steps": 0}, nothing, "max_steps=0"),
     "log by date": (1, {}, changing_log, "use_datetime_version"),
     "log by version": (1, {}, versioned_log, "log.version"),

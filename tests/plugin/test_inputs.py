@@ -42,6 +42,13 @@ def test_document_mask(seed):
                 assert bool(mask[sample, 0, query, key]) != seen
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_of_the_mask(seed):
+    documents = batch(seed)["student_documents"]
+    rows = torch.tensor([3, 16, 0, 7])
+    assert torch.equal(inputs.document_mask(documents, rows), inputs.document_mask(documents)[:, :, rows])
+
+
 def test_every_position_sees_itself():
     """A row that sees nothing would be NaN in the softmax, on padding too."""
     mask = inputs.document_mask(torch.full((1, 4), -1, dtype=torch.int32))

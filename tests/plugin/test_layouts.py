@@ -7,7 +7,10 @@ pytestmark = pytest.mark.usefixtures("nemo")
 
 RELATIVE = 1e-5
 STEPS = (0, 2)  # the first, and one whose dynamic scale comes from a step before
-UNPACKED = {"pack": False}  # documents of different lengths: micro-batches and ranks with different numbers of tokens
+PACKED, UNPACKED = (
+    {"pack": True},
+    {"pack": False},
+)  # documents of different lengths: micro-batches and ranks with different numbers of tokens
 
 
 @pytest.fixture(scope="module")
@@ -44,15 +47,25 @@ LAYOUTS = {
     "pp2": (2, {"pp": 2, "micro": 1}),
     "dp2": (2, {"micro": 1}),
     "dp2_one_batch": (2, {"micro": 2}),
+    "cp2": (2, {"cp": 2, "micro": 2}),
+    "cp2_whole": (2, {"cp": 2, "micro": 4}),
+    "tp2_cp2": (4, {"tp": 2, "cp": 2, "sequence_parallel": True, "micro": 4}),
+    "pp2_cp2": (4, {"pp": 2, "cp": 2, "micro": 1}),
+    "dp2_cp2": (4, {"cp": 2, "micro": 1}),
 }
 CASES = [
-    *(pytest.param(name, {}, id=name) for name in LAYOUTS),
+    *(pytest.param(name, {}, id=name) for name in LAYOUTS if name != "cp2_whole"),
+    pytest.param("cp2_whole", {"scale": "dynamic_per_microbatch"}, id="cp2-dynamic_per_microbatch"),
     pytest.param("tp2", {"merge": "mean"}, id="tp2-mean"),
     pytest.param("tp2", {"merge": "first"}, id="tp2-first"),
     *(pytest.param("tp2", {"loss": name}, id=f"tp2-{name}") for name in ("h_kl", "gold", "uld")),
     pytest.param("tp2", {"tied": True}, id="tp2-tied"),
     pytest.param("pp2", {"tied": True}, id="pp2-tied"),
-    pytest.param("micro1", {"text": {"pack": True}}, id="micro1-packed"),
+    *(pytest.param(name, {"text": PACKED}, id=f"{name}-packed") for name in ("micro1", "cp2", "dp2_cp2")),
+    *(
+        pytest.param(name, {"text": PACKED, "lengths": True}, id=f"{name}-packed-lengths")
+        for name in ("micro1", "tp2_cp2", "pp2_cp2")
+    ),
 ]
 
 
@@ -60,7 +73,7 @@ CASES = [
 def test_a_layout_changes_nothing(course, layout, settings):
     from watchers import assert_same
 
-    [one] = course(micro=4, **settings)
+    [one] = course(micro=4, **{name: value for name, value in settings.items() if name != "lengths"})
     ranks, parallel = LAYOUTS[layout]
     others = course(ranks, **parallel, **settings)
     assert_same(one, others, STEPS, RELATIVE)

@@ -1,5 +1,6 @@
 """What can be wrong with a run is found here, before data is read, anything is written or a model is built."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,15 +34,15 @@ def check_run(
     """
     _check_trainer(trainer)
     strategy = trainer.strategy
-    tp, pp = strategy.tensor_model_parallel_size, strategy.pipeline_model_parallel_size
-    if trainer.world_size % (tp * pp):
+    tp, pp, cp = (getattr(strategy, f"{name}_parallel_size") for name in ("tensor_model", "pipeline_model", "context"))
+    if trainer.world_size % (tp * pp * cp):
         raise InputError(
-            f"{trainer.world_size} processes for tensor x pipeline parallel = {tp * pp}",
-            f"a multiple of {tp * pp}",
+            f"{trainer.world_size} processes for tensor x pipeline x context parallel = {tp * pp * cp}",
+            f"a multiple of {tp * pp * cp}",
             "start that many processes (torchrun --nproc-per-node, Slurm tasks) and set trainer.devices, or change "
             "trainer.strategy.*_parallel_size",
         )
-    data.check_layout(trainer.world_size // (tp * pp))
+    data.check_layout(trainer.world_size // (tp * pp * cp))
     own, default = data.text.lengths
     sides = [("student", model.config, model.tokenizer, own, "data.text.student_length", "model.config.vocab_size")]
     for teacher in teachers:
@@ -52,12 +53,7 @@ def check_run(
         sides.append((teacher.label, config, teacher.tokenizer, length, where, teacher.where))
     for side, config, tokenizer, length, where, rows in sides:
         _check_divisible(side, config, tp, pp)
-        if strategy.sequence_parallel and length % tp:
-            raise InputError(
-                f"a {side} sequence of {length} positions, sequence parallel over {tp} ranks",
-                f"a multiple of {tp}",
-                f"change {where}, or set trainer.strategy.sequence_parallel=False",
-            )
+        _check_length(side, length, where, cp, tp if strategy.sequence_parallel else 1)
         _check_rows(side, config.vocab_size, tokenizer, rows)
     if (start := getattr(getattr(resume, "restore_config", None), "path", None)) is not None and "://" not in start:
         _check_checkpoint("student", Path(start), model.tokenizer, "resume.restore_config.path")
@@ -80,13 +76,24 @@ def _check_trainer(trainer: nl.Trainer) -> None:
         )
     if trainer.max_steps < 1:
         raise InputError(f"trainer.max_steps={trainer.max_steps}", "at least one step", "set trainer.max_steps=..")
-    for name in ("context_parallel_size", "virtual_pipeline_model_parallel_size"):
-        if (getattr(strategy, name, None) or 1) > 1:
-            raise InputError(
-                f"trainer.strategy.{name}={getattr(strategy, name)}",
-                "1: distillation across tokenizers does not support more yet",
-                "use tensor, pipeline and data parallelism",
-            )
+    if (virtual := strategy.virtual_pipeline_model_parallel_size or 1) > 1:
+        raise InputError(
+            f"trainer.strategy.virtual_pipeline_model_parallel_size={virtual}",
+            "1: distillation across tokenizers does not support more yet",
+            "use tensor, pipeline, context and data parallelism",
+        )
+
+
+def _check_length(side: str, length: int, where: str, cp: int, sequence_ranks: int) -> None:
+    """A context-parallel rank holds two equal parts of a sequence, and sequence parallelism cuts what it holds."""
+    unit = cp * (math.lcm(2, sequence_ranks) if cp > 1 else sequence_ranks)
+    if length % unit:
+        raise InputError(
+            f"a {side} sequence of {length} positions, context parallel over {cp} ranks, sequence parallel over "
+            f"{sequence_ranks}",
+            f"a multiple of {unit}",
+            f"change {where}, trainer.strategy.context_parallel_size or trainer.strategy.sequence_parallel",
+        )
 
 
 def _check_divisible(side: str, config: llm.GPTConfig, tp: int, pp: int) -> None:

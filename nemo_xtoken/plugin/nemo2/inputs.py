@@ -2,6 +2,9 @@
 
 Torch attention gets a mask.  Transformer Engine's gets the sequence lengths instead (``thd`` layout), which costs no
 memory for a mask and skips the work across documents.
+
+Under context parallelism a rank gets its rows alone: with a mask two parts of every sample, as Megatron slices them;
+with sequence lengths two parts of every document, which is padded for it (see ``parallel.context``).
 """
 
 from typing import Any
@@ -9,7 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["document_mask", "model_inputs", "schedule_shape", "uses_packed_attention"]
+from nemo_xtoken.parallel.context import ContextLayout
+from nemo_xtoken.parallel.layout import group_size
+
+__all__ = [
+    "context_layout",
+    "document_mask",
+    "model_inputs",
+    "prepare_config",
+    "schedule_shape",
+    "uses_packed_attention",
+]
 
 
 def uses_packed_attention() -> bool:
@@ -21,40 +34,84 @@ def uses_packed_attention() -> bool:
     return bool(HAVE_TE) and not is_enabled()
 
 
-def document_mask(documents: Tensor) -> Tensor:
-    """bool ``[b, 1, T, T]``, True where attention is not allowed: the future, and other documents.
+def context_layout(batch: dict[str, Any], side: str) -> ContextLayout:
+    """Which positions of a side of a batch each context-parallel rank holds; kept in the batch."""
+    name = f"{side}_layout"
+    if name not in batch:
+        from megatron.core import parallel_state
+
+        tokens = batch[f"{side}_tokens"]
+        group = parallel_state.get_context_parallel_group(check_initialized=False)
+        if group_size(group) > 1 and uses_packed_attention():
+            tensor_ranks = parallel_state.get_tensor_model_parallel_world_size()
+            batch[name] = ContextLayout.by_document(_starts(batch, side), tokens.numel(), group, tensor_ranks)
+        else:
+            batch[name] = ContextLayout.zigzag(*tokens.shape, group, tokens.device)
+    layout: ContextLayout = batch[name]
+    return layout
+
+
+def document_mask(documents: Tensor, rows: Tensor | None = None) -> Tensor:
+    """bool ``[b, 1, n, T]``, True where attention is not allowed: the future, and other documents.
 
     Args:
         documents: int ``[b, T]``, the document of each position.
+        rows: int64 ``[n]``, the positions that attend; default all.
     """
-    length = documents.shape[1]
-    future = torch.ones(length, length, dtype=torch.bool, device=documents.device).triu(1)
-    return (future | (documents[:, :, None] != documents[:, None, :])).unsqueeze(1)
+    positions = torch.arange(documents.shape[1], device=documents.device)
+    rows = positions if rows is None else rows
+    future = positions[None, :] > rows[:, None]
+    return (future | (documents[:, rows, None] != documents[:, None, :])).unsqueeze(1)
 
 
-def model_inputs(batch: dict[str, Any], side: str) -> dict[str, Any]:
-    """Keyword arguments of a Megatron GPT model for the ``side`` ("student" or "teacher") of a batch."""
-    tokens, positions = batch[f"{side}_tokens"], batch[f"{side}_positions"]
-    documents = batch[f"{side}_documents"]
-    if not uses_packed_attention():
-        return {"input_ids": tokens, "position_ids": positions, "attention_mask": document_mask(documents)}
-    from megatron.core.packed_seq_params import PackedSeqParams
-
+def _starts(batch: dict[str, Any], side: str) -> Tensor:
+    """int64, the flat positions where documents, and the padding of samples, begin."""
+    positions, documents = batch[f"{side}_positions"], batch[f"{side}_documents"]
     starts = (positions == 0) & (documents >= 0)
     starts[:, 0] = True
     starts[:, 1:] |= documents[:, 1:] != documents[:, :-1]
-    first = torch.nonzero(starts.reshape(-1)).squeeze(1)
-    bounds = torch.cat([first, first.new_tensor([tokens.numel()])]).to(torch.int32)
+    return torch.nonzero(starts.reshape(-1)).squeeze(1)
+
+
+def model_inputs(batch: dict[str, Any], side: str) -> dict[str, Any]:
+    """Keyword arguments of a Megatron GPT model for a side ("student", "teacher0", ..) of a batch, for this rank."""
+    tokens, positions = batch[f"{side}_tokens"], batch[f"{side}_positions"]
+    layout = context_layout(batch, side)
+    whole = group_size(layout.group) == 1
+    if not uses_packed_attention():
+        rows = None
+        if not whole:
+            rows = layout.local[: layout.local.numel() // tokens.shape[0]]  # the same of every sample
+            tokens, positions = tokens[:, rows], positions[:, rows]
+        mask = document_mask(batch[f"{side}_documents"], rows)
+        return {"input_ids": tokens, "position_ids": positions, "attention_mask": mask}
+    from megatron.core.packed_seq_params import PackedSeqParams
+
+    if whole:
+        bounds = torch.nn.functional.pad(_starts(batch, side), (0, 1), value=tokens.numel())
+        tokens, positions = tokens.reshape(1, -1), positions.reshape(1, -1)
+    else:
+        assert layout.bounds is not None
+        bounds = layout.bounds
+        tokens, positions = (layout.take(x.reshape(-1))[None] for x in (tokens, positions))
     longest = int((bounds[1:] - bounds[:-1]).max())
+    bounds = bounds.to(torch.int32)
     packed = PackedSeqParams(
         qkv_format="thd", cu_seqlens_q=bounds, cu_seqlens_kv=bounds, max_seqlen_q=longest, max_seqlen_kv=longest
     )
-    return {
-        "input_ids": tokens.reshape(1, -1),
-        "position_ids": positions.reshape(1, -1),
-        "attention_mask": None,
-        "packed_seq_params": packed,
-    }
+    if not whole:  # padding is a part of its document, at the end, where nothing sees it
+        packed.cu_seqlens_q_padded = packed.cu_seqlens_kv_padded = bounds
+    return {"input_ids": tokens, "position_ids": positions, "attention_mask": None, "packed_seq_params": packed}
+
+
+def prepare_config(config: Any) -> None:
+    """Settings of a model that follow from its inputs.
+
+    With sequence lengths the padding for context parallelism, and so the length that pipeline stages hand on, differs
+    between micro-batches.
+    """
+    if config.context_parallel_size > 1 and config.pipeline_model_parallel_size > 1 and uses_packed_attention():
+        config.variable_seq_lengths = True
 
 
 def schedule_shape(micro_batch_size: int, length: int) -> tuple[int, int]:

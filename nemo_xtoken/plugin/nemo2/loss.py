@@ -11,8 +11,10 @@ from torch import Tensor
 from nemo_xtoken.losses.base import ModelOutput
 from nemo_xtoken.losses.cross_tokenizer import cross_tokenizer_loss
 from nemo_xtoken.losses.objective import kd_weights
+from nemo_xtoken.losses.shares import Held, share, sum_over
 from nemo_xtoken.losses.tiles import rows_within
 from nemo_xtoken.losses.token_statistics import token_statistics
+from nemo_xtoken.plugin.nemo2.inputs import context_layout
 
 if TYPE_CHECKING:
     from nemo_xtoken.plugin.nemo2.model import DistillationModel
@@ -62,8 +64,10 @@ class DistillationLoss(StepSums):
 
     def forward(self, batch: dict[str, Any], output: ModelOutput) -> tuple[Tensor, Tensor, Report]:
         """``(loss, tokens, report)`` as Megatron's schedule expects them with ``calculate_per_token_loss``."""
+        from megatron.core import parallel_state
+
         model = self._model[0]
-        labels, signals = batch["student_labels"], model.signals(batch)
+        output, labels, signals = model.shared(batch, output)
         heads = [signal.output.head for signal in signals]
         tile_rows = rows_within(model.scale.config.tile_mib, output.head, heads)
         weights: list[float | Tensor] = []
@@ -72,7 +76,8 @@ class DistillationLoss(StepSums):
             if factor is None:  # it follows from the sums of this very micro-batch
                 with torch.no_grad():
                     sums = cross_tokenizer_loss(output, labels, signals, tile_rows=tile_rows)
-                factor = model.scale.within(sums.ce, sums.kd, model.teacher_weights.alphas)
+                ce, *kd = sum_over(parallel_state.get_context_parallel_group(), [sums.ce, *sums.kd])
+                factor = model.scale.within(ce, kd, model.teacher_weights.alphas)
             weights = kd_weights(factor, model.teacher_weights.alphas, model.counts)
         terms = cross_tokenizer_loss(output, labels, signals, 1.0, weights, tile_rows)
         ce, device = terms.ce, terms.objective.device
@@ -98,7 +103,8 @@ class HeldOutLoss(StepSums):
 
     def forward(self, batch: dict[str, Any], output: ModelOutput) -> tuple[Tensor, Tensor, Report]:
         """As for training; nothing is differentiated."""
-        statistics = token_statistics(output, batch["student_labels"].reshape(-1))
+        output, labels, _ = share(Held(output, context_layout(batch, "student")), batch["student_labels"])
+        statistics = token_statistics(output, labels.reshape(-1))
         report = {"ce": statistics.total, "correct": statistics.metrics["correct"]}
         tokens = torch.tensor(statistics.count, device=statistics.total.device)
         return statistics.total, tokens.int(), {**report, "tokens": tokens}

@@ -14,10 +14,11 @@ from nemo_xtoken.losses.learned import LearnedProjection
 from nemo_xtoken.losses.objective import DynamicScale, ObjectiveConfig, StepCounts
 from nemo_xtoken.losses.p_kl import ProjectedKL
 from nemo_xtoken.losses.registry import make_divergence
+from nemo_xtoken.losses.shares import Held, share
 from nemo_xtoken.losses.teacher_weights import STATIC, TeacherWeights
 from nemo_xtoken.parallel.head import OutputHead
 from nemo_xtoken.parallel.layout import VocabularyShard
-from nemo_xtoken.plugin.nemo2.inputs import model_inputs
+from nemo_xtoken.plugin.nemo2.inputs import context_layout, model_inputs, prepare_config
 from nemo_xtoken.plugin.nemo2.learned import ATTRIBUTE, LearnedProjections, check_checkpoint
 from nemo_xtoken.plugin.nemo2.loss import DistillationLoss, HeldOutLoss
 from nemo_xtoken.plugin.nemo2.teacher import NamedTeacher, build_teacher, one_model_each
@@ -115,6 +116,7 @@ class DistillationModel(llm.GPTModel):
         resumed = self.trainer.ckpt_path is not None
         if resumed:
             check_checkpoint(self.trainer.ckpt_path, self._named)
+        prepare_config(self.config)
         super().configure_model(vp_stage=vp_stage)
         last_stage = parallel_state.is_pipeline_last_stage()
         if last_stage:
@@ -187,6 +189,16 @@ class DistillationModel(llm.GPTModel):
             )
             for number, lesson in enumerate(self._lessons)
         ]
+
+    def shared(self, batch: dict[str, Any], output: ModelOutput) -> tuple[ModelOutput, Tensor, list[TeacherSignal]]:
+        """What this context-parallel rank scores of a micro-batch: student, its labels, teachers.
+
+        Args:
+            output: of the student, this rank's rows.
+        """
+        signals = self.signals(batch)
+        layouts = [context_layout(batch, f"teacher{number}") for number in range(len(signals))]
+        return share(Held(output, context_layout(batch, "student")), batch["student_labels"], signals, layouts)
 
     @property
     def training_loss_reduction(self) -> DistillationLoss:

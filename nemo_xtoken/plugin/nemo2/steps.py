@@ -120,13 +120,16 @@ def _fetch(data: Iterator[Any]) -> dict[str, Any]:
 
 
 def _global_counts(batches: list[dict[str, Any]], teachers: int) -> StepCounts:
-    """Tokens and chunks of the whole global batch.  Collective: one all-reduce of ``1 + teachers`` integers."""
+    """Tokens and chunks of the whole global batch.  Collective: one all-reduce of ``1 + teachers`` integers.
+
+    Context-parallel ranks have the same samples, so each data-parallel rank is counted once.
+    """
     from megatron.core import parallel_state
 
     tokens = torch.stack([(batch["student_labels"] != IGNORED).sum() for batch in batches]).sum()
     chunks = [sum(batch[f"teacher{number}_chunks"].shape[0] for batch in batches) for number in range(teachers)]
     counts = torch.cat([tokens.view(1), tokens.new_tensor(chunks)])
-    dist.all_reduce(counts, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+    dist.all_reduce(counts, group=parallel_state.get_data_parallel_group())
     total, *each = counts.tolist()
     return StepCounts(total, tuple(each))
 
