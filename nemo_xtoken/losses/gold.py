@@ -28,6 +28,7 @@ class Gold(ChunkDivergence):
             which cannot.  (The sum is not negative in either: the sorted distance is at least the difference of the
             masses outside C, and the published partial KL at least its negative.)
         cap: values of a remainder that are compared one by one (see ``sorted_l1``).
+        top_k: tokens of C that stay classes of their own (``ProjectedKL``); with ``"rest"`` only.
     """
 
     metric_names: tuple[str, ...] = (
@@ -45,10 +46,11 @@ class Gold(ChunkDivergence):
         student: VocabularyShard,
         partial_kl: str = "paper",
         cap: int = DEFAULT_CAP,
+        top_k: int | None = None,
     ) -> None:
         super().__init__()
         exchange = common.exchange(student)
-        self.common = make_partial_kl(partial_kl, exchange)
+        self.common = make_partial_kl(partial_kl, exchange, top_k)
         self.ownership = exchange.ownership
         self.remainder = SortedL1(common.student_outside, common.teacher_outside, student, self.ownership, cap)
 

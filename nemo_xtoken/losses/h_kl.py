@@ -19,6 +19,7 @@ class HybridKL(Gold):
         partial_kl: ``"rest"`` closes C with one class REST a side, so that the KL is never negative; ``"paper"`` is the
             published form, which can be where the student has more mass on C than the teacher.
         cap: values of a remainder that are compared one by one (see ``sorted_l1``).
+        top_k: tokens of C that stay classes of their own (``ProjectedKL``); with ``"rest"`` only.
     """
 
     def __init__(
@@ -28,5 +29,6 @@ class HybridKL(Gold):
         student: VocabularyShard,
         partial_kl: str = "rest",
         cap: int = DEFAULT_CAP,
+        top_k: int | None = None,
     ) -> None:
-        super().__init__(strict.widened(matrix), student, partial_kl, cap)
+        super().__init__(strict.widened(matrix), student, partial_kl, cap, top_k)

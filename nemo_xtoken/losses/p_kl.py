@@ -1,7 +1,8 @@
 """P-KL: the KL divergence from the teacher to the student projected into the teacher's vocabulary.
 
 Per chunk ``KL(p_T || W^T p_S)`` (X-Token, arXiv 2605.21699) over the whole teacher vocabulary and the column REST,
-which holds the student's mass on empty rows of W and the teacher's mass on tokens that W does not reach.
+which holds the student's mass on empty rows of W and the teacher's mass on tokens that W does not reach.  With a top-k
+it is over the k tokens that the teacher finds most probable, and REST holds all others as well.
 """
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from nemo_xtoken.losses.base import ChunkDivergence, Comparison
 from nemo_xtoken.losses.directions import direction_named
+from nemo_xtoken.losses.top_k import TopKClasses
 from nemo_xtoken.parallel.exchange import Projection, VocabularyExchange
 from nemo_xtoken.parallel.softmax import all_reduce_sum
 
@@ -28,21 +30,29 @@ class ProjectedKL(ChunkDivergence):
     - reverse, W reaches every teacher token: the student is conditioned on the rows that are not empty, of mass N:
       ``KL(q / N || p_T)``.  (Weighting it by N would pay the student for leaving them.)
 
+    A top-k puts classes of this comparison together, on both sides: the result is a divergence again, never above the
+    whole one and equal to it from ``k = V_T`` up.  Which tokens are kept depends on the teacher alone.
+
     Args:
         exchange: W.
         direction: ``"forward"``, ``KL(p_T || q)``, the paper's; ``"reverse"``, ``KL(q || p_T)``; ``"js"``, the
             Jensen-Shannon divergence.
+        top_k: teacher tokens that stay classes of their own, of those that W reaches; per chunk the most probable (of
+            equal ones the smaller id); None: all.
     """
 
     metric_names: tuple[str, ...] = ("teacher_unreached", "student_empty", "exchange_bytes")
 
-    def __init__(self, exchange: VocabularyExchange, direction: str = "forward") -> None:
+    def __init__(self, exchange: VocabularyExchange, direction: str = "forward", top_k: int | None = None) -> None:
         super().__init__()
         self.exchange = exchange
         self.ownership = exchange.ownership
         self.direction = direction_named(direction)
         self.teacher_conditioned = self.direction.bounded_by == "student" and not exchange.has_rest
         self.student_conditioned = self.direction.bounded_by == "teacher" and not exchange.has_unreached
+        self.classes = None
+        if top_k is not None and top_k < exchange.reached_tokens:
+            self.classes = TopKClasses(top_k, exchange.ownership, exchange.reached)
 
     def start(self, p_student: Tensor, entry_weights: Tensor | None = None) -> Projection:
         """``W^T p_S`` under way; see ``VocabularyExchange.start``."""
@@ -54,8 +64,8 @@ class ProjectedKL(ChunkDivergence):
         Args:
             p_teacher: ``[k, V_T/tp]``, this rank's columns; overwritten.
 
-        Collectives: one all-reduce of 2k values; where the student is conditioned one of k before it; with a gradient
-        those of ``Projection.pull``.
+        Collectives: one all-reduce of 4k values; before it where the student is conditioned one of k, with a top-k
+        those of ``top_k_mask``; with a gradient those of ``Projection.pull``.
         """
         q, rest = started.finish()
         group = self.exchange.group
@@ -67,20 +77,29 @@ class ProjectedKL(ChunkDivergence):
         wanted = None if coefficients is None else coefficients.unsqueeze(1)
         reached = self.exchange.reached.to(q.dtype)
         unreached = torch.mv(p_teacher, 1 - reached)
-        terms, slope = self.direction.compare(p_teacher.mul_(reached), q, wanted)
-        divergence, unreached = all_reduce_sum(torch.stack([terms.sum(1), unreached]), group)
-        rest_slope = None
-        if mass is not None and slope is not None and wanted is not None:
-            # of KL(u || p_T) by q, with u = q / N: (log(u / p_T) - KL(u || p_T)) / N
-            slope = slope.sub_(wanted * (1 + divergence.unsqueeze(1))).div_(mass.clamp_min(limits.tiny / limits.eps))
-        elif self.teacher_conditioned:
+        p, kept, tails = p_teacher.mul_(reached), None, q.new_zeros((2, q.shape[0]))
+        if self.classes is not None:
+            kept, tails = self.classes.fold(p, q)
+        terms, slope = self.direction.compare(p, q, wanted)
+        sums = all_reduce_sum(torch.cat([torch.stack([terms.sum(1), unreached]), tails]), group)
+        divergence, unreached, p_rest, q_rest = sums
+        if not self.teacher_conditioned:
+            p_rest = p_rest + unreached
+        if not self.student_conditioned:
+            q_rest = q_rest + rest
+        rest_term, rest_slope = self.direction.compare(p_rest, q_rest.clone(), coefficients)
+        divergence = divergence + rest_term
+        if self.teacher_conditioned:
             inside = (1 - unreached).clamp_min(0)
             divergence = divergence - torch.xlogy(inside, inside)
-        elif mass is None:
-            rest_term, rest_slope = self.direction.compare(unreached, rest.clone(), coefficients)
-            divergence = divergence + rest_term
         sent = torch.full_like(rest, self.exchange.bytes_a_chunk(rest.itemsize))
         values = torch.stack([divergence, unreached, rest, sent])
-        if slope is None:
+        if slope is None or rest_slope is None or wanted is None:
             return Comparison(values)
-        return Comparison(values, *started.pull(slope, torch.zeros_like(rest) if rest_slope is None else rest_slope))
+        if kept is not None:
+            slope = torch.where(kept, slope, rest_slope.unsqueeze(1))
+        if mass is not None:
+            # of KL(u || p_T) by q, with u = q / N: (log(u / p_T) - KL(u || p_T)) / N; N has nothing of the empty rows
+            slope = slope.sub_(wanted * (1 + divergence.unsqueeze(1))).div_(mass.clamp_min(limits.tiny / limits.eps))
+            rest_slope = torch.zeros_like(rest)
+        return Comparison(values, *started.pull(slope, rest_slope))

@@ -66,10 +66,10 @@ PARTIAL_KLS: dict[str, Callable[[VocabularyExchange], ChunkDivergence]] = {
 }
 
 
-def check_partial_kl(form: str) -> None:
+def check_partial_kl(form: str, top_k: int | None = None) -> None:
     """
     Raises:
-        InputError: no such form.
+        InputError: no such form, or a top-k of one without REST.
     """
     if form not in PARTIAL_KLS:
         raise InputError(
@@ -77,13 +77,22 @@ def check_partial_kl(form: str) -> None:
             f"one of {', '.join(PARTIAL_KLS)}",
             "choose rest, which is never negative, or paper, the published form",
         )
+    if top_k is not None and form != "rest":
+        raise InputError(
+            f"top_k={top_k} with partial_kl={form}",
+            "partial_kl=rest, whose class REST takes the tokens that are left out",
+            "set partial_kl=rest, or leave top_k out",
+        )
 
 
-def make_partial_kl(form: str, exchange: VocabularyExchange) -> ChunkDivergence:
+def make_partial_kl(form: str, exchange: VocabularyExchange, top_k: int | None = None) -> ChunkDivergence:
     """The KL over C in that form; its metrics are the teacher's and the student's mass outside C.
 
+    Args:
+        top_k: tokens of C that stay classes of their own, see ``ProjectedKL``; only of the form with REST.
+
     Raises:
-        InputError: no such form.
+        InputError: no such form, or a top-k of one without REST.
     """
-    check_partial_kl(form)
-    return PARTIAL_KLS[form](exchange)
+    check_partial_kl(form, top_k)
+    return PARTIAL_KLS[form](exchange) if top_k is None else ProjectedKL(exchange, top_k=top_k)
