@@ -13,11 +13,11 @@ from nemo_xtoken.data.packing import (
     DOCUMENT,
     STUDENT_END,
     STUDENT_START,
-    PackingReport,
     pack_documents,
     permutation,
     teacher_columns,
 )
+from nemo_xtoken.data.packing_report import PackingReport
 from nemo_xtoken.data.prepared import PreparedDocuments
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.vocab import Vocabulary

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nemo_xtoken.data.packing_report import PackingReport, TeacherCounts
 from nemo_xtoken.data.prepared import PreparedDocuments
 from nemo_xtoken.errors import InputError
 
-__all__ = ["PackingReport", "Pieces", "TeacherCounts", "pack_documents", "permutation", "teacher_columns"]
+__all__ = ["Pieces", "pack_documents", "permutation", "teacher_columns"]
 
 #: The first columns of `Pieces.table`: document, token range of the student.
 DOCUMENT, STUDENT_START, STUDENT_END = range(3)
@@ -30,62 +31,6 @@ DOCUMENT, STUDENT_START, STUDENT_END = range(3)
 def teacher_columns(number: int) -> slice:
     """The columns of a teacher in `Pieces.table`: token range, range of chunks."""
     return slice(3 + 4 * number, 7 + 4 * number)
-
-
-@dataclass(frozen=True)
-class TeacherCounts:
-    """What one epoch holds for one teacher.
-
-    Attributes:
-        tokens: labels.
-        scored_chunks: chunks with a predictor on both sides.
-        skipped_chunks: in parts that are longer than a whole sample on some side.
-        skipped_tokens: labels in no sample: those chunks and what lies around them, and documents without chunks.
-        fill: share of the input positions that are used.
-    """
-
-    tokens: int
-    scored_chunks: int
-    skipped_chunks: int
-    skipped_tokens: int
-    fill: float
-
-
-@dataclass(frozen=True)
-class PackingReport:
-    """What one epoch holds.
-
-    Attributes:
-        samples, pieces, documents: how many; documents counts those that are in some sample.
-        student_tokens, skipped_student_tokens, student_fill: as a teacher's.
-        skipped_documents: without any chunk, or with no token that has a predecessor, on some side.
-        teachers: counts of each.
-    """
-
-    samples: int
-    pieces: int
-    documents: int
-    student_tokens: int
-    skipped_student_tokens: int
-    student_fill: float
-    skipped_documents: int
-    teachers: tuple[TeacherCounts, ...]
-
-    def __str__(self) -> str:
-        def each(name: str, form: str = ",") -> str:
-            return ", ".join(format(getattr(t, name), form) for t in self.teachers)
-
-        line = (
-            f"{self.samples:,} samples of {self.documents:,} documents, {self.student_tokens:,} student and "
-            f"{each('tokens')} teacher tokens, {each('scored_chunks')} chunks, positions used: "
-            f"{self.student_fill:.1%} and {each('fill', '.1%')}"
-        )
-        if self.skipped_documents or any(t.skipped_chunks for t in self.teachers):
-            line += (
-                f"; skipped: {each('skipped_chunks')} chunks longer than a sample, {self.skipped_documents:,} "
-                f"documents without chunks, {self.skipped_student_tokens:,} and {each('skipped_tokens')} tokens"
-            )
-        return line
 
 
 @dataclass(frozen=True)
@@ -135,17 +80,21 @@ def pack_documents(
             raise InputError(f"{side}_length={length}", "a sequence of at least 2 tokens", "set a longer one")
     if any(not np.array_equal(p.digests, prepared[0].digests) for p in prepared[1:]):
         raise ValueError("the teachers' documents are not the same texts")
-    packer = _Packer((student_length, *teacher_lengths), pack)
     tokens = np.stack([prepared[0].student_lengths, *(p.teacher_lengths for p in prepared)], axis=1)
     counts = np.stack([p.chunk_counts for p in prepared], axis=1)
+    usable = (counts > 0).all(1) & (tokens > 1).all(1)
+    packer = _Packer((student_length, *teacher_lengths), pack)
     for document in permutation(len(tokens), seed, 0).tolist():
-        packer.add(
-            document,
-            tokens[document].tolist(),
-            counts[document].tolist(),
-            lambda document=document: [p.document(document)[2] for p in prepared],  # type: ignore[misc]
-        )
-    pieces = packer.finish([int(p.scored.sum()) for p in prepared])
+        if usable[document]:
+            packer.add(
+                document,
+                tokens[document].tolist(),
+                counts[document].tolist(),
+                lambda document=document: [p.document(document)[2] for p in prepared],  # type: ignore[misc]
+            )
+        else:
+            packer.skip(tokens[document].tolist())
+    pieces = packer.finish([int(p.scored[usable].sum()) for p in prepared])
     for length, teacher in zip(teacher_lengths, pieces.report.teachers, strict=True):
         if teacher.scored_chunks == 0:
             raise InputError(
@@ -205,13 +154,15 @@ class _Packer:
         self, document: int, tokens: list[int], counts: list[int], chunks_of: Callable[[], list[np.ndarray]]
     ) -> None:
         """One document; its chunks are read only where it has to be cut."""
-        if min(counts) == 0 or min(tokens) < 2:
-            self.skipped_documents += 1
-            self._skip([max(n - 1, 0) for n in tokens])
-        elif all(n - 1 <= left for n, left in zip(tokens, self.left, strict=True)):
+        if all(n - 1 <= left for n, left in zip(tokens, self.left, strict=True)):
             self._put(document, [(0, n) for n in tokens], [(0, n) for n in counts])
         else:
             self._cut(document, _Units.of(chunks := chunks_of(), tokens), chunks)
+
+    def skip(self, tokens: list[int]) -> None:
+        """A document that has no chunk, or no label, on some side."""
+        self.skipped_documents += 1
+        self._skip([max(n - 1, 0) for n in tokens])
 
     def _cut(self, document: int, units: _Units, chunks: list[np.ndarray]) -> None:
         unit = 0
@@ -274,7 +225,7 @@ class _Packer:
         """The table.
 
         Args:
-            scored: chunks of all documents that have predictors, for each teacher.
+            scored: chunks with predictors in the documents added, for each teacher.
         """
         self._close()
         table = np.array(self.table, np.int64).reshape(-1, self.columns)

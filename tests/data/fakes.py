@@ -109,3 +109,26 @@ class SlowAligner(Aligner):
     def align(self, student_ids, teacher_ids):
         time.sleep(0.02)
         return super().align(student_ids, teacher_ids)
+
+
+def random_sides(random: np.random.Generator, count: int, teachers: int) -> list[list[AlignedDocument]]:
+    """The same documents for several teachers: each cuts the student's tokens into chunks of its own, with gaps."""
+    sides: list[list[AlignedDocument]] = [[] for _ in range(teachers)]
+    next_id = [10] * (1 + teachers)
+    for number in range(count):
+        size = int(random.integers(0, 30))
+        student = list(range(next_id[0], next_id[0] + size))
+        next_id[0] += size
+        for teacher, side in enumerate(sides):
+            at, rows = [0, 0], []
+            while True:
+                start = [a + int(random.integers(0, 3) * (random.random() < 0.2)) for a in at]
+                at = [a + int(random.choice([1, 1, 1, 1, 2, 3, 7])) for a in start]
+                if at[0] > size:
+                    break
+                rows.append((start[0], at[0], start[1], at[1]))
+            total = (rows[-1][3] if rows else 0) + int(random.integers(0, 2))
+            ids = list(range(next_id[1 + teacher], next_id[1 + teacher] + total))
+            next_id[1 + teacher] += total
+            side.append(aligned(text_digest(f"document {number}"), student, ids, rows))
+    return sides
