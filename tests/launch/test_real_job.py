@@ -60,14 +60,14 @@ def test_two_nodes_stopped_requeued_and_finished(tmp_path, start):
         assert job.poll() is None, log.read_text()[-5000:]
         time.sleep(0.02)
     signal_steps(state)
-    assert job.wait(60) == 75, log.read_text()[-5000:]
+    assert job.wait(200) == 75, log.read_text()[-5000:]
     stopped = _steps(history)
     assert 3 <= len(stopped) < STEPS
     assert (state / "requeued").read_text() == "4711\n"
     assert not list(log.parent.glob(".stopped-*"))
 
     job, _ = start(script, state, {**environment, "SLURM_RESTART_COUNT": "1"})
-    assert job.wait(120) == 0, log.read_text()[-5000:]
+    assert job.wait(300) == 0, log.read_text()[-5000:]
     assert _steps(history) == list(range(1, STEPS + 1))  # each once: it went on where it had stopped
     report = json.loads((run / "report.json").read_text())
     assert [entry["steps"] for entry in report] == [STEPS, STEPS]
