@@ -29,6 +29,7 @@ class Gold(ChunkDivergence):
             masses outside C, and the published partial KL at least its negative.)
         cap: values of a remainder that are compared one by one (see ``sorted_l1``).
         top_k: tokens of C that stay classes of their own (``ProjectedKL``); with ``"rest"`` only.
+        beyond_cap: whether the masses beyond the cap are compared.
     """
 
     metric_names: tuple[str, ...] = (
@@ -47,12 +48,15 @@ class Gold(ChunkDivergence):
         partial_kl: str = "paper",
         cap: int = DEFAULT_CAP,
         top_k: int | None = None,
+        beyond_cap: bool = True,
     ) -> None:
         super().__init__()
         exchange = common.exchange(student)
         self.common = make_partial_kl(partial_kl, exchange, top_k)
         self.ownership = exchange.ownership
-        self.remainder = SortedL1(common.student_outside, common.teacher_outside, student, self.ownership, cap)
+        self.remainder = SortedL1(
+            common.student_outside, common.teacher_outside, student, self.ownership, cap, beyond_cap
+        )
 
     def start(self, p_student: Tensor, entry_weights: Tensor | None = None) -> tuple[Any, Any]:
         """Begins both parts."""

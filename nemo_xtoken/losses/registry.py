@@ -3,18 +3,21 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Optional
+
+import torch
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.losses.base import ChunkDivergence
+from nemo_xtoken.losses.base import ChunkDivergence, ChunkLossConfig
 from nemo_xtoken.losses.common import CommonSet
-from nemo_xtoken.losses.directions import direction_named
 from nemo_xtoken.losses.gold import Gold
 from nemo_xtoken.losses.h_kl import HybridKL
+from nemo_xtoken.losses.nrl_compat import NRL_TOP_K, NrlGold, NrlProjectedKL, nrl_relaxed_pairs
+from nemo_xtoken.losses.options import DivergenceOptions
 from nemo_xtoken.losses.p_kl import ProjectedKL
 from nemo_xtoken.losses.partial_kl import check_partial_kl
 from nemo_xtoken.losses.same_tokenizer import SameTokenizerKL
 from nemo_xtoken.losses.sorted_l1 import DEFAULT_CAP
+from nemo_xtoken.losses.strict_1to1 import DEFAULT_TOP_K, ExactPairs, StrictOneToOne
 from nemo_xtoken.losses.uld import UniversalLogitDistance
 from nemo_xtoken.parallel.exchange import VocabularyExchange
 from nemo_xtoken.parallel.layout import VocabularyShard
@@ -22,34 +25,23 @@ from nemo_xtoken.projection.audit import audit_coverage
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
-__all__ = ["AUTO", "LOSSES", "DivergenceOptions", "LossKind", "check_loss", "make_divergence", "resolve_loss"]
+__all__ = [
+    "AUTO",
+    "LOSSES",
+    "DivergenceOptions",
+    "LossKind",
+    "check_loss",
+    "chunk_selection",
+    "make_divergence",
+    "resolve_loss",
+]
 
 logger = logging.getLogger(__name__)
 
 #: The name that leaves the choice to the coverage audit.
 AUTO = "auto"
-
-
-@dataclass
-class DivergenceOptions:
-    """Settings of single losses; one that a loss does not have must keep its default.
-
-    Attributes:
-        direction: ``"forward"``, ``"reverse"`` or ``"js"`` (p_kl, same_tokenizer).
-        partial_kl: ``"rest"`` or ``"paper"`` (h_kl, gold); None is the loss's own, rest for h_kl and paper for gold.
-        sorted_cap: values of a side that the sorted distance compares one by one (h_kl, gold, uld).
-    """
-
-    direction: str = "forward"
-    partial_kl: Optional[str] = None  # noqa: UP045 (nemo_run's command line reads this)
-    sorted_cap: int = DEFAULT_CAP
-
-    def __post_init__(self) -> None:
-        direction_named(self.direction)
-        if self.partial_kl is not None:
-            check_partial_kl(self.partial_kl)
-        if self.sorted_cap < 1:
-            raise InputError(f"sorted_cap={self.sorted_cap}", "at least 1", f"{DEFAULT_CAP} is the default")
+#: The form of the partial KL that a loss has by default.
+PARTIAL = {"h_kl": "rest", "gold": "paper"}
 
 
 @dataclass(frozen=True)
@@ -69,23 +61,36 @@ class _Pair:
 
 
 def _p_kl(pair: _Pair, options: DivergenceOptions) -> ChunkDivergence:
-    return ProjectedKL(VocabularyExchange.co_sharded(pair.w, pair.shard), options.direction)
+    exchange = VocabularyExchange.co_sharded(pair.w, pair.shard)
+    if options.nrl_compat:
+        return NrlProjectedKL(exchange, options.top_k or NRL_TOP_K)
+    return ProjectedKL(exchange, options.direction, options.top_k)
 
 
 def _h_kl(pair: _Pair, options: DivergenceOptions) -> ChunkDivergence:
-    return HybridKL(pair.strict(), pair.w, pair.shard, options.partial_kl or "rest", options.sorted_cap)
+    if options.nrl_compat:
+        return NrlGold(nrl_relaxed_pairs(pair.w), pair.shard, options.sorted_cap or NRL_TOP_K)
+    cap = options.sorted_cap or DEFAULT_CAP
+    return HybridKL(pair.strict(), pair.w, pair.shard, options.partial_kl or PARTIAL["h_kl"], cap, options.top_k)
 
 
 def _gold(pair: _Pair, options: DivergenceOptions) -> ChunkDivergence:
-    return Gold(pair.strict(), pair.shard, options.partial_kl or "paper", options.sorted_cap)
+    if options.nrl_compat:  # there the pairs are read from W
+        return NrlGold(CommonSet.of_exact_rows(pair.w), pair.shard, options.sorted_cap or NRL_TOP_K)
+    cap = options.sorted_cap or DEFAULT_CAP
+    return Gold(pair.strict(), pair.shard, options.partial_kl or PARTIAL["gold"], cap, options.top_k)
 
 
 def _uld(pair: _Pair, options: DivergenceOptions) -> ChunkDivergence:
-    return UniversalLogitDistance(pair.shard, pair.teacher.size, options.sorted_cap)
+    return UniversalLogitDistance(pair.shard, pair.teacher.size, options.sorted_cap or DEFAULT_CAP)
+
+
+def _strict_1to1(pair: _Pair, options: DivergenceOptions) -> ChunkDivergence:
+    return StrictOneToOne(pair.strict(), pair.shard, options.top_k or DEFAULT_TOP_K)
 
 
 def _same_tokenizer(pair: _Pair, options: DivergenceOptions) -> ChunkDivergence:
-    return SameTokenizerKL(pair.shard, pair.teacher.size, options.direction)
+    return SameTokenizerKL(pair.shard, pair.teacher.size, options.direction, options.top_k)
 
 
 @dataclass(frozen=True)
@@ -96,19 +101,22 @@ class LossKind:
         make: builds it for a pair of models.
         needs_matrix: whether it takes W.
         options: the names of the `DivergenceOptions` that it has.
+        selection: which chunks it scores, from the strict common set; None: all.
     """
 
     make: Callable[[_Pair, DivergenceOptions], ChunkDivergence]
     needs_matrix: bool
     options: tuple[str, ...]
+    selection: Callable[[CommonSet], torch.nn.Module] | None = None
 
 
 LOSSES: dict[str, LossKind] = {
-    "p_kl": LossKind(_p_kl, True, ("direction",)),
-    "h_kl": LossKind(_h_kl, True, ("partial_kl", "sorted_cap")),
-    "gold": LossKind(_gold, False, ("partial_kl", "sorted_cap")),
+    "p_kl": LossKind(_p_kl, True, ("direction", "top_k", "nrl_compat")),
+    "h_kl": LossKind(_h_kl, True, ("partial_kl", "sorted_cap", "top_k", "nrl_compat")),
+    "gold": LossKind(_gold, False, ("partial_kl", "sorted_cap", "top_k", "nrl_compat")),
     "uld": LossKind(_uld, False, ("sorted_cap",)),
-    "same_tokenizer": LossKind(_same_tokenizer, False, ("direction",)),
+    "strict_1to1": LossKind(_strict_1to1, False, ("top_k",), ExactPairs),
+    "same_tokenizer": LossKind(_same_tokenizer, False, ("direction", "top_k")),
 }
 
 
@@ -136,8 +144,12 @@ def check_loss(
     teacher: Vocabulary,
     options: DivergenceOptions,
     matrix: ProjectionMatrix | None = None,
+    merge: str | None = None,
 ) -> str:
     """`resolve_loss`, and whether the loss has these options and can compare these tokenizers.
+
+    Args:
+        merge: of the chunks; None: not known yet.
 
     Raises:
         InputError: it cannot.
@@ -151,6 +163,14 @@ def check_loss(
                 f"a loss that has it ({', '.join(n for n, k in LOSSES.items() if option.name in k.options)})",
                 f"leave {option.name} out or change the loss",
             )
+    if options.nrl_compat and merge not in (None, ChunkLossConfig().merge):
+        raise InputError(f"merge={merge!r} with nrl_compat", "its own merge", "leave chunks.merge or nrl_compat out")
+    if options.nrl_compat and options.top_k is not None and name != "p_kl":
+        raise InputError(
+            f"top_k={options.top_k} with nrl_compat and loss={name}", "no top_k: there is none there", "leave it out"
+        )
+    if name in PARTIAL and not options.nrl_compat:
+        check_partial_kl(options.partial_kl or PARTIAL[name], options.top_k)
     if name == "same_tokenizer" and student.token_bytes != teacher.token_bytes:
         raise InputError(
             f"loss same_tokenizer for the tokenizers {student.name} and {teacher.name}, whose tokens differ",
@@ -158,6 +178,20 @@ def check_loss(
             "use loss=auto, or one of the losses across tokenizers",
         )
     return name
+
+
+def chunk_selection(name: str, student: Vocabulary, teacher: Vocabulary) -> torch.nn.Module | None:
+    """Which chunks a loss scores, for those who count them; None: all.
+
+    Args:
+        name: one of `LOSSES`.
+
+    Returns:
+        ``(student labels, teacher labels, chunks) -> bool [K]``, the divergence's ``selects`` without its output layer;
+        on the CPU: move it to the device of the labels.
+    """
+    selection = LOSSES[name].selection
+    return None if selection is None else selection(CommonSet.strict(student, teacher))
 
 
 def make_divergence(
@@ -193,7 +227,7 @@ def make_divergence(
             "equal sizes",
             "give the model the tokenizer it was trained with",
         )
-    if kind.needs_matrix and matrix is None:
+    if (kind.needs_matrix or options.nrl_compat) and matrix is None:
         raise InputError(f"loss={name} without W", "a projection matrix", "build it with `xtoken build`")
     pair = _Pair(student_vocabulary, teacher_vocabulary, student_shard, matrix)
     return kind.make(pair, options)

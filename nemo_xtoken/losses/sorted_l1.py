@@ -93,6 +93,7 @@ class SortedL1(ChunkDivergence):
         student: layout of its output layer.
         ownership: of the teacher's tokens.
         cap: values of a side that are compared one by one, see above.
+        beyond_cap: whether the masses beyond the cap are compared; if not, the cap may be 0.
 
     Raises:
         InputError: a cap below 1, or masks of another size than the vocabularies.
@@ -107,9 +108,10 @@ class SortedL1(ChunkDivergence):
         student: VocabularyShard,
         ownership: Ownership,
         cap: int = DEFAULT_CAP,
+        beyond_cap: bool = True,
     ) -> None:
         super().__init__()
-        if cap < 1:
+        if cap < 1 and beyond_cap:
             raise InputError(f"sorted_cap={cap}", "at least 1", f"{DEFAULT_CAP} is the default")
         cap = min(cap, max(1, int(student_tokens.sum()), int(teacher_tokens.sum())))
         self.ownership = ownership
@@ -117,6 +119,7 @@ class SortedL1(ChunkDivergence):
         self.teacher = _SortedSide(_by_owner(teacher_tokens, ownership), ownership.shard, cap)
         self.group = student.group
         self.exact = self.student.whole and self.teacher.whole
+        self.beyond_cap = beyond_cap
 
     def start(self, p_student: Tensor, entry_weights: Tensor | None = None) -> tuple[Tensor, Any]:
         """The student's side in order.  Collectives: an all-gather of ``[k, cap]``."""
@@ -138,14 +141,16 @@ class SortedL1(ChunkDivergence):
         difference = a - b
         distance = difference.abs().sum(1)
         tails = torch.stack([tail_a, tail_b])
-        missing = torch.zeros_like(distance)
+        missing = beyond = torch.zeros_like(distance)
         if not self.exact:
             tails = all_reduce_sum(tails, self.group)
-            distance, missing = distance + (tails[0] - tails[1]).abs(), 2 * torch.minimum(tails[0], tails[1])
+            if self.beyond_cap:
+                beyond = tails[0] - tails[1]
+            distance, missing = distance + beyond.abs(), tails.sum(0) - beyond.abs()
         values = torch.stack([distance, missing])
         if coefficients is None:
             return Comparison(values)
-        signs = torch.cat([difference, (tails[0] - tails[1]).unsqueeze(1)], dim=1).sign_().mul_(coefficients[:, None])
+        signs = torch.cat([difference, beyond.unsqueeze(1)], dim=1).sign_().mul_(coefficients[:, None])
         gradient = torch.zeros_like(p_student)
         return Comparison(values, gradient.index_copy_(1, self.student.columns, signs.gather(1, places)))
 
