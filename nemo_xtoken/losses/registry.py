@@ -184,13 +184,13 @@ def chunk_selection(name: str, student: Vocabulary, teacher: Vocabulary) -> torc
     """Which chunks a loss scores, for those who count them; None: all.
 
     Args:
-        name: one of `LOSSES`.
+        name: one of `LOSSES`, or ``"auto"``, which is never one that leaves chunks out.
 
     Returns:
         ``(student labels, teacher labels, chunks) -> bool [K]``, the divergence's ``selects`` without its output layer;
         on the CPU: move it to the device of the labels.
     """
-    selection = LOSSES[name].selection
+    selection = None if name == AUTO else LOSSES[name].selection
     return None if selection is None else selection(CommonSet.strict(student, teacher))
 
 

@@ -61,7 +61,7 @@ def check_run(
     for teacher in teachers:
         config, other = teacher.config, teacher.tokenizer
         _check_checkpoint(teacher.label, config.checkpoint(teacher.where), other, f"{teacher.where}.path")
-        check_loss(config.loss, student, other.vocabulary, config.options)
+        check_loss(config.loss, student, other.vocabulary, config.options, merge=config.chunks.merge)
         if config.projection is not None:
             ProjectionMatrix.load(config.projection, student, other.vocabulary)
 

@@ -128,6 +128,10 @@ def learn_projections(
             raise InputError(
                 f"{teacher.where}.learned with loss={loss}", "loss=p_kl", f"set one of them: {teacher.where}.loss=p_kl"
             )
+        if teacher.config.options.nrl_compat:
+            raise InputError(
+                f"{teacher.where}.learned with nrl_compat", "one of them: there W is fixed", "leave nrl_compat out"
+            )
     if not learned:
         return []
     rates = sorted({teacher.config.learned_lr for teacher in learned})

@@ -13,7 +13,7 @@ from nemo_xtoken.losses.base import ChunkDivergence, ModelOutput, TeacherSignal
 from nemo_xtoken.losses.learned import LearnedProjection
 from nemo_xtoken.losses.objective import DynamicScale, ObjectiveConfig, StepCounts
 from nemo_xtoken.losses.p_kl import ProjectedKL
-from nemo_xtoken.losses.registry import make_divergence
+from nemo_xtoken.losses.registry import chunk_selection, make_divergence
 from nemo_xtoken.losses.shares import Held, share
 from nemo_xtoken.losses.teacher_weights import STATIC, TeacherWeights
 from nemo_xtoken.parallel.head import OutputHead
@@ -74,6 +74,8 @@ class DistillationModel(llm.GPTModel):
         self.counts = StepCounts(tokens=0)
         #: The teachers' models on this rank, once this one is configured; teachers of one checkpoint share one.
         self.teachers: list[ColocatedTeacher] = []
+        #: Which chunks of each teacher its loss scores, once configured; None: all.
+        self.selections: list[torch.nn.Module | None] = []
         self._named: tuple[NamedTeacher, ...] = ()
         self._lessons: list[_Lesson] = []
         self._learned: list[LearnedProjections] = []  # in a list: the Megatron module has them
@@ -121,6 +123,9 @@ class DistillationModel(llm.GPTModel):
         last_stage = parallel_state.is_pipeline_last_stage()
         if last_stage:
             self._tap = HiddenStateTap(self.module.output_layer, self.config.sequence_parallel)
+        for t in self._named:
+            selection = chunk_selection(t.config.loss, self.tokenizer.vocabulary, t.tokenizer.vocabulary)
+            self.selections.append(None if selection is None else selection.to(torch.cuda.current_device()))
         sources = one_model_each(self._named)
         numbers = sorted(set(sources))
         self.teachers = [build_teacher(self._named[n], n, self.config, self.trainer) for n in numbers]

@@ -49,6 +49,7 @@ class DistillationSteps(pl.Callback):
         self._started = time.perf_counter()
         batches = [_fetch(step.data) for _ in range(get_num_microbatches())]
         if not step.forward_only:
+            _select_chunks(batches, model.selections)
             model.counts = _global_counts(batches, len(model.teacher_names))
             try:
                 outputs = [teacher.outputs(batches) for teacher in model.teachers]
@@ -117,6 +118,16 @@ def _fetch(data: Iterator[Any]) -> dict[str, Any]:
     if isinstance(batch, tuple):
         batch = batch[0]
     return {name: x.cuda(non_blocking=True) if isinstance(x, Tensor) else x for name, x in batch.items()}
+
+
+def _select_chunks(batches: list[dict[str, Any]], selections: Sequence[torch.nn.Module | None]) -> None:
+    """Leaves out the chunks that a teacher's loss does not score, before they are counted."""
+    for number, selection in enumerate(selections):
+        if selection is None:
+            continue
+        for batch in batches:
+            chunks, labels = batch[f"teacher{number}_chunks"], batch[f"teacher{number}_labels"]
+            batch[f"teacher{number}_chunks"] = chunks[selection(batch["student_labels"], labels, chunks)]
 
 
 def _global_counts(batches: list[dict[str, Any]], teachers: int) -> StepCounts:
