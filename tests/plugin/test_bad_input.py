@@ -95,6 +95,26 @@ CASES = {
     "start too small": (1, {"start": "{root}/teacher"}, nothing, "student's output layer has 960 rows"),
     "no such loss": (1, {"loss": "kl"}, nothing, "loss='kl'"),
     "loss of one tokenizer": (1, {"loss": "same_tokenizer"}, nothing, "whose tokens differ"),
+    "second teacher missing": (
+        1, {"teachers": {"second": {"path": "{broken}/nowhere"}}}, nothing, "nowhere",
+    ),
+    "second teacher without path": (1, {"teachers": {"second": {"loss": "h_kl"}}}, nothing, "teachers.second.path"),
+    "second teacher's tokenizer": (
+        1, {"teachers": {"second": {"path": "{root}/teacher", "tokenizer": "{root}/student_tokenizer"}}}, nothing,
+        "the teacher second's output layer",
+    ),
+    "second teacher's loss": (
+        1, {"teachers": {"second": {"path": "{root}/teacher", "loss": "same_tokenizer"}}}, nothing,
+        "whose tokens differ",
+    ),
+    "the same teacher twice": (
+        1, {"teachers": {"second": {"path": "{root}/teacher", "weight": 0.5}}}, nothing, "the same teacher",
+    ),
+    "teacher with another's name": (
+        1, {"teachers": {"teacher": {"path": "{root}/teacher", "loss": "h_kl"}}}, nothing, "named 'teacher'",
+    ),
+    "teacher without a name": (1, {"teachers": {"1/2": {"path": "{root}/teacher"}}}, nothing, "named '1/2'"),
+    "no weight": (1, {"teacher_config": {"weight": 0.0}}, nothing, "weight=0.0"),
     "W missing": (1, {"teacher_config": {"projection": "{broken}/nowhere"}}, nothing, "nowhere"),
     "W of another pair": (
         1, {"teacher_config": {"projection": "{broken}/swapped.safetensors"}}, nothing, "another student tokenizer",
