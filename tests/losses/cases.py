@@ -53,3 +53,15 @@ class Problem:
         normal = lambda *shape: torch.from_numpy(rng.normal(size=shape)).to(dtype)  # noqa: E731
         self.hidden_s, self.weight_s = normal(b, t_s, h), normal(pad_s, h)
         self.hidden_t, self.weight_t = normal(b, t_t, h + 2), normal(pad_t, h + 2)
+
+
+def match_labels(problem, common):
+    """Gives every other chunk of one token a side a pair of the common set for labels; says which, ``[K]``."""
+    matched = []
+    for number, (i, a, n, c, m) in enumerate(problem.batch["chunks"].tolist()):
+        matched.append(n == m == 1 and number % 2 == 0)
+        if matched[-1]:
+            pair = number % len(common)
+            problem.batch["student_labels"][i, a] = int(common.student[pair])
+            problem.batch["teacher_labels"][i, c] = int(common.teacher[pair])
+    return torch.tensor(matched)

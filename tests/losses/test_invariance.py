@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from cases import Problem
+from cases import Problem, match_labels
 from harness import WEIGHTS, student_shard
 from ranks import run_ranks
 
@@ -25,6 +25,7 @@ from nemo_xtoken.losses.p_kl import ProjectedKL
 from nemo_xtoken.losses.registry import LOSSES
 from nemo_xtoken.losses.same_tokenizer import SameTokenizerKL
 from nemo_xtoken.losses.shares import Held, share, sum_over
+from nemo_xtoken.losses.strict_1to1 import StrictOneToOne
 from nemo_xtoken.losses.uld import UniversalLogitDistance
 from nemo_xtoken.parallel.context import ContextLayout
 from nemo_xtoken.parallel.exchange import VocabularyExchange
@@ -42,6 +43,7 @@ KINDS = {
     "h_kl": lambda p, s: HybridKL(CommonSet.of_exact_rows(p.matrix), p.matrix, s),
     "gold": lambda p, s: Gold(CommonSet.of_exact_rows(p.matrix), s),
     "uld": lambda p, s: UniversalLogitDistance(s, p.v_t),
+    "strict_1to1": lambda p, s: StrictOneToOne(CommonSet.of_exact_rows(p.matrix), s, 4),
     "same_tokenizer": lambda p, s: SameTokenizerKL(s, p.v_t),
 }
 
@@ -83,6 +85,7 @@ def problem_of(packed):
     problem = Problem(
         seed=5, b=SAMPLES, t_s=T_S, t_t=T_T, v_s=V, v_t=V, pad_s=32, pad_t=36, dtype=torch.float32, reach=0.8
     )
+    match_labels(problem, CommonSet.of_exact_rows(problem.matrix))
     problem.starts = None
     if packed:
         rng = np.random.default_rng(1)
@@ -150,6 +153,8 @@ def compute(case, tensor=None, context=None):
             )
             for divergence, head in signals
         ]
+        teachers = [teacher.selected(labels) for teacher in teachers]
+        scored = [len(teacher.chunks) for teacher in teachers]
         student = Held(ModelOutput(local, OutputHead(weight, shard)), layout)
         mine, mine_labels, teachers = share(student, labels, teachers, [t_layout] * len(teachers))
         terms = cross_tokenizer_loss(mine, mine_labels, teachers, WEIGHTS[0], [1.3, -0.4][: len(teachers)], case.tile)
@@ -159,7 +164,7 @@ def compute(case, tensor=None, context=None):
         counts = counts + np.array([s.count for s in sums])
         busy.append(mine_labels.numel() + sum(t.labels.numel() for t in teachers))
         whole = sum_over(context, sums)
-        assert [s.count for s in whole] == [int((labels != -100).sum()), *(len(chunks) for _ in signals)]
+        assert [s.count for s in whole] == [int((labels != -100).sum()), *scored]
         real = layout.local >= 0
         by_hidden[layout.local[real] + start * T_S] = local.grad[real]
         assert not local.grad[~real].any()
