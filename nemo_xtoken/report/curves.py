@@ -1,10 +1,11 @@
-"""The curves of runs as a picture: held-out cross-entropy, training cross-entropy, distillation loss."""
+"""The curves of runs as a picture: cross-entropy on held-out and training text, distillation losses, weights."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nemo_xtoken.files import atomic_path
+from nemo_xtoken.report.history import teacher_names
 
 __all__ = ["draw_curves"]
 
@@ -15,6 +16,8 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # d
 def draw_curves(runs: Mapping[str, Records], path: Path) -> None:
     """Writes a PNG.  Panels without data (no teacher, nothing held out) are left out.
 
+    Where a run has several teachers, each has its line, and its weight where that moves.
+
     Args:
         runs: name -> records of its history.
         path: the picture.
@@ -23,23 +26,23 @@ def draw_curves(runs: Mapping[str, Records], path: Path) -> None:
     from matplotlib.figure import Figure
 
     panels = [
-        (key, title, label)
-        for key, title, label in (
-            ("held_out_ce", "Held-out text", "cross-entropy (nats per token)"),
-            ("ce", "Training", "cross-entropy (nats per token)"),
-            ("kd", "Distance from the teacher", "distillation loss (nats per chunk)"),
+        (title, label, drawn)
+        for title, label, keys in (
+            ("Held-out text", "cross-entropy (nats per token)", lambda _: ["held_out_ce"]),
+            ("Training", "cross-entropy (nats per token)", lambda _: ["ce"]),
+            ("Distance from the teacher", "distillation loss (nats per chunk)", _distances),
+            ("Weights of the teachers", "alpha", _moving_weights),
         )
-        if any(key in r for records in runs.values() for r in records)
+        if (drawn := [line for name, records in runs.items() for line in _lines(name, records, keys(records))])
     ]
     figure = Figure(figsize=(4.6 * max(len(panels), 1), 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    for number, (key, title, label) in enumerate(panels):
+    names = [*runs, *(name for _, _, drawn in panels for name, *_ in drawn)]
+    color_of = dict(zip(dict.fromkeys(names), COLORS * len(names), strict=False))
+    for number, (title, label, drawn) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), number + 1)
-        for (name, records), color in zip(runs.items(), COLORS * len(runs), strict=False):
-            steps = [r["step"] for r in records if key in r]
-            values = [r[key] for r in records if key in r]
-            if not steps:
-                continue
+        for name, key, steps, values in drawn:
+            color = color_of[name]
             if key == "held_out_ce":
                 axes.plot(steps, values, "o-", color=color, label=name, markersize=4)
             else:
@@ -50,6 +53,30 @@ def draw_curves(runs: Mapping[str, Records], path: Path) -> None:
         axes.legend(frameon=False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
+
+
+def _lines(name: str, records: Records, keys: Sequence[str]) -> list[tuple[str, str, list[int], list[float]]]:
+    """(label, key, steps, values) of the keys that the records have; a teacher's line has its name beside the run's."""
+    lines = []
+    for key in keys:
+        found = [(r["step"], r[key]) for r in records if key in r]
+        if found:
+            teacher = key.partition("/")[2]
+            steps, values = zip(*found, strict=True)
+            lines.append((f"{name}: {teacher}" if teacher else name, key, list(steps), list(values)))
+    return lines
+
+
+def _distances(records: Records) -> list[str]:
+    """The distillation loss, or of several teachers each one's."""
+    teachers = teacher_names(records)
+    return [f"kd/{teacher}" for teacher in teachers] if len(teachers) > 1 else ["kd"]
+
+
+def _moving_weights(records: Records) -> list[str]:
+    """The weights of several teachers, where they are not fixed."""
+    keys = [f"alpha/{teacher}" for teacher in teacher_names(records)]
+    return keys if any(len({r[key] for r in records if key in r}) > 1 for key in keys) else []
 
 
 def _smooth(values: Sequence[float], share: float = 0.05) -> list[float]:

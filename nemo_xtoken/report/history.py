@@ -1,10 +1,11 @@
 """The course of a run on disk: one JSON object a line, written by the trainer's callback, read by the report."""
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["HISTORY", "append_record", "read_history"]
+__all__ = ["HISTORY", "append_record", "read_history", "teacher_names"]
 
 HISTORY = "history.jsonl"
 
@@ -19,6 +20,12 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
             except json.JSONDecodeError:
                 continue
     return records
+
+
+def teacher_names(records: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The teachers that the records of a run speak of, in their order."""
+    names = (key.partition("/")[2] for record in records for key in record if key.startswith("kd/"))
+    return list(dict.fromkeys(names))
 
 
 def append_record(folder: Path, record: dict[str, Any]) -> None:

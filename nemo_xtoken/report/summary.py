@@ -1,7 +1,7 @@
 """The end of a run: a table in the terminal, ``report.json``, and the curves as a picture."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,27 @@ from rich.table import Table
 
 from nemo_xtoken.files import atomic_path
 from nemo_xtoken.report.curves import draw_curves
-from nemo_xtoken.report.history import read_history
+from nemo_xtoken.report.history import read_history, teacher_names
 from nemo_xtoken.report.learned import report_learned
 
-__all__ = ["RunSummary", "report_runs", "summarize"]
+__all__ = ["RunSummary", "TeacherSummary", "report_runs", "summarize"]
+
+
+@dataclass(frozen=True)
+class TeacherSummary:
+    """What a run made of one of its teachers.
+
+    Attributes:
+        start_kd, end_kd: its distillation loss in nats a chunk, before its weight, in the first and the last step.
+        alpha: its weight in the last step.
+        chunks: that were compared in all steps.
+    """
+
+    name: str
+    start_kd: float
+    end_kd: float
+    alpha: float
+    chunks: float
 
 
 @dataclass(frozen=True)
@@ -28,6 +45,7 @@ class RunSummary:
         chunks_per_second: aligned chunks that went through the distillation loss, a second of training steps.
         seconds: of training steps, teacher included.
         checkpoint: the last one.
+        teachers: in the order of the run.
     """
 
     name: str
@@ -39,6 +57,7 @@ class RunSummary:
     chunks_per_second: float | None
     seconds: float
     checkpoint: str | None
+    teachers: tuple[TeacherSummary, ...] = ()
 
 
 def summarize(name: str, folder: Path) -> RunSummary:
@@ -59,7 +78,15 @@ def summarize(name: str, folder: Path) -> RunSummary:
         chunks_per_second=chunks / seconds if chunks and seconds else None,
         seconds=seconds,
         checkpoint=_last_checkpoint(folder),
+        teachers=tuple(_teacher(name, steps) for name in teacher_names(steps)),
     )
+
+
+def _teacher(name: str, steps: Sequence[Mapping[str, Any]]) -> TeacherSummary:
+    compared = [r for r in steps if f"kd/{name}" in r]
+    first, last = compared[0], compared[-1]
+    chunks = sum(r[f"chunks/{name}"] for r in compared)
+    return TeacherSummary(name, first[f"kd/{name}"], last[f"kd/{name}"], last[f"alpha/{name}"], chunks)
 
 
 def _last_checkpoint(folder: Path) -> str | None:
@@ -78,6 +105,8 @@ def report_runs(runs: Mapping[str, Path], out: Path, console: Console | None = N
     summaries = [summarize(name, folder) for name, folder in runs.items()]
     console.print()
     console.print(_table(summaries))
+    if len(summaries[-1].teachers) > 1:
+        console.print(_teacher_table(summaries[-1]))
     figure = out / "curves.png"
     draw_curves({name: read_history(folder) for name, folder in runs.items()}, figure)
     with atomic_path(out / "report.json") as temporary:
@@ -107,6 +136,17 @@ def _table(summaries: list[RunSummary]) -> Table:
             _number(s.chunks_per_second, ",.0f"),
             f"{s.seconds:.0f} s",
         )
+    return table
+
+
+def _teacher_table(summary: RunSummary) -> Table:
+    table = Table(title=f"Teachers of {summary.name}", caption="KD: nats a chunk, in the first and the last step")
+    table.add_column("teacher", no_wrap=True)
+    for heading in ("weight", "KD first", "KD last", "chunks"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for t in summary.teachers:
+        numbers = ((t.alpha, ".3g"), (t.start_kd, ".3f"), (t.end_kd, ".3f"), (t.chunks, ",.0f"))
+        table.add_row(t.name, *(_number(*n) for n in numbers))
     return table
 
 

@@ -7,6 +7,7 @@ import math
 import pytest
 from rich.console import Console
 
+from nemo_xtoken.report.curves import draw_curves
 from nemo_xtoken.report.history import append_record, read_history
 from nemo_xtoken.report.summary import report_runs, summarize
 
@@ -58,3 +59,43 @@ def test_a_line_cut_short_is_left_out(runs):
     records = read_history(runs["alone"])
     assert len(records) == 5
     assert all(math.isfinite(r.get("ce", 0)) for r in records)
+
+
+@pytest.fixture
+def several(tmp_path):
+    """A run with two teachers whose weights move."""
+    folder = tmp_path / "several"
+    folder.mkdir()
+    for step in range(1, 5):
+        teachers = {"kd/phi": 3.0 - step / 2, "kd/own": 2.0, "alpha/phi": 0.5 + step / 10, "alpha/own": 0.5 - step / 10}
+        record = {"step": step, "ce": 5.0, "tokens": 50.0, "seconds": 0.5, "kd": 2.0, "chunks": 80, "scale": 1.0}
+        append_record(folder, record | teachers | {"chunks/phi": 30, "chunks/own": 50})
+    return folder
+
+
+def test_several_teachers_have_a_table_of_their_own(several, runs, tmp_path):
+    [phi, own] = summarize("several", several).teachers
+    assert (phi.name, phi.start_kd, phi.end_kd, phi.alpha, phi.chunks) == ("phi", 2.5, 1.0, 0.9, 120)
+    assert (own.name, own.end_kd, own.chunks) == ("own", 2.0, 200)
+    shown = io.StringIO()
+    report_runs({"alone": runs["alone"], "several": several}, tmp_path, Console(file=shown, width=120))
+    for part in ("Teachers of several", "phi", "0.9", "2.500", "1.000", "own", "200"):
+        assert part in shown.getvalue()
+    assert json.loads((tmp_path / "report.json").read_text())[1]["teachers"][0]["name"] == "phi"
+
+
+def test_the_picture_has_each_teachers_line_and_its_weight(several, runs, monkeypatch, tmp_path):
+    from matplotlib.figure import Figure
+
+    drawn = {}
+
+    def keep(figure, *_, **__):
+        for axes in figure.axes:
+            drawn[axes.get_title()] = axes.get_legend_handles_labels()[1]
+
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **kw: keep(self) or path.write_bytes(b"x"))
+    histories = {"taught": read_history(runs["taught"]), "several": read_history(several)}
+    draw_curves(histories, tmp_path / "curves.png")
+    assert drawn["Training"] == ["taught", "several"]
+    assert drawn["Distance from the teacher"] == ["taught", "several: phi", "several: own"]
+    assert drawn["Weights of the teachers"] == ["several: phi", "several: own"]
