@@ -1,6 +1,7 @@
 """Training runs of the tests: what a rank does, described by plain data."""
 
 import dataclasses
+import functools
 import os
 import random
 from dataclasses import dataclass, field
@@ -34,6 +35,14 @@ LENGTHS = 64, 96  # T_S, T_T
 #: Layers, hidden size, attention heads and query groups of the two: all different.
 STUDENT = {"num_layers": 2, "hidden_size": 48, "ffn_hidden_size": 80, "num_attention_heads": 4, "num_query_groups": 2}
 TEACHER = {"num_layers": 4, "hidden_size": 64, "ffn_hidden_size": 96, "num_attention_heads": 8, "num_query_groups": 4}
+#: Instead of every feed-forward network four experts, of which each token takes three; nothing that depends on a batch.
+EXPERTS = {
+    "num_moe_experts": 4,
+    "moe_router_topk": 3,
+    "moe_router_load_balancing_type": "none",
+    "moe_aux_loss_coeff": 0.0,
+    "moe_grouped_gemm": False,
+}
 DOCUMENTS = 40
 WORDS = [
     "alignment",
@@ -79,6 +88,7 @@ class Job:
     tp: int = 1
     pp: int = 1
     cp: int = 1
+    ep: int = 1
     lengths: bool = False
     sequence_parallel: bool = False
     micro: int = 2
@@ -156,6 +166,7 @@ def build(job: Job) -> dict[str, Any]:
             tensor_model_parallel_size=job.tp,
             pipeline_model_parallel_size=job.pp,
             context_parallel_size=job.cp,
+            expert_model_parallel_size=job.ep,
             sequence_parallel=job.sequence_parallel,
             pipeline_dtype=torch.float32,
             ckpt_async_save=False,
@@ -280,6 +291,13 @@ class World:
     def run(self, job: Job, ranks: int = 1, **kwargs: Any) -> list[dict[str, Any]]:
         """The results of the ranks."""
         return launch(train, job, ranks=ranks, folder=self.root / "logs" / job.name, **kwargs)
+
+    @functools.cached_property
+    def with_experts(self) -> dict[str, Any]:
+        """Settings of a job whose student and teacher have experts; the first use writes their checkpoints."""
+        teacher = self.job("teacher_experts", side="teacher", model={"make_vocab_size_divisible_by": 64, **EXPERTS})
+        student = self.job("student_experts", model=EXPERTS)
+        return {"start": self._checkpoint(student), "teacher": self._checkpoint(teacher), "model": EXPERTS}
 
     def _checkpoint(self, job: Job) -> str:
         self.run(job.but(steps=1, save_every=1))

@@ -184,15 +184,19 @@ def digest(model: torch.nn.Module) -> str:
 
 
 def _named_parameters(model: Any) -> Any:
-    """``(name in the whole model, parameter)``: a stage numbers its layers from 0."""
+    """``(name in the whole model, parameter)``: a stage numbers its layers from 0, a rank its experts."""
+    from megatron.core import parallel_state
     from megatron.core.utils import unwrap_model
 
     module = unwrap_model(model.module)
     offset = module.decoder.layers[0].layer_number - 1
+    experts = (model.config.num_moe_experts or 0) // parallel_state.get_expert_model_parallel_world_size()
+    first = experts * parallel_state.get_expert_model_parallel_rank()
     for name, parameter in module.named_parameters():
         if model.config.share_embeddings_and_output_weights:  # the last stage has a copy under another name
             name = name.replace("output_layer.", "embedding.word_embeddings.")
-        yield re.sub(r"layers\.(\d+)\.", lambda m: f"layers.{int(m[1]) + offset}.", name), parameter
+        name = re.sub(r"layers\.(\d+)\.", lambda m: f"layers.{int(m[1]) + offset}.", name)
+        yield re.sub(r"experts\.(\d+)\.", lambda m: f"experts.{int(m[1]) + first}.", name), parameter
 
 
 def _whole(name: str, parameter: Tensor, value: Tensor, model: Any) -> Tensor:

@@ -39,6 +39,8 @@ SHARED_WITH_STUDENT = (
     "fp16",
     "autocast_dtype",
 )
+#: Of a teacher with experts.
+EXPERTS_SHARED = ("expert_model_parallel_size", "expert_tensor_parallel_size")
 
 
 @dataclass
@@ -233,7 +235,7 @@ def build_teacher(
     from nemo.collections.llm.modelopt.distill.utils import teacher_provider
 
     path, config = teacher.config.checkpoint(teacher.where), teacher.config.load_config(teacher.where)
-    for name in SHARED_WITH_STUDENT:
+    for name in SHARED_WITH_STUDENT + (EXPERTS_SHARED if config.num_moe_experts else ()):
         setattr(config, name, getattr(student_config, name))
     prepare_config(config)
     module = teacher_provider(config, str(path), teacher.tokenizer, trainer)
