@@ -70,7 +70,7 @@ def _general_help(verbs: dict[str, Verb], program: str) -> str:
         [
             f"usage: {program} VERB [key=value | --key value ...]",
             "",
-            "Tools for distillation across tokenizers. They need no GPU and load no training framework.",
+            "Tools for distillation across tokenizers. They need no GPU, and but for import and export no NeMo.",
             "",
             "verbs:",
             *(f"  {verb.name:<{width}}  {verb.summary}" for verb in verbs.values()),

@@ -17,10 +17,11 @@ ALLOWED = {
     "projection": {"vocab"},  # beside the alignment, not above it
     "data": {"vocab", "alignment"},
     "report": set(),
-    "verbs": {"vocab", "alignment", "projection", "data", "report", "environment", "launch", "recipes"},
+    "models": {"vocab", "projection"},  # files of models, not models
+    "verbs": {"vocab", "alignment", "projection", "models", "data", "report", "environment", "launch", "recipes"},
     "cli": {"verbs"},
     "environment": set(),
-    "plugin": {*_CHAIN, "data", "report"},
+    "plugin": {*_CHAIN, "models", "data", "report"},
     "launch": {*_CHAIN, "data", "report", "plugin", "conf"},
     "recipes": {*_CHAIN, "data", "report", "plugin", "launch"},
     "run_config": set(),
@@ -33,7 +34,7 @@ ALLOWED = {
     "conf": set(),
 }
 FRAMEWORKS = {"nemo", "megatron", "lightning", "pytorch_lightning", "nemo_run", "modelopt"}
-FREE_OF_FRAMEWORKS = set(_CHAIN[:-1]) | {"data", "report", "verbs", "cli", "environment", "errors", "files"}
+FREE_OF_FRAMEWORKS = set(_CHAIN[:-1]) | {"models", "data", "report", "verbs", "cli", "environment", "errors", "files"}
 MAY_PATCH = {"nemo_xtoken/plugin/cpu_runtime.py"}
 
 

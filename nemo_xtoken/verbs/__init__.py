@@ -10,7 +10,19 @@ from nemo_xtoken.verbs.base import Verb
 
 __all__ = ["MODULES", "all_verbs"]
 
-MODULES = ("build", "audit", "inspect", "diff", "convert", "align", "sbatch", "env")
+MODULES = (
+    "build",
+    "audit",
+    "inspect",
+    "diff",
+    "convert",
+    "align",
+    "transplant",
+    "import_model",
+    "export_model",
+    "sbatch",
+    "env",
+)
 
 
 def all_verbs() -> dict[str, Verb]:

@@ -1,11 +1,14 @@
 """A tokenizer for NeMo made of a Vocabulary: any tokenizer that nemo_xtoken.vocab can read, sized by its largest id."""
 
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 from nemo.collections.common.tokenizers.tokenizer_spec import TokenizerSpec
 from nemo.lightning import io
 from nemo.lightning.io.artifact import DirOrStringArtifact
 
+from nemo_xtoken.models.tokenizer_files import link_tokenizer
 from nemo_xtoken.vocab.loading import load_vocabulary
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
@@ -79,4 +82,17 @@ class XTokenTokenizer(TokenizerSpec):
         return self.ids_to_text(self.tokens_to_ids(tokens))
 
 
-io.track_io(XTokenTokenizer, artifacts=[DirOrStringArtifact("source")])
+class TokenizerArtifact(DirOrStringArtifact):
+    """Copies the tokenizer's files of a folder, not the weights beside them."""
+
+    def dump(self, instance: object, value: str, absolute_dir: Path, relative_dir: Path) -> str:
+        """The folder's place in the checkpoint."""
+        if not Path(value).is_dir():
+            return super().dump(instance, value, absolute_dir, relative_dir)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / Path(value).name
+            link_tokenizer(Path(value), folder)
+            return super().dump(instance, str(folder), absolute_dir, relative_dir)
+
+
+io.track_io(XTokenTokenizer, artifacts=[TokenizerArtifact("source")])

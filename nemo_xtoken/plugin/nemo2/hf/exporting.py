@@ -1,0 +1,240 @@
+"""From a NeMo 2 checkpoint, a trained student's or any other, to Hugging Face's format."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Optional
+
+import nemo.lightning as nl
+import torch
+from nemo.collections import llm
+from nemo.lightning import io
+from torch import Tensor
+
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.models.folder import check_out, new_folder, read_json, write_json
+from nemo_xtoken.models.safetensors_file import Entry
+from nemo_xtoken.models.shards import save_weights
+from nemo_xtoken.models.tokenizer_files import copy_tokenizer, special_ids
+from nemo_xtoken.plugin import cpu_runtime
+from nemo_xtoken.plugin.nemo2.hf.families import family_of_config
+from nemo_xtoken.plugin.nemo2.hf.family import Family, Holder, convert
+from nemo_xtoken.plugin.nemo2.hf.importing import DTYPES
+from nemo_xtoken.plugin.nemo2.hf.session import prepare, refuse_in_training, trainer_for
+from nemo_xtoken.plugin.nemo2.model import DistillationModel
+from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
+
+__all__ = ["HFExporter", "export_model", "find_checkpoint", "load_config"]
+
+NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+
+
+def export_model(
+    run: str | Path,
+    out: str | Path,
+    dtype: Optional[str] = None,
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda stage: None,
+) -> Path:
+    """Writes a trained model for transformers: config.json, generation_config.json, safetensors, the tokenizer's files.
+    One process; no GPU; as much memory as the model has weights.  Rows added for the layout are left out.
+
+    Args:
+        run: a run's folder, whose newest checkpoint is taken, or the folder of a checkpoint.
+        out: the folder to write; it is whole or absent.
+        dtype: a name in `DTYPES`; by default that of the weights in the checkpoint.
+        overwrite: replace a checkpoint at ``out``.
+        say: told what is being done.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        InputError: no checkpoint, one that cannot be exported, or something at ``out`` already.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise InputError(f"dtype={dtype!r}", f"one of {', '.join(DTYPES)}", "change it")
+    out = Path(out)
+    check_out(out, overwrite)
+    refuse_in_training()
+    checkpoint = find_checkpoint(run)
+    say(f"reading {checkpoint}")
+    with new_folder(out, overwrite) as folder:
+        HFExporter(str(checkpoint)).apply(folder, None if dtype is None else DTYPES[dtype], say)
+    return out
+
+
+def find_checkpoint(run: str | Path) -> Path:
+    """The checkpoint that ``run`` is, or the newest finished one of the run.
+
+    Raises:
+        InputError: there is none.
+    """
+    run = Path(run).expanduser()
+    if (run / "weights").is_dir():
+        return run
+    marker = nl.ModelCheckpoint.UNFINISHED_CHECKPOINT_SUFFIX
+    places = [run / "checkpoints", run]
+    found = [
+        path.parent
+        for place in places
+        for path in place.glob("*/weights")
+        if not path.parent.with_name(path.parent.name + marker).exists()
+    ]
+    if not found:
+        raise InputError(
+            f"no finished checkpoint in {run}",
+            "a run's folder (with `checkpoints`), or a checkpoint's (with `weights` and `context`)",
+            "fix the path; `nemo llm distill` says at its end where the run is",
+        )
+    return max(found, key=lambda path: ((path / "weights").stat().st_mtime, path.name.endswith("-last")))
+
+
+def load_config(checkpoint: str | Path) -> llm.GPTConfig:
+    """NeMo's configuration of a checkpoint's model: for a student that starts from an imported one."""
+    runs_on_cpu = cpu_runtime.is_enabled()
+    prepare()
+    try:
+        return _context(Path(checkpoint), "model.config")
+    finally:
+        if not runs_on_cpu:  # a trainer that looks for an accelerator must not find what the runtime shows
+            cpu_runtime.disable()
+
+
+def _context(checkpoint: Path, what: str) -> Any:
+    try:
+        return io.load_context(checkpoint / "context", subpath=what)
+    except InputError:
+        raise
+    except Exception as error:  # a context is code that runs: it may raise anything
+        raise InputError(
+            f"{what} cannot be loaded from {checkpoint / 'context'} ({type(error).__name__}: {error})",
+            "what NeMo 2 saves beside the weights",
+            "export with the versions that trained it",
+        ) from error
+
+
+@io.model_exporter(DistillationModel, "hf")
+class HFExporter(io.ModelConnector[DistillationModel, Any]):
+    """NeMo's connector around `export_model`: ``nemo llm export path=CHECKPOINT target=hf``."""
+
+    def apply(
+        self,
+        output_path: Path,
+        dtype: Optional[torch.dtype] = None,
+        say: Callable[[str], None] = lambda stage: None,
+    ) -> Path:
+        """Converts into ``output_path``."""
+        prepare()
+        checkpoint, folder = Path(str(self)), Path(output_path)
+        config, tokenizer = _context(checkpoint, "model.config"), _context(checkpoint, "model.tokenizer")
+        family = family_of_config(config)
+        stored = _stored_dtype(checkpoint)
+        config.params_dtype, config.bf16, config.fp16 = stored, stored == torch.bfloat16, stored == torch.float16
+        folder.mkdir(parents=True, exist_ok=True)
+        base, generation = _original(tokenizer, family)
+        model = llm.GPTModel(config, tokenizer=tokenizer)
+        say(f"building {type(config).__name__}, {config.num_layers} layers")
+        with trainer_for(model, ddp="pytorch", setup_optimizers=False) as trainer:
+            say("reading the checkpoint")
+            trainer.strategy.setup(trainer)
+            trainer.strategy.load_checkpoint(checkpoint)
+            state = {n: t for n, t in model.module.state_dict().items() if isinstance(t, Tensor)}
+        say("converting the weights")
+        rows = state["embedding.word_embeddings.weight"].shape[0]
+        size = int(base.get("vocab_size") or 0)
+        hf = _hf_config(family, config, base, size if 0 < size <= rows else min(tokenizer.vocab_size, rows), tokenizer)
+        hf.dtype = dtype or stored
+        weights = _convert(family, config, state, hf)
+        say("writing safetensors")
+        save_weights(folder, {name: _entry(tensor, dtype) for name, tensor in weights.items()})
+        hf.save_pretrained(folder)
+        if not generation:
+            generation = {key: value for key, value in _special_ids(tokenizer).items() if value is not None}
+        write_json(folder / "generation_config.json", generation)
+        if not _save_tokenizer(tokenizer, folder):
+            say(f"no tokenizer is written: one of type {type(tokenizer).__name__} has no files")
+        return folder
+
+
+def _stored_dtype(checkpoint: Path) -> torch.dtype:
+    """The type of the embeddings in a checkpoint, which its context does not know: the trainer's precision decided."""
+    from megatron.core import dist_checkpointing
+
+    try:
+        tensors = dist_checkpointing.load_tensors_metadata(str(checkpoint / "weights"))
+    except Exception as error:  # whatever the format of the day raises for a folder that is none of its own
+        raise InputError(
+            f"no checkpoint that can be read in {checkpoint} ({type(error).__name__}: {error})",
+            "a folder with `weights` and `context`, as NeMo 2 saves them",
+            "fix the path",
+        ) from error
+    for name, tensor in tensors.items():
+        if name.endswith("embedding.word_embeddings.weight") and not name.startswith("optimizer"):
+            if tensor.dtype in NAMES:
+                return tensor.dtype
+            break
+    raise InputError(f"no embeddings in {checkpoint}", "a language model's checkpoint", "fix the path")
+
+
+def _original(tokenizer: Any, family: Family) -> tuple[dict[str, Any], dict[str, Any]]:
+    """config.json and generation_config.json of the model that was imported, where the tokenizer's folder has them."""
+    source = Path(getattr(tokenizer, "source", ""))
+    if not isinstance(tokenizer, XTokenTokenizer) or not source.is_dir():
+        return {}, {}
+    config = read_json(source / "config.json")
+    config = config.get("text_config") or config
+    if config.get("model_type") != family.model_type:
+        return {}, {}
+    return config, read_json(source / "generation_config.json")
+
+
+def _hf_config(family: Family, config: Any, base: dict[str, Any], vocab_size: int, tokenizer: Any) -> Any:
+    """transformers' configuration: what NeMo's says, and of the original what NeMo's does not."""
+    from transformers import CONFIG_MAPPING
+
+    said = family.hf_config(config, vocab_size)
+    # The sequence length of a training run is no property of the model.
+    longest = "max_position_embeddings"
+    said[longest] = max(int(said[longest]), int(base.get(longest) or 0))
+    ids = {} if base else _special_ids(tokenizer)
+    old = {k: v for k, v in base.items() if k not in ("quantization_config", "auto_map", "torch_dtype", "dtype")}
+    return CONFIG_MAPPING[family.model_type].from_dict({**ids, **old, **said})
+
+
+def _special_ids(tokenizer: Any) -> dict[str, Any]:
+    if isinstance(tokenizer, XTokenTokenizer):
+        return dict(special_ids(tokenizer.vocabulary))
+    return {f"{role}_token_id": getattr(tokenizer, f"{role}_id", None) for role in ("bos", "eos", "pad")}
+
+
+def _convert(family: Family, config: Any, state: dict[str, Tensor], hf: Any) -> dict[str, Tensor]:
+    """The weights under transformers' names, in the order of its model."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        target = AutoModelForCausalLM.from_config(hf, dtype=hf.dtype)
+    tied = set(target._tied_weights_keys or ()) if hf.tie_word_embeddings else set()
+    names = {name: tensor for name, tensor in target.state_dict().items() if name not in tied}
+    transforms = [w.exporting() for w in family.transforms(config, list(state))]
+    with torch.no_grad():
+        return convert(transforms, Holder(config), state, Holder(hf), names)
+
+
+def _entry(tensor: Tensor, dtype: Optional[torch.dtype]) -> Entry:
+    kind = dtype or tensor.dtype
+
+    def data() -> Iterator[memoryview]:
+        flat = tensor.detach().to(kind).contiguous().view(-1)
+        yield memoryview(flat.view(torch.uint8).numpy())
+
+    return Entry(NAMES[kind], tuple(tensor.shape), data)
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path) -> bool:
+    if isinstance(tokenizer, XTokenTokenizer):
+        copy_tokenizer(tokenizer.source, folder, tokenizer.vocabulary)
+    elif hasattr(getattr(tokenizer, "tokenizer", None), "save_pretrained"):
+        tokenizer.tokenizer.save_pretrained(folder)
+    else:
+        return False
+    return True

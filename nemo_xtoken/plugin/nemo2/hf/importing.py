@@ -1,0 +1,155 @@
+"""From Hugging Face's format into a NeMo 2 checkpoint."""
+
+import copy
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from nemo.lightning import io
+
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.models.folder import ModelFolder, check_out, new_folder
+from nemo_xtoken.models.tokenizer_files import copy_tokenizer
+from nemo_xtoken.plugin.nemo2.hf.families import family_of_model_type
+from nemo_xtoken.plugin.nemo2.hf.family import Holder, convert
+from nemo_xtoken.plugin.nemo2.hf.session import prepare, refuse_in_training, trainer_for
+from nemo_xtoken.plugin.nemo2.hf.state import HFState
+from nemo_xtoken.plugin.nemo2.model import DistillationModel
+from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
+from nemo_xtoken.vocab.loading import load_vocabulary
+
+__all__ = ["DTYPES", "HFImporter", "hf_text_config", "import_model"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SPARE_IDS = 256  # a tokenizer may have a few ids that its model has no row for (Gemma 3: one)
+
+
+def import_model(
+    model: str | Path,
+    out: str | Path,
+    dtype: Optional[str] = None,
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda stage: None,
+) -> Path:
+    """Makes a NeMo 2 checkpoint of a Hugging Face model, for a student (``resume.restore_config.path``) or a teacher
+    (``teacher.path``).  One process; no GPU; as much memory as the model has weights.  Any layout can load the result.
+
+    Args:
+        model: a folder in Hugging Face's format, or a hub name; docs/models.md lists the architectures.
+        out: the folder to write; it is whole or absent.
+        dtype: a name in `DTYPES`; by default that of the weights.
+        overwrite: replace a checkpoint at ``out``.
+        say: told what is being done.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        InputError: a model that cannot be imported, or something at ``out`` already.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise InputError(f"dtype={dtype!r}", f"one of {', '.join(DTYPES)}", "change it")
+    out = Path(out)
+    check_out(out, overwrite)
+    refuse_in_training()
+    say(f"looking for {model}")
+    source = ModelFolder(model)
+    with new_folder(out, overwrite) as folder:
+        HFImporter(str(source.path)).apply(folder, None if dtype is None else DTYPES[dtype], say)
+    return out
+
+
+@io.model_importer(DistillationModel, "hf")
+class HFImporter(io.ModelConnector[Any, DistillationModel]):
+    """NeMo's connector around `import_model`; the path is that of the Hugging Face folder."""
+
+    def init(self) -> DistillationModel:
+        """The model, not built."""
+        prepare()
+        return self._model(HFState(ModelFolder(str(self))), XTokenTokenizer(str(self)))
+
+    @property
+    def tokenizer(self) -> XTokenTokenizer:
+        """Read from the folder."""
+        return XTokenTokenizer(str(self))
+
+    def apply(
+        self,
+        output_path: Path,
+        dtype: Optional[torch.dtype] = None,
+        say: Callable[[str], None] = lambda stage: None,
+    ) -> Path:
+        """Converts into ``output_path``, which may exist and be empty."""
+        prepare()
+        state = HFState(ModelFolder(str(self)), dtype)
+        with tempfile.TemporaryDirectory() as temporary:
+            say("reading the tokenizer")
+            tokenizer = _tokenizer(state.folder, Path(temporary) / "tokenizer")
+            model = self._model(state, tokenizer)
+            say(f"building {type(model.config).__name__}, {model.config.num_layers} layers")
+            with trainer_for(model, ckpt_save_optimizer=False, always_save_context=True) as trainer:
+                say("converting the weights")
+                _fill(model.module, model.config, state)
+                say("writing the checkpoint")
+                self.nemo_save(output_path, trainer)
+        return output_path
+
+    def _model(self, state: HFState, tokenizer: XTokenTokenizer) -> DistillationModel:
+        hf = hf_text_config(state.folder)
+        family = family_of_model_type(hf.model_type)
+        if hf.vocab_size != state.vocab_size or tokenizer.vocab_size > state.vocab_size + SPARE_IDS:
+            raise InputError(
+                f"{state.folder.name}: {state.vocab_size} rows of embeddings, vocab_size {hf.vocab_size} in "
+                f"config.json, a tokenizer with ids up to {tokenizer.vocab_size - 1}",
+                "the same number of rows in both, and a row for each id",
+                "take weights, configuration and tokenizer from one model",
+            )
+        config = family.nemo_config(hf, max(state.vocab_size, tokenizer.vocab_size), state.dtype)
+        return DistillationModel(config, tokenizer=tokenizer)
+
+
+def hf_text_config(folder: ModelFolder) -> Any:
+    """transformers' configuration of the language model; no code of the checkpoint is run."""
+    from transformers import CONFIG_MAPPING
+
+    config = copy.deepcopy(folder.text_config)
+    family_of_model_type(str(config.get("model_type")))
+    try:
+        return CONFIG_MAPPING[config["model_type"]].from_dict(config)
+    except Exception as error:  # each configuration checks itself in its own way
+        raise InputError(
+            f"{folder.path / 'config.json'} is not accepted by transformers ({error})",
+            f"a configuration of type {config['model_type']}",
+            "copy the file once more",
+        ) from error
+
+
+def _tokenizer(source: ModelFolder, folder: Path) -> XTokenTokenizer:
+    """The tokenizer in a folder that a checkpoint copies: its files, and what makes an export like the original."""
+    folder.mkdir()
+    copy_tokenizer(source.path, folder, load_vocabulary(str(source.path)), loadable=False)
+    for name in ("config.json", "generation_config.json"):
+        if (source.path / name).is_file():
+            shutil.copyfile(source.path / name, folder / name)
+    return XTokenTokenizer(str(folder))
+
+
+def _fill(module: Any, config: Any, state: HFState) -> None:
+    """Puts the weights into Megatron's module."""
+    names = {n: t for n, t in module.state_dict().items() if t is not None and not n.endswith("_extra_state")}
+    family = family_of_model_type(hf_text_config(state.folder).model_type)
+    transforms = [w.importing() for w in family.transforms(config, list(names))]
+    tied = config.share_embeddings_and_output_weights
+
+    def ignored(name: str) -> bool:
+        return name.endswith("rotary_emb.inv_freq") or (tied and name == "lm_head.weight")
+
+    with torch.no_grad():
+        made = convert(transforms, Holder(None), state, Holder(config), names, ignored)
+        for name, parameter in module.named_parameters():
+            parameter.data = made.pop(name).to(parameter.dtype)
+    if made:
+        raise RuntimeError(f"buffers are not converted: {', '.join(made)}")

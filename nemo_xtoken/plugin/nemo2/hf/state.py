@@ -1,0 +1,88 @@
+"""The weights of a Hugging Face checkpoint, read one by one when they are asked for."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.models.folder import ModelFolder
+
+__all__ = ["HFState"]
+
+#: Where a model of several kinds of input keeps its language model, longest first.
+PREFIXES = ("model.language_model.", "language_model.model.", "language_model.")
+TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
+
+
+class HFState(Mapping[str, Tensor]):
+    """A state dict on the disk: ``model.embed_tokens.weight``, ``model.layers.0...``, whatever the files call them.
+
+    Experts in MXFP4 (gpt-oss as published) are given as numbers, in the form in which transformers has them.
+
+    Args:
+        folder: the checkpoint.
+        dtype: what every tensor is converted to; by default the type of the embeddings.
+
+    Raises:
+        InputError: a quantised checkpoint of another kind, or one without embeddings.
+    """
+
+    def __init__(self, folder: ModelFolder, dtype: torch.dtype | None = None) -> None:
+        quantised = (folder.config.get("quantization_config") or {}).get("quant_method")
+        if quantised not in (None, "mxfp4"):
+            raise InputError(
+                f"{folder.name} is quantised ({quantised})",
+                "weights in float32, bfloat16 or float16 (of gpt-oss also MXFP4)",
+                "take the checkpoint that was not quantised",
+            )
+        self.folder = folder
+        self._names = _canonical(folder)
+        embeddings = self._names.get("model.embed_tokens.weight")
+        if embeddings is None:
+            raise InputError(
+                f"{folder.name} has no model.embed_tokens.weight",
+                "a causal language model in Hugging Face's format",
+                "name the folder of such a model",
+            )
+        stored, shape = folder.tensor(embeddings)
+        if stored not in TYPES:
+            raise InputError(
+                f"embeddings of type {stored} in {folder.name}", ", ".join(TYPES), "convert the checkpoint"
+            )
+        self.dtype, self.vocab_size = dtype or TYPES[stored], shape[0]
+
+    def __getitem__(self, name: str) -> Tensor:
+        if (blocks := self._names.get(f"{name}_blocks")) is not None:
+            from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+            scales = self._read(self._names[f"{name}_scales"])
+            return convert_moe_packed_tensors(self._read(blocks), scales, dtype=self.dtype).cpu()
+        return self._read(self._names[name]).to(self.dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return (n.removesuffix("_blocks") for n in self._names if not n.endswith("_scales"))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def _read(self, name: str) -> Tensor:
+        with safe_open(self.folder.files[self.folder.where[name]].path, framework="pt") as f:
+            tensor: Any = f.get_tensor(name)
+        return tensor
+
+
+def _canonical(folder: ModelFolder) -> dict[str, str]:
+    """Name as a language model of its own would have it -> name in the files; the language model's tensors only."""
+    inside = any(name.startswith(PREFIXES) for name in folder.where)
+    out = {}
+    for name in folder.where:
+        prefix = next((p for p in PREFIXES if name.startswith(p)), None)
+        if prefix is not None:
+            rest = name.removeprefix(prefix)
+            out[rest if rest.startswith("lm_head") else f"model.{rest}"] = name
+        elif not inside or name.startswith("lm_head"):
+            out[name] = name
+    return out
