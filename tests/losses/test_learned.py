@@ -17,6 +17,7 @@ from nemo_xtoken.losses.base import ModelOutput
 from nemo_xtoken.losses.chunks import MERGES
 from nemo_xtoken.losses.cross_tokenizer import cross_tokenizer_loss
 from nemo_xtoken.losses.learned import LearnedProjection
+from nemo_xtoken.losses.nrl_compat import NrlProjectedKL
 from nemo_xtoken.losses.p_kl import ProjectedKL
 from nemo_xtoken.parallel.exchange import VocabularyExchange
 from nemo_xtoken.parallel.head import OutputHead
@@ -88,10 +89,20 @@ def test_value_and_gradient_equal_the_dense_reference(merge, direction, case):
     assert not got[3][problem.v_s :].any()
 
 
-@pytest.mark.parametrize("merge", MERGES)
-def test_gradcheck(merge):
+GRADCHECKS = {
+    **{merge: (lambda e: ProjectedKL(e), merge) for merge in MERGES},
+    "top_k": (lambda e: ProjectedKL(e, top_k=3), "mean"),
+    "reverse_top_k": (lambda e: ProjectedKL(e, "reverse", top_k=3), "first"),
+    "nrl_compat": (lambda e: NrlProjectedKL(e, 6), "mean"),
+}
+
+
+@pytest.mark.parametrize("case", GRADCHECKS)
+def test_gradcheck(case):
+    make, merge = GRADCHECKS[case]
     problem = Problem(seed=13, b=1, t_s=6, t_t=7, v_s=9, v_t=11, pad_s=10, pad_t=12, h=3, empty=0.2)
     hidden, head, signal, learned, logits = parts(problem)
+    signal = dataclasses.replace(signal, divergence=make(signal.divergence.exchange))
     several = torch.from_numpy(np.pad((problem.matrix.ids >= 0).sum(axis=1) > 1, (0, 1))).repeat_interleave(K)
     assert several.sum() >= 8
     fixed = logits.detach()

@@ -106,7 +106,7 @@ def train_one(
     model.learn_from(named, objective)
     folder = run_folder(log)
     check_run(model, data, trainer, named, resume)
-    learning = learn_projections(named, model.tokenizer.vocabulary, optim or model.optim, resume, folder)
+    learning = learn_projections(named, model.tokenizer.vocabulary, trainer, optim or model.optim, resume, folder)
     sides = [t.side for t in named] or aligned_with or [TeacherSide(model.tokenizer.vocabulary)]
     data.read(model.tokenizer.vocabulary, sides, trainer.max_steps, trainer.is_global_zero)
     folder.mkdir(parents=True, exist_ok=True)

@@ -106,6 +106,7 @@ def check_checkpoint(path: str | Path, teachers: Sequence[NamedTeacher]) -> None
 def learn_projections(
     teachers: Sequence[NamedTeacher],
     student: Vocabulary,
+    trainer: nl.Trainer,
     optim: OptimizerModule,
     resume: nl.AutoResume | None,
     folder: Path,
@@ -119,7 +120,7 @@ def learn_projections(
         an empty list without learned W.
 
     Raises:
-        InputError: a loss without learned W, rates that cannot be, or an optimizer that has other uses for its own.
+        InputError: a loss without learned W, rates that cannot be, or an optimizer that cannot take or keep them.
     """
     learned = [teacher for teacher in teachers if teacher.config.learned]
     for teacher in learned:
@@ -148,6 +149,14 @@ def learn_projections(
             "leave load_optim_state out",
         )
     multiple = set_rate(optim, rates[0])
+    precision = getattr(trainer.precision_plugin, "dtype_config", None)
+    half = precision is not None and (precision.bf16 or precision.fp16)
+    if half and not optim.config.use_distributed_optimizer:
+        raise InputError(
+            "learned W in bf16 or fp16 without Megatron's distributed optimizer",
+            "the distributed optimizer: the other one cannot save parameters in float32, as W's are, beside these",
+            "set optim.config.use_distributed_optimizer=True",
+        )
     return [ProjectionLearning(folder, multiple, learned, student)]
 
 

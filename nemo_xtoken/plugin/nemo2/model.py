@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nemo_xtoken.losses.base import ChunkDivergence, ModelOutput, TeacherSignal
 from nemo_xtoken.losses.learned import LearnedProjection
+from nemo_xtoken.losses.nrl_compat import NrlProjectedKL
 from nemo_xtoken.losses.objective import DynamicScale, ObjectiveConfig, StepCounts
 from nemo_xtoken.losses.p_kl import ProjectedKL
 from nemo_xtoken.losses.registry import chunk_selection, make_divergence
@@ -145,14 +146,17 @@ class DistillationModel(llm.GPTModel):
         # the layer's own weight is None where it is tied
         rows = int(self.module.output_layer.output_size_per_partition)
         shard = VocabularyShard.of_local_rows(student.size, rows, group)
-        divergences, learned = [], []
+        divergences: list[ChunkDivergence] = []
+        learned: list[LearnedProjection | None] = []
         for teacher in self._named:
             config, other = teacher.config, teacher.tokenizer.vocabulary
             matrix = load_or_build(student, other, config.rule, config.projection)
             divergence = make_divergence(config.loss, matrix, student, other, shard, config.options)
             divergences.append(divergence)
-            assert not config.learned or isinstance(divergence, ProjectedKL)
-            learned.append(LearnedProjection(divergence.exchange, matrix) if config.learned else None)
+            learned.append(None)
+            if config.learned:
+                assert isinstance(divergence, ProjectedKL | NrlProjectedKL)  # learn_projections has seen to it
+                learned[-1] = LearnedProjection(divergence.exchange, matrix)
         heads: dict[int, OutputHead] = {}
         for source, model in enumerate(self.teachers):
             taught = [number for number, n in enumerate(sources) if n == source]
