@@ -79,6 +79,29 @@ def test_a_teacher_that_is_not_there(run):
 
 
 @pytest.mark.slow
+def test_a_second_teacher_by_name(run):
+    folder, _ = run
+    first = next(path for path in folder.rglob("run-*/checkpoints/*-last"))
+    words = [f"teachers.again.path={first}", "teachers.again.loss=h_kl", "teachers.again.options.partial_kl=paper"]
+    words += ["teachers.again.weight=0.25", "objective.teacher_weights=confidence", "log.name=two"]
+    status, output = nemo(folder, "--recipe", "xtoken_tiny", *SHORT, *words)
+    assert status == 0, output[-5000:]
+    assert "Teachers of with the teacher" in output
+    _, taught = json.loads((folder / "runs" / "two" / "report.json").read_text())
+    assert [teacher["name"] for teacher in taught["teachers"]] == ["teacher", "again"]
+    records = [json.loads(line) for line in (folder / "runs" / "two" / "history.jsonl").read_text().splitlines()]
+    steps = [record for record in records if "ce" in record]
+    assert [steps[0]["alpha/teacher"], steps[0]["alpha/again"]] == [0.8, 0.2]
+    assert all(record["kd/again"] != record["kd/teacher"] for record in steps)
+    # The same again from a file: one teacher more is as easy to take back.
+    exported = [*SHORT, *words, "--to-yaml", "two.yaml"]
+    assert nemo(folder, "--recipe", "xtoken_tiny", *exported)[0] == 0
+    status, output = nemo(folder, "--yaml", "two.yaml", "--dryrun", "teachers.again=None")
+    assert status == 0, output[-3000:]
+    assert "again=None" in output
+
+
+@pytest.mark.slow
 def test_the_yaml_in_conf_is_the_recipe(run):
     folder, _ = run
     status, output = nemo(folder, "--recipe", "xtoken_tiny", "--to-yaml", "exported.yaml")
