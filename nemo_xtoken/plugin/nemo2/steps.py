@@ -82,8 +82,8 @@ class DistillationSteps(pl.Callback):
             self.used = {"kd": kd, "scale": scale, "chunks": chunks}
             for name, alpha in zip(model.teacher_names, self.weights.alphas, strict=True):
                 self.used[f"alpha/{name}"] = alpha
-                if len(means) > 1:
-                    values |= {f"kd_loss/{name}": means.get(name, 0.0), f"alpha/{name}": alpha}
+                if len(model.teacher_names) > 1 and name in means:
+                    values |= {f"kd_loss/{name}": means[name], f"alpha/{name}": alpha}
             self.used |= {f"score/{name}": score for name, score in scores.items()}
             self.scale.update(ce, kd)
             self.weights.update(scores)
