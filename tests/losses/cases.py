@@ -56,10 +56,10 @@ class Problem:
 
 
 def match_labels(problem, common):
-    """Gives every other chunk of one token a side a pair of the common set for labels; says which, ``[K]``."""
+    """Gives two of three chunks of one token a side a pair of the common set for labels; says which, ``[K]``."""
     matched = []
     for number, (i, a, n, c, m) in enumerate(problem.batch["chunks"].tolist()):
-        matched.append(n == m == 1 and number % 2 == 0)
+        matched.append(n == m == 1 and number % 3 < 2)
         if matched[-1]:
             pair = number % len(common)
             problem.batch["student_labels"][i, a] = int(common.student[pair])

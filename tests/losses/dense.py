@@ -54,6 +54,41 @@ def projected(p_s, p_t, w, direction):
     return DIRECTIONS[direction](p, q)
 
 
+def largest(p, ids, k):
+    """The k of these ids with the largest values, of equal ones the smaller id; and the others."""
+    order = sorted(ids, key=lambda i: (-p[i].item(), i))
+    return order[:k], order[k:]
+
+
+def projected_top_k(p_s, p_t, w, direction, k):
+    """`projected` where only the teacher's k largest of the reached tokens are classes, all others one."""
+    q = p_s @ w
+    reached = (w[:, :-1].sum(0) > 0).nonzero().squeeze(1).tolist()
+    kept, others = largest(p_t, reached, k)
+    if not others:
+        return projected(p_s, p_t, w, direction)
+    unreached = p_t.sum() - p_t[reached].sum()
+    has_rest = float(w[:, -1].sum()) > 0
+    if direction == "forward" and not has_rest:  # the teacher is conditioned
+        mass = p_t[reached].sum()
+        p = torch.cat([p_t[kept], p_t[others].sum().view(1)]) / mass
+        return mass * kl(p, torch.cat([q[kept], q[others].sum().view(1)]))
+    if direction == "reverse" and len(reached) == len(p_t):  # the student is conditioned
+        u = torch.cat([q[kept], q[others].sum().view(1)]) / q[:-1].sum()
+        return kl(u, torch.cat([p_t[kept], p_t[others].sum().view(1)]))
+    p = torch.cat([p_t[kept], (p_t[others].sum() + unreached).view(1)])
+    rest = q[others].sum() + (q[-1] if has_rest else 0)
+    return DIRECTIONS[direction](p, torch.cat([q[kept], rest.view(1)]))
+
+
+def strict_1to1(p_s, p_t, pairs, k):
+    """Reverse KL over the pairs whose student token is among the k largest."""
+    partner = dict(pairs)
+    kept, _ = largest(p_s, list(partner), k)
+    s, t = p_s[kept], p_t[[partner[i] for i in kept]]
+    return kl(s / s.sum(), t / t.sum())
+
+
 def partial_kl(p_s, p_t, pairs, form):
     """The KL over pairs of ids (s, t): as published, or closed by one class a side."""
     s, t = [torch.tensor([pair[i] for pair in pairs], dtype=torch.int64) for i in (0, 1)]
@@ -107,3 +142,47 @@ def chunk_losses(student_logits, teacher_logits, batch, divergence, merge, tau):
                 value = value + (1 - m_t) * ((1 - m_t).log() - (1 - m_s).log())
         total = total + value
     return ce, tau**2 * total
+
+
+def nrl_chunk_means(x, batch, side):
+    """Arithmetic means over each chunk's positions, [K, V]."""
+    first, count = {"student": (1, 2), "teacher": (3, 4)}[side]
+    return torch.stack([x[c[0], c[first] : c[first] + c[count]].mean(0) for c in batch["chunks"].tolist()])
+
+
+def nrl_p_kl(student_logits, teacher_logits, batch, w, k, tau, eps=1e-10):
+    """The public P-KL: on the k tokens with the largest logit anywhere in the micro-batch; a sum over chunks."""
+    importance = teacher_logits.flatten(0, 1).max(0).values
+    kept, _ = largest(importance, range(len(importance)), k)
+    kept = torch.tensor(sorted(kept))
+    projected = torch.softmax(student_logits / tau, -1) @ w[:, :-1]
+    student = nrl_chunk_means(projected, batch, "student")[:, kept]
+    student = (student / (student.sum(1, keepdim=True) + eps) + eps).log()
+    teacher = nrl_chunk_means(torch.log_softmax(teacher_logits[..., kept] / tau, -1), batch, "teacher")
+    return tau**2 * (teacher.exp() * (teacher - student)).sum()
+
+
+def nrl_gold(student_logits, teacher_logits, batch, pairs, cap, tau):
+    """The public GOLD and H-KL: means of log-probabilities, KL on the pairs, L1 of the largest others of each side."""
+    student = nrl_chunk_means(torch.log_softmax(student_logits / tau, -1), batch, "student")
+    teacher = nrl_chunk_means(torch.log_softmax(teacher_logits / tau, -1), batch, "teacher")
+    s, t = [[pair[i] for pair in pairs] for i in (0, 1)]
+    common = (teacher[:, t].exp() * (teacher[:, t] - student[:, s])).sum()
+    others = [[i for i in range(x.shape[1]) if i not in set(ids)] for x, ids in ((student, s), (teacher, t))]
+    n = min(len(others[0]), len(others[1]), cap)
+    a, b = (
+        x[:, ids].exp().sort(1, descending=True).values[:, :n]
+        for x, ids in ((student, others[0]), (teacher, others[1]))
+    )
+    return tau**2 * (common + (a - b).abs().sum())
+
+
+def nrl_relaxed(matrix, least=0.6):
+    """Pairs of the public H-KL, a teacher token after the other."""
+    claims = {}
+    for s in range(matrix.student_size):
+        row = [(float(x), int(t)) for t, x in zip(matrix.ids[s], matrix.weights[s], strict=True) if t >= 0]
+        if row and max(row)[0] >= least:
+            weight, t = max(row)
+            claims.setdefault(t, []).append((-weight, s))
+    return sorted((min(found)[1], t) for t, found in claims.items())

@@ -12,6 +12,7 @@ from harness import close, compare, compare_ranks, compared, gradcheck, logit_gr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranks import run_ranks
+from real_tokenizers import real
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.chunks import MERGES
@@ -22,6 +23,7 @@ from nemo_xtoken.losses.p_kl import ProjectedKL
 from nemo_xtoken.losses.partial_kl import PARTIAL_KLS, PublishedPartialKL
 from nemo_xtoken.parallel.exchange import VocabularyExchange
 from nemo_xtoken.parallel.layout import VocabularyShard
+from nemo_xtoken.projection.build import build_projection
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 
 KINDS = [(loss, form) for loss in ("gold", "h_kl") for form in PARTIAL_KLS]
@@ -134,6 +136,28 @@ def test_a_numeral_that_the_teacher_spells_out_is_pushed_down_by_gold_and_up_by_
     projected = ProjectedKL(VocabularyExchange.co_sharded(matrix, shard))
     assert float(logit_gradient(published, z, p_t, shard)[1][0, 3]) == pytest.approx(float(z.softmax(1)[0, 3]))
     assert float(logit_gradient(projected, z, p_t, shard)[1][0, 3]) < -0.1
+
+
+def test_so_it_is_with_the_numerals_of_llama_3_and_qwen3():
+    """Qwen3 writes digits one by one: 2-digit and 3-digit numerals of Llama-3 are in W, but in no pair."""
+    student, teacher = real("llama3"), real("qwen3")
+    numeral, digit = student.id_of_bytes[b"201"], teacher.id_of_bytes[b"2"]
+    strict = CommonSet.strict(student, teacher)
+    assert numeral not in strict.student
+    shard = VocabularyShard(student.size, student.size)
+    random = torch.Generator().manual_seed(0)
+    z = torch.randn(1, student.size, generator=random, dtype=torch.float64)
+    z[0, numeral] = 8.0
+    p_t = torch.softmax(torch.randn(1, teacher.size, generator=random, dtype=torch.float64), 1) * 0.1
+    p_t[0, digit] += 0.9
+    projected = ProjectedKL(VocabularyExchange.co_sharded(build_projection(student, teacher), shard))
+    up = float(logit_gradient(projected, z, p_t, shard)[1][0, numeral])
+    down = float(logit_gradient(PublishedPartialKL(strict.exchange(shard)), z, p_t, shard)[1][0, numeral])
+    p_s = float(torch.softmax(z, 1)[0, numeral])
+    assert p_s > 0.01
+    assert up < -0.1
+    assert down == pytest.approx(p_s * float(p_t[0, torch.from_numpy(strict.teacher)].sum()), rel=1e-9)
+    assert down > 0.009
 
 
 def test_rest_pushes_uncommon_logits_up_where_the_teacher_is_outside():

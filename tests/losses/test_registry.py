@@ -11,9 +11,11 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.common import CommonSet
 from nemo_xtoken.losses.gold import Gold
 from nemo_xtoken.losses.h_kl import HybridKL
+from nemo_xtoken.losses.nrl_compat import NrlGold, NrlProjectedKL
 from nemo_xtoken.losses.p_kl import ProjectedKL
-from nemo_xtoken.losses.registry import LOSSES, DivergenceOptions, make_divergence, resolve_loss
+from nemo_xtoken.losses.registry import LOSSES, DivergenceOptions, check_loss, make_divergence, resolve_loss
 from nemo_xtoken.losses.same_tokenizer import SameTokenizerKL
+from nemo_xtoken.losses.strict_1to1 import StrictOneToOne
 from nemo_xtoken.losses.uld import UniversalLogitDistance
 from nemo_xtoken.parallel.exchange import VocabularyExchange
 from nemo_xtoken.parallel.layout import VocabularyShard
@@ -49,6 +51,7 @@ def test_every_name_gives_its_loss(name):
         "h_kl": lambda: HybridKL(strict, matrix, shard, partial_kl="rest"),
         "gold": lambda: Gold(strict, shard, partial_kl="paper"),
         "uld": lambda: UniversalLogitDistance(shard, teacher_size),
+        "strict_1to1": lambda: StrictOneToOne(strict, shard, 16),
         "same_tokenizer": lambda: SameTokenizerKL(shard, teacher_size),
     }[name]()
     assert type(loss) is type(want)
@@ -74,6 +77,12 @@ def test_every_name_gives_its_loss(name):
         ("gold", {"sorted_cap": 5}),
         ("uld", {"sorted_cap": 5}),
         ("same_tokenizer", {"direction": "reverse"}),
+        ("p_kl", {"top_k": 5}),
+        ("p_kl", {"top_k": 5, "direction": "reverse"}),
+        ("h_kl", {"top_k": 5}),
+        ("gold", {"top_k": 5, "partial_kl": "rest"}),
+        ("strict_1to1", {"top_k": 5}),
+        ("same_tokenizer", {"top_k": 5}),
     ],
 )
 def test_options_reach_their_loss(name, options):
@@ -82,6 +91,40 @@ def test_options_reach_their_loss(name, options):
     changed, _ = made(name, *pair, options=DivergenceOptions(**options))
     p = probabilities(sizes)
     assert not torch.allclose(compared(plain, *p)[0], compared(changed, *p)[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["p_kl", "h_kl", "gold"])
+def test_the_public_losses_have_their_own_merge_and_sizes(name):
+    compat, (_, teacher_size) = made(name, options=DivergenceOptions(nrl_compat=True))
+    assert made(name)[0].merges is None
+    assert compat.merges == ("mean" if name == "p_kl" else "geometric_mean", "geometric_mean")
+    with pytest.raises(InputError, match=f"loss={name} without W"):
+        made(name, matrix=None, options=DivergenceOptions(nrl_compat=True))
+    if name == "p_kl":
+        smaller, _ = made(name, options=DivergenceOptions(nrl_compat=True, top_k=5))
+        assert isinstance(compat, NrlProjectedKL)
+        assert (compat.top_k, smaller.top_k) == (min(8192, teacher_size), 5)
+    else:
+        smaller, _ = made(name, options=DivergenceOptions(nrl_compat=True, sorted_cap=1, partial_kl="paper"))
+        assert isinstance(compat, NrlGold)
+        assert compat.remainder.student.cap > 1
+        assert smaller.remainder.student.cap == 1
+
+
+def test_settings_that_the_public_losses_do_not_have_are_refused():
+    student, teacher = zoo()["llama"], zoo()["qwen"]
+    compat = DivergenceOptions(nrl_compat=True)
+    check_loss("p_kl", student, teacher, compat, merge="chain_rule")
+    with pytest.raises(InputError, match="merge='mean' with nrl_compat"):
+        check_loss("p_kl", student, teacher, compat, merge="mean")
+    with pytest.raises(InputError, match="top_k=5 with nrl_compat and loss=gold"):
+        check_loss("gold", student, teacher, DivergenceOptions(nrl_compat=True, top_k=5))
+    with pytest.raises(InputError, match="nrl_compat=True with loss=uld"):
+        check_loss("uld", student, teacher, compat)
+    with pytest.raises(InputError, match="direction='reverse' with nrl_compat"):
+        DivergenceOptions(nrl_compat=True, direction="reverse")
+    with pytest.raises(InputError, match="partial_kl='rest' with nrl_compat"):
+        DivergenceOptions(nrl_compat=True, partial_kl="rest")
 
 
 def test_w_is_needed_by_some_only():
@@ -97,7 +140,7 @@ def test_w_is_needed_by_some_only():
 
 @pytest.mark.parametrize("name", ["pkl", "", "P_KL", "kl"])
 def test_an_unknown_name_is_answered_with_the_right_ones(name):
-    with pytest.raises(InputError, match="auto, or one of p_kl, h_kl, gold, uld, same_tokenizer"):
+    with pytest.raises(InputError, match="auto, or one of p_kl, h_kl, gold, uld, strict_1to1, same_tokenizer"):
         made(name)
 
 
@@ -107,6 +150,9 @@ def test_an_unknown_name_is_answered_with_the_right_ones(name):
         ("gold", {"direction": "reverse"}, "direction='reverse' with loss=gold"),
         ("p_kl", {"partial_kl": "rest"}, "partial_kl='rest' with loss=p_kl"),
         ("p_kl", {"sorted_cap": 7}, "sorted_cap=7 with loss=p_kl"),
+        ("uld", {"top_k": 7}, "top_k=7 with loss=uld"),
+        ("gold", {"top_k": 7}, "top_k=7 with partial_kl=paper"),
+        ("h_kl", {"top_k": 7, "partial_kl": "paper"}, "top_k=7 with partial_kl=paper"),
     ],
 )
 def test_an_option_that_a_loss_does_not_have_is_refused(name, options, message):
@@ -120,6 +166,7 @@ def test_an_option_that_a_loss_does_not_have_is_refused(name, options, message):
         ({"direction": "up"}, "direction='up'"),
         ({"partial_kl": "closed"}, "partial_kl='closed'"),
         ({"sorted_cap": 0}, "sorted_cap=0"),
+        ({"top_k": 0}, "top_k=0"),
     ],
 )
 def test_bad_options_are_refused(options, message):
