@@ -16,9 +16,10 @@ ALLOWED = {
     **{name: set(_CHAIN[:i]) for i, name in enumerate(_CHAIN)},
     "projection": {"vocab"},  # beside the alignment, not above it
     "data": {"vocab", "alignment"},
+    "certify": set(_CHAIN[:-1]),
     "report": set(),
     "models": {"vocab", "projection"},  # files of models, not models
-    "verbs": {"vocab", "alignment", "projection", "models", "data", "report", "environment", "launch", "recipes"},
+    "verbs": {*_CHAIN[:3], "certify", "models", "data", "report", "environment", "launch", "recipes"},
     "cli": {"verbs"},
     "environment": set(),
     "plugin": {*_CHAIN, "models", "data", "report"},
@@ -34,7 +35,8 @@ ALLOWED = {
     "conf": set(),
 }
 FRAMEWORKS = {"nemo", "megatron", "lightning", "pytorch_lightning", "nemo_run", "modelopt"}
-FREE_OF_FRAMEWORKS = set(_CHAIN[:-1]) | {"models", "data", "report", "verbs", "cli", "environment", "errors", "files"}
+FREE_OF_FRAMEWORKS = set(_CHAIN[:-1]) | {"certify", "models", "data", "report", "verbs", "cli", "environment"}
+FREE_OF_FRAMEWORKS |= {"errors", "files"}
 MAY_PATCH = {"nemo_xtoken/plugin/cpu_runtime.py"}
 
 

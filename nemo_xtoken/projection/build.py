@@ -18,7 +18,7 @@ from nemo_xtoken.files import cache_root, digest_of
 from nemo_xtoken.projection.matrix import FORMAT_VERSION, ProjectionMatrix
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
-__all__ = ["RULES", "ProjectionRule", "build_projection", "load_or_build"]
+__all__ = ["RULES", "ProjectionRule", "build_projection", "load_or_build", "spell_tokens"]
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def build_projection(student: Vocabulary, teacher: Vocabulary, rule: ProjectionR
     slots: list[int] = []
     targets: list[int] = []
     values: list[float] = []
-    for s, pieces in _pieces(student, teacher, rest):
+    for s, pieces in spell_tokens(student, teacher, rest):
         kind = "multi"
         if len(pieces) > rule.max_pieces:
             kind = "truncated" if rule.overflow == "truncate" else "empty"
@@ -138,8 +138,8 @@ def build_projection(student: Vocabulary, teacher: Vocabulary, rule: ProjectionR
     return matrix
 
 
-def _pieces(student: Vocabulary, teacher: Vocabulary, tokens: list[int]) -> Iterator[tuple[int, list[int]]]:
-    """Yields each student token with its teacher pieces, [] where nothing fits."""
+def spell_tokens(student: Vocabulary, teacher: Vocabulary, tokens: list[int]) -> Iterator[tuple[int, list[int]]]:
+    """Yields each of these student tokens, which have bytes, with its teacher pieces, [] where nothing fits."""
     texts: list[str] = []
     whole: list[int] = []
     for s in tokens:

@@ -17,6 +17,7 @@ MODULES = (
     "diff",
     "convert",
     "align",
+    "certify",
     "transplant",
     "import_model",
     "export_model",

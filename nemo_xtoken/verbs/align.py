@@ -1,13 +1,12 @@
 """``xtoken align``: the chunks of one text under two tokenizers, side by side."""
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_xtoken.errors import InputError
 from nemo_xtoken.verbs.base import Option, Verb
+from nemo_xtoken.verbs.texts import read_text
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -25,7 +24,7 @@ def _run(arguments: Mapping[str, Any]) -> int:
     from nemo_xtoken.vocab.loading import load_vocabulary
 
     figure = picture_path(arguments["figure"]) if arguments["figure"] is not None else None
-    text = _read_text(arguments["text"])
+    text = read_text(arguments["text"])
     student, teacher = load_vocabulary(arguments["student"]), load_vocabulary(arguments["teacher"])
     ids = [_encode(side, text, special=arguments["special"]) for side in (student, teacher)]
     chunks = [[int(i) for i in chunk] for chunk in Aligner(student, teacher, arguments["method"]).align(*ids)]
@@ -38,22 +37,6 @@ def _run(arguments: Mapping[str, Any]) -> int:
         if figure is not None:
             print(f"saved in {figure}")
     return 0
-
-
-def _read_text(source: str) -> str:
-    """The text itself, that of a file for ``@file``, or that of standard input for ``-``."""
-    if source != "-" and not source.startswith("@"):
-        return source
-    where = "standard input" if source == "-" else source[1:]
-    try:
-        data = sys.stdin.buffer.read() if source == "-" else Path(where).read_bytes()
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where} is not UTF-8 (byte {error.start})", "UTF-8 text", "convert it to UTF-8") from None
-    except OSError as error:
-        raise InputError(
-            f"{where} cannot be read ({error.strerror})", "a text file after text=@", "fix the path"
-        ) from None
 
 
 def _encode(vocabulary: "Vocabulary", text: str, special: bool) -> Any:

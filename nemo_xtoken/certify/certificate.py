@@ -1,0 +1,204 @@
+"""The certificates of a pair of tokenizers: every loss on every kind of chunk, with a verdict."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from nemo_xtoken.certify.cases import KINDS, Case, build_cases
+from nemo_xtoken.certify.config import CertifyConfig
+from nemo_xtoken.certify.measure import Descent, descend
+from nemo_xtoken.certify.problem import Problem
+from nemo_xtoken.certify.reduced import Pair
+from nemo_xtoken.certify.spellings import Spellings
+from nemo_xtoken.certify.variants import Variant
+from nemo_xtoken.projection.build import RULES, ProjectionRule, load_or_build
+from nemo_xtoken.vocab.vocabulary import Vocabulary
+
+__all__ = ["KEPT", "ZERO", "Certificates", "Finding", "certify"]
+
+#: Values (nats) and gradients up to this are 0; the two sides agree but for a hundredth of it (`problem.LEAK`).
+ZERO = 1e-7
+#: What a student may lose of the right token's probability and still count as keeping it.
+KEPT = 0.01
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a loss does to the chunks of one kind, by the worst of them.
+
+    Attributes:
+        chunks: their number.
+        scored: those that the loss compares at all.
+        value: where both agree, the one farthest from 0.
+        least: the smallest value there and along the descent.
+        gradient: where both agree, the largest norm by the free logits.
+        before, after: probability of the right tokens at the start and at the end, where it falls most.
+        instead, instead_probability: the first token that the student finds most probable then, there.
+    """
+
+    chunks: int
+    scored: int
+    value: float
+    least: float
+    gradient: float
+    before: float
+    after: float
+    instead: str
+    instead_probability: float
+
+    @classmethod
+    def of(cls, descent: Descent, which: Sequence[int]) -> "Finding":
+        """From the cases with these numbers."""
+        values, p = descent.values[:, which], descent.probability[:, which]
+        worst = int(np.argmin(p[-1] - p[0]))
+        instead, its_probability = descent.instead[which[worst]]
+        return cls(
+            chunks=len(which),
+            scored=int(descent.scored[which].sum()),
+            value=float(values[0, np.abs(values[0]).argmax()]),
+            least=float(values.min()),
+            gradient=float(descent.gradient[which].max()),
+            before=float(p[0, worst]),
+            after=float(p[-1, worst]),
+            instead=instead,
+            instead_probability=its_probability,
+        )
+
+    @property
+    def never_negative(self) -> bool:
+        """(a) Whether the value is >= 0, where both agree and along the descent."""
+        return self.least >= -ZERO
+
+    @property
+    def zero_there(self) -> bool:
+        """(b) Whether it is 0 where both agree."""
+        return abs(self.value) <= ZERO
+
+    @property
+    def still_there(self) -> bool:
+        """(c) Whether the gradient vanishes there."""
+        return self.gradient <= ZERO
+
+    @property
+    def keeps(self) -> bool:
+        """(d) Whether the student still says the right tokens after the descent."""
+        return self.after >= self.before - KEPT
+
+    @property
+    def verdict(self) -> str:
+        """``certified`` where all four hold, else what becomes of the right tokens: kept, falling, or lost.
+
+        ``not compared`` where the loss takes none of the chunks.
+        """
+        if not self.scored:
+            return "not compared"
+        if self.never_negative and self.zero_there and self.still_there and self.keeps:
+            return "certified"
+        return "kept" if self.keeps else "falling" if self.after >= self.before / 2 else "lost"
+
+    def to_json(self) -> dict[str, Any]:
+        """Figures, the four answers and the verdict."""
+        answers = {name: getattr(self, name) for name in ("never_negative", "zero_there", "still_there", "keeps")}
+        return {**asdict(self), **answers, "verdict": self.verdict}
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """Of one pair of tokenizers.
+
+    Attributes:
+        student, teacher: their names.
+        config: how they were made.
+        sizes: tokens of each side that took part.
+        cases: the chunks.
+        descents: one a variant.
+    """
+
+    student: str
+    teacher: str
+    config: CertifyConfig
+    sizes: tuple[int, int]
+    cases: tuple[Case, ...]
+    descents: tuple[Descent, ...]
+
+    @property
+    def kinds(self) -> dict[str, list[int]]:
+        """The numbers of the cases of each kind that there is."""
+        numbers = {kind: [i for i, case in enumerate(self.cases) if case.kind == kind] for kind in KINDS}
+        return {kind: which for kind, which in numbers.items() if which}
+
+    def findings(self, descent: Descent) -> dict[str, Finding]:
+        """By kind, and ``all``."""
+        parts = self.kinds | {"all": list(range(len(self.cases)))}
+        return {kind: Finding.of(descent, which) for kind, which in parts.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain values: settings, chunks, and for each loss its findings and its descent."""
+        return {
+            "student": self.student,
+            "teacher": self.teacher,
+            "settings": asdict(self.config),
+            "tokens": {"student": self.sizes[0], "teacher": self.sizes[1]},
+            "chunks": [
+                {
+                    "text": case.text,
+                    "kind": case.kind,
+                    "student": list(case.agreement.right.student),
+                    "teacher": list(case.agreement.right.teacher),
+                    "continuations": len(case.agreement.weights),
+                }
+                for case in self.cases
+            ],
+            "losses": [self._loss(descent) for descent in self.descents],
+        }
+
+    def _loss(self, descent: Descent) -> dict[str, Any]:
+        variant = descent.variant
+        return {
+            "loss": variant.loss,
+            "rule": variant.rule,
+            "merge": variant.config.merge,
+            "options": asdict(variant.options),
+            "findings": {kind: finding.to_json() for kind, finding in self.findings(descent).items()},
+            "steps": descent.steps.tolist(),
+            "values": descent.values.tolist(),
+            "probability": descent.probability.tolist(),
+            "gradient": descent.gradient.tolist(),
+            "scored": descent.scored.tolist(),
+            "instead": [{"token": token, "probability": p} for token, p in descent.instead],
+        }
+
+
+def certify(
+    student: Vocabulary,
+    teacher: Vocabulary,
+    text: str,
+    variants: Sequence[Variant],
+    config: CertifyConfig | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Certificates:
+    """Lets student and teacher agree on the chunks of a text and measures what each loss makes of it.
+
+    The losses are those of training, on a pair of vocabularies cut down to the tokens that are said and those that W
+    or a common set binds to them (`reduced.reduce_pair`), in float64.
+
+    Args:
+        text: any; different chunks of each kind are taken from it.
+        progress: told the name of each variant before it is measured, its number from 0, and how many there are.
+
+    Raises:
+        InputError: a text without usable chunks.
+    """
+    config = config or CertifyConfig()
+    cases = tuple(build_cases(Spellings(student, teacher), text, config))
+    matrices = {name: load_or_build(student, teacher, ProjectionRule.named(name)) for name in RULES}
+    problem = Problem.reduced(cases, Pair.whole(student, teacher, matrices))
+    sizes = problem.pair.student.size, problem.pair.teacher.size
+    descents = []
+    for number, variant in enumerate(variants):
+        if progress is not None:
+            progress(variant.name, number, len(variants))
+        descents.append(descend(problem, variant, config))
+    return Certificates(student.name, teacher.name, config, sizes, cases, tuple(descents))

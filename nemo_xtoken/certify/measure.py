@@ -1,0 +1,124 @@
+"""What a loss does to a student that agrees with its teacher: its value and gradient there, and where descent leads."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nemo_xtoken.certify.config import CertifyConfig
+from nemo_xtoken.certify.problem import Problem
+from nemo_xtoken.certify.variants import Variant
+from nemo_xtoken.losses.base import LossTerms, ModelOutput, TeacherSignal
+from nemo_xtoken.losses.cross_tokenizer import cross_tokenizer_loss
+from nemo_xtoken.losses.registry import make_divergence
+from nemo_xtoken.parallel.head import FreeLogits
+
+__all__ = ["Descent", "descend", "measure"]
+
+#: Looks at a descent, beside the one at the start: more of them early, where most happens.
+LOOKS = 12
+#: A gradient of which nothing moves within any number of steps that one would make.
+STILL = 1e-12
+
+
+@dataclass(frozen=True)
+class Descent:
+    """One loss on K cases.
+
+    Attributes:
+        variant: the loss.
+        steps: int ``[C]``, the steps of descent after which it was looked at; 0 first.
+        values: float64 ``[C, K]``, the loss of each case; 0 for those that it leaves out.
+        probability: float64 ``[C, K]``, that the student writes the right continuation.
+        gradient: float64 ``[K]``, the norm of the gradient by the free logits of a case, at the start.
+        scored: bool ``[K]``, the cases that the loss compares at all.
+        instead: for each case the token that the student finds most probable at its first position in the end, and its
+            probability there.
+    """
+
+    variant: Variant
+    steps: np.ndarray
+    values: np.ndarray
+    probability: np.ndarray
+    gradient: np.ndarray
+    scored: np.ndarray
+    instead: tuple[tuple[str, float], ...]
+
+
+def descend(problem: Problem, variant: Variant, config: CertifyConfig) -> Descent:
+    """Plain gradient descent on the student's free logits, from where student and teacher agree.
+
+    Every chunk has its own logits, so that one descent is that of each chunk alone.
+    """
+    loss = _Loss(problem, variant)
+    looks = sorted({0, *np.geomspace(1, config.steps, LOOKS).round().astype(int).tolist()})
+    values, probability = [], []
+    z = problem.student.clone().requires_grad_()
+    gradient = np.zeros(len(problem.cases))
+    still = False
+    for step in range(looks[-1] + 1):
+        if step in looks:
+            values.append(loss.each(z.detach()))
+            probability.append(problem.probability(z.detach()))
+        if still:
+            continue
+        (g,) = torch.autograd.grad(loss.sum(z), z)
+        norms = problem.by_case(g.square().sum(1)).sqrt()
+        if step == 0:
+            gradient = norms.numpy()
+        still = bool((norms < STILL).all())
+        with torch.no_grad():
+            z -= config.rate * g
+    curves = torch.stack(values).numpy(), torch.stack(probability).numpy()
+    best, at = torch.softmax(z.detach()[problem.first_rows], dim=1).max(dim=1)
+    names = [problem.pair.student.display(token) for token in at.tolist()]
+    instead = tuple(zip(names, best.tolist(), strict=True))
+    return Descent(variant, np.array(looks), *curves, gradient, loss.scored(), instead)
+
+
+def measure(problem: Problem, variant: Variant) -> tuple[Tensor, Tensor]:
+    """``(values [K], gradient [T, V] by the student's logits)`` where both agree."""
+    loss = _Loss(problem, variant)
+    z = problem.student.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss.sum(z), z)
+    return loss.each(problem.student), gradient
+
+
+class _Loss:
+    """A loss of the registry on the problem, through the pass of a training step."""
+
+    def __init__(self, problem: Problem, variant: Variant) -> None:
+        self.problem = problem
+        matrix = None if variant.rule is None else problem.pair.matrices[variant.rule]
+        divergence = make_divergence(
+            variant.loss,
+            matrix,
+            problem.pair.student,
+            problem.pair.teacher,
+            problem.student_shard,
+            variant.options,
+        )
+        output = problem.teacher_output(divergence)
+        self.head = FreeLogits(problem.student_shard)
+        self.signals = [
+            TeacherSignal(output, problem.teacher_labels, chunks, divergence, variant.config)
+            for chunks in (problem.chunks, *problem.chunks.split(1))
+        ]
+
+    def sum(self, student: Tensor) -> Tensor:
+        """Over all cases; differentiable by the logits."""
+        return self._terms(student, self.signals[:1]).objective
+
+    def each(self, student: Tensor) -> Tensor:
+        """``[K]``: each case as if it had a teacher of its own."""
+        return torch.stack([kd.total for kd in self._terms(student, self.signals[1:]).kd])
+
+    def scored(self) -> np.ndarray:
+        """bool ``[K]``: the cases of which the divergence takes the chunk."""
+        return np.array([kd.count > 0 for kd in self._terms(self.problem.student, self.signals[1:]).kd])
+
+    def _terms(self, student: Tensor, signals: Sequence[TeacherSignal]) -> LossTerms:
+        output = ModelOutput(student, self.head)
+        return cross_tokenizer_loss(output, self.problem.student_labels, signals, ce_weight=0.0)

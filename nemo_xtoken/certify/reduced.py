@@ -1,0 +1,133 @@
+"""A pair of vocabularies cut down to some tokens, with every loss on these as it is on the whole pair.
+
+A token without probability has the gradient 0 by its logit, so that it can be left out; but the losses pair tokens by
+their bytes, by W, and by who wins where several want one partner.  So what is kept is closed under these relations: a
+kept token has the partners and the row of W that it has in the whole pair, and is reached by W here if it is there.
+(NeMo-RL's GOLD and H-KL compare as many unpaired tokens as the side with fewer has: here they compare fewer.)
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from nemo_xtoken.losses.common import CommonSet
+from nemo_xtoken.losses.nrl_compat import nrl_relaxed_pairs
+from nemo_xtoken.projection.matrix import ProjectionMatrix
+from nemo_xtoken.vocab.vocabulary import Vocabulary
+
+__all__ = ["Pair", "reduce_pair"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two vocabularies and their W by each rule.
+
+    Attributes:
+        student, teacher: the vocabularies.
+        matrices: W by the name of its rule.
+        ids: for each side int64 ``[V]``, increasing, the id of each token in the vocabulary that it was cut from.
+    """
+
+    student: Vocabulary
+    teacher: Vocabulary
+    matrices: Mapping[str, ProjectionMatrix]
+    ids: tuple[np.ndarray, np.ndarray]
+
+    @classmethod
+    def whole(cls, student: Vocabulary, teacher: Vocabulary, matrices: Mapping[str, ProjectionMatrix]) -> "Pair":
+        """The pair as it is."""
+        return cls(student, teacher, matrices, (np.arange(student.size), np.arange(teacher.size)))
+
+
+def reduce_pair(pair: Pair, student_ids: Iterable[int], teacher_ids: Iterable[int]) -> Pair:
+    """The pair of these tokens and what they are bound to.
+
+    Args:
+        pair: a whole one.
+
+    Returns:
+        one with them and, for each kept token: the entries of its row of W, its partners in the common sets of the
+        losses, the token that stands for it where several have equal bytes, and a student token by which W reaches it.
+        Where W has them, also an empty row and a teacher token that it does not reach: P-KL has a class for these.
+    """
+    student, teacher, matrices = pair.student, pair.teacher, pair.matrices
+    strict = CommonSet.strict(student, teacher)
+    partners = [strict]
+    for matrix in matrices.values():
+        partners += [strict.widened(matrix), CommonSet.of_exact_rows(matrix), nrl_relaxed_pairs(matrix)]
+    keep = np.zeros(student.size, dtype=bool), np.zeros(teacher.size, dtype=bool)
+    keep[0][list(student_ids)] = True
+    keep[1][list(teacher_ids)] = True
+    for matrix in matrices.values():
+        keep[0][np.flatnonzero(matrix.empty_rows)[:1]] = True
+        keep[1][np.flatnonzero(~matrix.reached)[:1]] = True
+    witness = {name: _first_reaching(matrix) for name, matrix in matrices.items()}
+    before = -1
+    while before != (before := int(keep[0].sum() + keep[1].sum())):
+        for vocabulary, mask in zip((student, teacher), keep, strict=True):
+            mask[[_standing_for(vocabulary, int(i)) for i in np.flatnonzero(mask)]] = True
+        for common in partners:
+            keep[1][common.teacher[keep[0][common.student]]] = True
+            keep[0][common.student[keep[1][common.teacher]]] = True
+        for name, matrix in matrices.items():
+            entries = matrix.ids[keep[0]]
+            keep[1][entries[entries >= 0]] = True
+            reaching = np.unique(matrix.ids[keep[0]])
+            keep[0][witness[name][np.setdiff1d(np.flatnonzero(keep[1] & matrix.reached), reaching)]] = True
+    ids = np.flatnonzero(keep[0]), np.flatnonzero(keep[1])
+    number = np.cumsum(keep[1], dtype=np.int32) - 1
+    cut = {name: _cut_matrix(matrix, ids, number) for name, matrix in matrices.items()}
+    return Pair(_cut_vocabulary(student, ids[0]), _cut_vocabulary(teacher, ids[1]), cut, ids)
+
+
+def _first_reaching(matrix: ProjectionMatrix) -> np.ndarray:
+    """int64 ``[V_T]``: the smallest student token whose row has each teacher token; 0 for those that none has."""
+    rows, slots = np.nonzero(matrix.ids >= 0)
+    tokens, first = np.unique(matrix.ids[rows, slots], return_index=True)
+    out = np.zeros(matrix.teacher_size, dtype=np.int64)
+    out[tokens] = rows[first]
+    return out
+
+
+def _standing_for(vocabulary: Vocabulary, token: int) -> int:
+    """The token that the vocabulary produces for this one's bytes or role."""
+    data = vocabulary.token_bytes[token]
+    if data:
+        return vocabulary.id_of_bytes[data]
+    role = vocabulary.roles.get(token)
+    return token if role is None else vocabulary.id_of_role[role]
+
+
+def _cut_vocabulary(vocabulary: Vocabulary, ids: np.ndarray) -> Vocabulary:
+    number = {int(old): new for new, old in enumerate(ids)}
+    named = [number.get(-1 if i is None else i) for i in (vocabulary.bos_id, vocabulary.eos_id, vocabulary.pad_id)]
+    return Vocabulary(
+        name=vocabulary.name,
+        behaviour=f"{vocabulary.digest}, cut to {ids.tolist()}",
+        token_bytes=[vocabulary.token_bytes[i] for i in ids],
+        roles={number[i]: role for i, role in vocabulary.roles.items() if i in number},
+        encoder=_NoEncoder(),
+        bos_id=named[0],
+        eos_id=named[1],
+        pad_id=named[2],
+        # those that another kept token stands for must not win here either
+        fallback_ids=frozenset(new for old, new in number.items() if _standing_for(vocabulary, old) != old),
+    )
+
+
+def _cut_matrix(matrix: ProjectionMatrix, ids: tuple[np.ndarray, np.ndarray], number: np.ndarray) -> ProjectionMatrix:
+    rows = matrix.ids[ids[0]]
+    return replace(
+        matrix,
+        ids=np.where(rows >= 0, number[rows], -1).astype(np.int32),
+        weights=matrix.weights[ids[0]],
+        teacher_size=len(ids[1]),
+    )
+
+
+class _NoEncoder:
+    """A cut vocabulary is for comparing tokens: it cannot write every text."""
+
+    def encode_batch(self, texts: Iterable[str]) -> list[np.ndarray]:
+        raise NotImplementedError("a cut vocabulary encodes nothing")
