@@ -60,6 +60,7 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "sp_unigram",
         {
             "head_dim": 16,
+            "tie_word_embeddings": True,
             "query_pre_attn_scalar": 24,
             "sliding_window": 16,
             "layer_types": _WINDOWS,

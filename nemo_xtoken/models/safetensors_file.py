@@ -169,4 +169,5 @@ def from_float(values: np.ndarray, dtype: str) -> bytes:
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         rounded = np.where(np.isnan(values), 0x7FC0, rounded)
         return rounded.astype("<u2").tobytes()
-    return np.ascontiguousarray(values, {"F16": "<f2", "F32": "<f4", "F64": "<f8"}[dtype]).tobytes()
+    with np.errstate(over="ignore"):  # beyond float16 lies infinity
+        return np.ascontiguousarray(values, {"F16": "<f2", "F32": "<f4", "F64": "<f8"}[dtype]).tobytes()

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 from launcher import launch
+from real_tokenizers import ASSETS
 from safetensors.torch import load_file, save_file
 from tokenizer_zoo import zoo
 from toy_models import KINDS, logits, write_model
@@ -282,52 +283,70 @@ def test_nemo_llm_export_takes_a_distilled_student(world, tmp_path):
 
 # --- what is wrong
 
+WRONG = [
+    ({"model_type": "mamba"}, "a model of type 'mamba'"),
+    ({"model_type": None}, "no config.json with a model_type"),
+    ({"attention_bias": True}, "attention_bias=true"),
+    ({"hidden_act": "relu"}, "the activation function relu"),
+    ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_scaling of type dynamic"),
+    ({"vocab_size": 99}, "vocab_size 99"),
+    ({"num_hidden_layers": 2}, "weights without a counterpart: model.layers.2"),
+    ({"intermediate_size": 96}, "as the configuration says"),
+    ({"quantization_config": {"quant_method": "gptq"}}, "is quantised (gptq)"),
+]
 
-def _refused(kind, model, out):
+
+def _refusals(sources, out, run):
+    """What is said about each source, about a run without checkpoints, and about an ``out`` that exists."""
     from nemo_xtoken.errors import InputError
     from nemo_xtoken.plugin.nemo2.hf.exporting import export_model
     from nemo_xtoken.plugin.nemo2.hf.importing import import_model
 
-    try:
-        (import_model if kind == "import" else export_model)(model, out)
-    except InputError as error:
-        return str(error)
-    raise AssertionError("not refused")
+    calls = [(import_model, source, out) for source in sources]
+    calls += [(export_model, run, out), (export_model, run, sources[0])]
+    said = []
+    for function, *arguments in calls:
+        try:
+            function(*arguments)
+            said.append("nothing")
+        except InputError as error:
+            said.append(str(error))
+    return said
 
 
-def _edit(folder, **changes):
-    config = {**read(folder / "config.json"), **changes}
-    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    return write_model("llama", tmp_path_factory.mktemp("toy") / "source")
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"model_type": "mamba"}, "a model of type 'mamba'"),
-        ({"model_type": None}, "no config.json with a model_type"),
-        ({"attention_bias": True}, "attention_bias=true"),
-        ({"hidden_act": "relu"}, "the activation function relu"),
-        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_scaling of type dynamic"),
-        ({"vocab_size": 99}, "vocab_size 99"),
-        ({"num_hidden_layers": 2}, "weights without a counterpart: model.layers.2"),
-        ({"intermediate_size": 96}, "as the configuration says"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "is quantised (gptq)"),
-    ],
-)
-def test_what_cannot_be_imported_is_refused(toy, changes, message, tmp_path):
-    source = shutil.copytree(toy, tmp_path / "source")
-    _edit(source, **changes)
-    assert message in in_rank(tmp_path, _refused, "import", source, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    assert not list(tmp_path.glob(".out*"))
-
-
-def test_what_cannot_be_exported_is_refused(toy, tmp_path):
+def test_what_cannot_be_converted_is_refused(tmp_path):
+    toy = write_model("llama", tmp_path / "toy")
+    sources = []
+    for i, (changes, _) in enumerate(WRONG):
+        sources.append(shutil.copytree(toy, tmp_path / f"source{i}"))
+        config = {**read(toy / "config.json"), **changes}
+        (sources[-1] / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
     (tmp_path / "empty").mkdir()
-    assert "no finished checkpoint" in in_rank(tmp_path, _refused, "export", tmp_path / "empty", tmp_path / "out")
-    assert "exists" in in_rank(tmp_path, _refused, "export", tmp_path / "empty", toy)
+    said = in_rank(tmp_path, _refusals, sources, tmp_path / "out", tmp_path / "empty")
+    for (changes, message), text in zip(WRONG, said, strict=False):
+        assert message in text, changes
+    assert "no finished checkpoint" in said[-2]
+    assert "exists" in said[-1]
+    assert not list(tmp_path.glob("*out*"))
+
+
+# --- a real model
+
+
+@pytest.mark.slow
+def test_a_real_model(tmp_path):
+    source = ASSETS / "models" / "smollm2-135m-instruct"
+    if not source.is_dir():
+        pytest.skip(f"no {source}")
+    difference, largest = in_rank(tmp_path, _real, source, tmp_path)
+    assert largest > 10
+    assert difference < 1e-4
+
+
+def _real(source, folder):
+    from nemo_xtoken.plugin.nemo2.hf.importing import import_model
+
+    imported = import_model(source, folder / "nemo", dtype="float32")
+    tokens = some_tokens(49152)
+    there, here = logits(source, tokens), nemo_logits(imported, tokens)
+    return float((here - there).abs().max()), float(there.abs().max())

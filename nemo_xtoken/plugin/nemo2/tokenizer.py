@@ -90,7 +90,7 @@ class TokenizerArtifact(DirOrStringArtifact):
         if not Path(value).is_dir():
             return super().dump(instance, value, absolute_dir, relative_dir)
         with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary) / Path(value).name
+            folder = Path(temporary) / Path(value).resolve().name
             link_tokenizer(Path(value), folder)
             return super().dump(instance, str(folder), absolute_dir, relative_dir)
 

@@ -1,6 +1,5 @@
 """What an architecture is here: two configurations of one model, and which weights of one are which of the other."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
@@ -253,8 +252,3 @@ def convert(
                 "take configuration and weights from one model",
             )
     return {name: made[name] for name in placeholders}
-
-
-def longrope_factor(longest: int, original: int) -> float:
-    """What LongRoPE multiplies cosine and sine with (arXiv 2402.13753, equation 5): sqrt(1 + ln s / ln L)."""
-    return math.sqrt(1 + math.log(longest / original) / math.log(original)) if longest > original else 1.0

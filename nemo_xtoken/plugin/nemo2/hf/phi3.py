@@ -3,6 +3,7 @@
 NeMo 2's own connector knows neither grouped queries nor the partial rotation nor LongRoPE nor tied embeddings.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
@@ -14,7 +15,7 @@ from nemo.lightning.io.state import TransformCTX, TransformFns
 from torch import Tensor
 
 from nemo_xtoken.plugin.nemo2.hf.dense import HF, MLP_NORM, NEMO, NORMS, OUTPUT, check_activation
-from nemo_xtoken.plugin.nemo2.hf.family import Family, Weights, hf_windows, longrope_factor, nemo_windows, refuse
+from nemo_xtoken.plugin.nemo2.hf.family import Family, Weights, hf_windows, nemo_windows, refuse
 
 __all__ = ["PHI3", "LongRopeConfig"]
 
@@ -60,7 +61,7 @@ class LongRopeConfig(llm.Phi3Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.yarn_mscale = 10.0 * (longrope_factor(self.longest, self.original_length) - 1.0)
+        self.yarn_mscale = 10.0 * (_attention_factor(self.longest, self.original_length) - 1.0)
 
     def configure_model(
         self,
@@ -82,6 +83,11 @@ class LongRopeConfig(llm.Phi3Config):
             use_cpu_initialization=self.use_cpu_initialization,
         )
         return model
+
+
+def _attention_factor(longest: int, original: int) -> float:
+    """What LongRoPE multiplies cosine and sine with (arXiv 2402.13753, equation 5): sqrt(1 + ln s / ln L)."""
+    return math.sqrt(1 + math.log(longest / original) / math.log(original)) if longest > original else 1.0
 
 
 def _to_nemo(hf: Any) -> dict[str, Any]:
