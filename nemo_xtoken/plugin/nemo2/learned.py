@@ -1,5 +1,6 @@
 """Learned W in a run: its logits among the student's parameters, their learning rate, and the W file at the end."""
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -258,8 +259,8 @@ class ProjectionLearning(pl.Callback):
             projection = pl_module.learned.of(teacher.name)
             learned = projection.whole()
             if first:
-                learned.rule.update(learned_steps=trainer.global_step)
-                self._write(teacher, projection.matrix, learned)
+                rule = learned.rule | {"learned_steps": trainer.global_step}
+                self._write(teacher, projection.matrix, dataclasses.replace(learned, rule=rule))
         trainer.strategy.barrier()
 
     def _write(self, teacher: NamedTeacher, before: ProjectionMatrix, learned: ProjectionMatrix) -> None:
