@@ -9,6 +9,7 @@ Once laid out, a teacher token goes by its *owned id*: rank r holds the owned id
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,7 +23,7 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.parallel.layout import VocabularyShard, group_size
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 
-__all__ = ["Ownership", "reorder_rows"]
+__all__ = ["Ownership", "reorder_rows", "spread_rows"]
 
 #: Rows on a rank are a multiple of this, as matrix products on a GPU like them.
 ROW_MULTIPLE = 8
@@ -143,30 +144,57 @@ def reorder_rows(weight: Tensor, held: VocabularyShard, ownership: Ownership) ->
         held: which rows those are, over the group of ``ownership``.
 
     Returns:
-        ``[ownership.shard.rows, H]``.  Collectives: broadcasts that carry the whole layer once through the group, in
-        pieces of 64 MiB.
+        ``[ownership.shard.rows, H]``.  Collectives: see :func:`spread_rows`.
 
     Raises:
         InputError: vocabularies of different sizes.
     """
-    shard, group = ownership.shard, ownership.shard.group
-    if held.size != shard.size:
+    if held.size != ownership.shard.size:
         raise InputError(
-            f"a teacher's output layer for {held.size} tokens, a loss for {shard.size}",
+            f"a teacher's output layer for {held.size} tokens, a loss for {ownership.shard.size}",
             "equal sizes",
             "give the teacher the tokenizer it was trained with",
         )
-    wanted = torch.from_numpy(ownership.order[shard.start : shard.start + shard.valid_rows]).to(weight.device)
-    out = weight.new_zeros((shard.rows, weight.shape[1]))
+    group = ownership.shard.group
+    sources = [0] if group is None else dist.get_process_group_ranks(group)
+    return spread_rows(weight, held.rows, sources, group, [ownership])[0]
+
+
+@torch.no_grad()
+def spread_rows(
+    weight: Tensor, rows: int, sources: Sequence[int], group: ProcessGroup | None, ownerships: Sequence[Ownership]
+) -> list[Tensor]:
+    """This rank's rows in each of some orders, of a layer that other ranks may hold than those that want it.
+
+    Args:
+        weight: on a source ``[rows, H]``, its rows; elsewhere ``[0, H]``, for width, type and device.
+        rows: of each source.
+        sources: the global ranks that hold the layer, in the order of its rows.
+        group: the ranks that take part, sources among them.
+        ownerships: the orders this rank wants, over whatever groups; none: it only takes part.
+
+    Returns:
+        ``[ownership.shard.rows, H]`` for each; padding rows are 0.  Collectives: broadcasts that carry the whole layer
+        once through the group, in pieces of 64 MiB.
+    """
+    shards = [ownership.shard for ownership in ownerships]
+    wanted = [
+        torch.from_numpy(ownership.order[shard.start : shard.start + shard.valid_rows]).to(weight.device)
+        for ownership, shard in zip(ownerships, shards, strict=True)
+    ]
+    out = [weight.new_zeros((shard.rows, weight.shape[1])) for shard in shards]
     step = max(1, PIECE_BYTES // max(1, weight.shape[1] * weight.element_size()))
-    me, ranks = shard.rank, shard.ranks
-    for source in range(ranks):
-        for start in range(0, held.rows, step):
-            stop = min(start + step, held.rows)
-            piece = weight[start:stop].contiguous() if source == me else weight.new_empty((stop - start, out.shape[1]))
-            if group is not None and ranks > 1:
-                dist.broadcast(piece, src=dist.get_global_rank(group, source), group=group)
-            local = wanted - (source * held.rows + start)
-            mine = torch.nonzero((local >= 0) & (local < stop - start)).squeeze(1)
-            out[mine] = piece[local[mine]]
+    me, ranks = dist.get_rank() if group_size(group) > 1 else sources[0], group_size(group)
+    for number, source in enumerate(sources):
+        for start in range(0, rows, step):
+            stop = min(start + step, rows)
+            piece = (
+                weight[start:stop].contiguous() if source == me else weight.new_empty((stop - start, weight.shape[1]))
+            )
+            if ranks > 1:
+                dist.broadcast(piece, src=source, group=group)
+            for tokens, target in zip(wanted, out, strict=True):
+                local = tokens - (number * rows + start)
+                mine = torch.nonzero((local >= 0) & (local < stop - start)).squeeze(1)
+                target[mine] = piece[local[mine]]
     return out

@@ -58,8 +58,10 @@ class ColocatedTeacher:
         """The output layer in each order that a loss wants; on the last pipeline stage, before any output.
 
         The first takes the place of an untied layer's rows; a tied one's embedding stays as it is beside the new order.
-        Collectives: those of ``reorder_rows``.
+        Without an order (on other stages) there is nothing to do.  Collectives: those of ``reorder_rows``.
         """
+        if not ownerships:
+            return []
         model = self.model
         weight = model.shared_embedding_or_output_weight() if model.share_embeddings_and_output_weights else None
         own = model.output_layer.weight
@@ -76,11 +78,24 @@ class ColocatedTeacher:
         return heads
 
     @torch.no_grad()
-    def outputs(self, micro_batches: Sequence[dict[str, Tensor]]) -> list[ModelOutput | None]:
+    def outputs(self, micro_batches: Sequence[dict[str, Any]]) -> list[ModelOutput | None]:
         """See :class:`~nemo_xtoken.teachers.output.Teacher`; the output layer is the first of ``lay_out``.
 
         Raises:
             InputError: a hidden state is not a number; the message names the samples.
+        """
+        assert self.head is not None or not self.last_stage, "lay_out comes first"
+        return [
+            None if hidden is None or self.head is None else ModelOutput(hidden, self.head)
+            for hidden in self.hidden_states(micro_batches)
+        ]
+
+    @torch.no_grad()
+    def hidden_states(self, micro_batches: Sequence[dict[str, Any]]) -> list[Tensor | None]:
+        """The last hidden states of each micro-batch, ``[b*T_T, H_T]``; None off the last pipeline stage.
+
+        Raises:
+            InputError: one is not a number; the message names the samples.
         """
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
@@ -97,12 +112,9 @@ class ColocatedTeacher:
         )
         if not self.last_stage:
             return [None] * len(micro_batches)
-        assert self.head is not None, "lay_out comes first"
-        outputs: list[ModelOutput | None] = []
         for batch, hidden in zip(micro_batches, taken, strict=True):
             self._check_finite(hidden, batch)
-            outputs.append(ModelOutput(hidden, self.head))
-        return outputs
+        return list(taken)
 
     def _forward_step(self, batches: Iterator[dict[str, Tensor]], model: torch.nn.Module) -> tuple[Tensor, Any]:
         output = model(**self.inputs(next(batches)))

@@ -13,7 +13,7 @@ from real_tokenizers import real
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.parallel.exchange import VocabularyExchange
 from nemo_xtoken.parallel.layout import VocabularyShard
-from nemo_xtoken.parallel.ownership import Ownership, reorder_rows
+from nemo_xtoken.parallel.ownership import Ownership, reorder_rows, spread_rows
 from nemo_xtoken.projection.build import build_projection
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 
@@ -79,6 +79,33 @@ def test_rows_go_where_they_are_owned_from_any_padding(ranks, padded):
     rows = np.concatenate([result[0] for result in results])
     assert (rows[:21] == np.arange(padded * 3).reshape(padded, 3)[order]).all()
     assert (rows[21:] == 0).all()
+
+
+def spread():
+    """Ranks 2 and 0 hold the layer; ranks 0 and 1, then 3 alone, want it, in different orders."""
+    group = dist.new_group([0, 1])
+    whole = torch.arange(24 * 3).view(24, 3).float()
+    rank = dist.get_rank()
+    mine = {2: whole[:12], 0: whole[12:]}.get(rank, whole[:0])
+    orders = []
+    if rank in (0, 1):
+        shard = VocabularyShard(21, 24, group)
+        orders = [Ownership(np.random.default_rng(n).permutation(21), shard) for n in range(2)]
+    elif rank == 3:
+        orders = [Ownership.in_order(VocabularyShard(21, 22))]
+    found = spread_rows(mine, 12, [2, 0], dist.group.WORLD, orders)
+    return [rows.numpy() for rows in found], [o.order[o.shard.start : o.shard.start + o.shard.rows] for o in orders]
+
+
+def test_rows_go_to_other_ranks_than_those_that_hold_them():
+    whole = np.arange(24 * 3).reshape(24, 3)
+    counts = []
+    for found, orders in run_ranks(4, spread):
+        counts.append(len(found))
+        for rows, order in zip(found, orders, strict=True):
+            assert (rows[: len(order)] == whole[order]).all()
+            assert (rows[len(order) :] == 0).all()
+    assert counts == [2, 2, 0, 1]
 
 
 def test_a_layer_of_another_vocabulary_is_refused():

@@ -139,6 +139,17 @@ CASES = {
         8, {"tp": 2, "cp": 4, "sequence_parallel": True, "text": {"teacher_length": 100}}, nothing, "multiple of 8",
     ),
     "context parallel processes": (3, {"cp": 2}, nothing, "context parallel = 2"),
+    "teacher's processes": (
+        2, {"teacher_config": {"tensor_model_parallel_size": 4}}, nothing, "2 processes for the teacher's tensor",
+    ),
+    "teacher's heads": (
+        16, {"micro": 1, "batch": 16, "teacher_config": {"tensor_model_parallel_size": 16}}, nothing,
+        "teacher has 8 attention heads",
+    ),
+    "no experts": (2, {"ep": 2}, nothing, "student has no experts"),
+    "no experts in the teacher": (
+        2, {"teacher_config": {"expert_model_parallel_size": 2}}, nothing, "teacher has no experts",
+    ),
     "virtual pipeline": (2, {"pp": 2}, virtual_pipeline, "virtual_pipeline_model_parallel_size=2"),
     "no steps": (1, {"steps": 0}, nothing, "max_steps=0"),
     "log by date": (1, {}, changing_log, "use_datetime_version"),

@@ -84,10 +84,47 @@ def test_a_layout_changes_nothing(course, layout, settings):
     assert_same(one, others, STEPS, RELATIVE)
 
 
+#: The student's layout, and what differs in the teacher's.
+TEACHER_LAYOUTS = {
+    "tp1_teacher_tp2": (2, {"micro": 1}, {"tensor_model_parallel_size": 2}),
+    "tp2_teacher_tp1": (2, {"tp": 2, "micro": 4}, {"tensor_model_parallel_size": 1}),
+    "pp2_teacher_cp2": (
+        2, {"pp": 2, "micro": 1}, {"pipeline_model_parallel_size": 1, "context_parallel_size": 2},
+    ),
+    "cp2_teacher_pp2": (
+        2, {"cp": 2, "micro": 2}, {"context_parallel_size": 1, "pipeline_model_parallel_size": 2},
+    ),
+    "tp2_dp2_teacher_tp2_pp2": (
+        4, {"tp": 2, "sequence_parallel": True, "micro": 1}, {"pipeline_model_parallel_size": 2},
+    ),
+    "cp2_dp2_teacher_tp4": (
+        4, {"cp": 2, "micro": 1}, {"tensor_model_parallel_size": 4, "context_parallel_size": 1},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TEACHER_LAYOUTS)
+def test_a_teacher_in_a_layout_of_its_own(course, name):
+    from watchers import assert_same
+
+    ranks, parallel, own = TEACHER_LAYOUTS[name]
+    [one] = course(micro=4)
+    assert_same(one, course(ranks, **parallel, teacher_config=own), STEPS, RELATIVE)
+
+
+def test_experts_of_the_teacher_alone(course, world):
+    """A dense student has no expert parallelism; the teacher's experts are spread over the student's ranks."""
+    from watchers import assert_same
+
+    teacher = {"teacher": world.with_experts["teacher"]}
+    [one] = course(micro=4, **teacher)
+    others = course(2, micro=1, **teacher, teacher_config={"expert_model_parallel_size": 2})
+    assert_same(one, others, STEPS, RELATIVE)
+
+
 def test_bytes_travel_between_tensor_parallel_ranks_alone(course):
-    sent = {
-        name: course(LAYOUTS[name][0], **LAYOUTS[name][1])[0]["totals"][0]["exchange_bytes/teacher"] for name in LAYOUTS
-    }
+    dense = {name: layout for name, layout in LAYOUTS.items() if "ep2" not in name}
+    sent = {n: course(ranks, **kw)[0]["totals"][0]["exchange_bytes/teacher"] for n, (ranks, kw) in dense.items()}
     assert all((value > 0) == name.startswith("tp2") for name, value in sent.items())
     assert sent["tp2"] == sent["tp2_sequence_parallel"]
 

@@ -14,6 +14,7 @@ from nemo_xtoken.plugin.nemo2.data import DistillationData
 from nemo_xtoken.plugin.nemo2.teacher import NamedTeacher
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
 from nemo_xtoken.projection.matrix import ProjectionMatrix
+from nemo_xtoken.teachers.groups import ParallelSizes
 
 __all__ = ["check_run"]
 
@@ -34,26 +35,24 @@ def check_run(
     """
     _check_trainer(trainer)
     strategy = trainer.strategy
-    tp, pp, cp = (getattr(strategy, f"{name}_parallel_size") for name in ("tensor_model", "pipeline_model", "context"))
-    if trainer.world_size % (tp * pp * cp):
-        raise InputError(
-            f"{trainer.world_size} processes for tensor x pipeline x context parallel = {tp * pp * cp}",
-            f"a multiple of {tp * pp * cp}",
-            "start that many processes (torchrun --nproc-per-node, Slurm tasks) and set trainer.devices, or change "
-            "trainer.strategy.*_parallel_size",
-        )
-    data.check_layout(trainer.world_size // (tp * pp * cp))
+    layout = ParallelSizes.of(strategy)
+    _check_processes("student", layout, trainer.world_size, "trainer.strategy")
+    data.check_layout(trainer.world_size // layout.ranks)
     own, default = data.text.lengths
-    sides = [("student", model.config, model.tokenizer, own, "data.text.student_length", "model.config.vocab_size")]
+    sides = [
+        ("student", model.config, model.tokenizer, own, "data.text.student_length", "model.config.vocab_size", layout)
+    ]
     for teacher in teachers:
         length, where = teacher.config.length, f"{teacher.where}.length"
         if length is None:
             length, where = default, "data.text.teacher_length"
         config = teacher.config.load_config(teacher.where)
-        sides.append((teacher.label, config, teacher.tokenizer, length, where, teacher.where))
-    for side, config, tokenizer, length, where, rows in sides:
-        _check_divisible(side, config, tp, pp)
-        _check_length(side, length, where, cp, tp if strategy.sequence_parallel else 1)
+        sizes = teacher.config.sizes(ParallelSizes.of(strategy, experts=bool(config.num_moe_experts)))
+        _check_processes(teacher.label, sizes, trainer.world_size, teacher.where)
+        sides.append((teacher.label, config, teacher.tokenizer, length, where, teacher.where, sizes))
+    for side, config, tokenizer, length, where, rows, sizes in sides:
+        _check_divisible(side, config, sizes)
+        _check_length(side, length, where, sizes.context, sizes.tensor if strategy.sequence_parallel else 1)
         _check_rows(side, config.vocab_size, tokenizer, rows)
     if (start := getattr(getattr(resume, "restore_config", None), "path", None)) is not None and "://" not in start:
         _check_checkpoint("student", Path(start), model.tokenizer, "resume.restore_config.path")
@@ -96,18 +95,37 @@ def _check_length(side: str, length: int, where: str, cp: int, sequence_ranks: i
         )
 
 
-def _check_divisible(side: str, config: llm.GPTConfig, tp: int, pp: int) -> None:
+def _check_processes(side: str, layout: ParallelSizes, processes: int, where: str) -> None:
+    experts = layout.expert_tensor * layout.pipeline * layout.expert
+    for kind, unit in (("tensor x pipeline x context", layout.ranks), ("expert tensor x pipeline x expert", experts)):
+        if processes % unit:
+            raise InputError(
+                f"{processes} processes for the {side}'s {kind} parallel = {unit}",
+                f"a multiple of {unit}",
+                "start that many processes (torchrun --nproc-per-node, Slurm tasks) and set trainer.devices, or change "
+                f"{where}.*_parallel_size",
+            )
+
+
+def _check_divisible(side: str, config: llm.GPTConfig, layout: ParallelSizes) -> None:
     groups = config.num_query_groups or config.num_attention_heads
+    if layout.expert > 1 and not config.num_moe_experts:
+        raise InputError(
+            f"the {side} has no experts, expert_model_parallel_size is {layout.expert}",
+            "1",
+            "set expert_model_parallel_size of a teacher that has experts (teacher.expert_model_parallel_size=..)",
+        )
     for what, number, size, name in (
-        ("attention heads", config.num_attention_heads, tp, "tensor_model_parallel_size"),
-        ("query groups", groups, tp, "tensor_model_parallel_size"),
-        ("layers", config.num_layers, pp, "pipeline_model_parallel_size"),
+        ("attention heads", config.num_attention_heads, layout.tensor, "tensor_model_parallel_size"),
+        ("query groups", groups, layout.tensor, "tensor_model_parallel_size"),
+        ("layers", config.num_layers, layout.pipeline, "pipeline_model_parallel_size"),
+        ("experts", config.num_moe_experts or 0, layout.expert, "expert_model_parallel_size"),
     ):
         if number % size:
             raise InputError(
                 f"the {side} has {number} {what}, {name} is {size}",
                 f"a {name} that divides {number}",
-                f"set trainer.strategy.{name} to a divisor",
+                f"set {name} of trainer.strategy or of the teacher to a divisor",
             )
 
 

@@ -137,6 +137,9 @@ class DistillationModel(llm.GPTModel):
             }:
                 self._learned = [LearnedProjections(learned, resumed)]
                 self.module.add_module(ATTRIBUTE, self._learned[0])
+        else:
+            for model in self.teachers:
+                model.lay_out()  # one with a layout of its own wants everyone
 
     def _make_lessons(self, sources: Sequence[int]) -> list[_Lesson]:
         """Makes the divergences, and lays the teachers' output layers out as they want them."""
@@ -206,8 +209,9 @@ class DistillationModel(llm.GPTModel):
             output: of the student, this rank's rows.
         """
         signals = self.signals(batch)
-        layouts = [context_layout(batch, f"teacher{number}") for number in range(len(signals))]
-        return share(Held(output, context_layout(batch, "student")), batch["student_labels"], signals, layouts)
+        layouts = [context_layout(batch, self.teachers[lesson.source].side) for lesson in self._lessons]
+        student = Held(output, context_layout(batch, "student"))
+        return share(student, batch["student_labels"], signals, layouts[: len(signals)])
 
     @property
     def training_loss_reduction(self) -> DistillationLoss:

@@ -1,5 +1,6 @@
 """The teachers of a run: which checkpoint, tokenizer, W, loss and weight; and the frozen models made of them."""
 
+import contextlib
 import copy
 import dataclasses
 import logging
@@ -21,6 +22,8 @@ from nemo_xtoken.plugin.nemo2.inputs import model_inputs, prepare_config, schedu
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
 from nemo_xtoken.projection.build import ProjectionRule
 from nemo_xtoken.teachers.colocated import ColocatedTeacher
+from nemo_xtoken.teachers.groups import ParallelSizes, TeacherGroups
+from nemo_xtoken.teachers.own_layout import OwnLayoutTeacher
 
 __all__ = ["NamedTeacher", "TeacherConfig", "build_teacher", "named_teachers", "one_model_each"]
 
@@ -29,9 +32,6 @@ logger = logging.getLogger(__name__)
 #: The name of the teacher that the argument ``teacher`` configures.
 ALONE = "teacher"
 SHARED_WITH_STUDENT = (
-    "tensor_model_parallel_size",
-    "pipeline_model_parallel_size",
-    "context_parallel_size",
     "sequence_parallel",
     "pipeline_dtype",
     "params_dtype",
@@ -39,8 +39,6 @@ SHARED_WITH_STUDENT = (
     "fp16",
     "autocast_dtype",
 )
-#: Of a teacher with experts.
-EXPERTS_SHARED = ("expert_model_parallel_size", "expert_tensor_parallel_size")
 
 
 @dataclass
@@ -59,6 +57,9 @@ class TeacherConfig:
         chunks: how a chunk of several tokens becomes one term, and the temperature.
         weight: alpha, the factor of its distillation term; the weights of several teachers need not sum to 1.
         length: T_T, input positions of a sample on its side; by default ``data.text.teacher_length``.
+        tensor_model_parallel_size, pipeline_model_parallel_size, context_parallel_size, expert_model_parallel_size: its
+            layout over the run's processes; by default the student's.  In one of its own, its copies divide the
+            micro-batches of a step among them.
         learned: W is trained with the student (``p_kl``): its entries stay where they are, their weights move.  The run
             ends with a W file that any other can start from as its ``projection``.
         learned_lr: W's learning rate at the peak of the schedule, which it follows in proportion to the student's.
@@ -74,8 +75,23 @@ class TeacherConfig:
     chunks: ChunkLossConfig = field(default_factory=ChunkLossConfig)
     weight: float = 1.0
     length: Optional[int] = None
+    tensor_model_parallel_size: Optional[int] = None
+    pipeline_model_parallel_size: Optional[int] = None
+    context_parallel_size: Optional[int] = None
+    expert_model_parallel_size: Optional[int] = None
     learned: bool = False
     learned_lr: float = 1e-2
+
+    def sizes(self, student: ParallelSizes) -> ParallelSizes:
+        """Its layout, where the student has this one."""
+        tensor = self.tensor_model_parallel_size or student.tensor
+        return ParallelSizes(
+            tensor,
+            self.pipeline_model_parallel_size or student.pipeline,
+            self.context_parallel_size or student.context,
+            self.expert_model_parallel_size or student.expert,
+            student.expert_tensor if tensor == student.tensor else tensor,
+        )
 
     def checkpoint(self, where: str = "teacher") -> Path:
         """The checkpoint's folder.
@@ -214,6 +230,10 @@ def one_model_each(teachers: Sequence[NamedTeacher]) -> list[int]:
             repr(t.config.config),
             t.tokenizer.vocabulary.digest,
             t.config.length,
+            t.config.tensor_model_parallel_size,
+            t.config.pipeline_model_parallel_size,
+            t.config.context_parallel_size,
+            t.config.expert_model_parallel_size,
         )
         for t in teachers
     ]
@@ -235,14 +255,24 @@ def build_teacher(
     from nemo.collections.llm.modelopt.distill.utils import teacher_provider
 
     path, config = teacher.config.checkpoint(teacher.where), teacher.config.load_config(teacher.where)
-    for name in SHARED_WITH_STUDENT + (EXPERTS_SHARED if config.num_moe_experts else ()):
+    for name in SHARED_WITH_STUDENT:
         setattr(config, name, getattr(student_config, name))
-    prepare_config(config)
-    module = teacher_provider(config, str(path), teacher.tokenizer, trainer)
+    students = ParallelSizes.of(student_config, experts=bool(config.num_moe_experts))
+    sizes = teacher.config.sizes(students)
+    config.tensor_model_parallel_size, config.pipeline_model_parallel_size = sizes.tensor, sizes.pipeline
+    config.context_parallel_size, config.expert_model_parallel_size = sizes.context, sizes.expert
+    config.expert_tensor_parallel_size = sizes.expert_tensor
     dtype = torch_dtype_from_mcore_config(student_config)
+    if sizes != students:
+        config.sequence_parallel = sizes.tensor > 1 and (config.sequence_parallel or sizes.expert > 1)
+        config.pipeline_dtype = config.pipeline_dtype or dtype
+    prepare_config(config)
+    groups = TeacherGroups(sizes) if sizes != students else None
+    with groups.active() if groups else contextlib.nullcontext():
+        module = teacher_provider(config, str(path), teacher.tokenizer, trainer)
     module = module.to(device=torch.cuda.current_device(), dtype=dtype).requires_grad_(False).eval()
     side = f"teacher{number}"
-    return ColocatedTeacher(
+    arguments = (
         module,
         teacher.tokenizer.vocab_size,
         lambda batch: model_inputs(batch, side),
@@ -250,3 +280,4 @@ def build_teacher(
         side,
         teacher.label,
     )
+    return ColocatedTeacher(*arguments) if groups is None else OwnLayoutTeacher(groups, *arguments)

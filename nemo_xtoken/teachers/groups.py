@@ -1,0 +1,96 @@
+"""A second set of Megatron's process groups in the same processes, for a teacher that is laid out in its own way.
+
+Megatron-core keeps one set in the module ``parallel_state``, and layers, schedules and checkpoints ask there.  It can
+be given groups instead (``pg_collection``) only in parts: not in NeMo's model configs, in loading checkpoints, or under
+sequence parallelism.  So the set is exchanged as a whole while the teacher is built, loaded or run, and put back after.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["ParallelSizes", "TeacherGroups"]
+
+
+@dataclass(frozen=True)
+class ParallelSizes:
+    """A layout; what remains of the processes is data parallel.  ``expert_tensor`` is the tensor size of experts."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    context: int = 1
+    expert: int = 1
+    expert_tensor: int = 1
+
+    @classmethod
+    def of(cls, settings: Any, experts: bool = True) -> "ParallelSizes":
+        """From what has Megatron's names for them: a strategy or a model's config.
+
+        Args:
+            experts: whether the model has any to spread.
+        """
+        return cls(
+            settings.tensor_model_parallel_size,
+            settings.pipeline_model_parallel_size,
+            settings.context_parallel_size,
+            settings.expert_model_parallel_size if experts else 1,
+            (settings.expert_tensor_parallel_size or settings.tensor_model_parallel_size) if experts else 1,
+        )
+
+    @property
+    def ranks(self) -> int:
+        """Of one copy of the model, experts aside."""
+        return self.tensor * self.pipeline * self.context
+
+
+class TeacherGroups:
+    """Process groups of another layout over all processes.
+
+    Collective over all processes: makes the groups, in Megatron's order of ranks.  The layout that is in force stays.
+
+    """
+
+    def __init__(self, sizes: ParallelSizes) -> None:
+        from megatron.core import parallel_state
+
+        self.sizes = sizes
+        theirs = _state()
+        try:
+            _put(dict.fromkeys(theirs))
+            parallel_state.initialize_model_parallel(
+                tensor_model_parallel_size=sizes.tensor,
+                pipeline_model_parallel_size=sizes.pipeline,
+                context_parallel_size=sizes.context,
+                expert_model_parallel_size=sizes.expert,
+                expert_tensor_parallel_size=sizes.expert_tensor,
+                create_gloo_process_groups=False,
+            )
+            self._state = _state()
+        finally:
+            _put(theirs)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Megatron's functions see these groups inside; what they saw before, after, whatever happens."""
+        theirs = _state()
+        _put(self._state)
+        try:
+            yield
+        finally:
+            self._state = _state()
+            _put(theirs)
+
+
+def _state() -> dict[str, Any]:
+    """All that ``parallel_state`` knows of a layout: its module variables in capitals."""
+    from megatron.core import parallel_state
+
+    return {name: value for name, value in vars(parallel_state).items() if re.fullmatch("_[A-Z][A-Z_]*", name)}
+
+
+def _put(state: dict[str, Any]) -> None:
+    from megatron.core import parallel_state
+
+    vars(parallel_state).update(state)
