@@ -51,8 +51,8 @@ class TeacherConfig:
         config: its architecture; by default the checkpoint's own.
         projection: a W file made by ``xtoken build``; by default W is built from ``rule`` and cached.
         rule: how W is built.
-        loss: how the distributions of a chunk are compared: ``p_kl``, ``h_kl``, ``gold``, ``uld``, ``same_tokenizer``,
-            or ``auto``, which takes the one that the coverage audit recommends.
+        loss: how the distributions of a chunk are compared: ``p_kl``, ``h_kl``, ``gold``, ``uld``, ``strict_1to1``,
+            ``same_tokenizer``, or ``auto``, which takes the one that the coverage audit recommends.
         options: settings of that loss.
         chunks: how a chunk of several tokens becomes one term, and the temperature.
         weight: alpha, the factor of its distillation term; the weights of several teachers need not sum to 1.
