@@ -14,12 +14,12 @@ from nemo_xtoken.vocab.vocabulary import Vocabulary
 
 __all__ = ["KINDS", "Case", "build_cases"]
 
-#: Kinds of chunks, with their names for people.
+#: Kinds of chunks, with their names for people: student tokens to teacher tokens.
 KINDS = {
     "one_to_one": "1 to 1",
-    "one_to_several": "1 student token = several of the teacher",
-    "several_to_one": "several student tokens = 1 of the teacher",
-    "several_to_several": "several = several",
+    "one_to_several": "1 to several",
+    "several_to_one": "several to 1",
+    "several_to_several": "several to several",
 }
 #: Of the mass that the right continuation leaves, what near ones take; the floor has the rest.
 NEAR_SHARE = 13 / 14

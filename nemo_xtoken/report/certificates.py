@@ -2,10 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nemo_xtoken.files import atomic_path
 
-__all__ = ["Curve", "draw_certificates"]
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.figure import Figure
+
+__all__ = ["Curve", "certificates_figure", "draw_certificates"]
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")  # for colour-blind readers too
 STYLES = ("-", "--", ":", "-.")
@@ -18,33 +23,45 @@ def draw_certificates(title: str, panels: Mapping[str, Mapping[str, Sequence[Cur
 
     Args:
         title: the pair of tokenizers.
-        panels: loss -> kind of chunk -> curves; the same kinds and settings throughout a loss.
+        panels: loss -> kind of chunk -> curves; every loss has the same kinds, without curves where it compares none.
         path: the picture.
     """
+    figure = certificates_figure(title, panels)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+
+
+def certificates_figure(title: str, panels: Mapping[str, Mapping[str, Sequence[Curve]]]) -> "Figure":
+    """The figure that `draw_certificates` writes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows, columns = len(panels), max((len(kinds) for kinds in panels.values()), default=1)
-    figure = Figure(figsize=(3.1 * columns + 2.6, 1.9 * rows + 0.9), layout="constrained")
+    kinds = list(next(iter(panels.values())))
+    figure = Figure(figsize=(3.1 * len(kinds) + 2.6, 1.9 * len(panels) + 0.9), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for row, (loss, kinds) in zip(grid, panels.items(), strict=True):
-        for axes, (kind, curves) in zip(row, kinds.items(), strict=False):
+    grid = figure.subplots(len(panels), len(kinds), sharex=True, sharey=True, squeeze=False)
+    for (loss, by_kind), row in zip(panels.items(), grid, strict=True):
+        handles: dict[str, Artist] = {}
+        for curves, axes in zip(by_kind.values(), row, strict=True):
             for n, (settings, steps, probability) in enumerate(curves):
-                # thick below thin: curves that coincide stay visible
-                look = {"color": COLORS[n % len(COLORS)], "linestyle": STYLES[n % len(STYLES)]}
-                axes.plot(
-                    steps, probability, linewidth=1.2 + 0.5 * (len(curves) - n), alpha=0.8, label=settings, **look
+                (handles[settings],) = axes.plot(
+                    steps,
+                    probability,
+                    color=COLORS[n % len(COLORS)],
+                    linestyle=STYLES[n % len(STYLES)],
+                    linewidth=1.2 + 0.4 * (len(curves) - n),  # thick below thin: those that coincide stay visible
+                    alpha=0.8,
                 )
-            if row is grid[0]:
-                axes.set_title(kind, fontsize=9)
-            if row is grid[-1]:
-                axes.set_xlabel("steps of gradient descent", fontsize=8)
+            if not curves:
+                axes.text(0.5, 0.5, "not compared", ha="center", va="center", color="gray", transform=axes.transAxes)
             axes.grid(alpha=0.3)
         row[0].set_ylabel(loss)
-        row[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=8, handlelength=3)
+        look = {"bbox_to_anchor": (1.02, 0.5), "frameon": False, "fontsize": 8, "handlelength": 3}
+        row[-1].legend(handles.values(), handles.keys(), loc="center left", **look)
+    for kind, top, bottom in zip(kinds, grid[0], grid[-1], strict=True):
+        top.set_title(kind, fontsize=8, parse_math=False)
+        bottom.set_xlabel("steps of gradient descent", fontsize=8)
     grid[0][0].set_xscale("symlog", linthresh=1)
     grid[0][0].set(xlim=(0, None), ylim=(-0.03, 1.03))
     figure.suptitle(f"{title}: probability of the right tokens", fontsize=11, parse_math=False)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    return figure

@@ -63,8 +63,9 @@ def _write(found: "Certificates", data: str, folder: Path) -> list[Path]:
     panels: dict[str, dict[str, list[Curve]]] = {}
     for d in found.descents:
         for kind, which in found.kinds.items():
-            curve = d.variant.settings, d.steps.tolist(), d.probability[:, which].mean(axis=1).tolist()
-            panels.setdefault(d.variant.loss, {}).setdefault(KINDS[kind], []).append(curve)
+            curves = panels.setdefault(d.variant.loss, {}).setdefault(KINDS[kind], [])
+            if d.scored[which].any():
+                curves.append((d.variant.settings, d.steps.tolist(), d.probability[:, which].mean(axis=1).tolist()))
     draw_certificates(f"{Path(found.student).name} -> {Path(found.teacher).name}", panels, picture)
     return [file, picture]
 
@@ -80,7 +81,7 @@ def _print(found: "Certificates", written: list[Path]) -> None:
     _print_chunks(found, console)
     table = Table(title=escape(f"{found.student} -> {found.teacher}"), title_style="bold", show_edge=False)
     table.add_column("loss")
-    table.add_column("chunks", overflow="fold")
+    table.add_column("chunks", no_wrap=True)
     for name in ("value there", "least", "gradient", "right token"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("says then", overflow="fold")
@@ -114,9 +115,10 @@ def _print(found: "Certificates", written: list[Path]) -> None:
 def _print_chunks(found: "Certificates", console: "Console") -> None:
     from nemo_xtoken.certify.cases import KINDS
 
+    console.print("chunks, by their student and teacher tokens", highlight=False)
     for kind, which in found.kinds.items():
         texts = "  ".join(repr(found.cases[i].text) for i in which)
-        console.print(f"{KINDS[kind]}: {texts}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"  {KINDS[kind]}: {texts}", markup=False, highlight=False, soft_wrap=True)
     console.print()
 
 

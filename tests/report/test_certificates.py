@@ -1,18 +1,26 @@
 """The picture of certificates."""
 
-import pytest
+from nemo_xtoken.report.certificates import certificates_figure, draw_certificates
 
-from nemo_xtoken.report.certificates import draw_certificates
+KINDS = ("1 to 1", "kind $x_1 of $")
 
 
-@pytest.mark.parametrize("losses", [1, 3])
-@pytest.mark.parametrize("kinds", [1, 4])
-def test_a_picture_is_written(losses, kinds, tmp_path):
+def panels(losses):
     curves = [(f"merge {n}", [0, 1, 10, 200], [0.99, 0.9, 0.1 * n, 0.0]) for n in range(9)]
-    panels = {f"loss_{i}": {f"kind $x_{k}": curves[: 2 * i + 1] for k in range(kinds)} for i in range(losses)}
-    draw_certificates("a$ -> b_", panels, tmp_path / "made" / "p.png")
-    data = (tmp_path / "made" / "p.png").read_bytes()
-    assert data.startswith(b"\x89PNG")
-    width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
-    assert width > 300 * kinds
-    assert height > 200 * losses
+    return {f"loss_{i}": {KINDS[0]: curves[: 8 * i + 1], KINDS[1]: curves[:i]} for i in range(losses)}
+
+
+def test_a_panel_for_every_loss_and_kind():
+    figure = certificates_figure("a$ -> b_", panels(2))
+    grid = figure.axes
+    assert [axes.get_title() for axes in grid] == [*KINDS, "", ""]
+    assert [axes.get_ylabel() for axes in grid] == ["loss_0", "", "loss_1", ""]
+    assert [len(axes.lines) for axes in grid] == [1, 0, 9, 1]
+    assert [t.get_text() for t in grid[1].texts] == ["not compared"]
+    assert len(grid[3].get_legend().get_texts()) == 9
+    assert grid[2].get_xlabel() == "steps of gradient descent"
+
+
+def test_a_picture_is_written(tmp_path):
+    draw_certificates("a$ -> b_", panels(1), tmp_path / "made" / "p.png")
+    assert (tmp_path / "made" / "p.png").read_bytes().startswith(b"\x89PNG")

@@ -30,7 +30,7 @@ def test_a_table_of_every_loss(pair, capsys):
     out = capsys.readouterr().out
     for words in ("p_kl", "W prefix", "nrl_compat", "h_kl", "gold", "uld", "strict_1to1", "certified", "not compared"):
         assert words in out
-    assert "1 student token = several of the teacher: '201'" in out
+    assert "1 to several: '201'" in out
     assert "5 steps of gradient descent" in out
     assert "same_tokenizer" not in out  # these are two
 
