@@ -11,7 +11,7 @@ from tokenizer_zoo import write_folder
 import nemo_xtoken
 from nemo_xtoken.cli import main, report_error
 from nemo_xtoken.projection.matrix import ProjectionMatrix
-from nemo_xtoken.verbs import MODULES, all_verbs
+from nemo_xtoken.verbs import all_verbs
 from nemo_xtoken.verbs.base import Option, UsageError, Verb, parse_arguments
 from nemo_xtoken.vocab import load_vocabulary
 
@@ -130,7 +130,7 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["bild"], ["there is no verb 'bild'; did you mean 'build'?", ", ".join(MODULES)]),
+        (["bild"], ["there is no verb 'bild'; did you mean 'build'?", ", ".join(all_verbs())]),
         (["build", "studen=x"], ["did you mean 'student'?", "xtoken build --help"]),
         (["build", "student=x"], ["'build' needs teacher="]),
         (["build", "student=/absent/a", "teacher=/absent/b"], ["/absent/a", "expected:", "to fix:"]),
