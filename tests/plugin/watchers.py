@@ -91,7 +91,7 @@ class Buffers(Watcher):
 
 
 class Rates(Watcher):
-    """``rates``: of each step, the learning rate and weight decay of each group of parameters by Megatron's multiple."""
+    """``rates``: of each step, the learning rate and weight decay of each parameter group by Megatron's multiple."""
 
     def on_megatron_step_end(self, step: Any, **_: Any) -> None:
         if not step.forward_only:
