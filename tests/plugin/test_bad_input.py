@@ -9,6 +9,7 @@ import pytest
 from launcher import launch, start
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.losses.registry import DivergenceOptions
 
 pytestmark = pytest.mark.usefixtures("nemo")
 
@@ -149,6 +150,9 @@ CASES = {
     "no experts": (2, {"ep": 2}, nothing, "student has no experts"),
     "no experts in the teacher": (
         2, {"teacher_config": {"expert_model_parallel_size": 2}}, nothing, "teacher has no experts",
+    ),
+    "public loss, context parallel": (
+        2, {"cp": 2, "teacher_config": {"options": DivergenceOptions(nrl_compat=True)}}, nothing, "nrl_compat with",
     ),
     "virtual pipeline": (2, {"pp": 2}, virtual_pipeline, "virtual_pipeline_model_parallel_size=2"),
     "no steps": (1, {"steps": 0}, nothing, "max_steps=0"),

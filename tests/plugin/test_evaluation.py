@@ -74,6 +74,7 @@ def _directly(jobs, job):
         pytest.param(2, {"micro": 1}, id="dp2"),
         pytest.param(2, {"tp": 2}, id="tp2"),
         pytest.param(2, {"pp": 2}, id="pp2"),
+        pytest.param(2, {"cp": 2}, id="cp2"),
     ],
 )
 def test_held_out_means(world, student, expected, ranks, settings, request):

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from nemo_xtoken.errors import InputError
 from nemo_xtoken.plugin.nemo2 import inputs
 
 pytestmark = pytest.mark.usefixtures("nemo")
@@ -97,3 +98,22 @@ def test_a_document_of_one_token_after_another(monkeypatch):
         "student_documents": torch.tensor([[0, 1, 2, -1]], dtype=torch.int32),
     }
     assert inputs.model_inputs(made, "student")["packed_seq_params"].cu_seqlens_q.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_lengths_that_differ_are_announced(monkeypatch):
+    from types import SimpleNamespace
+
+    def config(**settings):
+        return SimpleNamespace(**{"context_parallel_size": 2, "num_moe_experts": None, **settings})
+
+    def prepared(made):
+        inputs.prepare_config(made)
+        return getattr(made, "variable_seq_lengths", False)
+
+    assert not prepared(config())  # a mask: nothing is padded
+    monkeypatch.setattr(inputs, "uses_packed_attention", lambda: True)
+    assert prepared(config())
+    assert not prepared(config(context_parallel_size=1))
+    assert prepared(config(num_moe_experts=4, moe_token_dispatcher_type="alltoall"))
+    with pytest.raises(InputError, match="allgather with context_parallel_size=2"):
+        prepared(config(num_moe_experts=4, moe_token_dispatcher_type="allgather"))

@@ -61,6 +61,12 @@ def check_run(
         config, other = teacher.config, teacher.tokenizer
         _check_checkpoint(teacher.label, config.checkpoint(teacher.where), other, f"{teacher.where}.path")
         check_loss(config.loss, student, other.vocabulary, config.options, merge=config.chunks.merge)
+        if config.options.nrl_compat and layout.context > 1:
+            raise InputError(
+                f"{teacher.where}.options.nrl_compat with trainer.strategy.context_parallel_size={layout.context}",
+                "1: the public loss chooses its classes by all positions of a micro-batch, which no rank has",
+                "leave nrl_compat out: the other losses are the same in every layout",
+            )
         if config.projection is not None:
             ProjectionMatrix.load(config.projection, student, other.vocabulary)
 

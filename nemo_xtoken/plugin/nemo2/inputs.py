@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nemo_xtoken.errors import InputError
 from nemo_xtoken.parallel.context import ContextLayout
 from nemo_xtoken.parallel.layout import group_size
 
@@ -107,11 +108,21 @@ def model_inputs(batch: dict[str, Any], side: str) -> dict[str, Any]:
 def prepare_config(config: Any) -> None:
     """Settings of a model that follow from its inputs.
 
-    With sequence lengths the padding for context parallelism, and so the length that pipeline stages hand on, differs
-    between micro-batches.
+    With sequence lengths the padding for context parallelism differs between micro-batches, and so does the length that
+    pipeline stages hand on and that ranks bring to experts.
+
+    Raises:
+        InputError: experts whose dispatcher wants equal lengths.
     """
-    if config.context_parallel_size > 1 and config.pipeline_model_parallel_size > 1 and uses_packed_attention():
-        config.variable_seq_lengths = True
+    if config.context_parallel_size == 1 or not uses_packed_attention():
+        return
+    if config.num_moe_experts and config.moe_token_dispatcher_type == "allgather":
+        raise InputError(
+            f"moe_token_dispatcher_type=allgather with context_parallel_size={config.context_parallel_size}",
+            "a dispatcher that takes sequences of different lengths",
+            "set moe_token_dispatcher_type=alltoall in the model's config",
+        )
+    config.variable_seq_lengths = True
 
 
 def schedule_shape(micro_batch_size: int, length: int) -> tuple[int, int]:
