@@ -114,7 +114,8 @@ def sum_over(group: ProcessGroup | None, sums: Sequence[LossSum]) -> list[LossSu
     """Totals and counts over the ranks of a group, without metrics.  Collective: one all-reduce of a few float64."""
     if group_size(group) == 1:
         return list(sums)
-    values = torch.stack([torch.stack([s.total.double(), s.total.new_tensor(s.count).double()]) for s in sums])
+    counts = torch.tensor([s.count for s in sums], dtype=torch.float64, device=sums[0].total.device)
+    values = torch.stack([torch.stack([s.total.double() for s in sums]), counts], dim=1)
     dist.all_reduce(values, group=group)
     return [
         LossSum(total.to(s.total.dtype), int(count)) for s, (total, count) in zip(sums, values.unbind(), strict=True)
