@@ -158,8 +158,8 @@ class LossSizes:
 
     @property
     def reduced(self) -> float:
-        """Bytes that the rank hands to all-reduces: four numbers a chunk, and the gradient by the hidden states."""
-        return FP32 * (4 * self.chunks + self.positions * self.student_hidden) if self.tp > 1 else 0.0
+        """Bytes that the rank hands to all-reduces: six numbers a chunk, and the gradient by the hidden states."""
+        return FP32 * (6 * self.chunks + self.positions * self.student_hidden) if self.tp > 1 else 0.0
 
     @property
     def wire(self) -> float:
