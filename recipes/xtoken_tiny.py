@@ -37,6 +37,7 @@ from nemo_xtoken.files import digest_of
 from nemo_xtoken.losses.base import ChunkLossConfig
 from nemo_xtoken.losses.objective import ObjectiveConfig
 from nemo_xtoken.losses.registry import DivergenceOptions
+from nemo_xtoken.plugin.nemo2.checkpoints import finished_checkpoint
 from nemo_xtoken.plugin.nemo2.data import DistillationData
 from nemo_xtoken.plugin.nemo2.distill import again, run_folder, train_one
 from nemo_xtoken.plugin.nemo2.model import DistillationModel
@@ -171,6 +172,8 @@ def train_teacher(
     config = fdl.build(llama(seq_length=TEACHER_LENGTH, **TEACHER))
     ckpt = nl.ModelCheckpoint(every_n_train_steps=100, save_last=True, save_top_k=1, monitor="step")
     log = nl.NeMoLogger(log_dir=str(tiny_text.folder()), name=f"run-{key}", use_datetime_version=False, ckpt=ckpt)
+    if found := finished_checkpoint(run_folder(log) / "checkpoints", steps):
+        return found
     text = again(data, text=fdl.build(run.Config(DataConfig, **{**vars(data.text), "student_length": TEACHER_LENGTH})))
     folder = train_one(
         DistillationModel(config, reader), text, again(trainer, max_steps=steps, val_check_interval=steps), None,

@@ -139,3 +139,19 @@ def test_the_context_holds_model_and_tokenizer(world, trained, tmp_path):
     assert (layers, hidden) == (jobs.STUDENT["num_layers"], jobs.STUDENT["hidden_size"])
     assert digest == load_vocabulary(world.root / "student_tokenizer").digest
     assert str(moved) in source
+
+
+def _finished(folder):
+    from nemo_xtoken.plugin.nemo2.checkpoints import finished_checkpoint
+
+    names = "r--step=9.0000-epoch=0-last", "r--step=19.0000-epoch=0", "r--step=19.0000-epoch=1-last"
+    for name in names:
+        (folder / name).mkdir(parents=True)
+    answers = [finished_checkpoint(folder, steps) for steps in (10, 20, 30)]
+    (folder / f"{names[2]}-unfinished").touch()
+    return [path and path.name for path in (*answers, finished_checkpoint(folder, 20))], names
+
+
+def test_a_finished_run_is_known_by_its_last_checkpoint(world, tmp_path):
+    found, names = in_rank(world, _finished, tmp_path)
+    assert found == [names[0], names[2], None, None]

@@ -8,7 +8,7 @@ import nemo.lightning as nl
 
 from nemo_xtoken.errors import InputError
 
-__all__ = ["count_steps", "remove_unfinished"]
+__all__ = ["count_steps", "finished_checkpoint", "remove_unfinished"]
 
 WAIT_SECONDS = 300.0
 
@@ -23,6 +23,12 @@ def count_steps(trainer: pl.Trainer) -> None:
     current = loop.batch_progress.current
     current.ready = current.started = current.processed = current.completed = trainer.global_step
     loop.val_loop.restarting = False
+
+
+def finished_checkpoint(folder: Path, steps: int) -> Path | None:
+    """The checkpoint in ``folder`` that a run of so many steps ended with, wholly written; None: there is none."""
+    found = folder.glob(f"*--step={steps - 1}.*-last")
+    return next((path for path in found if not nl.ModelCheckpoint.is_checkpoint_unfinished(path)), None)
 
 
 def remove_unfinished(folder: Path, first_rank: bool) -> None:
