@@ -48,7 +48,10 @@ def text_digest(text: str) -> bytes:
 
 
 class AlignedDocument(NamedTuple):
-    """One text: int32 ids ``[n_S]`` and ``[n_T]`` with BOS and EOS, and the aligner's chunks, int32 ``[K, 4]``."""
+    """One text: int32 ids ``[n_S]`` and ``[n_T]`` with BOS and EOS, and the aligner's chunks, int32 ``[K, 4]``.
+
+    A token that is context alone, no label, is there as ``~id`` (the negative number of equal bits, inverted).
+    """
 
     digest: bytes
     student_ids: np.ndarray

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
 from nemo_xtoken.data.prepare import prepare_pairs
 from nemo_xtoken.data.prepared import PreparedDocuments, split_documents
-from nemo_xtoken.data.sources import resolve_sources
+from nemo_xtoken.data.sources import Reading, resolve_sources
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.vocab import Vocabulary
 
@@ -38,12 +39,17 @@ class DataConfig:
             folders written by ``save_to_disk``, data sets of the Hugging Face hub as ``hf:owner/name[:configuration]``.
         student_length: T_S, input positions of a sample on the student's side.
         teacher_length: T_T, likewise on the side of every teacher that has no length of its own; None: T_S.
+        format: "text", or "chat": conversations, rendered by each side's own chat template; what is learned is what
+            the assistant says.
         text_key: the column that holds the text; .txt files need none.
+        messages_key: for "chat" the column that holds the messages: a list of role and content (or from and value).
+        chat_template: a file with the student's chat template (Jinja), where its tokenizer has none.
         text_split: what a document is in a .txt file: "file", "paragraph" (blank lines between) or "line".
         split: which split of a Hugging Face data set.
         held_out: documents kept for validation: below 1 a fraction, from 1 on a number of texts.  0: none.
         held_out_paths: other data for validation, instead of held_out.
-        pack: several documents in one sample, not attended across; False: one piece of one document each.
+        pack: several documents in one sample, not attended across; False: one piece of one document each.  A text that
+            does not fit is continued in the next sample; a conversation loses what a sample cannot hold.
         seed: of the split, the order of the documents and the order of the samples.
         align: "spans" (exact) or "dp" (the paper's dynamic programme, slow).
         workers: processes that tokenise and align while the data is prepared; 0: none beside this one.
@@ -54,7 +60,10 @@ class DataConfig:
     paths: list[str] = field(default_factory=list)
     student_length: int = 4096
     teacher_length: Optional[int] = None  # noqa: UP045  (command-line parsers know Optional everywhere)
+    format: str = "text"
     text_key: str = "text"
+    messages_key: str = "messages"
+    chat_template: Optional[str] = None  # noqa: UP045
     text_split: str = "file"
     split: str = "train"
     held_out: float = 0.0
@@ -70,6 +79,11 @@ class DataConfig:
     def lengths(self) -> tuple[int, int]:
         """T_S and T_T."""
         return self.student_length, self.student_length if self.teacher_length is None else self.teacher_length
+
+    @property
+    def reading(self) -> Reading:
+        """What the documents are."""
+        return Reading(self.format, self.text_key, self.messages_key, self.text_split, self.split)
 
     def check(self) -> None:
         """Finds what is wrong without reading the data: for a preflight.
@@ -89,7 +103,8 @@ class DataConfig:
                 f"held_out={self.held_out}", "a fraction below 1, or a whole number of documents", "correct held_out"
             )
         for paths in (self.paths, self.held_out_paths or self.paths):
-            resolve_sources(paths, self.text_key, self.text_split, self.split)
+            resolve_sources(paths, self.reading)
+        self._template()
 
     def prepare(
         self, student: Vocabulary, teachers: Sequence[Vocabulary]
@@ -107,9 +122,8 @@ class DataConfig:
                 student,
                 teachers,
                 self.align,
-                text_key=self.text_key,
-                text_split=self.text_split,
-                split=self.split,
+                reading=self.reading,
+                chat_template=self._template(),
                 workers=self.workers,
                 cache_dir=self.cache_dir,
                 progress=self.progress,
@@ -144,8 +158,27 @@ class DataConfig:
         own, default = self.lengths
         lengths = [default if teacher.length is None else teacher.length for teacher in teachers]
         training, held_out = self.prepare(student, vocabularies)
+        whole = self.format == "chat"
 
         def samples(documents: list[PreparedDocuments], count: Optional[int]) -> DistillationDataset:  # noqa: UP045
-            return DistillationDataset(documents, student, vocabularies, own, lengths, self.seed, count, self.pack)
+            return DistillationDataset(
+                documents, student, vocabularies, own, lengths, self.seed, count, self.pack, whole
+            )
 
         return samples(training, num_samples), None if held_out is None else samples(held_out, None)
+
+    def _template(self) -> str | None:
+        if self.chat_template is None:
+            return None
+        if self.format != "chat":
+            raise InputError(
+                f"chat_template={self.chat_template} for text", 'format="chat"', "set format=chat, or leave it out"
+            )
+        try:
+            return Path(self.chat_template).expanduser().read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"chat_template={self.chat_template} cannot be read: {error}",
+                "a file with a Jinja template",
+                "correct the path",
+            ) from error

@@ -41,6 +41,7 @@ class DistillationDataset(Dataset[dict[str, np.ndarray]]):
         seed: of the order of documents, and of samples in each epoch.
         num_samples: what ``len`` says; default one epoch.
         pack: several documents in a sample, not attended across; False: one piece of one document each.
+        whole: a document that is longer than a sample is cut off; by default it is continued in another.
 
     Raises:
         InputError: a length below 2, ``num_samples`` below 1, or no sample has a chunk to score.
@@ -56,6 +57,7 @@ class DistillationDataset(Dataset[dict[str, np.ndarray]]):
         seed: int,
         num_samples: int | None = None,
         pack: bool = True,
+        whole: bool = False,
     ) -> None:
         if num_samples is not None and num_samples < 1:
             raise InputError(
@@ -65,9 +67,9 @@ class DistillationDataset(Dataset[dict[str, np.ndarray]]):
         self.seed = seed
         self._lengths = student_length, *teacher_lengths
         self._padding = _padding(student), *map(_padding, teachers)
-        self._pieces = pack_documents(prepared, student_length, teacher_lengths, seed, pack)
+        self._pieces = pack_documents(prepared, student_length, teacher_lengths, seed, pack, whole)
         self._num_samples = num_samples if num_samples is not None else self.epoch_length
-        settings = repr((*(p.digest for p in prepared), self._lengths, self._padding, seed, pack))
+        settings = repr((*(p.digest for p in prepared), self._lengths, self._padding, seed, pack, *["whole"] * whole))
         #: sha256 (hex) of everything that decides what the samples are.  Data sets with equal fingerprints give equal
         #: items for an index; a checkpoint can hold it to refuse a resume on other data.
         self.fingerprint = hashlib.sha256(settings.encode()).hexdigest()
@@ -147,10 +149,14 @@ class _Side:
         self._used = 0
 
     def put(self, number: int, ids: np.ndarray) -> int:
-        """Adds a piece; its last token is a label only.  Returns its first position."""
+        """Adds a piece; its last token is a label only, and negative ones (``~id``) are none.
+
+        Returns its first position.
+        """
         start, end = self._used, self._used + len(ids) - 1
-        self.arrays["tokens"][start:end] = ids[:-1]
-        self.arrays["labels"][start:end] = ids[1:]
+        context = ids < 0
+        self.arrays["tokens"][start:end] = np.where(context, ~ids, ids)[:-1]
+        self.arrays["labels"][start:end] = np.where(context, IGNORE, ids)[1:]
         self.arrays["positions"][start:end] = np.arange(end - start)
         self.arrays["documents"][start:end] = number
         self._used = end
@@ -166,7 +172,7 @@ def collate(samples: Sequence[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]
 
     Returns:
         ``student_tokens``, ``student_labels``, ``student_positions``: int64 ``[b, T_S]``; a label is the next token of
-        the same document, -100 where there is none; positions start at 0 in every piece of a document.
+        the same document, -100 where there is none or it is context; positions start at 0 in every piece of a document.
         ``student_documents``: int32 ``[b, T_S]``, the number of the piece in its sample, -1 on padding.
         ``teacher0_...``: likewise of the first teacher, ``[b, T_T]``; ``teacher1_...`` of the second, and so on.
         ``teacher0_chunks``: int64 ``[K, 5]``, sorted: sample, first student logit, student tokens, first teacher logit,

@@ -7,6 +7,9 @@ continued in the next sample.  The continuation starts with the token in front o
 before it had as its last label: the tokens of a document are labels once each, and every chunk but one at the very
 start of a document has its predictor.
 
+A conversation loses its sense without its beginning: it is not continued, but starts in a sample that holds all of it,
+and what a whole sample does not hold is left out (``whole``).
+
 With several teachers a document is cut where a chunk of every one of them begins at the same student token, and a
 piece ends where the most demanding side is full.
 """
@@ -63,6 +66,7 @@ def pack_documents(
     teacher_lengths: Sequence[int],
     seed: int,
     pack: bool = True,
+    whole: bool = False,
 ) -> Pieces:
     """Packs the documents, in an order shuffled by the seed.
 
@@ -71,6 +75,7 @@ def pack_documents(
         student_length: T_S.
         teacher_lengths: T_T of each teacher.
         pack: several documents a sample; False: one piece each.
+        whole: a document starts in a sample that holds all of it; one that no sample holds loses its end.
 
     Raises:
         InputError: a length below 2, or no sample has a chunk to score for some teacher.
@@ -83,7 +88,7 @@ def pack_documents(
     tokens = np.stack([prepared[0].student_lengths, *(p.teacher_lengths for p in prepared)], axis=1)
     counts = np.stack([p.chunk_counts for p in prepared], axis=1)
     usable = (counts > 0).all(1) & (tokens > 1).all(1)
-    packer = _Packer((student_length, *teacher_lengths), pack)
+    packer = _Packer((student_length, *teacher_lengths), pack, whole)
     for document in permutation(len(tokens), seed, 0).tolist():
         if usable[document]:
             packer.add(
@@ -136,12 +141,23 @@ class _Units:
         """Labels of the units ``start`` to ``end`` on each side."""
         return [int(x[end] - x[start]) for x in self.labels]
 
+    def end(self, start: int, left: Sequence[int]) -> int:
+        """The end of the units from ``start`` on that fit where so many positions of each side are left."""
+        return min(int(np.searchsorted(x, x[start] + n, "right")) - 1 for x, n in zip(self.labels, left, strict=True))
+
+    def ranges(self, start: int, end: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Of the units ``start`` to ``end``: tokens on each side, with the one in front, and chunks of each teacher."""
+        return (
+            [(int(x[start]) - 1, int(x[end])) for x in self.labels],
+            [(int(x[start]), int(x[end])) for x in self.chunks],
+        )
+
 
 class _Packer:
     """Fills samples with documents one by one.  All lists with an entry a side have the student's first."""
 
-    def __init__(self, lengths: tuple[int, ...], pack: bool) -> None:
-        self.lengths, self.pack = lengths, pack
+    def __init__(self, lengths: tuple[int, ...], pack: bool, whole: bool) -> None:
+        self.lengths, self.pack, self.whole = lengths, pack, whole
         self.left = list(lengths)
         self.columns = 3 + 4 * (len(lengths) - 1)
         self.table, self.first = array("q"), array("q", [0])  # flat: there may be tens of millions of pieces
@@ -154,8 +170,12 @@ class _Packer:
         self, document: int, tokens: list[int], counts: list[int], chunks_of: Callable[[], list[np.ndarray]]
     ) -> None:
         """One document; its chunks are read only where it has to be cut."""
+        if self.whole and any(n - 1 > left for n, left in zip(tokens, self.left, strict=True)):
+            self._close()
         if all(n - 1 <= left for n, left in zip(tokens, self.left, strict=True)):
             self._put(document, [(0, n) for n in tokens], [(0, n) for n in counts])
+        elif self.whole:
+            self._cut_off(document, _Units.of(chunks := chunks_of(), tokens), chunks)
         else:
             self._cut(document, _Units.of(chunks := chunks_of(), tokens), chunks)
 
@@ -167,15 +187,11 @@ class _Packer:
     def _cut(self, document: int, units: _Units, chunks: list[np.ndarray]) -> None:
         unit = 0
         while unit < len(units):
-            end = min(
-                int(np.searchsorted(labels, labels[unit] + left, "right")) - 1
-                for labels, left in zip(units.labels, self.left, strict=True)
-            )
+            end = units.end(unit, self.left)
             if end > unit:
                 sizes = units.sizes(unit, end)
                 if sizes[0]:
-                    tokens = [(int(x[unit]) - 1, int(x[end])) for x in units.labels]
-                    self._put(document, tokens, [(int(x[unit]), int(x[end])) for x in units.chunks])
+                    self._put(document, *units.ranges(unit, end))
                 else:  # a first chunk of one student token, which is no label: there is nothing to learn
                     self._skip(sizes)
                 unit = end
@@ -184,6 +200,23 @@ class _Packer:
                 unit += 1
             else:
                 self._close()
+
+    def _cut_off(self, document: int, units: _Units, chunks: list[np.ndarray]) -> None:
+        """As much of a document as an empty sample holds, from its start."""
+        end = units.end(0, self.left)
+        if end and units.sizes(0, end)[0]:
+            self._put(document, *units.ranges(0, end))
+        else:
+            end = 0
+        self._drop(units, end, len(units), chunks)
+
+    def _drop(self, units: _Units, start: int, end: int, chunks: list[np.ndarray]) -> None:
+        """Units that are in no sample."""
+        self._skip(units.sizes(start, end))
+        for number, (c, x) in enumerate(zip(chunks, units.chunks, strict=True)):
+            gone = c[x[start] : x[end]]
+            self.skipped_chunks[number] += len(gone)
+            self.skipped_scored[number] += int(((gone[:, 0] > 0) & (gone[:, 2] > 0)).sum())
 
     def _put_long(self, document: int, units: _Units, unit: int, chunks: list[np.ndarray]) -> None:
         """A unit that fits into no sample: without the tokens around its chunks, or not at all."""
@@ -198,10 +231,7 @@ class _Packer:
             self._put(document, [(start - 1, end) for start, end in sides], ranges)
             self._skip([n - m for n, m in zip(sizes, cut, strict=True)])
         else:
-            self._skip(sizes)
-            for number, c in enumerate(inside):
-                self.skipped_chunks[number] += len(c)
-                self.skipped_scored[number] += int(((c[:, 0] > 0) & (c[:, 2] > 0)).sum())
+            self._drop(units, unit, unit + 1, chunks)
 
     def _skip(self, tokens: list[int]) -> None:
         self.skipped_tokens = [a + b for a, b in zip(self.skipped_tokens, tokens, strict=True)]

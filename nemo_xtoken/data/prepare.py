@@ -15,37 +15,51 @@ from nemo_xtoken.alignment.cache import AlignedDocument, AlignmentCache
 from nemo_xtoken.data.documents import Survey, read_documents, survey
 from nemo_xtoken.data.prepared import PreparedDocuments
 from nemo_xtoken.data.progress import Progress, say
-from nemo_xtoken.data.sources import Source, resolve_sources
-from nemo_xtoken.data.workers import DocumentAligner, align_documents
+from nemo_xtoken.data.sources import Reading, Source, resolve_sources
+from nemo_xtoken.data.templates import ChatTemplate
+from nemo_xtoken.data.turns import ConversationAligner
+from nemo_xtoken.data.workers import AlignFunction, DocumentAligner, align_documents
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.files import cache_root, digest_of
 from nemo_xtoken.vocab import Vocabulary
 
 __all__ = ["open_cache", "prepare_documents", "prepare_pairs"]
 
+_TEXT = Reading()
 _SHARD_TOKENS = 8_000_000  # both sides together: a shard has about 100 MB, and as much is held in memory
 _SHARD_SECONDS = 60.0  # an interrupted preparation loses no more than this
 _CANNOT_WRITE = {getattr(errno, name) for name in ("EACCES", "EPERM", "EROFS", "ENOTDIR", "EEXIST", "ENOSPC", "EDQUOT")}
 
 
 def open_cache(
-    student: Vocabulary, teacher: Vocabulary, aligner: Aligner, cache_dir: str | os.PathLike[str] | None = None
+    student: Vocabulary,
+    teacher: Vocabulary,
+    aligner: Aligner,
+    cache_dir: str | os.PathLike[str] | None = None,
+    templates: Sequence[ChatTemplate] = (),
 ) -> AlignmentCache:
     """The alignment cache of a pair of tokenizers below ``cache_dir`` (default: `nemo_xtoken.files.cache_root`).
 
+    Args:
+        templates: for conversations, those of student and teacher.
+
     Raises:
-        InputError: one of the tokenizers has no EOS.
+        InputError: one of the tokenizers has no EOS, which every text ends with.
     """
-    for side, vocabulary in (("student", student), ("teacher", teacher)):
-        if vocabulary.eos_id is None:
-            raise InputError(
-                f"the {side}'s tokenizer {vocabulary.name} has no EOS token",
-                "one that ends every document",
-                "name it as eos_token in its tokenizer_config.json",
-            )
-    added = repr([(v.adds_bos and v.bos_id, v.eos_id) for v in (student, teacher)])
+    if templates:
+        added = repr([template.digest for template in templates])
+    else:
+        for side, vocabulary in (("student", student), ("teacher", teacher)):
+            if vocabulary.eos_id is None:
+                raise InputError(
+                    f"the {side}'s tokenizer {vocabulary.name} has no EOS token",
+                    "one that ends every document",
+                    "name it as eos_token in its tokenizer_config.json",
+                )
+        added = repr([(v.adds_bos and v.bos_id, v.eos_id) for v in (student, teacher)])
     pair_digest = digest_of("documents 1", student.digest, teacher.digest, aligner.settings, added)
     about = {
+        "content": "chat" if templates else "text",
         "student": student.name,
         "student_digest": student.digest,
         "teacher": teacher.name,
@@ -62,9 +76,8 @@ def prepare_documents(
     teacher: Vocabulary,
     aligner: Aligner | None = None,
     *,
-    text_key: str = "text",
-    text_split: str = "file",
-    split: str = "train",
+    reading: Reading = _TEXT,
+    chat_template: str | None = None,
     workers: int = 0,
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
@@ -75,8 +88,8 @@ def prepare_documents(
         aligner: default ``Aligner(student, teacher)``.
         others: see `prepare_pairs`.
     """
-    pair = _Pair.of(student, teacher, aligner or Aligner(student, teacher), cache_dir)
-    return _prepare([pair], paths, text_key, text_split, split, workers, progress)[0]
+    pair = _Pair.of(aligner or Aligner(student, teacher), cache_dir, reading, chat_template)
+    return _prepare([pair], paths, reading, workers, progress)[0]
 
 
 def prepare_pairs(
@@ -85,9 +98,8 @@ def prepare_pairs(
     teachers: Sequence[Vocabulary],
     align: str = "spans",
     *,
-    text_key: str = "text",
-    text_split: str = "file",
-    split: str = "train",
+    reading: Reading = _TEXT,
+    chat_template: str | None = None,
     workers: int = 0,
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
@@ -101,51 +113,56 @@ def prepare_pairs(
     Args:
         paths: see `nemo_xtoken.data.sources.resolve_sources`.
         align: see `nemo_xtoken.alignment.aligner.Aligner`.
-        text_key, text_split, split: see `nemo_xtoken.data.sources.Source`.
+        reading: what the documents of ``paths`` are.
+        chat_template: of the student, Jinja source, for conversations; default its tokenizer's own.
         workers: processes that tokenise and align; 0: this one.
         cache_dir: default `nemo_xtoken.files.cache_root`.
         progress: show a bar on a terminal, else a line at start and end; False: nothing.
 
     Raises:
-        InputError: data that cannot be read or holds no text (before anything is written), a tokenizer without EOS, a
-            cache folder that cannot be written.
+        InputError: data that cannot be read or holds no text (before anything is written), a tokenizer without EOS or,
+            for conversations, without a chat template, a cache folder that cannot be written.
     """
-    pairs = {t.digest: _Pair.of(student, t, Aligner(student, t, align), cache_dir) for t in teachers}
-    prepared = _prepare(pairs.values(), paths, text_key, text_split, split, workers, progress)
-    by_digest = dict(zip(pairs, prepared, strict=True))
-    return [by_digest[teacher.digest] for teacher in teachers]
+    pairs = [_Pair.of(Aligner(student, t, align), cache_dir, reading, chat_template) for t in teachers]
+    different = {pair.cache.pair_digest: pair for pair in pairs}
+    prepared = dict(zip(different, _prepare(different.values(), paths, reading, workers, progress), strict=True))
+    return [prepared[pair.cache.pair_digest] for pair in pairs]
 
 
 @dataclass(frozen=True)
 class _Pair:
-    align: DocumentAligner
+    align: AlignFunction
     cache: AlignmentCache
 
     @classmethod
     def of(
-        cls, student: Vocabulary, teacher: Vocabulary, aligner: Aligner, cache_dir: str | os.PathLike[str] | None
+        cls, aligner: Aligner, cache_dir: str | os.PathLike[str] | None, reading: Reading, chat_template: str | None
     ) -> "_Pair":
-        return cls(DocumentAligner(student, teacher, aligner), open_cache(student, teacher, aligner, cache_dir))
+        student, teacher = aligner.student, aligner.teacher
+        if reading.format != "chat":
+            return cls(DocumentAligner(student, teacher, aligner), open_cache(student, teacher, aligner, cache_dir))
+        templates = ChatTemplate(student, chat_template), ChatTemplate(teacher)
+        return cls(
+            ConversationAligner(*templates, aligner), open_cache(student, teacher, aligner, cache_dir, templates)
+        )
 
 
 def _prepare(
     pairs: Iterable[_Pair],
     paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    text_key: str,
-    text_split: str,
-    split: str,
+    reading: Reading,
     workers: int,
     progress: bool,
 ) -> list[PreparedDocuments]:
     if workers < 0:
         raise InputError(f"workers={workers}", "0 or more processes", "correct workers")
-    sources = resolve_sources(paths, text_key, text_split, split)
+    sources = resolve_sources(paths, reading)
     found = survey(sources)
     return [_prepare_pair(pair.align, pair.cache, sources, found, workers, progress) for pair in pairs]
 
 
 def _prepare_pair(
-    align: DocumentAligner,
+    align: AlignFunction,
     cache: AlignmentCache,
     sources: list[Source],
     found: Survey,

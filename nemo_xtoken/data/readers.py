@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nemo_xtoken.data.columns import Column
 from nemo_xtoken.errors import InputError
 
 __all__ = ["read_arrow", "read_dataset", "read_jsonl", "read_parquet", "read_text"]
@@ -40,8 +41,8 @@ def read_text(path: str, text_split: str) -> Iterator[str]:
         yield "".join(paragraph)
 
 
-def read_jsonl(path: str, text_key: str) -> Iterator[str]:
-    """One JSON object a line; empty lines are passed over, null is an empty text."""
+def read_jsonl(path: str, column: Column) -> Iterator[str]:
+    """One JSON object a line; empty lines are passed over, null is an empty document."""
     for number, line in _lines(path):
         if not line.strip():
             continue
@@ -52,31 +53,24 @@ def read_jsonl(path: str, text_key: str) -> Iterator[str]:
             raise InputError(f"{place} is not JSON: {error}", "one JSON object on each line", "correct it") from error
         if not isinstance(row, dict):
             raise InputError(f"{place} is a JSON {type(row).__name__}", "a JSON object on each line", "correct it")
-        if text_key not in row:
-            raise _no_column(place, text_key, list(row))
-        text = row[text_key]
-        if text is not None and not isinstance(text, str):
-            raise _no_text(f"{text_key!r} on {place}", f"a {type(text).__name__}")
-        try:
-            (text or "").encode()
-        except UnicodeEncodeError as error:  # "\ud800" alone
-            raise _not_utf8(place, f"half a surrogate pair at character {error.start} of its text") from error
-        yield text or ""
+        if column.name not in row:
+            raise column.missing(place, list(row))
+        yield column.text(row[column.name], place)
 
 
-def read_parquet(path: str, text_key: str) -> Iterator[str]:
-    """A column of strings of a Parquet file, a batch of rows at a time."""
+def read_parquet(path: str, column: Column) -> Iterator[str]:
+    """A column of a Parquet file, a batch of rows at a time."""
     try:
         with pq.ParquetFile(path) as file:
-            _check_column(path, file.schema_arrow, text_key)
-            batches = file.iter_batches(batch_size=1024, columns=[text_key])
-            yield from _column_texts(path, (batch.column(0) for batch in batches))
+            column.check(path, file.schema_arrow)
+            batches = file.iter_batches(batch_size=1024, columns=[column.name])
+            yield from _column_texts(path, column, (batch.column(0) for batch in batches))
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, "a Parquet file", error) from error
 
 
-def read_arrow(path: str, text_key: str) -> Iterator[str]:
-    """A column of strings of an Arrow IPC file, in its file format or its stream format (as ``datasets`` writes)."""
+def read_arrow(path: str, column: Column) -> Iterator[str]:
+    """A column of an Arrow IPC file, in its file format or its stream format (as ``datasets`` writes)."""
     try:
         with pa.memory_map(path) as memory:
             try:
@@ -87,14 +81,14 @@ def read_arrow(path: str, text_key: str) -> Iterator[str]:
                 memory.seek(0)
                 batches = stream = pa.ipc.open_stream(memory)
                 schema = stream.schema
-            _check_column(path, schema, text_key)
-            at = schema.get_field_index(text_key)
-            yield from _column_texts(path, (batch.column(at) for batch in batches))
+            column.check(path, schema)
+            at = schema.get_field_index(column.name)
+            yield from _column_texts(path, column, (batch.column(at) for batch in batches))
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, "an Arrow IPC file or stream", error) from error
 
 
-def read_dataset(name: str, hub: bool, split: str, text_key: str) -> Iterator[str]:
+def read_dataset(name: str, hub: bool, split: str, column: Column) -> Iterator[str]:
     """A data set of the ``datasets`` library: a folder that ``save_to_disk`` wrote, or ``name[:config]`` of the hub."""
     import datasets  # takes a second, and only these two need it
 
@@ -117,30 +111,20 @@ def read_dataset(name: str, hub: bool, split: str, text_key: str) -> Iterator[st
                 "set split",
             )
         found = found[split]
-    _check_column(name, found.features.arrow_schema, text_key)
-    batches = found.select_columns([text_key]).with_format("arrow").iter(batch_size=1024)
-    yield from _column_texts(name, (table.column(0) for table in batches))
+    column.check(name, found.features.arrow_schema)
+    batches = found.select_columns([column.name]).with_format("arrow").iter(batch_size=1024)
+    yield from _column_texts(name, column, (table.column(0) for table in batches))
 
 
-def _check_column(path: str, schema: pa.Schema, text_key: str) -> None:
-    if text_key not in schema.names:
-        raise _no_column(path, text_key, schema.names)
-    kind = schema.field(text_key).type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or "string_view" in str(kind)):
-        raise _no_text(f"column {text_key!r} of {path}", str(kind))
-
-
-def _column_texts(path: str, columns: Iterator[pa.Array]) -> Iterator[str]:
+def _column_texts(path: str, column: Column, arrays: Iterator[pa.Array]) -> Iterator[str]:
     start = 0
-    for column in columns:
+    for array in arrays:
         try:
-            texts = column.to_pylist()
+            values = array.to_pylist()
         except UnicodeDecodeError as error:
-            raise _not_utf8(path, f"{error.reason} in one of its rows {start} to {start + len(column) - 1}") from error
-        yield from (text or "" for text in texts)
-        start += len(texts)
+            raise _not_utf8(path, f"{error.reason} in one of its rows {start} to {start + len(array) - 1}") from error
+        yield from (column.text(value, f"row {row} of {path}") for row, value in enumerate(values, start))
+        start += len(values)
 
 
 def _open(path: str) -> BinaryIO:
@@ -188,18 +172,6 @@ def _not_utf8(path: str, place: str) -> InputError:
         "text in UTF-8",
         "convert it, for example with: iconv -f ISO-8859-1 -t UTF-8",
     )
-
-
-def _no_column(place: str, text_key: str, columns: list[Any]) -> InputError:
-    return InputError(
-        f"{place} has no column {text_key!r}",
-        f"a column with the text; there are: {', '.join(map(str, columns)) or 'none'}",
-        "set text_key to the column that holds the text",
-    )
-
-
-def _no_text(place: str, kind: str) -> InputError:
-    return InputError(f"{place} is {kind}", "text (a string)", "set text_key to the column that holds the text")
 
 
 def _unreadable(path: str, expected: str, error: BaseException) -> InputError:

@@ -7,15 +7,52 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_xtoken.data import readers
+from nemo_xtoken.data.columns import Column, MessagesColumn, TextColumn
 from nemo_xtoken.errors import InputError
 
-__all__ = ["HUB_PREFIX", "Source", "resolve_sources"]
+__all__ = ["FORMATS", "HUB_PREFIX", "Reading", "Source", "resolve_sources"]
 
 HUB_PREFIX = "hf:"
+FORMATS = ("text", "chat")
 TEXT_SPLITS = ("file", "paragraph", "line")
 _KINDS = {".txt": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".arrow": "arrow"}
 _COMPRESSED = (".gz", ".bz2", ".zst")  # of .txt and .jsonl
 _KNOWN = ".txt, .jsonl (either also as .gz, .bz2, .zst), .parquet, .arrow"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the documents of a data set are.
+
+    Attributes:
+        format: "text", or "chat": conversations, of which the assistant's turns are learned.
+        text_key: the column that holds the text; .txt files need none.
+        messages_key: for "chat" the column that holds the messages.
+        text_split: what a document is in a .txt file: "file", "paragraph" (blank lines between) or "line".
+        split: which split of a Hugging Face data set.
+
+    Raises:
+        InputError: a format or text_split that there is none of.
+    """
+
+    format: str = "text"
+    text_key: str = "text"
+    messages_key: str = "messages"
+    text_split: str = "file"
+    split: str = "train"
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("format", self.format, FORMATS), ("text_split", self.text_split, TEXT_SPLITS)):
+            if value not in known:
+                raise InputError(f"{name}={value!r}", f"one of {', '.join(known)}", f"correct {name}")
+
+    @property
+    def column(self) -> Column:
+        """The column that is read, of data that has columns."""
+        return MessagesColumn(self.messages_key) if self.format == "chat" else TextColumn(self.text_key)
+
+
+_TEXT = Reading()
 
 
 @dataclass(frozen=True)
@@ -25,16 +62,12 @@ class Source:
     Attributes:
         kind: "text", "jsonl", "parquet", "arrow", "saved" (a folder written by ``save_to_disk``) or "hub".
         name: the path, or the data set's name.
-        text_key: the column that holds the text; unused for "text".
-        text_split: what a document is in a text file: "file", "paragraph" (blank lines between) or "line".
-        split: which split of a data set.
+        reading: what its documents are.
     """
 
     kind: str
     name: str
-    text_key: str = "text"
-    text_split: str = "file"
-    split: str = "train"
+    reading: Reading = _TEXT
 
     def texts(self) -> Iterator[str]:
         """The documents in the order of the file, streamed; documents without text are passed over.
@@ -42,43 +75,45 @@ class Source:
         Raises:
             InputError: unreadable, no such column, not UTF-8; named with file and line, row or byte.
         """
+        column = self.reading.column
         match self.kind:
             case "text":
-                found = readers.read_text(self.name, self.text_split)
+                found = readers.read_text(self.name, self.reading.text_split)
             case "jsonl":
-                found = readers.read_jsonl(self.name, self.text_key)
+                found = readers.read_jsonl(self.name, column)
             case "parquet":
-                found = readers.read_parquet(self.name, self.text_key)
+                found = readers.read_parquet(self.name, column)
             case "arrow":
-                found = readers.read_arrow(self.name, self.text_key)
+                found = readers.read_arrow(self.name, column)
             case _:
-                found = readers.read_dataset(self.name, self.kind == "hub", self.split, self.text_key)
+                found = readers.read_dataset(self.name, self.kind == "hub", self.reading.split, column)
         return (text for text in found if text and not text.isspace())
 
 
 def resolve_sources(
-    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    text_key: str = "text",
-    text_split: str = "file",
-    split: str = "train",
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], reading: Reading = _TEXT
 ) -> list[Source]:
     """Files, globs, folders of files, folders written by ``save_to_disk``, and ``hf:owner/name[:configuration]``.
 
     The order is that of ``paths``; a glob or a folder is sorted by name.  A file that is named twice is read once.
 
     Raises:
-        InputError: nothing given, nothing found, or a kind of file that is not known.
+        InputError: nothing given, nothing found, a kind of file that is not known, or one without columns for "chat".
     """
-    if text_split not in TEXT_SPLITS:
-        raise InputError(f"text_split={text_split!r}", f"one of {', '.join(TEXT_SPLITS)}", "correct text_split")
     given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     if not given:
         raise InputError("no data: the list of paths is empty", "at least one file, folder or data set", "set paths")
     sources: dict[str, Source] = {}
     for path in given:
         for kind, name in _expand(os.fspath(path)):
+            if kind == "text" and reading.format == "chat":
+                raise InputError(
+                    f"{name} has no columns",
+                    "conversations in .jsonl, .parquet, .arrow or a data set, with a column of messages",
+                    'correct paths, or set format="text"',
+                )
             key = name if kind == "hub" else str(Path(name).resolve())
-            sources.setdefault(key, Source(kind, name, text_key, text_split, split))
+            sources.setdefault(key, Source(kind, name, reading))
     return list(sources.values())
 
 

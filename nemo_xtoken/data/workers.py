@@ -8,7 +8,7 @@ import pickle
 import signal
 import sys
 import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,10 @@ from nemo_xtoken.alignment.aligner import Aligner
 from nemo_xtoken.alignment.cache import AlignedDocument
 from nemo_xtoken.vocab import Vocabulary
 
-__all__ = ["DocumentAligner", "align_documents", "document_ids"]
+__all__ = ["AlignFunction", "DocumentAligner", "align_documents", "document_ids"]
+
+#: Digests and texts -> aligned documents; goes to every worker once, pickled.
+AlignFunction = Callable[[list[tuple[bytes, str]]], list[AlignedDocument]]
 
 _BATCH_DOCUMENTS, _BATCH_CHARACTERS = 64, 200_000  # of one task: long enough to hide the cost of handing it over
 _TASKS_AHEAD = 4  # per worker: bounds the memory of texts and results under way
@@ -33,7 +36,7 @@ def document_ids(vocabulary: Vocabulary, text_ids: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class DocumentAligner:
-    """Text -> ids on both sides and chunks.  Goes to every worker once."""
+    """Text -> ids on both sides and chunks."""
 
     student: Vocabulary
     teacher: Vocabulary
@@ -52,7 +55,7 @@ class DocumentAligner:
 
 
 def align_documents(
-    align: DocumentAligner, documents: Iterable[tuple[bytes, str]], workers: int
+    align: AlignFunction, documents: Iterable[tuple[bytes, str]], workers: int
 ) -> Generator[AlignedDocument, None, None]:
     """Aligned documents in the order of ``documents``, whatever ``workers`` is.
 
@@ -124,7 +127,7 @@ def _light_children() -> Iterator[None]:
             os.environ["TOKENIZERS_PARALLELISM"] = before
 
 
-_align: DocumentAligner  # of this worker process
+_align: AlignFunction  # of this worker process
 
 
 def _start_worker(pickled: bytes) -> None:

@@ -26,6 +26,8 @@ _HUB_FILES = [
     "tokenizer.model",
     "*.tiktoken",
     "tekken.json",
+    "chat_template.jinja",
+    "chat_template.json",
 ]
 _RANK_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
 
@@ -150,7 +152,23 @@ def _declared_in(folder: Path) -> Declared:
         int(i): (str(t["content"]), bool(t.get("special"))) for i, t in config.get("added_tokens_decoder", {}).items()
     }
     add_bos = config.get("add_bos_token")
-    return Declared(texts, add_bos if isinstance(add_bos, bool) else None, added)
+    return Declared(texts, add_bos if isinstance(add_bos, bool) else None, added, _chat_template(folder, config))
+
+
+def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
+    """From a file of its own, else from the configuration; of several by name the one called ``default``."""
+    if (path := folder / "chat_template.jinja").is_file():
+        return path.read_text("utf-8")
+    own = _read_config(folder / "chat_template.json")
+    return _default_template(own.get("chat_template") or config.get("chat_template"))
+
+
+def _default_template(value: Any) -> str | None:
+    if isinstance(value, list):
+        value = {str(entry.get("name")): entry.get("template") for entry in value if isinstance(entry, dict)}
+    if isinstance(value, dict):
+        value = value.get("default")
+    return value if isinstance(value, str) and value else None
 
 
 def _from_hub(name: str) -> Vocabulary:
@@ -185,7 +203,8 @@ def _from_object(source: Any) -> Vocabulary:
     add_bos = getattr(source, "add_bos_token", None)
     decoder = getattr(source, "added_tokens_decoder", None) or {}
     added = {int(i): (str(t.content), bool(t.special)) for i, t in decoder.items()}
-    declared = Declared(texts, add_bos if isinstance(add_bos, bool) else None, added)
+    template = _default_template(getattr(source, "chat_template", None))
+    declared = Declared(texts, add_bos if isinstance(add_bos, bool) else None, added, template)
     if (backend := getattr(source, "backend_tokenizer", None)) is not None and hasattr(backend, "to_str"):
         return read_tokenizers_json(backend.to_str(), declared, name)
     if (sp := getattr(source, "sp_model", None)) is not None and hasattr(sp, "serialized_model_proto"):

@@ -30,11 +30,13 @@ class Declared:
         texts: "bos", "eos", "unk", "pad" -> the token's text.
         add_bos: whether BOS is put in front of a text; None where it does not say.
         added: id -> (text, special) of tokens beside the model's own.
+        chat_template: Jinja source of the chat template; None where there is none.
     """
 
     texts: Mapping[str, str] = field(default_factory=dict)
     add_bos: bool | None = None
     added: Mapping[int, tuple[str, bool]] = field(default_factory=dict)
+    chat_template: str | None = None
 
     def role_of(self, text: str) -> str:
         """One token may be declared for several uses: the end of a text counts most, padding least."""
@@ -82,6 +84,8 @@ def _finish(
         pad_id=ids["pad"],
         adds_bos=ids["bos"] is not None and (adds_bos is None or adds_bos),
         fallback_ids=fallback,
+        special_texts=special,
+        chat_template=declared.chat_template,
     )
 
 

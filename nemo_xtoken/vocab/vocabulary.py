@@ -1,6 +1,6 @@
 """A tokenizer as the rest of the package sees it: the bytes or the role of every id, and text -> ids."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,8 @@ class Vocabulary:
         byte_level: every single byte is some token.
         bos_id, eos_id, pad_id: None where the tokenizer has none.  One id may serve several of them.
         adds_bos: the tokenizer's own default puts BOS in front of a text.
+        special_texts: the spelling of special tokens by id, as chat templates write them.
+        chat_template: Jinja source of the tokenizer's chat template; None where it has none.  Not in ``digest``.
     """
 
     name: str
@@ -43,6 +45,8 @@ class Vocabulary:
     eos_id: int | None
     pad_id: int | None
     adds_bos: bool
+    special_texts: dict[int, str]
+    chat_template: str | None
 
     def __init__(
         self,
@@ -57,6 +61,8 @@ class Vocabulary:
         pad_id: int | None = None,
         adds_bos: bool = False,
         fallback_ids: frozenset[int] = frozenset(),
+        special_texts: Mapping[int, str] | None = None,
+        chat_template: str | None = None,
     ) -> None:
         """
         Args:
@@ -93,6 +99,8 @@ class Vocabulary:
             eos_id=eos_id,
             pad_id=pad_id,
             adds_bos=adds_bos,
+            special_texts=dict(special_texts or {}),
+            chat_template=chat_template,
             _encoder=encoder,
         )
 

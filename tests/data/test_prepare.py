@@ -19,6 +19,7 @@ from nemo_xtoken.alignment.aligner import Aligner
 from nemo_xtoken.data import prepare, prepare_documents, workers
 from nemo_xtoken.data.prepared import PreparedDocuments, split_documents
 from nemo_xtoken.data.progress import Progress
+from nemo_xtoken.data.sources import Reading
 from nemo_xtoken.errors import InputError
 
 TEXTS = [f"the cat {n} sat abcde {n * 345}\n\n中文 é {'word ' * (n % 7)}" for n in range(150)]
@@ -32,7 +33,8 @@ def data(tmp_path) -> Path:
 
 
 def prepared(paths, tmp_path, aligner=None, **options) -> PreparedDocuments:
-    options = {"cache_dir": tmp_path / "cache", "progress": False} | options
+    reading = Reading(**{name: options.pop(name) for name in ("text_key", "text_split") if name in options})
+    options = {"cache_dir": tmp_path / "cache", "progress": False, "reading": reading} | options
     return prepare_documents(paths, STUDENT, TEACHER, aligner, **options)
 
 

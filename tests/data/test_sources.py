@@ -9,14 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from nemo_xtoken.data.documents import read_documents, survey
-from nemo_xtoken.data.sources import resolve_sources
+from nemo_xtoken.data.sources import Reading, resolve_sources
 from nemo_xtoken.errors import InputError
 
 TEXTS = ["first\nline", "中文 text, été", "third \U0001f642", "last"]
 
 
 def texts_of(paths, **options) -> list[str]:
-    return [text for source in resolve_sources(paths, **options) for text in source.texts()]
+    return [text for source in resolve_sources(paths, Reading(**options)) for text in source.texts()]
 
 
 def jsonl(texts, key="text") -> bytes:
@@ -205,7 +205,7 @@ def test_nothing_but_empty_documents(tmp_path):
 def test_data_that_changes_after_the_survey(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("one\ntwo\n")
-    sources = resolve_sources(path, text_split="line")
+    sources = resolve_sources(path, Reading(text_split="line"))
     found = survey(sources)
     assert [t for _, t in read_documents(sources, found, found.characters > 0)] == ["one", "two"]
     for changed in ("one\n2\n", "one\n"):
