@@ -99,6 +99,7 @@ class _Loss:
             problem.pair.teacher,
             problem.student_shard,
             variant.options,
+            problem.pair.classes,
         )
         output = problem.teacher_output(divergence)
         self.head = FreeLogits(problem.student_shard)

@@ -14,6 +14,7 @@ import numpy as np
 from nemo_xtoken.losses.common import CommonSet
 from nemo_xtoken.losses.nrl_compat import nrl_relaxed_pairs
 from nemo_xtoken.projection.matrix import ProjectionMatrix
+from nemo_xtoken.projection.prefixes import PrefixClasses
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
 __all__ = ["Pair", "reduce_pair"]
@@ -26,18 +27,21 @@ class Pair:
     Attributes:
         student, teacher: the vocabularies.
         matrices: W by the name of its rule.
+        classes: what prefix_kl compares.
         ids: for each side int64 ``[V]``, increasing, the id of each token in the vocabulary that it was cut from.
     """
 
     student: Vocabulary
     teacher: Vocabulary
     matrices: Mapping[str, ProjectionMatrix]
+    classes: PrefixClasses
     ids: tuple[np.ndarray, np.ndarray]
 
     @classmethod
     def whole(cls, student: Vocabulary, teacher: Vocabulary, matrices: Mapping[str, ProjectionMatrix]) -> "Pair":
         """The pair as it is."""
-        return cls(student, teacher, matrices, (np.arange(student.size), np.arange(teacher.size)))
+        classes = PrefixClasses.of(student, teacher)
+        return cls(student, teacher, matrices, classes, (np.arange(student.size), np.arange(teacher.size)))
 
 
 def reduce_pair(pair: Pair, student_ids: Iterable[int], teacher_ids: Iterable[int]) -> Pair:
@@ -47,10 +51,13 @@ def reduce_pair(pair: Pair, student_ids: Iterable[int], teacher_ids: Iterable[in
         pair: a whole one.
 
     Returns:
-        one with them and, for each kept token: the entries of its row of W, its partners in the common sets of the
-        losses, the token that stands for it where several have equal bytes, and a student token by which W reaches it.
-        Where W has them, also an empty row and a teacher token that it does not reach: P-KL has a class for these.
+        one with them and, for each kept token: the entries of its row of W, its pieces, its partners in the common sets
+        of the losses, the token that stands for it where several have equal bytes, and a student token by which W
+        reaches it; and for each sequence of kept pieces a token that begins with it, one that ends there if there is
+        one.  Where W has them, also an empty row and a teacher token that it does not reach, and of either side a token
+        of no prefix class: P-KL and prefix_kl have a class for these.
     """
+    spelled = pair.classes.student, pair.classes.teacher
     student, teacher, matrices = pair.student, pair.teacher, pair.matrices
     strict = CommonSet.strict(student, teacher)
     partners = [strict]
@@ -62,11 +69,19 @@ def reduce_pair(pair: Pair, student_ids: Iterable[int], teacher_ids: Iterable[in
     for matrix in matrices.values():
         keep[0][np.flatnonzero(matrix.empty_rows)[:1]] = True
         keep[1][np.flatnonzero(~matrix.reached)[:1]] = True
+    for mask, side in zip(keep, spelled, strict=True):
+        mask[np.flatnonzero(side.classes < 0)[:1]] = True
     witness = {name: _first_reaching(matrix) for name, matrix in matrices.items()}
+    begins = [_first_that_begins(side.pieces) for side in spelled]
     before = -1
     while before != (before := int(keep[0].sum() + keep[1].sum())):
         for vocabulary, mask in zip((student, teacher), keep, strict=True):
             mask[[_standing_for(vocabulary, int(i)) for i in np.flatnonzero(mask)]] = True
+        for side in (0, 1):
+            pieces = spelled[side].pieces[keep[side]]
+            keep[1 - side][pieces[pieces >= 0]] = True
+            begun = _all_kept(spelled[side].pieces, keep[1 - side])
+            keep[side][begins[side][begun]] = True
         for common in partners:
             keep[1][common.teacher[keep[0][common.student]]] = True
             keep[0][common.student[keep[1][common.teacher]]] = True
@@ -76,9 +91,28 @@ def reduce_pair(pair: Pair, student_ids: Iterable[int], teacher_ids: Iterable[in
             reaching = np.unique(matrix.ids[keep[0]])
             keep[0][witness[name][np.setdiff1d(np.flatnonzero(keep[1] & matrix.reached), reaching)]] = True
     ids = np.flatnonzero(keep[0]), np.flatnonzero(keep[1])
-    number = np.cumsum(keep[1], dtype=np.int32) - 1
-    cut = {name: _cut_matrix(matrix, ids, number) for name, matrix in matrices.items()}
-    return Pair(_cut_vocabulary(student, ids[0]), _cut_vocabulary(teacher, ids[1]), cut, ids)
+    numbers = [np.cumsum(mask, dtype=np.int32) - 1 for mask in keep]
+    cut = {name: _cut_matrix(matrix, ids, numbers[1]) for name, matrix in matrices.items()}
+    sides = [spelled[side].cut(ids[side], numbers[1], numbers[1 - side]) for side in (0, 1)]
+    return Pair(_cut_vocabulary(student, ids[0]), _cut_vocabulary(teacher, ids[1]), cut, PrefixClasses(*sides), ids)
+
+
+def _all_kept(pieces: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """bool ``[V, MAX_PIECES]``: whether a token has so many pieces, and the first so many are kept."""
+    begun: np.ndarray = np.logical_and.accumulate((pieces >= 0) & kept[pieces], axis=1)
+    return begun
+
+
+def _first_that_begins(pieces: np.ndarray) -> np.ndarray:
+    """int64 ``[V, MAX_PIECES]``: for each token and number of pieces the least token that begins with the same ones."""
+    order = np.lexsort((np.arange(len(pieces)), *reversed(pieces.T)))
+    sorted_ = pieces[order]
+    differs = np.ones_like(sorted_, dtype=bool)
+    differs[1:] = np.logical_or.accumulate(sorted_[1:] != sorted_[:-1], axis=1)
+    first = np.maximum.accumulate(np.where(differs, np.arange(len(order))[:, None], 0), axis=0)
+    out = np.empty_like(first)
+    out[order] = order[first]
+    return out
 
 
 def _first_reaching(matrix: ProjectionMatrix) -> np.ndarray:

@@ -42,7 +42,8 @@ class Variant:
             for f in fields(self.options)
             if getattr(self.options, f.name) != f.default and f.name != "nrl_compat"
         ]
-        return ", ".join([*words, "its own merge" if self.options.nrl_compat else self.config.merge])
+        own = self.options.nrl_compat or self.loss == "prefix_kl"
+        return ", ".join([*words, "its own merge" if own else self.config.merge])
 
     @property
     def name(self) -> str:

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.losses.chunks import MERGES
+from nemo_xtoken.losses.chunks import MERGES, ScoredRows
 from nemo_xtoken.parallel.head import OutputHead
 from nemo_xtoken.parallel.ownership import Ownership
 
 __all__ = [
+    "Along",
     "ChunkDivergence",
     "ChunkLossConfig",
     "Comparison",
@@ -20,6 +21,24 @@ __all__ = [
     "ModelOutput",
     "TeacherSignal",
 ]
+
+
+class Along(NamedTuple):
+    """What the later rows of chunks add to a divergence.
+
+    Attributes:
+        values: ``[k]``, equal on all ranks.
+        entries: (student rows ``[e]``, this rank's columns ``[e]``, the derivative by their log-probabilities as if all
+            were free ``[e]``), times the chunk's coefficient.
+        inner: (student rows ``[r]``, the sum of these derivatives over a row and all ranks ``[r]``); a row may come
+            more than once.
+        metrics: ``[m, k]``, the last rows of ``metric_names``.
+    """
+
+    values: Tensor
+    entries: tuple[Tensor, Tensor, Tensor]
+    inner: tuple[Tensor, Tensor]
+    metrics: Tensor
 
 
 @dataclass(frozen=True)
@@ -55,7 +74,7 @@ class ChunkDivergence(torch.nn.Module):
     """A divergence between the student's and the teacher's distribution of one chunk, on sharded vocabularies.
 
     Attributes:
-        metric_names: names of the rows of ``Comparison.values`` after the first.
+        metric_names: names of the rows of ``Comparison.values`` after the first, and of those of ``Along.metrics``.
         ownership: the order in which it wants the teacher's columns.
         merges: how it wants the rows of a chunk merged, the student's and the teacher's (see ``merge``); None: as
             ``ChunkLossConfig.merge`` says.
@@ -83,6 +102,23 @@ class ChunkDivergence(torch.nn.Module):
             coefficients: ``[k]``, of the chunks in the objective; None: no gradient is wanted.
         """
         raise NotImplementedError
+
+    def along(
+        self,
+        p_student: Tensor,
+        student: ScoredRows,
+        p_teacher: Tensor,
+        teacher: ScoredRows,
+        coefficients: Tensor | None,
+    ) -> Along | None:
+        """What the rows of chunks add that ``merges`` leaves out; None: nothing.
+
+        Args:
+            p_student, p_teacher: ``[n, V/tp]`` probabilities of all rows of either side, as ``finish`` has them.
+            student, teacher: the rows, their labels and chunks.
+            coefficients: as in :meth:`finish`.
+        """
+        return None
 
     def selects(self, student_labels: Tensor, teacher_labels: Tensor, chunks: Tensor) -> Tensor | None:
         """bool ``[K]``, the chunks that it scores; None: all.  Arguments as in :class:`TeacherSignal`."""

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo_xtoken.losses.base import ChunkDivergence, LossSum, ModelOutput, TeacherSignal
+from nemo_xtoken.kernels.base import TileKernels
+from nemo_xtoken.kernels.choice import active, using
+from nemo_xtoken.losses.base import Along, ChunkDivergence, LossSum, ModelOutput, TeacherSignal
 from nemo_xtoken.losses.chunks import ScoredRows
 from nemo_xtoken.losses.merge import continuation, later_rows, merge_rows, spread_gradient, sum_later_tokens
 from nemo_xtoken.losses.teacher_weights import sum_statistic
@@ -34,6 +36,7 @@ class FusedPass:
         teachers: what is compared, with the rows of each.
         ce_weight, kd_weights: coefficients of the sums in the objective; numbers or scalars on the device.
         tile_rows: student rows in a tile.
+        kernels: what goes over the tiles.
     """
 
     student: ModelOutput
@@ -42,6 +45,7 @@ class FusedPass:
     ce_weight: float
     kd_weights: Sequence[float | Tensor]
     tile_rows: int
+    kernels: TileKernels
     ce: Tensor = field(init=False)
     kd: list[Tensor] = field(init=False)
     metrics: list[Tensor] = field(init=False)
@@ -88,8 +92,9 @@ class FusedPass:
                 torch.zeros_like(head.weight, dtype=dtype) if by_weight else None,
                 [None if e is None else torch.zeros_like(e, dtype=dtype) for e in entries],
             )
-        for tile in tiles(self.rows, [rows for _, rows in self.teachers], self.tile_rows):
-            self._tile(tile, gradients)
+        with using(self.kernels):
+            for tile in tiles(self.rows, [rows for _, rows in self.teachers], self.tile_rows):
+                self._tile(tile, gradients)
         if gradients is not None:
             all_reduce_sum(gradients.hidden, head.shard.group)
         return gradients
@@ -126,7 +131,7 @@ class FusedPass:
         side = sides[tau]
         merged = merge_rows(side.p, student, merge)
         started = divergence.start(merged, signal.entry_weights)
-        p_teacher, log_p_teacher = self._teacher_distribution(number, teacher)
+        p_teacher, log_p_teacher = self._teacher_rows(number, teacher)
         weight = self.kd_weights[number] * tau**2
         coefficients = None
         if merge == "chain_rule":
@@ -140,19 +145,25 @@ class FusedPass:
                 side.by_label[later] += weight * slope[student.chunk[later]]
         elif wanted:
             coefficients = weight * side.p.new_ones(student.first.numel())
-        values, g, by_entry = divergence.finish(started, p_teacher, coefficients)
+        along = divergence.along(side.p, student, p_teacher, teacher, coefficients)
+        merged_teacher = merge_rows(p_teacher, teacher, signal.merges[1])
+        values, g, by_entry = divergence.finish(started, merged_teacher, coefficients)
         terms = m * values[0] + c if merge == "chain_rule" else values[0]
+        if along is not None:
+            terms, values = terms + along.values, torch.cat([values, along.metrics])
+            if wanted:
+                side.add(along)
         self.kd[number] += tau**2 * terms.sum()
         self.metrics[number] += values[1:].sum(1)
         if g is not None:
-            at, h, p_at = spread_gradient(g, merged, side.p, student, merge)
-            # through the softmax: dL/dz = (h - p * sum_v h) / tau, with h by log p
-            inner = all_reduce_sum(h.sum(1, keepdim=True), self.student.head.shard.group)
-            side.by_softmax.append((at, h.addcmul_(p_at, inner, value=-1)))
+            gradient, group = spread_gradient(g, merged, student, merge), self.student.head.shard.group
+            side.waiting.append(
+                self.kernels.through_softmax(gradient, side.p, lambda inner: all_reduce_sum(inner, group))
+            )
         return by_entry
 
-    def _teacher_distribution(self, number: int, part: ScoredRows) -> tuple[Tensor, Tensor]:
-        """``(merged probabilities [k, V_T/tp], log-probabilities of the labels [m])`` at the temperature."""
+    def _teacher_rows(self, number: int, part: ScoredRows) -> tuple[Tensor, Tensor]:
+        """``(probabilities [m, V_T/tp], log-probabilities of the labels [m])`` at the temperature."""
         signal, divergence = self.teachers[number][0], self.divergences[number]
         head, tau = signal.output.head, signal.config.temperature
         z, labels = head.logits(signal.output.hidden.index_select(0, part.rows)), head.columns_of(part.labels)
@@ -160,7 +171,7 @@ class FusedPass:
         if signal.statistic is not None:
             at_one = (p, log_p) if tau == 1 else softmax_and_picked(z, labels, head.shard)
             self.statistics[number] += sum_statistic(signal.statistic, *at_one, head.shard)
-        return merge_rows(divergence.teacher_rows(p), part, signal.merges[1]), log_p
+        return divergence.teacher_rows(p), log_p
 
 
 @dataclass
@@ -171,28 +182,34 @@ class _Side:
         p: ``[n, V_S/tp]`` probabilities.
         log_p: ``[n]``, of the labels.
         by_label: ``[n]``, the objective's derivative by ``log_p``.
-        by_softmax: (rows, the derivative by their logits times the temperature), of the divergences.
+        waiting: of the divergences, from ``TileKernels.through_softmax``.
+        entries: (rows, columns, the derivative by their log-probabilities as if all were free), of the divergences.
+        inner: ``[n]``, the sum of these over a row and all ranks.
     """
 
     p: Tensor
     log_p: Tensor
     wanted: bool
     by_label: Tensor = field(init=False)
-    by_softmax: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    inner: Tensor = field(init=False)
+    waiting: list[Any] = field(default_factory=list)
+    entries: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.wanted:
-            self.by_label = torch.zeros_like(self.log_p)
+            self.by_label, self.inner = torch.zeros_like(self.log_p), torch.zeros_like(self.log_p)
+
+    def add(self, along: Along) -> None:
+        """Takes the gradients of single entries in."""
+        self.entries.append(along.entries)
+        self.inner.index_add_(0, *along.inner)
 
     def by_logits(self, tau: float, labels: Tensor, shard: VocabularyShard) -> Tensor:
         """The objective's derivative by the logits, ``[n, V_S/tp]``; takes the place of ``p``."""
-        dz = self.p.mul_(-self.by_label.unsqueeze(1))  # d log p(label) / dz = onehot(label) - p
-        local = labels - shard.start
-        mine = torch.nonzero((local >= 0) & (local < shard.rows)).squeeze(1)
-        dz[mine, local[mine]] += self.by_label[mine]
-        for at, part in self.by_softmax:
-            dz.index_add_(0, at, part)
-        return dz if tau == 1 else dz.div_(tau)
+        dz = active().by_logits(self.p, self.by_label, self.inner, labels - shard.start, tau, self.waiting)
+        for at, columns, part in self.entries:
+            dz.index_put_((at, columns), part / tau, accumulate=True)
+        return dz
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """The losses by their names, and what each needs."""
 
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -15,6 +16,7 @@ from nemo_xtoken.losses.nrl_compat import NRL_TOP_K, NrlGold, NrlProjectedKL, nr
 from nemo_xtoken.losses.options import DivergenceOptions
 from nemo_xtoken.losses.p_kl import ProjectedKL
 from nemo_xtoken.losses.partial_kl import check_partial_kl
+from nemo_xtoken.losses.prefix_kl import PrefixKL, SameClass
 from nemo_xtoken.losses.same_tokenizer import SameTokenizerKL
 from nemo_xtoken.losses.sorted_l1 import DEFAULT_CAP
 from nemo_xtoken.losses.strict_1to1 import DEFAULT_TOP_K, ExactPairs, StrictOneToOne
@@ -23,6 +25,7 @@ from nemo_xtoken.parallel.exchange import VocabularyExchange
 from nemo_xtoken.parallel.layout import VocabularyShard
 from nemo_xtoken.projection.audit import audit_coverage
 from nemo_xtoken.projection.matrix import ProjectionMatrix
+from nemo_xtoken.projection.prefixes import PrefixClasses
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
 __all__ = [
@@ -50,6 +53,7 @@ class _Pair:
     teacher: Vocabulary
     shard: VocabularyShard
     matrix: ProjectionMatrix | None
+    classes: PrefixClasses | None = None
 
     @property
     def w(self) -> ProjectionMatrix:
@@ -65,6 +69,15 @@ def _p_kl(pair: _Pair, options: DivergenceOptions) -> ChunkDivergence:
     if options.nrl_compat:
         return NrlProjectedKL(exchange, options.top_k or NRL_TOP_K)
     return ProjectedKL(exchange, options.direction, options.top_k)
+
+
+def _prefix_kl(pair: _Pair, options: DivergenceOptions) -> ChunkDivergence:
+    return PrefixKL(pair.classes or _prefix_classes(pair.student, pair.teacher), pair.shard)
+
+
+@functools.lru_cache(maxsize=4)  # a run asks twice for each teacher
+def _prefix_classes(student: Vocabulary, teacher: Vocabulary) -> PrefixClasses:
+    return PrefixClasses.of(student, teacher)
 
 
 def _h_kl(pair: _Pair, options: DivergenceOptions) -> ChunkDivergence:
@@ -101,21 +114,22 @@ class LossKind:
         make: builds it for a pair of models.
         needs_matrix: whether it takes W.
         options: the names of the `DivergenceOptions` that it has.
-        selection: which chunks it scores, from the strict common set; None: all.
+        selection: which chunks it scores, from the student's and the teacher's vocabulary; None: all.
     """
 
     make: Callable[[_Pair, DivergenceOptions], ChunkDivergence]
     needs_matrix: bool
     options: tuple[str, ...]
-    selection: Callable[[CommonSet], torch.nn.Module] | None = None
+    selection: Callable[[Vocabulary, Vocabulary], torch.nn.Module] | None = None
 
 
 LOSSES: dict[str, LossKind] = {
     "p_kl": LossKind(_p_kl, True, ("direction", "top_k", "nrl_compat")),
+    "prefix_kl": LossKind(_prefix_kl, False, (), lambda s, t: SameClass(_prefix_classes(s, t))),
     "h_kl": LossKind(_h_kl, True, ("partial_kl", "sorted_cap", "top_k", "nrl_compat")),
     "gold": LossKind(_gold, False, ("partial_kl", "sorted_cap", "top_k", "nrl_compat")),
     "uld": LossKind(_uld, False, ("sorted_cap",)),
-    "strict_1to1": LossKind(_strict_1to1, False, ("top_k",), ExactPairs),
+    "strict_1to1": LossKind(_strict_1to1, False, ("top_k",), lambda s, t: ExactPairs(CommonSet.strict(s, t))),
     "same_tokenizer": LossKind(_same_tokenizer, False, ("direction", "top_k")),
 }
 
@@ -191,7 +205,7 @@ def chunk_selection(name: str, student: Vocabulary, teacher: Vocabulary) -> torc
         on the CPU: move it to the device of the labels.
     """
     selection = None if name == AUTO else LOSSES[name].selection
-    return None if selection is None else selection(CommonSet.strict(student, teacher))
+    return None if selection is None else selection(student, teacher)
 
 
 def make_divergence(
@@ -201,6 +215,7 @@ def make_divergence(
     teacher_vocabulary: Vocabulary,
     student_shard: VocabularyShard,
     options: DivergenceOptions | None = None,
+    classes: PrefixClasses | None = None,
 ) -> ChunkDivergence:
     """The loss of that name between a student and a teacher; it says how the teacher's output layer is to be laid out.
 
@@ -208,6 +223,7 @@ def make_divergence(
         name: one of `LOSSES`, or ``"auto"``.
         matrix: W; needed by those with ``needs_matrix``, else not looked at but by ``"auto"``.
         student_shard: layout of the student's output layer.
+        classes: of the vocabularies, for prefix_kl; made here when not given.
 
     Returns:
         a module on the CPU, without parameters; move it to the device of the models.  Its ``ownership`` is the order
@@ -229,5 +245,5 @@ def make_divergence(
         )
     if (kind.needs_matrix or options.nrl_compat) and matrix is None:
         raise InputError(f"loss={name} without W", "a projection matrix", "build it with `xtoken build`")
-    pair = _Pair(student_vocabulary, teacher_vocabulary, student_shard, matrix)
+    pair = _Pair(student_vocabulary, teacher_vocabulary, student_shard, matrix, classes)
     return kind.make(pair, options)

@@ -77,17 +77,20 @@ class Ownership:
         return cls.in_order(VocabularyShard(size, _rows(size, ranks) * ranks, group))
 
     @classmethod
-    def co_sharded(cls, matrix: ProjectionMatrix, student: VocabularyShard) -> "Ownership":
+    def co_sharded(
+        cls, matrix: ProjectionMatrix, student: VocabularyShard, beside: np.ndarray | None = None
+    ) -> "Ownership":
         """Teacher tokens beside the student tokens that W maps to them.  Deterministic; the same on every rank.
 
         A token that is the only entry of a student token goes to that token's rank, and if there is such a column, to
         its column.  Then a token that other rows use goes to the rank of one of them.  Of several ranks the one with
-        most rows of several entries has it, which sends most as it is; there, the smallest student id counts.  The rest
-        fill the gaps.
+        most rows of several entries has it, which sends most as it is; there, the smallest student id counts.  Then
+        tokens go to the rank of the one that ``beside`` names.  The rest fill the gaps.
 
         Args:
             matrix: W, or the 0/1 matrix of the pairs that a loss compares.
             student: layout of the student's output layer.
+            beside: int ``[V_T]``, for each teacher token one whose rank it would like, -1 for any.
         """
         ranks = student.ranks
         rows = _rows(matrix.teacher_size, ranks)
@@ -115,6 +118,12 @@ class Ownership:
         used = matrix.ids[users, slot].astype(np.int64)
         tokens, partners = busiest(users[~placed[used]], used[~placed[used]])
         _fill(slots, placed, tokens, partners // student.rows, rows, room)
+        if beside is not None:
+            owned = np.full(shard.size, -1, np.int64)
+            owned[slots[slots >= 0]] = np.flatnonzero(slots >= 0)
+            tokens = np.flatnonzero(~placed & (beside >= 0))
+            tokens = tokens[owned[beside[tokens]] >= 0]
+            _fill(slots, placed, tokens, owned[beside[tokens]] // rows, rows, room)
         slots[slots < 0] = np.flatnonzero(~placed)
         return cls(slots, shard)
 

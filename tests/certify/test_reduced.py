@@ -37,7 +37,7 @@ def test_relations_are_those_of_the_whole_pair(student, teacher):
     rng = np.random.default_rng(0)
     pair = whole(student, teacher)
     cut = reduce_pair(pair, rng.integers(0, pair.student.size, 30), rng.integers(0, pair.teacher.size, 30))
-    assert cut.student.size < pair.student.size / 2
+    assert cut.student.size < 0.7 * pair.student.size  # most numerals stay: each is told from others by kept digits
     kept = [set(ids.tolist()) for ids in cut.ids]
     for vocabulary, old, ids in zip((cut.student, cut.teacher), (pair.student, pair.teacher), cut.ids, strict=True):
         assert vocabulary.token_bytes == [old.token_bytes[i] for i in ids]
