@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 BASE = {"nemo_xtoken", "errors", "files"}
 
-_CHAIN = ["vocab", "alignment", "projection", "parallel", "losses", "teachers"]
+_CHAIN = ["vocab", "alignment", "projection", "kernels", "parallel", "losses", "teachers"]
 #: Package or module -> what it may import of this package, besides itself and BASE.
 ALLOWED = {
     **{name: set(_CHAIN[:i]) for i, name in enumerate(_CHAIN)},

@@ -6,21 +6,12 @@ Each is a sum of one term a class, elementwise, so that it can be taken on a ran
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.kernels.base import smallest
 
 __all__ = ["DIRECTIONS", "Direction", "direction_named", "smallest"]
-
-
-def smallest(x: Tensor) -> float:
-    """The smallest probability that is told from 0.
-
-    It lies above the smallest number of x's type by so much that the derivative of a logarithm there is still a number
-    after coefficients of a million.
-    """
-    return torch.finfo(x.dtype).tiny * 2.0**24
 
 
 @dataclass(frozen=True)
@@ -28,11 +19,13 @@ class Direction:
     """A divergence of q, the student's, from p, the teacher's, class by class.
 
     Attributes:
+        name: in ``DIRECTIONS``; kernels know it by that.
         compare: ``(p, q, coefficients [k, 1] or None) -> (what each class adds, 0 where both are 0; its derivative by
             q times the coefficients, or None)``.  q may be overwritten.
         bounded_by: the side that must have mass wherever the other has, lest the divergence be infinite.
     """
 
+    name: str
     compare: Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
     bounded_by: str | None
 
@@ -62,9 +55,12 @@ def _js(p: Tensor, q: Tensor, coefficients: Tensor | None) -> tuple[Tensor, Tens
 #: ``forward``: KL(p || q), spreads over all the teacher says.  ``reverse``: KL(q || p), keeps to what it says most.
 #: ``js``: their mean by the middle of p and q, at most log 2.
 DIRECTIONS = {
-    "forward": Direction(_forward, "student"),
-    "reverse": Direction(_reverse, "teacher"),
-    "js": Direction(_js, None),
+    d.name: d
+    for d in (
+        Direction("forward", _forward, "student"),
+        Direction("reverse", _reverse, "teacher"),
+        Direction("js", _js, None),
+    )
 }
 
 

@@ -11,6 +11,7 @@ tokens, 0 where it has none.  It is never negative, and its gradient reaches eve
 import torch
 from torch import Tensor
 
+from nemo_xtoken.kernels.base import RowGradient
 from nemo_xtoken.losses.chunks import ScoredRows
 
 __all__ = ["bernoulli_kl", "continuation", "merge_rows", "spread_gradient", "sum_later_tokens"]
@@ -39,26 +40,20 @@ def merge_rows(p: Tensor, scored: ScoredRows, merge: str) -> Tensor:
     return out if merge == "mean" else out.exp_()
 
 
-def spread_gradient(
-    g: Tensor, merged: Tensor, p: Tensor, scored: ScoredRows, merge: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The way back through :func:`merge_rows`, to the logarithms of the rows' probabilities as if all were free.
+def spread_gradient(g: Tensor, merged: Tensor, scored: ScoredRows, merge: str) -> RowGradient:
+    """The way back through :func:`merge_rows`, to the rows' probabilities or their logarithms.
 
     Args:
         g: ``[K, V/tp]``, by the merged distribution; overwritten.
-        merged: what :func:`merge_rows` made of p.
-
-    Returns:
-        ``(row numbers [m], gradient [m, V/tp], the rows of p [m, V/tp])``.
+        merged: what :func:`merge_rows` made of the rows.
     """
     if merge not in MEANS:
-        return scored.first, g.mul_(merged), merged
+        return RowGradient(g, scored.first, p=merged)
     inside = torch.nonzero(scored.chunk >= 0).squeeze(1)
-    rows = p.index_select(0, inside)
     g.div_(scored.tokens.unsqueeze(1).to(g.dtype))
     if merge == "mean":
-        return inside, g.index_select(0, scored.chunk[inside]).mul_(rows), rows
-    return inside, g.mul_(merged).index_select(0, scored.chunk[inside]), rows
+        return RowGradient(g, inside, scored.chunk[inside])
+    return RowGradient(g.mul_(merged), inside, scored.chunk[inside], by_logarithm=True)
 
 
 def sum_later_tokens(log_p: Tensor, scored: ScoredRows) -> Tensor:

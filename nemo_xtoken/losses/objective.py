@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.kernels.choice import check_kernels
 from nemo_xtoken.losses.base import LossSum
 from nemo_xtoken.losses.teacher_weights import STATIC, TeacherWeights
 
@@ -32,15 +33,19 @@ class ObjectiveConfig:
             ``"entropy"`` (minus that of its predictions), ``"confidence"`` (their largest probability).
         tile_mib: memory that the loss may use on a rank for a tile of logits, in MiB; by default what suits the device.
             It decides how many positions are compared at a time, and nothing of the result.
+        kernels: what goes over a tile: ``"torch"``, ``"triton"`` (NVIDIA GPUs; fewer passes over the memory), or
+            ``"auto"``, Triton's where it can.
     """
 
     scale: Union[float, str] = "dynamic"  # noqa: UP007 (nemo_run's command line reads this)
     teacher_weights: str = STATIC
     tile_mib: Optional[int] = None  # noqa: UP045
+    kernels: str = "auto"
 
     def __post_init__(self) -> None:
         if self.tile_mib is not None and self.tile_mib < 1:
             raise InputError(f"objective.tile_mib={self.tile_mib}", "at least 1 MiB", "leave it out for the default")
+        check_kernels(self.kernels)
         TeacherWeights(self.teacher_weights, {})  # refuses a kind that there is not
         good = self.scale in DYNAMIC
         if not isinstance(self.scale, str):

@@ -8,6 +8,7 @@ it is over the k tokens that the teacher finds most probable, and REST holds all
 import torch
 from torch import Tensor
 
+from nemo_xtoken.kernels.choice import active
 from nemo_xtoken.losses.base import ChunkDivergence, Comparison
 from nemo_xtoken.losses.directions import direction_named
 from nemo_xtoken.losses.top_k import TopKClasses
@@ -75,13 +76,16 @@ class ProjectedKL(ChunkDivergence):
             mass = all_reduce_sum(q.sum(1, keepdim=True), group).clamp_min_(limits.tiny * limits.eps)
             q = q / mass
         wanted = None if coefficients is None else coefficients.unsqueeze(1)
-        reached = self.exchange.reached.to(q.dtype)
-        unreached = torch.mv(p_teacher, 1 - reached)
-        p, kept, tails = p_teacher.mul_(reached), None, q.new_zeros((2, q.shape[0]))
-        if self.classes is not None:
-            kept, tails = self.classes.fold(p, q)
-        terms, slope = self.direction.compare(p, q, wanted)
-        sums = all_reduce_sum(torch.cat([torch.stack([terms.sum(1), unreached]), tails]), group)
+        kernels, reached = active(), self.exchange.reached
+        if self.classes is None:
+            kept, tails = None, q.new_zeros((2, q.shape[0]))
+            total, unreached, slope = kernels.compare(self.direction, p_teacher, q, reached, coefficients)
+            assert unreached is not None
+        else:
+            unreached = torch.mv(p_teacher, (~reached).to(q.dtype))
+            kept, tails = self.classes.fold(p_teacher.mul_(reached), q)
+            total, _, slope = kernels.compare(self.direction, p_teacher, q, None, coefficients)
+        sums = all_reduce_sum(torch.cat([torch.stack([total, unreached]), tails]), group)
         divergence, unreached, p_rest, q_rest = sums
         if not self.teacher_conditioned:
             p_rest = p_rest + unreached

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.kernels.choice import active
 from nemo_xtoken.losses.base import ChunkDivergence, Comparison
 from nemo_xtoken.losses.directions import DIRECTIONS
 from nemo_xtoken.losses.p_kl import ProjectedKL
@@ -43,15 +44,15 @@ class PublishedPartialKL(ChunkDivergence):
         """The partial KL, the teacher's and the student's mass outside C, the bytes a rank sends.
 
         Args:
-            p_teacher: ``[k, V_T/tp]``, this rank's columns.
+            p_teacher: ``[k, V_T/tp]``, this rank's columns; overwritten.
 
         Collectives: one all-reduce of 2k values; with a gradient those of ``Projection.pull``.
         """
         q, rest = started.finish()
-        reached = self.exchange.reached.to(q.dtype)
-        wanted = None if coefficients is None else coefficients.unsqueeze(1)
-        terms, slope = DIRECTIONS["forward"].compare(p_teacher * reached, q, wanted)
-        local = torch.stack([terms.sum(1), torch.mv(p_teacher, 1 - reached)])
+        reached, forward = self.exchange.reached, DIRECTIONS["forward"]
+        total, unreached, slope = active().compare(forward, p_teacher, q, reached, coefficients)
+        assert unreached is not None
+        local = torch.stack([total, unreached])
         sent = torch.full_like(rest, self.exchange.bytes_a_chunk(rest.itemsize))
         values = torch.stack([*all_reduce_sum(local, self.exchange.group), rest, sent])
         if slope is None:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.kernels.choice import active
 from nemo_xtoken.losses.base import ChunkDivergence, Comparison
 from nemo_xtoken.losses.directions import direction_named
 from nemo_xtoken.losses.top_k import TopKClasses
@@ -62,14 +63,13 @@ class SameTokenizerKL(ChunkDivergence):
 
         Collectives: one all-reduce of k values (3k with a top-k, and those of ``top_k_mask``).
         """
-        wanted = None if coefficients is None else coefficients.unsqueeze(1)
-        q = started.clone()
+        kernels, q = active(), started.clone()
         if self.classes is None:
-            terms, slope = self.direction.compare(p_teacher, q, wanted)
-            return Comparison(all_reduce_sum(terms.sum(1), self.group).unsqueeze(0), slope)
+            total, _, slope = kernels.compare(self.direction, p_teacher, q, None, coefficients)
+            return Comparison(all_reduce_sum(total, self.group).unsqueeze(0), slope)
         kept, tails = self.classes.fold(p_teacher, q)
-        terms, slope = self.direction.compare(p_teacher, q, wanted)
-        divergence, p_rest, q_rest = all_reduce_sum(torch.cat([terms.sum(1).unsqueeze(0), tails]), self.group)
+        total, _, slope = kernels.compare(self.direction, p_teacher, q, None, coefficients)
+        divergence, p_rest, q_rest = all_reduce_sum(torch.cat([total.unsqueeze(0), tails]), self.group)
         rest_term, rest_slope = self.direction.compare(p_rest, q_rest, coefficients)
         values = (divergence + rest_term).unsqueeze(0)
         if slope is None or rest_slope is None:

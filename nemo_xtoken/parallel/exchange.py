@@ -15,6 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.kernels.base import Gather
+from nemo_xtoken.kernels.choice import active
 from nemo_xtoken.parallel.layout import VocabularyShard, group_size
 from nemo_xtoken.parallel.ownership import Ownership
 from nemo_xtoken.projection.matrix import ProjectionMatrix
@@ -58,6 +60,8 @@ class VocabularyExchange(torch.nn.Module):
     token_order: Tensor
     by_token: Tensor
     token_starts: Tensor
+    student_slots: Tensor
+    teacher_slots: Tensor
 
     def __init__(self, matrix: ProjectionMatrix, student: VocabularyShard, ownership: Ownership) -> None:
         super().__init__()
@@ -114,13 +118,14 @@ class VocabularyExchange(torch.nn.Module):
         table = self._collect(g)
         return self._spread(g, g_rest, self.weights if weights is None else weights, table)
 
-    def _in_place(self, x: Tensor, rows: int) -> Tensor:
-        """What the rows in place give: x at their columns, 0 elsewhere, ``[n, rows]``."""
-        columns = min(self.student.rows, self.teacher.rows)
-        out = x.new_empty((x.shape[0], rows))
-        torch.mul(x[:, :columns], self.in_place[:columns], out=out[:, :columns])
-        out[:, columns:] = 0
-        return out
+    def _to_teacher(self) -> Gather:
+        """The rows in place, and what this rank's other rows bring to its own columns."""
+        none = self.empty[:0]
+        return Gather(self.teacher.rows, self.in_place, self.local_columns, none, self.teacher_slots, disjoint=False)
+
+    def _to_student(self) -> Gather:
+        """The rows in place, those with other entries, and the empty ones."""
+        return Gather(self.student.rows, self.in_place, self.rows, self.empty, self.student_slots, disjoint=True)
 
     def _collect(self, g: Tensor) -> Tensor:
         """``[distinct, n]``: the values of g at the distinct tokens of this rank's entries, wherever they lie."""
@@ -134,13 +139,8 @@ class VocabularyExchange(torch.nn.Module):
         return table
 
     def _spread(self, g: Tensor, g_rest: Tensor, weights: Tensor, table: Tensor) -> Tensor:
-        out = self._in_place(g, self.student.rows)
-        if self.rows.numel():
-            sums = _weighted_sums(table, self.by_row, self.row_starts, weights)
-            out.index_copy_(1, self.rows, sums.t())
-        if self.empty.numel():
-            out.index_copy_(1, self.empty, g_rest.unsqueeze(1).expand(-1, self.empty.numel()).contiguous())
-        return out
+        sums = _weighted_sums(table, self.by_row, self.row_starts, weights)
+        return active().gather(g, self._to_student(), sums, g_rest)
 
 
 class Projection:
@@ -172,8 +172,7 @@ class Projection:
     def finish(self) -> tuple[Tensor, Tensor]:
         """``(q [n, V_T/tp], this rank's columns of the teacher's vocabulary; REST [n], equal on all ranks)``."""
         exchange, p = self.exchange, self.p
-        q = exchange._in_place(p, exchange.teacher.rows)
-        q[:, exchange.local_columns] += self._local.t()
+        q = active().gather(p, exchange._to_teacher(), self._local)
         for work in self._waiting:
             work.wait()
         at = 0
@@ -256,6 +255,10 @@ class _Plan:
         stop = student.start + student.valid_rows
         empty[: student.valid_rows] = matrix.empty_rows[student.start : stop]
         first = ownership.shard.start
+        local_columns = distinct[distinct < 0] + ownership.shard.rows
+        student_slots, teacher_slots = np.full(student.rows, -1, np.int32), np.full(ownership.shard.rows, -1, np.int32)
+        student_slots[rows], student_slots[: student.valid_rows][empty[: student.valid_rows]] = np.arange(len(rows)), -2
+        teacher_slots[local_columns] = np.arange(len(local_columns))
         tensors = {
             "reached": reached[first : first + ownership.shard.rows],
             "empty": np.flatnonzero(empty),
@@ -263,7 +266,7 @@ class _Plan:
             "entry_rows": row,
             "entry_tokens": token,
             "in_place": in_place,
-            "local_columns": distinct[distinct < 0] + ownership.shard.rows,
+            "local_columns": local_columns,
             "incoming_columns": arriving[2],
             "rows": rows,  # student columns with entries
             "row_starts": np.append(starts, len(row)),
@@ -271,6 +274,9 @@ class _Plan:
             "entry_part": part.reshape(-1),  # the number of its row in `rows`
             "token_order": order,  # entries, token after token
             "by_token": part.reshape(-1)[order],
+            # where each column's part comes from, see Gather.slots
+            "student_slots": student_slots,
+            "teacher_slots": teacher_slots,
             "token_starts": np.searchsorted(by_row.reshape(-1)[order], np.arange(len(distinct) + 1)),
         }
         sent, received = counts[me].tolist(), counts[:, me].tolist()

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from nemo_xtoken.kernels.choice import active
 from nemo_xtoken.parallel.layout import VocabularyShard, group_size
 
 __all__ = ["all_reduce_sum", "log_normalizer_and_picked", "pick_local", "softmax_and_picked"]
@@ -68,8 +69,7 @@ def softmax_and_picked(
 ) -> tuple[Tensor, Tensor]:
     """Probabilities at a temperature, and the log-probability of one chosen token per row, by a single collective.
 
-    Each rank takes the softmax of its own columns, whose exponentials are made once; what the ranks know of each other
-    is a factor a row.
+    Each rank takes the softmax of its own columns; what the ranks know of each other is a factor a row.
 
     Args:
         z: ``[n, V/tp]`` logits, -inf in padding columns; left as they are.
@@ -79,16 +79,7 @@ def softmax_and_picked(
     Returns:
         ``(probabilities [n, V/tp], log-probability of the token [n])``.  Collectives: one all-gather of 2n values.
     """
-    scaled = z if temperature == 1 else z / temperature
-    picked = pick_local(scaled, ids, shard)
-    if shard.valid_rows:
-        p = torch.softmax(scaled, dim=1)
-        norm = scaled.amax(1).sub_(
-            p.amax(1).log_()
-        )  # the largest p is at least 1 / V: nothing is lost in its logarithm
-    else:
-        p, norm = torch.zeros_like(scaled), torch.full_like(picked, float("-inf"))
-    whole, picked = _over_ranks(norm, picked, shard.group)
-    if group_size(shard.group) > 1:
-        p.mul_(torch.exp(norm - whole).unsqueeze(1))
+    local = active().softmax(z, shard.valid_rows, temperature)
+    whole, picked = _over_ranks(local.norm, pick_local(z, ids, shard) / temperature, shard.group)
+    p = local.probabilities(whole if group_size(shard.group) > 1 else None)
     return p, picked - whole

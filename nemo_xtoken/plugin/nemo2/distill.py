@@ -17,6 +17,7 @@ from nemo.lightning.pytorch.callbacks import PreemptionCallback
 
 from nemo_xtoken.data.config import TeacherSide
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.kernels.choice import kernels_for
 from nemo_xtoken.losses.objective import ObjectiveConfig
 from nemo_xtoken.plugin import cpu_runtime
 from nemo_xtoken.plugin.nemo2.checkpoints import remove_unfinished
@@ -92,9 +93,10 @@ def train_one(
         aligned_with: the teachers that the data is aligned with, for a run without any that is to see the same batches
             as one with them.
     """
+    objective = objective or ObjectiveConfig()
+    kernels_for(objective.kernels, torch.cuda.is_available())
     if not torch.cuda.is_available():
         cpu_runtime.enable()
-    objective = objective or ObjectiveConfig()
     log = log or nl.NeMoLogger(log_dir="runs", use_datetime_version=False)
     named: tuple[NamedTeacher, ...] = ()
     if objective.needs_teacher:

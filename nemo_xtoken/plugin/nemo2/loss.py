@@ -69,17 +69,18 @@ class DistillationLoss(StepSums):
         model = self._model[0]
         output, labels, signals = model.shared(batch, output)
         heads = [signal.output.head for signal in signals]
-        tile_rows = rows_within(model.scale.config.tile_mib, output.head, heads)
+        config = model.scale.config
+        tile_rows = rows_within(config.tile_mib, output.head, heads)
         weights: list[float | Tensor] = []
         if signals:
             factor = model.scale.known
             if factor is None:  # it follows from the sums of this very micro-batch
                 with torch.no_grad():
-                    sums = cross_tokenizer_loss(output, labels, signals, tile_rows=tile_rows)
+                    sums = cross_tokenizer_loss(output, labels, signals, tile_rows=tile_rows, kernels=config.kernels)
                 ce, *kd = sum_over(parallel_state.get_context_parallel_group(), [sums.ce, *sums.kd])
                 factor = model.scale.within(ce, kd, model.teacher_weights.alphas)
             weights = kd_weights(factor, model.teacher_weights.alphas, model.counts)
-        terms = cross_tokenizer_loss(output, labels, signals, 1.0, weights, tile_rows)
+        terms = cross_tokenizer_loss(output, labels, signals, 1.0, weights, tile_rows, config.kernels)
         ce, device = terms.ce, terms.objective.device
         report = {"ce": ce.total, "tokens": torch.tensor(ce.count, device=device)}
         for name, kd in zip(model.teacher_names, terms.kd, strict=True):

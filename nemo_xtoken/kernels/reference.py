@@ -1,0 +1,87 @@
+"""The passes over a tile by torch: the reference, and what runs where there is no Triton."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from nemo_xtoken.kernels.base import Compared, Elementwise, Gather, LocalSoftmax, RowGradient, TileKernels
+
+__all__ = ["TorchKernels"]
+
+
+class _Softmax:
+    """A rank's own softmax, whose exponentials are made once; what it knows of the others is a factor a row."""
+
+    def __init__(self, z: Tensor, valid: int, temperature: float) -> None:
+        scaled = z if temperature == 1 else z / temperature
+        if valid:
+            self._p = torch.softmax(scaled, dim=1)
+            # the largest p is at least 1 / V: nothing is lost in its logarithm
+            self.norm = scaled.amax(1).sub_(self._p.amax(1).log_())
+        else:
+            self._p, self.norm = torch.zeros_like(scaled), scaled.new_full((scaled.shape[0],), float("-inf"))
+
+    def probabilities(self, whole: Tensor | None) -> Tensor:
+        return self._p if whole is None else self._p.mul_(torch.exp(self.norm - whole).unsqueeze(1))
+
+
+class TorchKernels(TileKernels):
+    """Torch's own operations, on any device."""
+
+    name = "torch"
+
+    def softmax(self, z: Tensor, valid: int, temperature: float) -> LocalSoftmax:
+        return _Softmax(z, valid, temperature)
+
+    def gather(self, x: Tensor, plan: Gather, table: Tensor, constant: Tensor | None = None) -> Tensor:
+        shared = min(x.shape[1], plan.width)
+        out = x.new_empty((x.shape[0], plan.width))
+        torch.mul(x[:, :shared], plan.in_place[:shared], out=out[:, :shared])
+        out[:, shared:] = 0
+        if not plan.disjoint:
+            out[:, plan.columns] += table.t()
+        elif plan.columns.numel():
+            out.index_copy_(1, plan.columns, table.t())
+        if constant is not None and plan.constant.numel():
+            out.index_copy_(1, plan.constant, constant.unsqueeze(1).expand(-1, plan.constant.numel()).contiguous())
+        return out
+
+    def compare(
+        self, direction: Elementwise, p: Tensor, q: Tensor, mask: Tensor | None, coefficients: Tensor | None
+    ) -> Compared:
+        outside = None
+        if mask is not None:
+            inside = mask.to(p.dtype)
+            outside = torch.mv(p, 1 - inside)
+            p.mul_(inside)
+        terms, slope = direction.compare(p, q, None if coefficients is None else coefficients.unsqueeze(1))
+        return Compared(terms.sum(1), outside, slope)
+
+    def through_softmax(
+        self, gradient: RowGradient, p: Tensor, reduce: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        h, rows = gradient.values, gradient.p
+        if gradient.source is not None:
+            h = h.index_select(0, gradient.source)
+        if rows is None:
+            rows = p.index_select(0, gradient.at)
+        if not gradient.by_logarithm:
+            h.mul_(rows)
+        return gradient.at, h.addcmul_(rows, reduce(h.sum(1, keepdim=True)), value=-1)
+
+    def by_logits(
+        self,
+        p: Tensor,
+        by_label: Tensor,
+        inner: Tensor,
+        labels: Tensor,
+        temperature: float,
+        waiting: Sequence[tuple[Tensor, Tensor]],
+    ) -> Tensor:
+        dz = p.mul_(-(by_label + inner).unsqueeze(1))  # h by log p is h - p * sum_v h by z
+        mine = torch.nonzero((labels >= 0) & (labels < p.shape[1])).squeeze(1)
+        dz[mine, labels[mine]] += by_label[mine]
+        for at, part in waiting:
+            dz.index_add_(0, at, part)
+        return dz if temperature == 1 else dz.div_(temperature)
