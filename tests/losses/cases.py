@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from nemo_xtoken.projection.matrix import ProjectionMatrix
+from nemo_xtoken.projection.prefixes import MAX_PIECES, PrefixClasses, SpelledTokens
 
 
 def random_matrix(rng, v_s, v_t, empty=0.1, reach=1.0):
@@ -65,3 +66,34 @@ def match_labels(problem, common):
             problem.batch["student_labels"][i, a] = int(common.student[pair])
             problem.batch["teacher_labels"][i, c] = int(common.teacher[pair])
     return torch.tensor(matched)
+
+
+def random_classes(rng, v, alone=12):
+    """Prefix classes of two vocabularies of v tokens, of which the first ones are equal and the others spelled."""
+
+    def side():
+        pieces = np.full((v, MAX_PIECES), -1, np.int32)
+        pieces[:alone, 0] = np.arange(alone)
+        for token in range(alone, v):
+            count = int(rng.integers(2, 4))
+            pieces[token, :count] = rng.integers(0, alone, count)
+        return SpelledTokens(pieces[:, 0].copy(), pieces)
+
+    return PrefixClasses(side(), side())
+
+
+def match_spellings(problem, classes):
+    """Gives chunks whose one side has a single token labels that spell one as the classes have it; says how many."""
+    matched = 0
+    for i, a, n, c, m in problem.batch["chunks"].tolist():
+        if (n == 1) == (m == 1):
+            continue
+        whole, spelling = ("student", "teacher") if n == 1 else ("teacher", "student")
+        at, start, count = (a, c, m) if n == 1 else (c, a, n)
+        lengths = (getattr(classes, whole).pieces >= 0).sum(1)
+        token = int(np.flatnonzero(lengths == count)[(i + a) % int((lengths == count).sum())])
+        problem.batch[f"{whole}_labels"][i, at] = token
+        pieces = torch.from_numpy(getattr(classes, whole).pieces[token, :count])
+        problem.batch[f"{spelling}_labels"][i, start : start + count] = pieces.long()
+        matched += 1
+    return matched

@@ -35,7 +35,7 @@ def signal_of(problem, divergence, merge, tau=1.0, group=None):
     return TeacherSignal(output, labels, chunks, divergence, ChunkLossConfig(merge, tau))
 
 
-def ours(problem, make, merge, tau=1.0, tile_rows=4, group=None):
+def ours(problem, make, merge, tau=1.0, tile_rows=4, group=None, kernels="auto"):
     """(ce, kd, grad hidden, grad weight, metrics) under ``make(student shard)``."""
     ranks, rank = (1, 0) if group is None else (dist.get_world_size(group), dist.get_rank(group))
     shard = student_shard(problem, group)
@@ -43,11 +43,12 @@ def ours(problem, make, merge, tau=1.0, tile_rows=4, group=None):
     weight = problem.weight_s.chunk(ranks)[rank].clone().requires_grad_()
     student = ModelOutput(hidden, OutputHead(weight, shard))
     signal = signal_of(problem, make(shard), merge, tau, group)
-    terms = cross_tokenizer_loss(student, problem.batch["student_labels"], [signal], WEIGHTS[0], WEIGHTS[1:], tile_rows)
+    labels = problem.batch["student_labels"]
+    terms = cross_tokenizer_loss(student, labels, [signal], WEIGHTS[0], WEIGHTS[1:], tile_rows, kernels)
     terms.objective.backward()
     (kd,) = terms.kd
     metrics = {name: float(value) for name, value in kd.metrics.items() if name != "exchange_bytes"}
-    return terms.ce.total.item(), kd.total.item(), hidden.grad.numpy(), weight.grad.numpy(), metrics
+    return terms.ce.total.item(), kd.total.item(), hidden.grad.cpu().numpy(), weight.grad.cpu().numpy(), metrics
 
 
 def reference(problem, divergence, merge, tau=1.0):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from cases import Problem, match_labels
+from cases import Problem, match_labels, match_spellings, random_classes
 from harness import WEIGHTS, student_shard
 from ranks import run_ranks
 
@@ -22,6 +22,7 @@ from nemo_xtoken.losses.cross_tokenizer import cross_tokenizer_loss
 from nemo_xtoken.losses.gold import Gold
 from nemo_xtoken.losses.h_kl import HybridKL
 from nemo_xtoken.losses.p_kl import ProjectedKL
+from nemo_xtoken.losses.prefix_kl import PrefixKL
 from nemo_xtoken.losses.registry import LOSSES
 from nemo_xtoken.losses.same_tokenizer import SameTokenizerKL
 from nemo_xtoken.losses.shares import Held, share, sum_over
@@ -40,6 +41,7 @@ TENSOR, CONTEXT, MICRO = (1, 2, 4), (1, 2), (1, 2, 4)
 TILES = (3, 100)
 KINDS = {
     "p_kl": lambda p, s: ProjectedKL(VocabularyExchange.co_sharded(p.matrix, s)),
+    "prefix_kl": lambda p, s: PrefixKL(p.classes, s),
     "h_kl": lambda p, s: HybridKL(CommonSet.of_exact_rows(p.matrix), p.matrix, s),
     "gold": lambda p, s: Gold(CommonSet.of_exact_rows(p.matrix), s),
     "uld": lambda p, s: UniversalLogitDistance(s, p.v_t),
@@ -86,6 +88,8 @@ def problem_of(packed):
         seed=5, b=SAMPLES, t_s=T_S, t_t=T_T, v_s=V, v_t=V, pad_s=32, pad_t=36, dtype=torch.float32, reach=0.8
     )
     match_labels(problem, CommonSet.of_exact_rows(problem.matrix))
+    problem.classes = random_classes(np.random.default_rng(2), V)
+    assert match_spellings(problem, problem.classes) > 4
     problem.starts = None
     if packed:
         rng = np.random.default_rng(1)

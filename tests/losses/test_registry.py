@@ -13,6 +13,7 @@ from nemo_xtoken.losses.gold import Gold
 from nemo_xtoken.losses.h_kl import HybridKL
 from nemo_xtoken.losses.nrl_compat import NrlGold, NrlProjectedKL
 from nemo_xtoken.losses.p_kl import ProjectedKL
+from nemo_xtoken.losses.prefix_kl import PrefixKL
 from nemo_xtoken.losses.registry import LOSSES, DivergenceOptions, check_loss, make_divergence, resolve_loss
 from nemo_xtoken.losses.same_tokenizer import SameTokenizerKL
 from nemo_xtoken.losses.strict_1to1 import StrictOneToOne
@@ -21,6 +22,7 @@ from nemo_xtoken.parallel.exchange import VocabularyExchange
 from nemo_xtoken.parallel.layout import VocabularyShard
 from nemo_xtoken.projection.audit import audit_coverage
 from nemo_xtoken.projection.build import build_projection
+from nemo_xtoken.projection.prefixes import PrefixClasses
 
 
 def made(name, student="llama", teacher="qwen", options=None, matrix="build", **sizes):
@@ -48,6 +50,7 @@ def test_every_name_gives_its_loss(name):
     strict = CommonSet.strict(student_vocabulary, teacher_vocabulary)
     want = {
         "p_kl": lambda: ProjectedKL(VocabularyExchange.co_sharded(matrix, shard)),
+        "prefix_kl": lambda: PrefixKL(PrefixClasses.of(student_vocabulary, teacher_vocabulary), shard),
         "h_kl": lambda: HybridKL(strict, matrix, shard, partial_kl="rest"),
         "gold": lambda: Gold(strict, shard, partial_kl="paper"),
         "uld": lambda: UniversalLogitDistance(shard, teacher_size),
@@ -58,7 +61,8 @@ def test_every_name_gives_its_loss(name):
     p = probabilities(sizes)
     value, gradient = compared(loss, *p)
     want_value, want_gradient = compared(want, *p)
-    assert value.shape == (1 + len(loss.metric_names), 4)
+    along = name == "prefix_kl"  # has a metric of what the pieces add
+    assert value.shape == (1 + len(loss.metric_names) - along, 4)
     assert torch.equal(value, want_value)
     assert torch.equal(gradient, want_gradient)
     assert (value[0] > 0).all()
@@ -140,7 +144,9 @@ def test_w_is_needed_by_some_only():
 
 @pytest.mark.parametrize("name", ["pkl", "", "P_KL", "kl"])
 def test_an_unknown_name_is_answered_with_the_right_ones(name):
-    with pytest.raises(InputError, match="auto, or one of p_kl, h_kl, gold, uld, strict_1to1, same_tokenizer"):
+    with pytest.raises(
+        InputError, match="auto, or one of p_kl, prefix_kl, h_kl, gold, uld, strict_1to1, same_tokenizer"
+    ):
         made(name)
 
 
