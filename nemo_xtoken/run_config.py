@@ -69,7 +69,8 @@ def add_named(config: Any, overrides: Sequence[str]) -> None:
     """Lets overrides reach into an argument that holds dataclasses by name: ``teachers: dict[str, TeacherConfig]``.
 
     nemo_run follows a name into a configuration alone, and only where it is there already.  So a dictionary becomes the
-    configuration of one, and a name that an override such as ``teachers.second.path=..`` speaks of is added to it.
+    configuration of one, and a name that an override such as ``teachers.second.path=..`` speaks of is added to it; so
+    is a dataclass that a recipe left out: ``evaluate: Optional[EvaluationConfig] = None``.
 
     Args:
         config: the run; changed in place.
@@ -78,6 +79,9 @@ def add_named(config: Any, overrides: Sequence[str]) -> None:
     target = config.__fn_or_cls__
     hints = typing.get_type_hints(target)
     for argument in inspect.signature(target).parameters:
+        left_out = _optional_part(hints.get(argument)) if getattr(config, argument, None) is None else None
+        if left_out is not None and any(override.startswith(f"{argument}.") for override in overrides):
+            setattr(config, argument, run.Config(left_out, **_parts(left_out)))
         kind = _held_by_name(hints.get(argument))
         if kind is None:
             continue
@@ -106,6 +110,13 @@ def _held_by_name(annotation: Any) -> type | None:
         if typing.get_origin(part) is dict and len(inner) == 2 and dataclasses.is_dataclass(inner[1]):
             return inner[1] if isinstance(inner[1], type) else None
     return None
+
+
+def _optional_part(annotation: Any) -> type | None:
+    """D of ``Optional[D]`` where D is a dataclass of ours, which a recipe may leave out."""
+    kinds = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
+    ours = len(kinds) == 1 and dataclasses.is_dataclass(kinds[0]) and kinds[0].__module__.startswith("nemo_xtoken.")
+    return kinds[0] if ours else None
 
 
 def _parts(kind: type) -> dict[str, Any]:

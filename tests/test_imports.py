@@ -19,10 +19,11 @@ ALLOWED = {
     "certify": set(_CHAIN[:-1]),
     "report": set(),
     "models": {"vocab", "projection"},  # files of models, not models
-    "verbs": {*_CHAIN[:3], "certify", "models", "data", "report", "environment", "launch", "recipes"},
+    "evaluate": {"vocab", "models", "report"},
+    "verbs": {*_CHAIN[:3], "certify", "models", "data", "evaluate", "report", "environment", "launch", "recipes"},
     "cli": {"verbs"},
     "environment": set(),
-    "plugin": {*_CHAIN, "models", "data", "report"},
+    "plugin": {*_CHAIN, "models", "data", "evaluate", "report"},
     "launch": {*_CHAIN, "data", "report", "plugin", "conf"},
     "recipes": {*_CHAIN, "data", "report", "plugin", "launch"},
     "run_config": set(),
@@ -36,7 +37,7 @@ ALLOWED = {
 }
 FRAMEWORKS = {"nemo", "megatron", "lightning", "pytorch_lightning", "nemo_run", "modelopt"}
 FREE_OF_FRAMEWORKS = set(_CHAIN[:-1]) | {"certify", "models", "data", "report", "verbs", "cli", "environment"}
-FREE_OF_FRAMEWORKS |= {"errors", "files"}
+FREE_OF_FRAMEWORKS |= {"evaluate", "errors", "files"}
 MAY_PATCH = {"nemo_xtoken/plugin/cpu_runtime.py"}
 
 

@@ -1,10 +1,12 @@
-"""The curves of runs as a picture: cross-entropy on held-out and training text, distillation losses, weights."""
+"""The curves of runs as a picture: cross-entropy on held-out and training text, distillation losses, weights,
+scores."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nemo_xtoken.files import atomic_path
+from nemo_xtoken.report.evaluations import EVALUATION
 from nemo_xtoken.report.history import teacher_names
 
 __all__ = ["draw_curves"]
@@ -32,6 +34,7 @@ def draw_curves(runs: Mapping[str, Records], path: Path) -> None:
             ("Training", "cross-entropy (nats per token)", lambda _: ["ce"]),
             ("Distance from the teacher", "distillation loss (nats per chunk)", _distances),
             ("Weights of the teachers", "alpha", _moving_weights),
+            ("Evaluation", "score (%)", _evaluations),
         )
         if (drawn := [line for name, records in runs.items() for line in _lines(name, records, keys(records))])
     ]
@@ -43,7 +46,7 @@ def draw_curves(runs: Mapping[str, Records], path: Path) -> None:
         axes = figure.add_subplot(1, len(panels), number + 1)
         for name, key, steps, values in drawn:
             color = color_of[name]
-            if key == "held_out_ce":
+            if key == "held_out_ce" or key.startswith(EVALUATION):
                 axes.plot(steps, values, "o-", color=color, label=name, markersize=4)
             else:
                 axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
@@ -77,6 +80,11 @@ def _moving_weights(records: Records) -> list[str]:
     """The weights of several teachers, where they are not fixed."""
     keys = [f"alpha/{teacher}" for teacher in teacher_names(records)]
     return keys if any(len({r[key] for r in records if key in r}) > 1 for key in keys) else []
+
+
+def _evaluations(records: Records) -> list[str]:
+    """The columns of scores of the run's checkpoints."""
+    return list(dict.fromkeys(key for record in records for key in record if key.startswith(EVALUATION)))
 
 
 def _smooth(values: Sequence[float], share: float = 0.05) -> list[float]:

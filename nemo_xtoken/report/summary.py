@@ -11,6 +11,7 @@ from rich.table import Table
 
 from nemo_xtoken.files import atomic_path
 from nemo_xtoken.report.curves import draw_curves
+from nemo_xtoken.report.evaluations import curve_records, evaluations_table, read_evaluations
 from nemo_xtoken.report.history import read_history, teacher_names
 from nemo_xtoken.report.learned import report_learned
 
@@ -108,7 +109,9 @@ def report_runs(runs: Mapping[str, Path], out: Path, console: Console | None = N
     if len(summaries[-1].teachers) > 1:
         console.print(_teacher_table(summaries[-1]))
     figure = out / "curves.png"
-    draw_curves({name: read_history(folder) for name, folder in runs.items()}, figure)
+    if records := read_evaluations(list(runs.values())[-1]):
+        console.print(evaluations_table(records, f"Evaluation of {summaries[-1].name}"))
+    draw_curves({name: read_history(folder) + curve_records(folder) for name, folder in runs.items()}, figure)
     with atomic_path(out / "report.json") as temporary:
         temporary.write_text(json.dumps([asdict(s) for s in summaries], indent=2) + "\n")
     report_learned(list(runs.values())[-1], console)

@@ -21,6 +21,7 @@ MODULES = (
     "transplant",
     "import_model",
     "export_model",
+    "evaluate",
     "sbatch",
     "env",
 )

@@ -23,6 +23,7 @@ from nemo_xtoken.plugin import cpu_runtime
 from nemo_xtoken.plugin.nemo2.checkpoints import remove_unfinished
 from nemo_xtoken.plugin.nemo2.checks import check_run
 from nemo_xtoken.plugin.nemo2.data import DistillationData
+from nemo_xtoken.plugin.nemo2.evaluation import Evaluation, EvaluationConfig
 from nemo_xtoken.plugin.nemo2.history import History
 from nemo_xtoken.plugin.nemo2.learned import learn_projections
 from nemo_xtoken.plugin.nemo2.model import DistillationModel
@@ -46,6 +47,7 @@ def distill(
     log: Optional[nl.NeMoLogger] = None,
     resume: Optional[nl.AutoResume] = None,
     teachers: Optional[dict[str, TeacherConfig]] = None,
+    evaluate: Optional[EvaluationConfig] = None,
 ) -> Path:
     """Trains ``model`` on text and on what its teachers say about it.
 
@@ -62,6 +64,7 @@ def distill(
         log: where checkpoints and the report go.
         resume: from where to resume, and which checkpoint the student starts from (``restore_config``).
         teachers: more of them, by name: ``teachers.NAME.path=..``.
+        evaluate: benchmarks every N steps, beside training: ``evaluate.every=1000 evaluate.tasks=mmlu``.
 
     Returns:
         the run's folder, with checkpoints, ``history.jsonl`` and the report.
@@ -69,7 +72,7 @@ def distill(
     Raises:
         InputError: anything wrong with paths, tokenizers, W, layout or data.
     """
-    folder = train_one(model, data, trainer, teacher, objective, optim, log, resume, teachers)
+    folder = train_one(model, data, trainer, teacher, objective, optim, log, resume, teachers, evaluate=evaluate)
     if trainer.is_global_zero:
         report_runs({folder.name: folder}, folder)
     return folder
@@ -86,6 +89,7 @@ def train_one(
     resume: nl.AutoResume | None,
     teachers: Mapping[str, TeacherConfig] | None = None,
     aligned_with: Sequence[TeacherSide] = (),
+    evaluate: Optional[EvaluationConfig] = None,
 ) -> Path:
     """One training run without its report; several may follow each other in one process.
 
@@ -108,6 +112,7 @@ def train_one(
     model.learn_from(named, objective)
     folder = run_folder(log)
     check_run(model, data, trainer, named, resume)
+    evaluation = _evaluation(evaluate, folder, log)
     learning = learn_projections(named, model.tokenizer.vocabulary, trainer, optim or model.optim, resume, folder)
     sides = [t.side for t in named] or aligned_with or [TeacherSide(model.tokenizer.vocabulary)]
     data.read(model.tokenizer.vocabulary, sides, trainer.max_steps, trainer.is_global_zero)
@@ -118,9 +123,11 @@ def train_one(
     if isinstance(trainer.val_check_interval, int):  # Lightning refuses one that is longer than the run
         trainer.val_check_interval = min(trainer.val_check_interval, trainer.max_steps + 1)
     steps = DistillationSteps(model.scale, model.teacher_weights)
-    trainer.callbacks += [steps, History(folder, steps), RandomState(), PreemptionCallback(), *learning]
+    trainer.callbacks += [steps, History(folder, steps), RandomState(), PreemptionCallback(), *learning, *evaluation]
     _reset_batches(data, trainer)
     llm.train(model, data, trainer, optim=optim, log=log, resume=resume)
+    for callback in evaluation:
+        callback.finish(wait=trainer.global_step >= trainer.max_steps)  # when preempted there is no time
     return folder
 
 
@@ -141,6 +148,13 @@ def run_folder(log: nl.NeMoLogger) -> Path:
             "set log.use_datetime_version=False",
         )
     return Path(log.log_dir or "nemo_experiments") / log.name
+
+
+def _evaluation(config: EvaluationConfig | None, folder: Path, log: nl.NeMoLogger) -> list[Evaluation]:
+    if config is None or config.every is None:
+        return []
+    config.check(log)
+    return [Evaluation(folder, config)]
 
 
 def again(thing: Any, **changes: Any) -> Any:

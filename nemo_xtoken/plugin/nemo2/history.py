@@ -9,9 +9,12 @@ import lightning.pytorch as pl
 from nemo_xtoken.files import atomic_path
 from nemo_xtoken.plugin.nemo2.checkpoints import count_steps
 from nemo_xtoken.plugin.nemo2.steps import DistillationSteps
+from nemo_xtoken.report.evaluations import EVALUATIONS
 from nemo_xtoken.report.history import HISTORY, append_record, read_history
 
 __all__ = ["History"]
+
+KEPT = (HISTORY, EVALUATIONS)
 
 
 class History(pl.Callback):
@@ -33,11 +36,11 @@ class History(pl.Callback):
         self._evaluated = -1
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        """Keeps the file where it is: NeMo moves a resumed run's files into a folder ``run_<n>``."""
+        """Keeps the files where they are: NeMo moves a resumed run's files into a folder ``run_<n>``."""
         from nemo.utils.app_state import AppState
 
         state = AppState()
-        state.files_to_move = [path for path in state.files_to_move or () if path.name != HISTORY]
+        state.files_to_move = [path for path in state.files_to_move or () if path.name not in KEPT]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Drops what is ahead of the checkpoint, then evaluates the start, or what the interruption left out."""

@@ -1,0 +1,157 @@
+"""Scores of the student while it trains: every N steps its checkpoint is evaluated by a process of its own.
+
+The harness's questions are thousands of forward passes of one whole model; under TP, PP and CP no rank has that, and
+hundreds of GPUs should not wait for it.  So training does no more than it does anyway, which is to save checkpoints:
+global rank 0 starts ``xtoken evaluate run=.. watch=true`` beside it, and that process exports and evaluates, or submits
+a job that does.  It is the same under every layout, and what it finds is what the exported student is.
+"""
+
+import logging
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import lightning.pytorch as pl
+import nemo.lightning as nl
+
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.evaluate.columns import read_columns
+from nemo_xtoken.evaluate.harness import check_harness
+from nemo_xtoken.evaluate.local_data import check_data
+from nemo_xtoken.evaluate.run import alone
+from nemo_xtoken.evaluate.settings import Settings
+from nemo_xtoken.report.evaluations import FOLDER
+
+__all__ = ["Evaluation", "EvaluationConfig"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class EvaluationConfig:
+    """What to evaluate, how often and where: ``evaluate.every=1000 evaluate.tasks=mmlu,gsm8k``.
+
+    Attributes:
+        every: steps between two evaluations, a multiple of ``log.ckpt.every_n_train_steps``; the last checkpoint is
+            evaluated in any case.  None: none at all.
+        tasks, shots, limit, batch_size, chat, data: see `xtoken evaluate --help`.
+        device: where it runs beside training.  "cpu" unless told otherwise: training has filled the GPUs.
+        submit: a command that takes a command line as its last argument (``sbatch --gpus=1 --wrap``): every evaluation
+            becomes a job, and ``device`` is left to it.
+        wait: whether the run's end waits for evaluations that are still going on, so that the report has them.
+    """
+
+    every: Optional[int] = None
+    tasks: str = "all"
+    shots: int = 3
+    limit: Optional[float] = None
+    batch_size: str = "auto"
+    chat: bool = False
+    data: Optional[str] = None
+    device: str = "cpu"
+    submit: Optional[str] = None
+    wait: bool = True
+
+    def words(self) -> list[str]:
+        """The settings as `xtoken evaluate` takes them.
+
+        Raises:
+            InputError: one that it would refuse.
+        """
+        read_columns(self.tasks)
+        settings = Settings(
+            self.shots,
+            self.limit,
+            self.chat,
+            data=None if self.data is None else str(Path(self.data).resolve()),
+            batch_size=str(self.batch_size),
+            device=None if self.submit else self.device,
+        )
+        return [f"tasks={self.tasks}", f"every={self.every}", *settings.words()]
+
+    def check(self, log: nl.NeMoLogger) -> None:
+        """Before training.
+
+        Raises:
+            InputError: steps at which nothing is saved, no harness, no data.
+        """
+        saves = getattr(log.ckpt, "_every_n_train_steps", None) or 0
+        if self.every is None or self.every < 1 or not saves or self.every % saves:
+            raise InputError(
+                f"evaluate.every={self.every}, and a checkpoint every {saves or 'no'} steps",
+                "a multiple of the steps between checkpoints: what is evaluated is a checkpoint",
+                f"set evaluate.every={max(saves, 1) * max(1, round((self.every or 1) / max(saves, 1)))}"
+                if saves
+                else "set log.ckpt.every_n_train_steps",
+            )
+        if self.data is not None:
+            check_data(Path(self.data))
+        if self.submit is None:
+            check_harness()
+        self.words()
+
+
+class Evaluation(pl.Callback):
+    """Starts the process on global rank 0 when training starts, and tells it when the run has ended.
+
+    It ends by itself, after what is left to evaluate, when training ends in any other way: its standard input is a
+    pipe from here.  What it says goes to ``evaluations/watch.log``.  No collectives.
+
+    Args:
+        folder: the run's folder.
+        config: what to evaluate.
+    """
+
+    def __init__(self, folder: Path, config: EvaluationConfig) -> None:
+        self.folder, self.config = folder, config
+        self._process: Optional[subprocess.Popen[bytes]] = None
+
+    @property
+    def log(self) -> Path:
+        """What the process says."""
+        return self.folder / FOLDER / "watch.log"
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Starts it."""
+        if not trainer.is_global_zero or self._process is not None:
+            return
+        words = [f"run={self.folder.resolve()}", "watch=true", "until=stdin", *self.config.words()]
+        if self.config.submit:
+            words.append(f"submit={self.config.submit}")
+        environment = alone(os.environ)
+        if self.config.device == "cpu":
+            environment["CUDA_VISIBLE_DEVICES"] = ""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        (self.folder / "checkpoints").mkdir(exist_ok=True)
+        with open(self.log, "ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "nemo_xtoken", "evaluate", *words],
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # an interrupted run's Ctrl-C is not for it
+            )
+        logger.info("checkpoints are evaluated every %s steps; see %s", self.config.every, self.log)
+
+    def finish(self, wait: bool = True) -> None:
+        """After training: tells the process, and waits for it if that is asked for.  A failure is a warning."""
+        if self._process is None:
+            return
+        process, self._process = self._process, None
+        try:
+            assert process.stdin is not None
+            process.stdin.write(b"end\n")  # loaders that were forked may hold the pipe open: a line, not only its end
+            process.stdin.close()
+        except BrokenPipeError:
+            pass
+        if not (wait and self.config.wait):
+            return
+        if process.poll() is None:
+            logger.info("training has ended; waiting for evaluations that are going on, see %s", self.log)
+        if process.wait():
+            tail = self.log.read_text(errors="replace")[-1000:].strip()
+            logger.warning("an evaluation failed; the run is none the worse. The end of %s:\n%s", self.log, tail)
