@@ -1,8 +1,8 @@
 """What a step costs on a cluster, and what part of it is the loss: FLOPs, bytes and memory of a rank, on paper.
 
-Every term of the loss is written out below and held against counters of real runs by tests/benchmarks/test_scaling.py:
-FLOPs of the matrix products exactly, bytes of the collectives exactly.  What a GPU makes of them is a roofline with the
-efficiencies of `Gpu`: assumptions, to be replaced by measurements.
+Every term of the loss is written out in nemo_xtoken/sizes/loss.py and held against counters of real runs by
+tests/benchmarks/test_scaling.py: FLOPs of the matrix products exactly, bytes of the collectives exactly.  What a GPU
+makes of them is a roofline with the efficiencies of `Gpu`: assumptions, to be replaced by measurements.
 
 examples:
   python benchmarks/scaling.py
@@ -16,60 +16,17 @@ from typing import Any
 
 from bench import Parser, wide_console, write_json
 
-BF16, FP32 = 2, 4
-GIB, MIB = 2**30, 2**20
-#: Full reads or writes of a tile of [n, V/tp] float32 in the torch path, on either side.
-STUDENT_PASSES, TEACHER_PASSES = 14, 16
-#: Entries that a rank sends for a chunk, mean over the ranks, Llama-3 -> Qwen3 (tests/parallel/test_ownership.py).
-CROSSING = {1: 0.0, 2: 1476.0, 4: 909.0, 8: 870.6}
-MULTI_ENTRIES = 42_158
+from nemo_xtoken.sizes.layout import ParallelSizes
+from nemo_xtoken.sizes.loss import BF16, FP32, GIB, LossSizes
+from nemo_xtoken.sizes.memory import Recompute, TaughtBy, Training, memory_of
+from nemo_xtoken.sizes.model import Model
+from nemo_xtoken.sizes.step import Gpu, loss_sizes, step_time
 
-
-@dataclass(frozen=True)
-class Gpu:
-    """An H100: peak numbers, and the part of them that is assumed to be reached."""
-
-    flops: float = 989e12 * 0.45
-    memory_bytes: float = 3.35e12 * 0.7
-    nvlink_bytes: float = 450e9 * 0.6
-    capacity: float = 80 * GIB
-
-
-@dataclass(frozen=True)
-class Model:
-    """Sizes of a decoder; ``active`` of ``experts`` feed-forward blocks work on a token (dense: 1 of 1)."""
-
-    name: str
-    layers: int
-    hidden: int
-    ffn: int
-    heads: int
-    groups: int
-    head_size: int
-    vocabulary: int
-    tied: bool = False
-    experts: int = 1
-    active: int = 1
-
-    def body(self, blocks: int) -> float:
-        """Parameters of the layers with so many feed-forward blocks each."""
-        attention = 2 * self.hidden * self.head_size * (self.heads + self.groups)
-        return self.layers * (attention + blocks * 3 * self.hidden * self.ffn)
-
-    @property
-    def parameters(self) -> float:
-        """All of them."""
-        return self.body(self.experts) + (1 if self.tied else 2) * self.vocabulary * self.hidden
-
-    def forward_flops(self, tokens: float, length: int) -> float:
-        """Of the layers, without the output layer; attention over half the sequence on average."""
-        attention = 2 * self.layers * self.heads * self.head_size * length
-        return tokens * (2 * self.body(self.active) + attention)
-
+__all__ = ["Gpu", "Job", "Layout", "LossSizes", "estimate", "jobs", "row"]
 
 LLAMA_1B = Model("Llama-3.2-1B", 16, 2048, 8192, 32, 8, 64, 128256, tied=True)
 LLAMA_8B = Model("Llama-3.1-8B", 32, 4096, 14336, 32, 8, 128, 128256)
-QWEN_4B = Model("Qwen3-4B", 36, 2560, 9728, 32, 8, 128, 151669, tied=True)
+QWEN_4B = Model("Qwen3-4B", 36, 2560, 9728, 32, 8, 128, 151669, tied=True, qk_norm=True)
 QWEN_14B = Model("Qwen3-14B", 40, 5120, 17408, 40, 8, 128, 151669)
 QWEN_32B = Model("Qwen3-32B", 64, 5120, 25600, 64, 8, 128, 151669)
 QWEN_30B_A3B = Model("Qwen3-30B-A3B", 48, 2048, 768, 32, 4, 128, 151669, experts=128, active=8)
@@ -105,133 +62,41 @@ class Job:
     chunks: float = 0.95
 
 
-@dataclass(frozen=True)
-class LossSizes:
-    """One micro-batch of the loss on one rank, on the last pipeline stage.
-
-    Attributes:
-        rows, teacher_rows: labelled student rows; teacher rows that chunks cover.
-        chunks: chunks.
-        student_columns, teacher_columns: columns of either output layer on the rank.
-        tp: tensor-parallel ranks.
-        crossing: entries that the rank sends for a chunk, forward.
-        positions: rows of the hidden states, labelled or not.
-        tiles: tiles of the pass.
-        returning: entries that it sends for a chunk on the way back; the same in the mean over the ranks.
-    """
-
-    rows: float
-    teacher_rows: float
-    chunks: float
-    positions: float
-    student_hidden: int
-    teacher_hidden: int
-    student_columns: float
-    teacher_columns: float
-    tp: int
-    crossing: float
-    tiles: float = 1.0
-    returning: float | None = None
-
-    @property
-    def flops(self) -> float:
-        """Matrix products: logits, gradient by hidden states and by weight; the teacher's logits.  Each once."""
-        student = 3 * self.rows * self.student_hidden * self.student_columns
-        return 2 * (student + self.teacher_rows * self.teacher_hidden * self.teacher_columns)
-
-    @property
-    def touched(self) -> float:
-        """Bytes read and written by what is done element by element."""
-        student = STUDENT_PASSES * self.rows * self.student_columns
-        return FP32 * (student + TEACHER_PASSES * self.teacher_rows * self.teacher_columns)
-
-    @property
-    def exchanged(self) -> float:
-        """Bytes of the all-to-alls that the rank hands over: there and back."""
-        returning = self.crossing if self.returning is None else self.returning
-        return FP32 * self.chunks * (self.crossing + returning)
-
-    @property
-    def gathered(self) -> float:
-        """Bytes that the rank hands to all-gathers: two numbers a row of either side."""
-        return 2 * FP32 * (self.rows + self.teacher_rows) if self.tp > 1 else 0.0
-
-    @property
-    def reduced(self) -> float:
-        """Bytes that the rank hands to all-reduces: six numbers a chunk, and the gradient by the hidden states."""
-        return FP32 * (6 * self.chunks + self.positions * self.student_hidden) if self.tp > 1 else 0.0
-
-    @property
-    def wire(self) -> float:
-        """Bytes that leave the rank; an all-reduce of a ring sends each twice."""
-        share = (self.tp - 1) / self.tp
-        return self.exchanged + (self.tp - 1) * self.gathered + 2 * share * self.reduced
-
-    @property
-    def dense_wire(self) -> float:
-        """Bytes of the exchange if ``V_T`` columns of every chunk were reduced over the ranks and gathered back."""
-        return 2 * FP32 * self.chunks * self.teacher_columns * (self.tp - 1)
-
-
-def loss_sizes(job: Job) -> LossSizes:
-    """The loss of a micro-batch of ``job`` on a rank of the last stage."""
+def training(job: Job) -> Training:
+    """The run as the package's own estimates take it."""
     layout = job.layout
-    tokens = layout.micro_batch * job.length / layout.cp
-    return LossSizes(
-        rows=tokens,
-        teacher_rows=tokens * job.teacher_tokens,
-        chunks=tokens * job.chunks,
-        positions=tokens,
-        student_hidden=job.student.hidden,
-        teacher_hidden=job.teacher.hidden,
-        student_columns=job.student.vocabulary / layout.tp,
-        teacher_columns=job.teacher.vocabulary / layout.tp,
-        tp=layout.tp,
-        crossing=CROSSING[layout.tp],
+    sizes = ParallelSizes(layout.tp, layout.pp, layout.cp, layout.ep if job.student.experts > 1 else 1, layout.tp)
+    own = ParallelSizes(layout.tp, layout.pp, layout.cp, layout.ep, layout.tp)
+    return Training(
+        student=job.student,
+        sizes=sizes,
+        teachers=(TaughtBy(job.teacher, own, layout.ep > 1, round(job.length * job.teacher_tokens)),),
+        processes=layout.gpus,
+        micro_batch=layout.micro_batch,
+        global_batch=job.batch,
+        length=job.length,
+        recompute=Recompute("full", "uniform", 1),
+        sequence_parallel=layout.tp > 1,
     )
 
 
 def estimate(job: Job, gpu: Gpu) -> dict[str, Any]:
     """Seconds of a step and GiB of a rank of the last pipeline stage, by part."""
-    layout, student, teacher = job.layout, job.student, job.teacher
-    loss = loss_sizes(job)
-    micro_batches = job.batch / (layout.dp * layout.micro_batch)
-    ranks = layout.tp * layout.pp
-    tokens = layout.micro_batch * job.length / layout.cp
-    bubble = 1 + (layout.pp - 1) / micro_batches
-    student_time = 3 * student.forward_flops(tokens, job.length) / ranks / gpu.flops * bubble
-    teacher_time = teacher.forward_flops(tokens * job.teacher_tokens, job.length) / ranks / gpu.flops * bubble
-    loss_parts = {
-        "products": loss.flops / gpu.flops,
-        "elements": loss.touched / gpu.memory_bytes,
-        "wire": loss.wire / gpu.nvlink_bytes,
-    }
-    loss_time = sum(loss_parts.values())  # nothing hidden behind anything
-    parameters = student.parameters / ranks
-    head = loss.teacher_columns * teacher.hidden * BF16
-    held = teacher.body(1) + (teacher.experts - 1) / layout.ep * teacher.layers * 3 * teacher.hidden * teacher.ffn
-    memory = {
-        "student, gradients": parameters * (BF16 + FP32),
-        "optimizer": parameters * 3 * FP32 / (layout.dp * layout.cp),
-        "teacher": held / ranks * BF16 + head * (2 if teacher.tied and layout.pp == 1 else 1),
-        "teacher's hidden states": micro_batches * tokens * job.teacher_tokens * teacher.hidden * BF16,
-        "loss: tile": 1024 * MIB,
-        "loss: gradients": FP32 * loss.student_columns * student.hidden + FP32 * loss.positions * student.hidden,
-        "loss: W": MULTI_ENTRIES / layout.tp * 60 + 4 * (loss.student_columns + loss.teacher_columns),
-        # with each layer's input kept and the rest made again
-        "activations": layout.pp * student.layers / ranks * tokens * student.hidden * BF16
-        + 34 * tokens * student.hidden,
-    }
-    step = micro_batches * (student_time + teacher_time + loss_time)
+    run = training(job)
+    loss = loss_sizes(run, 0, job.teacher_tokens, job.chunks)
+    seconds = step_time(run, gpu, job.teacher_tokens, job.chunks)
+    step, micro_batches = sum(seconds.values()), run.micro_batches
+    memory = memory_of(run, run.sizes.pipeline - 1)
     plain = loss.positions * BF16 + FP32 * (
         5 * loss.rows * loss.student_columns + 6 * loss.chunks * loss.teacher_columns
     )
+    parts = {name: seconds[name] / step for name in ("products", "elements", "wire")}
     return {
         "step": step,
-        "student": student_time * micro_batches / step,
-        "teacher": teacher_time * micro_batches / step,
-        "loss": loss_time * micro_batches / step,
-        "loss_parts": {name: value * micro_batches / step for name, value in loss_parts.items()},
+        "student": seconds["student"] / step,
+        "teacher": seconds["teachers"] / step,
+        "loss": sum(parts.values()),
+        "loss_parts": parts,
         "dense_wire": loss.dense_wire / gpu.nvlink_bytes * micro_batches / step,
         "wire_bytes": loss.wire * micro_batches,
         "exchange_bytes": loss.exchanged * micro_batches,

@@ -8,41 +8,11 @@ sequence parallelism.  So the set is exchanged as a whole while the teacher is b
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
+from nemo_xtoken.sizes.layout import ParallelSizes
+
 __all__ = ["ParallelSizes", "TeacherGroups"]
-
-
-@dataclass(frozen=True)
-class ParallelSizes:
-    """A layout; what remains of the processes is data parallel.  ``expert_tensor`` is the tensor size of experts."""
-
-    tensor: int = 1
-    pipeline: int = 1
-    context: int = 1
-    expert: int = 1
-    expert_tensor: int = 1
-
-    @classmethod
-    def of(cls, settings: Any, experts: bool = True) -> "ParallelSizes":
-        """From what has Megatron's names for them: a strategy or a model's config.
-
-        Args:
-            experts: whether the model has any to spread.
-        """
-        return cls(
-            settings.tensor_model_parallel_size,
-            settings.pipeline_model_parallel_size,
-            settings.context_parallel_size,
-            settings.expert_model_parallel_size if experts else 1,
-            (settings.expert_tensor_parallel_size or settings.tensor_model_parallel_size) if experts else 1,
-        )
-
-    @property
-    def ranks(self) -> int:
-        """Of one copy of the model, experts aside."""
-        return self.tensor * self.pipeline * self.context
 
 
 class TeacherGroups:

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from nemo_xtoken.data.config import DataConfig, TeacherSide
 from nemo_xtoken.data.dataset import IGNORE, DistillationDataset, collate
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.sizes.layout import check_batches
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
 __all__ = ["DistillationData"]
@@ -65,14 +66,7 @@ class DistillationData(pl.LightningDataModule, io.IOMixin):
 
     def check_layout(self, data_parallel_size: int) -> None:
         """Raises InputError where the batch sizes do not fit together."""
-        unit = self.micro_batch_size * data_parallel_size
-        if self.global_batch_size % unit:
-            raise InputError(
-                f"a global batch of {self.global_batch_size} samples in micro-batches of {self.micro_batch_size} "
-                f"over {data_parallel_size} data-parallel ranks",
-                f"a multiple of {unit}",
-                "change data.global_batch_size, data.micro_batch_size or the number of processes",
-            )
+        check_batches(self.global_batch_size, self.micro_batch_size, data_parallel_size)
 
     def train_dataloader(self) -> Any:
         """Over the training samples, in the order of the data set."""

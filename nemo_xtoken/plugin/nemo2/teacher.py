@@ -84,13 +84,11 @@ class TeacherConfig:
 
     def sizes(self, student: ParallelSizes) -> ParallelSizes:
         """Its layout, where the student has this one."""
-        tensor = self.tensor_model_parallel_size or student.tensor
-        return ParallelSizes(
-            tensor,
-            self.pipeline_model_parallel_size or student.pipeline,
-            self.context_parallel_size or student.context,
-            self.expert_model_parallel_size or student.expert,
-            student.expert_tensor if tensor == student.tensor else tensor,
+        return student.but(
+            self.tensor_model_parallel_size,
+            self.pipeline_model_parallel_size,
+            self.context_parallel_size,
+            self.expert_model_parallel_size,
         )
 
     def checkpoint(self, where: str = "teacher") -> Path:
