@@ -72,22 +72,36 @@ def add_named(config: Any, overrides: Sequence[str]) -> None:
     configuration of one, and a name that an override such as ``teachers.second.path=..`` speaks of is added to it; so
     is a dataclass that a recipe left out: ``evaluate: Optional[EvaluationConfig] = None``.
 
+    Configurations inside of this one likewise: ``data.text.sources.web.paths=..``.
+
     Args:
         config: the run; changed in place.
         overrides: ``a.b.c=value``, or ``a.b.c``.
     """
+    _add_named(config, [override.partition("=")[0] for override in overrides])
+
+
+def _add_named(config: Any, overrides: Sequence[str]) -> None:
     target = config.__fn_or_cls__
-    hints = typing.get_type_hints(target)
+    if target is dict:
+        return
+    # The annotations of other classes are not of their arguments.
+    typed = not isinstance(target, type) or dataclasses.is_dataclass(target)
+    hints = typing.get_type_hints(target) if typed else {}
+    paths = [path.split(".") for path in overrides]
     for argument in inspect.signature(target).parameters:
-        left_out = _optional_part(hints.get(argument)) if getattr(config, argument, None) is None else None
-        if left_out is not None and any(override.startswith(f"{argument}.") for override in overrides):
-            setattr(config, argument, run.Config(left_out, **_parts(left_out)))
+        inner = [path.partition(".")[2] for path in overrides if path.startswith(f"{argument}.")]
+        if any(path.count(".") > 1 for path in inner) and isinstance(config.__arguments__.get(argument), run.Config):
+            _add_named(config.__arguments__[argument], inner)
+        part = _optional_part(hints.get(argument))
+        deeper = any(path[0] == argument and len(path) > 1 for path in paths)
+        if part is not None and deeper and config.__arguments__.get(argument) is None:
+            setattr(config, argument, run.Config(part, **_parts(part)))
         kind = _held_by_name(hints.get(argument))
         if kind is None:
             continue
-        paths = [override.partition("=")[0].split(".") for override in overrides]
         names = [path[1] for path in paths if path[0] == argument and len(path) > 2]
-        held = getattr(config, argument, None)
+        held = config.__arguments__.get(argument)
         if isinstance(held, Mapping):
             held = run.Config(dict, **held)
         elif held is None and names:

@@ -106,6 +106,30 @@ def test_overrides_reach_what_is_held_by_name(config, tmp_path):
     assert config.a == 2
 
 
+@dataclass
+class Inner:
+    by_name: dict[str, Named] = field(default_factory=dict)
+
+
+class Holder:
+    def __init__(self, inner: Inner, size: int = 1) -> None:
+        self.inner = inner
+
+
+def outer(holder: Holder):
+    return holder.inner
+
+
+def test_overrides_reach_what_is_held_by_name_further_inside(tmp_path):
+    config = run.Partial(outer, holder=run.Config(Holder, inner=run.Config(Inner)))
+    words = ["holder.inner.by_name.first.path=/a", "holder.inner.by_name.second.rule.gamma=0.5", "holder.size=3"]
+    add_named(config, words)
+    parse_cli_args(config, words)
+    config = _round_trip(config, tmp_path / "run.yaml")
+    assert fdl.build(config)() == Inner({"first": Named("/a"), "second": Named(rule=Rule(0.5))})
+    assert config.holder.size == 3
+
+
 def test_without_such_overrides_nothing_is_added():
     config = run.Partial(several, a=3)
     add_named(config, ["a=2", "by_name=None"])

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from nemo_xtoken.data.config import DataConfig, TeacherSide
+from nemo_xtoken.data.config import DataConfig, SourceConfig, TeacherSide
 from nemo_xtoken.data.prepare import prepare_documents, prepare_pairs
 from nemo_xtoken.data.prepared import PreparedDocuments, split_documents
 
@@ -10,6 +10,7 @@ __all__ = [
     "DataConfig",
     "DistillationDataset",
     "PreparedDocuments",
+    "SourceConfig",
     "TeacherSide",
     "collate",
     "prepare_documents",

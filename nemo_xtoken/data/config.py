@@ -1,20 +1,26 @@
 """Every setting of the data, and what they make: training and held-out samples."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
+from nemo_xtoken.data.mixing import shares_of
 from nemo_xtoken.data.prepare import prepare_pairs
 from nemo_xtoken.data.prepared import PreparedDocuments, split_documents
+from nemo_xtoken.data.progress import say
 from nemo_xtoken.data.sources import Reading, resolve_sources
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.vocab import Vocabulary
 
 if TYPE_CHECKING:
     from nemo_xtoken.data.dataset import DistillationDataset
+    from nemo_xtoken.data.mixture import JoinedDataset, MixedDataset
 
-__all__ = ["DataConfig", "TeacherSide"]
+    Samples = DistillationDataset | MixedDataset | JoinedDataset
+
+__all__ = ["DataConfig", "SourceConfig", "TeacherSide"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,27 @@ class TeacherSide:
 
     vocabulary: Vocabulary
     length: Optional[int] = None  # noqa: UP045
+
+
+@dataclass
+class SourceConfig:
+    """One of several sources.  What it leaves out is as for all of them.
+
+    Attributes:
+        paths: its files and data sets.
+        weight: its share of the samples, in proportion to the other sources' weights.
+        held_out_paths: other data of its kind for validation.
+        format, text_key, messages_key, text_split, split: see `DataConfig`.
+    """
+
+    paths: list[str] = field(default_factory=list)
+    weight: float = 1.0
+    held_out_paths: list[str] = field(default_factory=list)
+    format: Optional[str] = None  # noqa: UP045
+    text_key: Optional[str] = None  # noqa: UP045
+    messages_key: Optional[str] = None  # noqa: UP045
+    text_split: Optional[str] = None  # noqa: UP045
+    split: Optional[str] = None  # noqa: UP045
 
 
 @dataclass
@@ -50,6 +77,8 @@ class DataConfig:
         held_out_paths: other data for validation, instead of held_out.
         pack: several documents in one sample, not attended across; False: one piece of one document each.  A text that
             does not fit is continued in the next sample; a conversation loses what a sample cannot hold.
+        sources: instead of paths, several sources by name, whose samples are mixed by their weights; each goes through
+            epochs of its own, and has its own documents held out.
         seed: of the split, the order of the documents and the order of the samples.
         align: "spans" (exact) or "dp" (the paper's dynamic programme, slow).
         workers: processes that tokenise and align while the data is prepared; 0: none beside this one.
@@ -69,6 +98,7 @@ class DataConfig:
     held_out: float = 0.0
     held_out_paths: list[str] = field(default_factory=list)
     pack: bool = True
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
     seed: int = 1234
     align: str = "spans"
     workers: int = 0
@@ -91,6 +121,11 @@ class DataConfig:
         Raises:
             InputError: a setting that cannot work, or no data at the paths.
         """
+        if self.sources:
+            shares_of({name: source.weight for name, source in self.sources.items()})
+            for part in self._parts().values():
+                part.check()
+            return
         for side, length in zip(("student", "teacher"), self.lengths, strict=True):
             if length < 2:
                 raise InputError(f"{side}_length={length}", "a sequence of at least 2 tokens", f"set {side}_length")
@@ -109,7 +144,7 @@ class DataConfig:
     def prepare(
         self, student: Vocabulary, teachers: Sequence[Vocabulary]
     ) -> tuple[list[PreparedDocuments], Optional[list[PreparedDocuments]]]:  # noqa: UP045
-        """Training and held-out documents for each teacher, on disk; None where nothing is held out.
+        """Training and held-out documents of one source for each teacher, on disk; None where nothing is held out.
 
         Raises:
             InputError: see `check` and `nemo_xtoken.data.prepare.prepare_pairs`.
@@ -142,7 +177,7 @@ class DataConfig:
         student: Vocabulary,
         teachers: Sequence[TeacherSide],
         num_samples: Optional[int] = None,  # noqa: UP045
-    ) -> tuple["DistillationDataset", Optional["DistillationDataset"]]:
+    ) -> tuple["Samples", Optional["Samples"]]:
         """Training samples (``num_samples`` of them, through as many epochs as it takes) and one epoch held out.
 
         Args:
@@ -152,6 +187,23 @@ class DataConfig:
         Raises:
             InputError: see `prepare` and `nemo_xtoken.data.dataset.DistillationDataset`.
         """
+        if not self.sources:
+            training, held_out = self._build(student, teachers)
+            return training if num_samples is None else training.resized(num_samples), held_out
+        from nemo_xtoken.data.mixture import JoinedDataset, MixedDataset
+
+        self.check()
+        built = {name: part._build(student, teachers) for name, part in self._parts().items()}
+        weights = {name: source.weight for name, source in self.sources.items()}
+        mixed = MixedDataset({name: training for name, (training, _) in built.items()}, weights, num_samples)
+        say(str(mixed), self.progress)
+        held = {name: held_out for name, (_, held_out) in built.items() if held_out is not None}
+        return mixed, JoinedDataset(held) if held else None
+
+    def _build(
+        self, student: Vocabulary, teachers: Sequence[TeacherSide]
+    ) -> tuple["DistillationDataset", Optional["DistillationDataset"]]:
+        """Of one source: one epoch of training samples, and one held out."""
         from nemo_xtoken.data.dataset import DistillationDataset  # torch, which the preparation's processes do without
 
         vocabularies = [teacher.vocabulary for teacher in teachers]
@@ -160,12 +212,29 @@ class DataConfig:
         training, held_out = self.prepare(student, vocabularies)
         whole = self.format == "chat"
 
-        def samples(documents: list[PreparedDocuments], count: Optional[int]) -> DistillationDataset:  # noqa: UP045
+        def samples(documents: list[PreparedDocuments]) -> DistillationDataset:
             return DistillationDataset(
-                documents, student, vocabularies, own, lengths, self.seed, count, self.pack, whole
+                documents, student, vocabularies, own, lengths, self.seed, None, self.pack, whole
             )
 
-        return samples(training, num_samples), None if held_out is None else samples(held_out, None)
+        return samples(training), None if held_out is None else samples(held_out)
+
+    def _parts(self) -> dict[str, "DataConfig"]:
+        """The settings of each source, as if there were no other."""
+        if self.paths or self.held_out_paths:
+            raise InputError(
+                "paths beside sources",
+                "either",
+                "name the paths of each source: sources.NAME.paths=.., or leave them out",
+            )
+        parts = {}
+        for name, source in self.sources.items():
+            given = {key: value for key, value in vars(source).items() if value is not None and key != "weight"}
+            part = dataclasses.replace(self, sources={}, **given)
+            if part.format != "chat":
+                part.chat_template = None
+            parts[name] = part
+        return parts
 
     def _template(self) -> str | None:
         if self.chat_template is None:

@@ -1,5 +1,6 @@
 """Samples of a fixed length, as a map-style data set: sample i depends on the data, the seed and i alone."""
 
+import copy
 import functools
 import hashlib
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from nemo_xtoken.data.prepared import PreparedDocuments
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.vocab import Vocabulary
 
-__all__ = ["IGNORE", "DistillationDataset", "collate"]
+__all__ = ["IGNORE", "DistillationDataset", "checked_length", "collate"]
 
 IGNORE = -100  # label of a position that has none
 
@@ -59,20 +60,22 @@ class DistillationDataset(Dataset[dict[str, np.ndarray]]):
         pack: bool = True,
         whole: bool = False,
     ) -> None:
-        if num_samples is not None and num_samples < 1:
-            raise InputError(
-                f"num_samples={num_samples}", "at least 1", "correct the number of steps or the batch size"
-            )
         self.prepared = tuple(prepared)
         self.seed = seed
         self._lengths = student_length, *teacher_lengths
         self._padding = _padding(student), *map(_padding, teachers)
         self._pieces = pack_documents(prepared, student_length, teacher_lengths, seed, pack, whole)
-        self._num_samples = num_samples if num_samples is not None else self.epoch_length
+        self._num_samples = checked_length(num_samples) if num_samples is not None else self.epoch_length
         settings = repr((*(p.digest for p in prepared), self._lengths, self._padding, seed, pack, *["whole"] * whole))
         #: sha256 (hex) of everything that decides what the samples are.  Data sets with equal fingerprints give equal
         #: items for an index; a checkpoint can hold it to refuse a resume on other data.
         self.fingerprint = hashlib.sha256(settings.encode()).hexdigest()
+
+    def resized(self, num_samples: int) -> "DistillationDataset":
+        """The same samples, with another length."""
+        other = copy.copy(self)
+        other._num_samples = checked_length(num_samples)
+        return other
 
     @property
     def report(self) -> PackingReport:
@@ -161,6 +164,13 @@ class _Side:
         self.arrays["documents"][start:end] = number
         self._used = end
         return start
+
+
+def checked_length(num_samples: int) -> int:
+    """``num_samples``; raises InputError where it is below 1."""
+    if num_samples < 1:
+        raise InputError(f"num_samples={num_samples}", "at least 1", "correct the number of steps or the batch size")
+    return num_samples
 
 
 def _padding(vocabulary: Vocabulary) -> int:

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from nemo_xtoken.data.config import DataConfig, TeacherSide
 from nemo_xtoken.data.dataset import IGNORE, DistillationDataset, collate
+from nemo_xtoken.data.mixture import JoinedDataset, MixedDataset
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.sizes.layout import check_batches
 from nemo_xtoken.vocab.vocabulary import Vocabulary
@@ -39,7 +40,7 @@ class DistillationData(pl.LightningDataModule, io.IOMixin):
         self.micro_batch_size, self.global_batch_size = micro_batch_size, global_batch_size
         self.seq_length = text.student_length  # NeMo asks for this name, and for a tokenizer
         self.tokenizer: Any = None
-        self.train_set: DistillationDataset | None = None
+        self.train_set: DistillationDataset | MixedDataset | None = None
         self.held_out_set: Dataset[Any] | None = None
         self._position = 0, 0  # samples consumed when this many steps were done
         self.data_sampler = _Sampler(
@@ -145,7 +146,7 @@ class _Sampler(MegatronDataSampler):
 class _WholeBatches(Dataset[Any]):
     """A data set filled up to a multiple of the batch by samples without labels, which count for nothing."""
 
-    def __init__(self, samples: DistillationDataset, batch: int) -> None:
+    def __init__(self, samples: DistillationDataset | JoinedDataset, batch: int) -> None:
         self.samples = samples
         self.length = -(-len(samples) // batch) * batch
 
