@@ -19,11 +19,15 @@ Inputs = Callable[[dict[str, Tensor]], dict[str, Any]]
 
 
 class ColocatedTeacher:
-    """Runs a frozen Megatron model over a step's micro-batches, before the student's step.
+    """Runs a frozen Megatron model over a step's micro-batches.
 
     The forward pass is a schedule of its own (``forward_only``), so the teacher's sequence length, width and depth have
     nothing to do with the student's, under pipeline parallelism as well.  What stays of a micro-batch is its last
     hidden state, ``[b*T_T, H_T]`` (under context parallelism this rank's rows), on the last pipeline stage.
+
+    Without pipeline stages it can run in the midst of the student's schedule, each micro-batch when it is needed
+    (``one_at_a_time``), so that one hidden state is there at a time.  Stages would wait for each other: with them it
+    runs over all micro-batches of a step before the student's.
 
     Args:
         model: this pipeline stage of the teacher, in evaluation mode, its parameters frozen.
@@ -49,6 +53,7 @@ class ColocatedTeacher:
         self.schedule_shape, self.side, self.label = schedule_shape, side, label
         self.group = parallel_state.get_tensor_model_parallel_group()
         self.last_stage = parallel_state.is_pipeline_last_stage()
+        self.one_at_a_time = parallel_state.get_pipeline_model_parallel_world_size() == 1
         self.tap: HiddenStateTap | None = None
         self.head: OutputHead | None = None
         if self.last_stage:

@@ -65,6 +65,7 @@ class OwnLayoutTeacher(ColocatedTeacher):
         with groups.active():
             super().__init__(*arguments)
             mine = _Place.here()
+        self.one_at_a_time = False  # its copies share a step's micro-batches out
         self.students_group = parallel_state.get_data_parallel_group()
         self.students_context = parallel_state.get_context_parallel_group()
         found: list[Any] = [None] * dist.get_world_size()

@@ -17,6 +17,7 @@ from nemo_xtoken.losses.objective import DynamicScale, StepCounts
 from nemo_xtoken.losses.teacher_weights import TeacherWeights
 from nemo_xtoken.plugin.nemo2.inputs import schedule_shape
 from nemo_xtoken.plugin.nemo2.loss import StepSums, kd_means
+from nemo_xtoken.teachers.colocated import ColocatedTeacher
 
 __all__ = ["DistillationSteps"]
 
@@ -25,8 +26,8 @@ class DistillationSteps(pl.Callback):
     """Surrounds every Megatron step.  Dynamic scale and teachers' weights are its state, which the checkpoint keeps.
 
     Before a step: the micro-batches of this data-parallel rank are fetched and moved to the device; their tokens and
-    each teacher's chunks are counted over the data-parallel ranks (one all-reduce of as many integers); the teachers
-    run over them, one after the other.
+    each teacher's chunks are counted over the data-parallel ranks (one all-reduce of as many integers).  A teacher runs
+    on a micro-batch when the student's schedule asks for it; one that cannot, over all of them first.
     After it: the sums reach all pipeline stages (one broadcast), scale and weights are updated, means are logged.
 
     Args:
@@ -51,12 +52,7 @@ class DistillationSteps(pl.Callback):
         if not step.forward_only:
             _select_chunks(batches, model.selections)
             model.counts = _global_counts(batches, len(model.teacher_names))
-            try:
-                outputs = [teacher.outputs(batches) for teacher in model.teachers]
-            except InputError as error:
-                raise InputError(f"step {step.step_i + 1}: {error.found}", error.expected, error.fix) from None
-            for number, batch in enumerate(batches):
-                batch["teacher_outputs"] = [of_teacher[number] for of_teacher in outputs]
+            return dataclasses.replace(step, data=_with_teachers(batches, model.teachers, step.step_i + 1))
         return dataclasses.replace(step, data=iter(batches))
 
     def on_megatron_microbatches_start(self, step: Any) -> None:
@@ -118,6 +114,31 @@ def _fetch(data: Iterator[Any]) -> dict[str, Any]:
     if isinstance(batch, tuple):
         batch = batch[0]
     return {name: x.cuda(non_blocking=True) if isinstance(x, Tensor) else x for name, x in batch.items()}
+
+
+def _with_teachers(
+    batches: list[dict[str, Any]], teachers: Sequence[ColocatedTeacher], step: int
+) -> Iterator[dict[str, Any]]:
+    """The micro-batches with their ``teacher_outputs``; what a teacher can leave for later is not there before."""
+    outputs = [None if teacher.one_at_a_time else _named(step, teacher, batches) for teacher in teachers]
+
+    def each() -> Iterator[dict[str, Any]]:
+        for number, batch in enumerate(batches):
+            batch["teacher_outputs"] = [
+                _named(step, teacher, [batch])[0] if found is None else found[number]
+                for teacher, found in zip(teachers, outputs, strict=True)
+            ]
+            yield batch
+            del batch["teacher_outputs"]
+
+    return each()
+
+
+def _named(step: int, teacher: ColocatedTeacher, batches: list[dict[str, Any]]) -> list[Any]:
+    try:
+        return teacher.outputs(batches)
+    except InputError as error:
+        raise InputError(f"step {step}: {error.found}", error.expected, error.fix) from None
 
 
 def _select_chunks(batches: list[dict[str, Any]], selections: Sequence[torch.nn.Module | None]) -> None:
