@@ -50,6 +50,10 @@ $(STAMP): pyproject.toml constraints.txt
 	    echo "  to fix: PYTHON=/path/to/python3.11 make ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[nemo,dev]'
+	@# For the tests of the Triton kernels, which interpret them; PyTorch's CUDA builds have a Triton of their own.  In a
+	@# folder beside the packages, since much of the NeMo stack changes its ways where it finds one.  Without it they skip.
+	$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python -m pip install --no-deps --upgrade \
+	    --target $(VENV)/triton triton==3.4.0 || echo "warning: no Triton here; the tests of its kernels will skip"
 	@# Clean with the pinned versions.  With others (3.10, or pins changed) NeMo's many bounds may contradict each other
 	@# without harm, so this warns and does not stop.
 	$(BIN)/python -m pip check || echo "warning: the packages above disagree about versions; the tests tell whether it matters"
