@@ -10,13 +10,16 @@ Every position is a chunk of one token, as most are.  Hidden states and output l
 hidden states is small by default, so that the loss is timed and not the product with the output layers, which all have
 to make (the fused one makes each of its products once, the others as often as autograd does).
 
-What does not fit into the memory of the machine is left out and said so.
+What does not fit into the memory of the machine is left out and said so.  --kernels times the fused form with each of
+the kernels named, of which --device cuda has two.
 
 examples:
   python benchmarks/loss.py --student meta-llama/Llama-3.2-1B --teacher Qwen/Qwen3-4B
   python benchmarks/loss.py --student .. --teacher .. --positions 256 --hidden 2048 2560
+  python benchmarks/loss.py --student .. --teacher .. --device cuda --kernels triton torch
 """
 
+import argparse
 import statistics
 import sys
 from collections.abc import Callable
@@ -27,6 +30,8 @@ import torch
 from bench import Parser, in_turns, load_pair, machine_line, peak_memory, ratio, wide_console, write_json
 from torch import Tensor
 
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.kernels.choice import KERNELS, kernels_for
 from nemo_xtoken.losses.base import ChunkLossConfig, ModelOutput, TeacherSignal
 from nemo_xtoken.losses.cross_tokenizer import cross_tokenizer_loss
 from nemo_xtoken.losses.p_kl import ProjectedKL
@@ -48,30 +53,30 @@ PLAIN_TENSORS = 4.5
 class Problem:
     """Random hidden states, output layers and labels for a micro-batch of one sample."""
 
-    def __init__(self, matrix: ProjectionMatrix, positions: int, hidden: tuple[int, int]) -> None:
+    def __init__(self, matrix: ProjectionMatrix, positions: int, hidden: tuple[int, int], device: str) -> None:
         random = torch.Generator().manual_seed(0)
-        normal = lambda *shape: torch.randn(*shape, generator=random)  # noqa: E731
-        self.matrix, self.positions = matrix, positions
+        normal = lambda *shape: torch.randn(*shape, generator=random).to(device)  # noqa: E731
+        self.matrix, self.positions, self.device = matrix, positions, device
         self.h_s, self.h_t = normal(positions, hidden[0]), normal(positions, hidden[1])
         # logits of a spread that language models have: a few tokens hold most of the mass
         self.w_s = normal(matrix.student_size, hidden[0]) * 3 / hidden[0] ** 0.5
         self.w_t = normal(matrix.teacher_size, hidden[1]) * 3 / hidden[1] ** 0.5
-        self.labels = torch.randint(matrix.student_size, (1, positions), generator=random)
-        self.teacher_labels = torch.randint(matrix.teacher_size, (1, positions), generator=random)
+        labels = lambda size: torch.randint(size, (1, positions), generator=random).to(device)  # noqa: E731
+        self.labels, self.teacher_labels = labels(matrix.student_size), labels(matrix.teacher_size)
 
     def leaves(self) -> tuple[Tensor, Tensor]:
         """The student's hidden states and output weight, fresh ones that want a gradient."""
         return self.h_s.detach().requires_grad_(), self.w_s.detach().requires_grad_()
 
 
-def fused(problem: Problem, tile_mib: int | None) -> Callable[[], tuple[Tensor, Tensor]]:
+def fused(problem: Problem, tile_mib: int | None, kernels: str) -> Callable[[], tuple[Tensor, Tensor]]:
     """The library's loss; what is done once a run is done here."""
     shard = VocabularyShard(problem.matrix.student_size, problem.matrix.student_size)
-    divergence = ProjectedKL(VocabularyExchange.co_sharded(problem.matrix, shard))
+    divergence = ProjectedKL(VocabularyExchange.co_sharded(problem.matrix, shard)).to(problem.device)
     own = divergence.ownership
     held = VocabularyShard(problem.matrix.teacher_size, problem.matrix.teacher_size)
-    head = OutputHead(reorder_rows(problem.w_t, held, own), own.shard, torch.from_numpy(own.owned))
-    at = torch.arange(problem.positions)
+    head = OutputHead(reorder_rows(problem.w_t, held, own), own.shard, torch.from_numpy(own.owned).to(problem.device))
+    at = torch.arange(problem.positions, device=problem.device)
     chunks = torch.stack([torch.zeros_like(at), at, torch.ones_like(at), at, torch.ones_like(at)], dim=1)
     teacher = ModelOutput(problem.h_t, head)
     signal = TeacherSignal(teacher, problem.teacher_labels, chunks, divergence, ChunkLossConfig())
@@ -80,7 +85,7 @@ def fused(problem: Problem, tile_mib: int | None) -> Callable[[], tuple[Tensor, 
         h, w = problem.leaves()
         student = OutputHead(w, shard)
         rows = rows_within(tile_mib, student, [head])
-        terms = cross_tokenizer_loss(ModelOutput(h, student), problem.labels, [signal], tile_rows=rows)
+        terms = cross_tokenizer_loss(ModelOutput(h, student), problem.labels, [signal], tile_rows=rows, kernels=kernels)
         terms.objective.backward()
         assert h.grad is not None
         return terms.objective.detach(), h.grad
@@ -88,7 +93,7 @@ def fused(problem: Problem, tile_mib: int | None) -> Callable[[], tuple[Tensor, 
     return run
 
 
-def sparse_w(matrix: ProjectionMatrix, rest: bool) -> Tensor:
+def sparse_w(matrix: ProjectionMatrix, rest: bool, device: str) -> Tensor:
     """W transposed, as a sparse tensor; with REST as one more row for the empty rows."""
     student, slot = np.nonzero(matrix.ids >= 0)
     teacher, weights = matrix.ids[student, slot].astype(np.int64), matrix.weights[student, slot]
@@ -98,13 +103,13 @@ def sparse_w(matrix: ProjectionMatrix, rest: bool) -> Tensor:
         weights = np.append(weights, np.ones(len(empty), np.float32))
     shape = matrix.teacher_size + rest, matrix.student_size
     indices = torch.from_numpy(np.stack([teacher, student]))
-    return torch.sparse_coo_tensor(indices, torch.from_numpy(weights), shape).coalesce().to_sparse_csr()
+    return torch.sparse_coo_tensor(indices, torch.from_numpy(weights), shape).coalesce().to_sparse_csr().to(device)
 
 
 def plain(problem: Problem) -> Callable[[], tuple[Tensor, Tensor]]:
     """Whole logits and autograd."""
-    w = sparse_w(problem.matrix, rest=True)
-    reached = torch.from_numpy(problem.matrix.reached)
+    w = sparse_w(problem.matrix, rest=True, device=problem.device)
+    reached = torch.from_numpy(problem.matrix.reached).to(problem.device)
 
     def run() -> tuple[Tensor, Tensor]:
         h, weight = problem.leaves()
@@ -124,7 +129,7 @@ def plain(problem: Problem) -> Callable[[], tuple[Tensor, Tensor]]:
 
 def top_k(problem: Problem) -> Callable[[], tuple[Tensor, Tensor]]:
     """The public form on a set of teacher tokens."""
-    w = sparse_w(problem.matrix, rest=False)
+    w = sparse_w(problem.matrix, rest=False, device=problem.device)
 
     def run() -> tuple[Tensor, Tensor]:
         h, weight = problem.leaves()
@@ -145,30 +150,53 @@ def top_k(problem: Problem) -> Callable[[], tuple[Tensor, Tensor]]:
     return run
 
 
-def free_memory() -> int:
-    """Bytes that can be had without swapping (Linux)."""
+def free_memory(device: str) -> int:
+    """Bytes that can be had without swapping (Linux), or on the GPU."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
     with open("/proc/meminfo") as lines:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
 
 
-def measure(
-    matrix: ProjectionMatrix, positions: int, hidden: tuple[int, int], rounds: int, mib: int | None
-) -> dict[str, Any]:
+def peak(call: Callable[[], Any], device: str) -> tuple[Any, int | None]:
+    """`peak_memory`, of the GPU on one."""
+    if device != "cuda":
+        return peak_memory(call)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    return call(), torch.cuda.max_memory_allocated() - before
+
+
+def waited_for(call: Callable[[], Any]) -> Callable[[], Any]:
+    """The call, and the wait for the GPU to have done it."""
+
+    def run() -> None:
+        call()
+        torch.cuda.synchronize()
+
+    return run
+
+
+def measure(matrix: ProjectionMatrix, positions: int, given: argparse.Namespace) -> dict[str, Any]:
     """Seconds and bytes of each at one number of positions."""
-    problem = Problem(matrix, positions, hidden)
-    calls: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {"fused": fused(problem, mib)}
+    problem = Problem(matrix, positions, tuple(given.hidden), given.device)
+    calls: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {}
+    for kernels in given.kernels:  # the first is what the ratios are of
+        name = f"fused, {kernels_for(kernels, given.device == 'cuda').name}" if calls else "fused"
+        calls[name] = fused(problem, given.tile_mib, kernels)
     needed = int(PLAIN_TENSORS * 4 * positions * (matrix.student_size + matrix.teacher_size))
-    left_out = needed > 0.9 * free_memory()
-    if not left_out:
+    left_out = needed > 0.9 * free_memory(given.device)
+    if not left_out and not given.fused_only:
         calls |= {"plain": plain(problem), "top-k": top_k(problem)}
     results, peaks = {}, {}
     for name, call in calls.items():
-        results[name], peaks[name] = peak_memory(call)
+        results[name], peaks[name] = peak(call, given.device)
     off = None
     if "plain" in results:
         ours, theirs = results["fused"][1], results["plain"][1]
         off = float((ours - theirs).norm() / theirs.norm())
-    seconds = in_turns(calls, rounds)
+    timed = {name: waited_for(call) for name, call in calls.items()} if given.device == "cuda" else calls
+    seconds = in_turns(timed, given.rounds)
     rows = {
         name: {"seconds": statistics.median(times), "least": min(times), "most": max(times), "memory": peaks[name]}
         | ({} if name == "fused" else {"ratio": ratio(seconds, "fused", name)})
@@ -189,8 +217,8 @@ def show(results: list[dict[str, Any]], title: str) -> None:
     for result in results:
         own = result["methods"]["fused"]["memory"]
         for name, row in result["methods"].items():
-            cells = [f"{row[k]:.2f}" for k in ("seconds", "least", "most")]
-            cells.append(f"{1000 * row['seconds'] / result['positions']:.2f}")
+            cells = [f"{row[k]:.3g}" for k in ("seconds", "least", "most")]
+            cells.append(f"{1000 * row['seconds'] / result['positions']:.3g}")
             cells.append(f"{row['ratio']:.2f}" if "ratio" in row else "")
             known = own is not None and row["memory"]
             cells.append(f"{row['memory'] / MIB:,.0f}" if known else "?")
@@ -216,15 +244,28 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--hidden", type=int, nargs=2, default=[64, 64], metavar=("STUDENT", "TEACHER"))
     parser.add_argument("--rounds", type=int, default=3, help="how often each is timed (default: 3)")
     parser.add_argument("--tile-mib", type=int, help="memory of a tile (default: what suits the device)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where it runs (default: cpu)")
+    parser.add_argument(
+        "--kernels", nargs="+", choices=KERNELS, default=["auto"], help="of the fused form (default: auto)"
+    )
+    parser.add_argument("--fused-only", action="store_true", help="leave the other forms out")
     parser.add_output()
     given = parser.parse_args(arguments)
-    print(machine_line() + f"; {torch.get_num_threads()} threads")
+    if given.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: this PyTorch finds no GPU")
+    try:
+        for name in given.kernels:
+            kernels_for(name, given.device == "cuda")
+    except InputError as error:
+        parser.error(f"--kernels: {error}")
+    where = torch.cuda.get_device_name() if given.device == "cuda" else f"{torch.get_num_threads()} threads"
+    print(f"{machine_line()}; {where}; kernels {', '.join(given.kernels)}")
     student, teacher = load_pair(given)
     matrix = build_projection(student, teacher)
     title = f"{student.size:,} -> {teacher.size:,} tokens, hidden {given.hidden[0]} and {given.hidden[1]}"
-    results = [measure(matrix, t, tuple(given.hidden), given.rounds, given.tile_mib) for t in given.positions]
+    results = [measure(matrix, t, given) for t in given.positions]
     show(results, title)
-    write_json(given.json, {"title": title, "results": results})
+    write_json(given.json, {"title": title, "device": given.device, "kernels": given.kernels, "results": results})
 
 
 if __name__ == "__main__":

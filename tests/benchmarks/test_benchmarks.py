@@ -12,8 +12,8 @@ from tokenizer_zoo import write_folder, zoo
 from nemo_xtoken.projection.token_classes import is_text
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-alignment, bench, projection, sweep, texts = (
-    importlib.import_module(name) for name in ("alignment", "bench", "projection", "sweep", "texts")
+alignment, bench, loss, projection, sweep, texts = (
+    importlib.import_module(name) for name in ("alignment", "bench", "loss", "projection", "sweep", "texts")
 )
 
 
@@ -30,7 +30,7 @@ def pair(folder):
     return ["--student", str(folder / "llama"), "--teacher", str(folder / "qwen")]
 
 
-@pytest.mark.parametrize("script", [alignment, projection, sweep])
+@pytest.mark.parametrize("script", [alignment, loss, projection, sweep])
 def test_help_teaches(script, capsys):
     with pytest.raises(SystemExit) as stop:
         script.main(["--help"])
@@ -51,6 +51,25 @@ def test_projection(pair, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "dense, all tokens (worked out)" in out
     assert f"saved in {file}" in out
+
+
+def test_loss(pair, tmp_path, capsys):
+    file = tmp_path / "loss.json"
+    sizes = ["--positions", "24", "--hidden", "8", "8", "--rounds", "1"]
+    loss.main([*pair, *sizes, "--kernels", "torch", "auto", "--json", str(file)])
+    (result,) = json.loads(file.read_text("utf-8"))["results"]
+    assert set(result["methods"]) == {"fused", "fused, torch", "plain", "top-k"}
+    assert result["gradients_differ"] < 1e-4
+    assert "kernels torch, auto" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("asked", [["--kernels", "triton"], ["--device", "cuda"]])
+@pytest.mark.skipif(loss.torch.cuda.is_available(), reason="a GPU is there")
+def test_loss_says_what_is_not_here(asked, capsys):
+    with pytest.raises(SystemExit) as stop:
+        loss.main(asked)
+    assert stop.value.code == 2
+    assert asked[0] in capsys.readouterr().err
 
 
 def test_the_other_ways_to_build_give_the_same_rows():
