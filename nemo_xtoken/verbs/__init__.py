@@ -19,6 +19,7 @@ MODULES = (
     "align",
     "certify",
     "transplant",
+    "bits",
     "import_model",
     "export_model",
     "evaluate",

@@ -1,0 +1,164 @@
+"""Bits per byte of a text: how well a model predicts it, in a unit that does not depend on its tokenizer.
+
+``sum over tokens of -log2 p(token | what comes before) / bytes of the text in UTF-8``.  A token of a large vocabulary
+covers more bytes and is harder to guess, so that a loss per token cannot be compared over two tokenizers; this can.
+
+Every document starts anew, behind the model's BOS (its EOS where it has none, as between documents), and every token of
+it counts once, the first included.  What does not fit a window is scored in steps of half a window, so that every token
+but the first ones of a document has at least half a window before it.  The end of a document is not scored.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.models.folder import ModelFolder
+from nemo_xtoken.vocab.loading import load_vocabulary
+from nemo_xtoken.vocab.vocabulary import Vocabulary
+
+__all__ = ["Bits", "bits_per_byte", "take_bytes", "windows"]
+
+WINDOW = 1024
+TILE = 256  # positions whose scores are computed in float32 at a time
+
+
+@dataclass(frozen=True)
+class Bits:
+    """How well a model predicts a text.
+
+    Attributes:
+        model: its name, as given.
+        nats: minus the sum of the logarithms of the tokens' probabilities.
+        tokens, size, documents: of the text; ``size`` in bytes.
+        window: positions that the model saw at a time.
+    """
+
+    model: str
+    nats: float
+    tokens: int
+    size: int
+    documents: int
+    window: int
+    per_byte: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "per_byte", self.nats / math.log(2) / self.size)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.per_byte:.4f} bits per byte: {self.documents:,} documents, {self.size:,} bytes, {self.tokens:,} "
+            f"tokens ({self.size / self.tokens:.2f} bytes and {self.nats / self.tokens:.3f} nats a token)"
+        )
+
+
+def bits_per_byte(
+    model: str | Path,
+    texts: Iterable[str],
+    window: int | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Bits:
+    """Scores ``texts`` with a model in Hugging Face's format.  Memory: the model and ``window`` rows of logits.
+
+    Args:
+        model: a folder, or a hub name; its own tokenizer reads the texts.
+        texts: the documents; empty ones say nothing.
+        window: positions at a time; by default 1024, or as many as the model was made for.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; by default that of its weights on a GPU, float32 on a CPU.
+        device: as torch names it; by default a GPU where there is one.
+        progress: told (documents done, documents in all).
+
+    Raises:
+        InputError: no such model, one without a start to put before a text, or texts without a byte.
+    """
+    import torch
+
+    folder = ModelFolder(model)
+    vocabulary = load_vocabulary(str(folder.path))
+    start = _start(vocabulary)
+    longest = int(folder.text_config.get("max_position_embeddings") or WINDOW)
+    window = min(WINDOW, longest) if window is None else window
+    if not 2 <= window <= longest:
+        raise InputError(f"window={window}", f"2 to {longest}, the positions that {folder.name} has", "change it")
+    documents = [text for text in texts if text]
+    if not documents:
+        raise InputError("no text to measure on", "at least one document that is not empty", "give other text")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    network = _load(folder, dtype or ("float32" if device == "cpu" else "auto")).to(device).eval()
+    nats, tokens = 0.0, 0
+    with torch.inference_mode():
+        for number, ids in enumerate(vocabulary.encode_batch(documents)):
+            if progress is not None:
+                progress(number, len(documents))
+            row = np.concatenate([[start], ids]).astype(np.int64)
+            for begin, first, stop in windows(len(row), window):
+                nats += _nats(network, torch.from_numpy(row[begin:stop]).to(device), first - begin)
+            tokens += len(ids)
+    size = sum(len(text.encode()) for text in documents)
+    return Bits(folder.name, nats, tokens, size, len(documents), window)
+
+
+def windows(length: int, window: int) -> Iterator[tuple[int, int, int]]:
+    """``(begin, first, stop)``: with the tokens ``begin..stop`` before it, the model scores those from ``first`` on.
+
+    ``first`` goes through 1, 1 + .., up to ``length``: every token but the first of a row of ``length`` once.
+    """
+    first, stop = 1, min(window, length)
+    while first < stop:
+        yield stop - min(window, stop), first, stop
+        first, stop = stop, min(stop + window // 2, length)
+
+
+def take_bytes(texts: Iterable[str], most: int) -> list[str]:
+    """The first documents, until they have ``most`` bytes together; at least one where there is any."""
+    taken: list[str] = []
+    for text in texts:
+        if most <= 0:
+            break
+        taken.append(text)
+        most -= len(text.encode())
+    return taken
+
+
+def _start(vocabulary: Vocabulary) -> int:
+    for start in (vocabulary.bos_id, vocabulary.eos_id):
+        if start is not None:
+            return start
+    raise InputError(
+        f"{vocabulary.name} has neither BOS nor EOS",
+        "a token to put before a text, whose first token is to be scored as well",
+        "name one as bos_token in its tokenizer_config.json",
+    )
+
+
+def _load(folder: ModelFolder, dtype: str) -> Any:
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        return AutoModelForCausalLM.from_pretrained(folder.path, dtype=dtype, trust_remote_code=False)
+    except (ValueError, OSError, KeyError) as error:
+        raise InputError(
+            f"{folder.name} does not load in transformers ({error})",
+            "a causal language model of an architecture that this version of transformers has",
+            "use another model, or another version of transformers",
+        ) from error
+
+
+def _nats(network: Any, ids: Any, first: int) -> float:
+    """Of the tokens ``ids[first:]``."""
+    from torch.nn.functional import cross_entropy
+
+    logits = network(ids[None], use_cache=False).logits[0, first - 1 : -1]
+    targets = ids[first:]
+    return sum(
+        float(cross_entropy(logits[i : i + TILE].float(), targets[i : i + TILE], reduction="sum").double())
+        for i in range(0, len(targets), TILE)
+    )
