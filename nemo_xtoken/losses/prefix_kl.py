@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.kernels.choice import active
 from nemo_xtoken.losses.base import Along, ChunkDivergence, Comparison
 from nemo_xtoken.losses.chunks import ScoredRows
 from nemo_xtoken.losses.directions import DIRECTIONS
@@ -131,9 +132,8 @@ class PrefixKL(ChunkDivergence):
         q, rest = started.finish()
         p, p_rest = gathered.finish()
         forward = DIRECTIONS["forward"]
-        wanted = None if coefficients is None else coefficients.unsqueeze(1)
-        terms, slope = forward.compare(p, q, wanted)
-        divergence = all_reduce_sum(terms.sum(1), self.exchange.group)
+        total, _, slope = active().compare(forward, p, q, None, coefficients)
+        divergence = all_reduce_sum(total, self.exchange.group)
         rest_slope = torch.zeros_like(rest)
         if self.exchange.has_rest:
             rest_term, found = forward.compare(p_rest, rest.clone(), coefficients)
