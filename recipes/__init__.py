@@ -44,14 +44,40 @@ class Recipe:
     @property
     def summary(self) -> str:
         """The first line of the module's docstring, read from its source; "" where there is none to read."""
+        source = self._source()
+        docstring = ast.get_docstring(source) if source is not None else None
+        return docstring.strip().splitlines()[0] if docstring else ""
+
+    @property
+    def layouts(self) -> dict[int, dict[str, int]]:
+        """Its ``LAYOUTS``, read from its source: number of nodes -> the arguments of ``common.Layout``; {} if none."""
+        source = self._source()
+        for node in source.body if source is not None else ():
+            target = node.targets[0] if isinstance(node, ast.Assign) else None
+            if isinstance(node, ast.Assign) and isinstance(target, ast.Name) and target.id == "LAYOUTS":
+                table = node.value
+                assert isinstance(table, ast.Dict)
+                return {
+                    ast.literal_eval(number): {str(k.arg): ast.literal_eval(k.value) for k in layout.keywords}
+                    for number, layout in zip(table.keys, table.values, strict=True)
+                    if number is not None and isinstance(layout, ast.Call)
+                }
+        return {}
+
+    @property
+    def yaml(self) -> Path | None:
+        """Its YAML file; None where there is none, as for a recipe of another package."""
+        path = Path(importlib.import_module("nemo_xtoken.conf").__path__[0]) / f"{self.name}.yaml"
+        return path if self.module.startswith(f"{__name__}.") and path.is_file() else None
+
+    def _source(self) -> ast.Module | None:
         try:
             spec = importlib.util.find_spec(self.module)
             if spec is None or spec.origin is None:
-                return ""
-            docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8")))
+                return None
+            return ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
         except (ImportError, OSError, SyntaxError, ValueError):  # of another package, say: it must not break the list
-            return ""
-        return docstring.strip().splitlines()[0] if docstring else ""
+            return None
 
 
 def available_recipes(extra: Mapping[str, str] | None = None) -> dict[str, Recipe]:

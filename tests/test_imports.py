@@ -25,7 +25,7 @@ ALLOWED = {
     "cli": {"verbs"},
     "environment": set(),
     "plugin": {*_CHAIN, "models", "data", "evaluate", "report"},
-    "launch": {*_CHAIN, "data", "report", "plugin", "conf"},
+    "launch": {*_CHAIN, "data", "report", "plugin", "conf", "environment", "models"},
     "recipes": {*_CHAIN, "data", "report", "plugin", "launch"},
     "run_config": set(),
     "run_context": {"cli", "environment", "launch", "recipes", "run_config", "verbs"},
@@ -38,7 +38,7 @@ ALLOWED = {
 }
 FRAMEWORKS = {"nemo", "megatron", "lightning", "pytorch_lightning", "nemo_run", "modelopt"}
 FREE_OF_FRAMEWORKS = set(_CHAIN[:-1]) | {"certify", "models", "data", "report", "verbs", "cli", "environment"}
-FREE_OF_FRAMEWORKS |= {"evaluate", "errors", "files"}
+FREE_OF_FRAMEWORKS |= {"evaluate", "errors", "files", "sizes"}
 MAY_PATCH = {"nemo_xtoken/plugin/cpu_runtime.py"}
 
 

@@ -23,6 +23,7 @@ MODULES = (
     "import_model",
     "export_model",
     "evaluate",
+    "preflight",
     "sbatch",
     "env",
 )
