@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from tokenizer_zoo import write_folder, zoo
 
+from nemo_xtoken.models.tokenizer_files import copy_tokenizer
+from nemo_xtoken.vocab import load_vocabulary
+
 __all__ = ["KINDS", "logits", "write_model"]
 
 _SHAPE = {
@@ -90,18 +93,20 @@ def write_model(
     dtype: torch.dtype = torch.float32,
     spare_rows: int = 30,
     shard: str = "5GB",
+    tokenizer: str | Path | None = None,
     **changes: Any,
 ) -> Path:
     """Writes a model with its tokenizer; every weight is random, norms and biases included.
 
     Args:
+        tokenizer: another of the zoo, or the folder of one.
         spare_rows: rows of the embeddings beyond the tokenizer's ids, as published models have them.
     """
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig
 
-    model_type, tokenizer, settings = KINDS[kind]
-    tokenizer = _TOKENIZERS.get(tokenizer, tokenizer)
-    vocabulary = zoo()[tokenizer]
+    model_type, usual, settings = KINDS[kind]
+    tokenizer = tokenizer or _TOKENIZERS.get(usual, usual)
+    vocabulary = load_vocabulary(tokenizer) if isinstance(tokenizer, Path) else zoo()[tokenizer]
     ids = {"bos_token_id": vocabulary.bos_id, "eos_token_id": vocabulary.eos_id, "pad_token_id": vocabulary.pad_id}
     settings = {**_SHAPE, "tie_word_embeddings": False, **ids, **settings, **changes}
     config = CONFIG_MAPPING[model_type](vocab_size=vocabulary.size + spare_rows, **settings)
@@ -116,7 +121,10 @@ def write_model(
     model.generation_config = GenerationConfig(**{k: v for k, v in ids.items() if v is not None}, temperature=0.5)
     model.generation_config.do_sample = True
     model.save_pretrained(folder, max_shard_size=shard)
-    write_folder(tokenizer, folder)
+    if isinstance(tokenizer, Path):
+        copy_tokenizer(tokenizer, folder, vocabulary, loadable=False)
+    else:
+        write_folder(tokenizer, folder)
     return folder
 
 

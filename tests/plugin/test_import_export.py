@@ -20,8 +20,8 @@ def in_rank(folder, function, *args):
     return result
 
 
-def nemo_logits(checkpoint, tokens):
-    """float32 ``[b, T, V]`` of a NeMo checkpoint, by Megatron's own forward pass."""
+def nemo_logits(checkpoint, tokens, **settings):
+    """float32 ``[b, T, V]`` of a NeMo checkpoint, by Megatron's own forward pass; with changes of its configuration."""
     import torch
     from nemo.collections import llm
 
@@ -30,9 +30,10 @@ def nemo_logits(checkpoint, tokens):
     from nemo_xtoken.plugin.nemo2.inputs import document_mask
     from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
 
-    model = llm.GPTModel(
-        load_config(checkpoint), tokenizer=XTokenTokenizer(str(next(checkpoint.glob("context/*tokenizer*"))))
-    )
+    config = load_config(checkpoint)
+    for name, value in settings.items():
+        setattr(config, name, value)
+    model = llm.GPTModel(config, tokenizer=XTokenTokenizer(str(next(checkpoint.glob("context/*tokenizer*")))))
     with trainer_for(model, ddp="pytorch", setup_optimizers=False) as trainer:
         trainer.strategy.setup(trainer)
         trainer.strategy.load_checkpoint(checkpoint)

@@ -29,6 +29,7 @@ from nemo_xtoken.plugin.nemo2.learned import learn_projections
 from nemo_xtoken.plugin.nemo2.model import DistillationModel
 from nemo_xtoken.plugin.nemo2.random_state import RandomState
 from nemo_xtoken.plugin.nemo2.steps import DistillationSteps
+from nemo_xtoken.plugin.nemo2.student import check_architecture, check_given, starting_tokenizer
 from nemo_xtoken.plugin.nemo2.teacher import NamedTeacher, TeacherConfig, named_teachers
 from nemo_xtoken.report.summary import report_runs
 
@@ -102,6 +103,12 @@ def train_one(
     if not torch.cuda.is_available():
         cpu_runtime.enable()
     log = log or nl.NeMoLogger(log_dir="runs", use_datetime_version=False)
+    check_given(resume, data.text, *((teacher, teachers) if objective.needs_teacher else (None, None)))
+    if resume is not None and resume.restore_config is not None:
+        # NeMo would put the tokenizer of the checkpoint in place of the run's; of one that it is about to remove, too.
+        resume.restore_config.load_artifacts = False
+    if model.tokenizer is None:
+        model = again(model, tokenizer=starting_tokenizer(resume))
     named: tuple[NamedTeacher, ...] = ()
     if objective.needs_teacher:
         named = named_teachers(teacher, teachers)
@@ -113,6 +120,7 @@ def train_one(
     folder = run_folder(log)
     check_run(model, data, trainer, named, resume)
     evaluation = _evaluation(evaluate, folder, log)
+    check_architecture(model.config, resume)
     learning = learn_projections(named, model.tokenizer.vocabulary, trainer, optim or model.optim, resume, folder)
     sides = [t.side for t in named] or aligned_with or [TeacherSide(model.tokenizer.vocabulary)]
     data.read(model.tokenizer.vocabulary, sides, trainer.max_steps, trainer.is_global_zero)

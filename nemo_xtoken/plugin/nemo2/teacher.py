@@ -8,16 +8,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 import torch
 from nemo.collections import llm
-from nemo.lightning import io
 
 from nemo_xtoken.data.config import TeacherSide
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.base import ChunkLossConfig
 from nemo_xtoken.losses.registry import DivergenceOptions
+from nemo_xtoken.plugin.nemo2.context import load_from_context, load_tokenizer
 from nemo_xtoken.plugin.nemo2.inputs import model_inputs, prepare_config, schedule_shape
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
 from nemo_xtoken.projection.build import ProjectionRule
@@ -25,7 +25,7 @@ from nemo_xtoken.teachers.colocated import ColocatedTeacher
 from nemo_xtoken.teachers.groups import ParallelSizes, TeacherGroups
 from nemo_xtoken.teachers.own_layout import OwnLayoutTeacher
 
-__all__ = ["NamedTeacher", "TeacherConfig", "build_teacher", "named_teachers", "one_model_each"]
+__all__ = ["NamedTeacher", "TeacherConfig", "build_teacher", "named_teachers", "one_model_each", "teachers_by_argument"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +51,8 @@ class TeacherConfig:
         config: its architecture; by default the checkpoint's own.
         projection: a W file made by ``xtoken build``; by default W is built from ``rule`` and cached.
         rule: how W is built.
-        loss: how the distributions of a chunk are compared: ``p_kl``, ``h_kl``, ``gold``, ``uld``, ``strict_1to1``,
-            ``same_tokenizer``, or ``auto``, which takes the one that the coverage audit recommends.
+        loss: how the distributions of a chunk are compared: ``p_kl``, ``prefix_kl``, ``h_kl``, ``gold``, ``uld``,
+            ``strict_1to1``, ``same_tokenizer``, or ``auto``, which takes the one that the coverage audit recommends.
         options: settings of that loss.
         chunks: how a chunk of several tokens becomes one term, and the temperature.
         weight: alpha, the factor of its distillation term; the weights of several teachers need not sum to 1.
@@ -120,34 +120,17 @@ class TeacherConfig:
         """The teacher's tokenizer, given or from its checkpoint."""
         if self.tokenizer is not None:
             return XTokenTokenizer(self.tokenizer)
-        found = self._context("model.tokenizer", where)
-        if isinstance(found, XTokenTokenizer):
-            return found
-        name = getattr(getattr(found, "tokenizer", None), "name_or_path", None)
-        if name:
-            return XTokenTokenizer(name)
-        raise InputError(
-            f"a tokenizer of type {type(found).__name__} in {self.path}",
-            "a Hugging Face tokenizer",
-            f"name the tokenizer's folder with {where}.tokenizer=..",
-        )
+        return load_tokenizer(self.checkpoint(where), f"{where}.tokenizer", self._fix(where))
 
     def load_config(self, where: str = "teacher") -> llm.GPTConfig:
         """The teacher's architecture, given or from its checkpoint."""
-        return copy.deepcopy(self.config) if self.config is not None else self._context("model.config", where)
+        if self.config is not None:
+            return copy.deepcopy(self.config)
+        return load_from_context(self.checkpoint(where), "model.config", self._fix(where))
 
-    def _context(self, what: str, where: str) -> Any:
-        path = self.checkpoint(where) / "context"
-        try:
-            return io.load_context(path, subpath=what)
-        except InputError:
-            raise
-        except Exception as error:  # a context is code that runs: it may raise anything
-            raise InputError(
-                f"{what} cannot be loaded from {path} ({type(error).__name__}: {error})",
-                "what NeMo 2 saves beside the weights",
-                f"set {where}.tokenizer=.. and {where}.config=.., or import the checkpoint again",
-            ) from error
+    @staticmethod
+    def _fix(where: str) -> str:
+        return f"set {where}.tokenizer=.. and {where}.config=.., or import the checkpoint again"
 
 
 @dataclass(frozen=True)
@@ -182,6 +165,16 @@ class NamedTeacher:
 
 def _where(name: str) -> str:
     return ALONE if name == ALONE else f"teachers.{name}"
+
+
+def teachers_by_argument(
+    teacher: TeacherConfig | None, teachers: Mapping[str, TeacherConfig | None] | None
+) -> dict[str, TeacherConfig]:
+    """Those that are to teach, by what each is called on the command line; see `named_teachers`."""
+    configs = {_where(name): config for name, config in (teachers or {}).items() if config is not None}
+    if teacher is not None and (teacher.path is not None or not configs):
+        configs = {ALONE: teacher, **configs}
+    return configs
 
 
 def named_teachers(

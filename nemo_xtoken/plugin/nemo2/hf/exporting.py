@@ -16,6 +16,7 @@ from nemo_xtoken.models.safetensors_file import Entry
 from nemo_xtoken.models.shards import save_weights
 from nemo_xtoken.models.tokenizer_files import copy_tokenizer, special_ids
 from nemo_xtoken.plugin import cpu_runtime
+from nemo_xtoken.plugin.nemo2.context import load_from_context
 from nemo_xtoken.plugin.nemo2.hf.families import family_of_config
 from nemo_xtoken.plugin.nemo2.hf.family import Family, Holder, convert
 from nemo_xtoken.plugin.nemo2.hf.importing import DTYPES
@@ -101,16 +102,7 @@ def load_config(checkpoint: str | Path) -> llm.GPTConfig:
 
 
 def _context(checkpoint: Path, what: str) -> Any:
-    try:
-        return io.load_context(checkpoint / "context", subpath=what)
-    except InputError:
-        raise
-    except Exception as error:  # a context is code that runs: it may raise anything
-        raise InputError(
-            f"{what} cannot be loaded from {checkpoint / 'context'} ({type(error).__name__}: {error})",
-            "what NeMo 2 saves beside the weights",
-            "export with the versions that trained it",
-        ) from error
+    return load_from_context(checkpoint, what, "export with the versions that trained it")
 
 
 @io.model_exporter(DistillationModel, "hf")

@@ -1,0 +1,147 @@
+"""What the recipes need on 1, 2, 8 and 16 nodes of 8 GPUs: layout, memory of a GPU, seconds a step, time; on paper.
+
+The settings are read from the recipes themselves, so NeMo 2 has to be installed.  The terms are those of scaling.py
+with its assumptions about an H100; nothing is recomputed in the backward pass.  docs/recipes.md has the table.
+
+examples:
+  python benchmarks/recipes.py
+  python benchmarks/recipes.py --markdown
+"""
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import scaling
+from bench import Parser, wide_console, write_json
+from scaling import GIB, Gpu, Job, Layout, Model, estimate
+
+LLAMA_3B = Model("Llama-3.2-3B", 28, 3072, 8192, 24, 8, 128, 128256, tied=True)
+PHI_4_MINI = Model("Phi-4-mini", 32, 3072, 8192, 24, 8, 128, 200064, tied=True)
+NONE = Model("text alone", 0, 0, 0, 0, 0, 0, 0, tied=True)
+#: Recipe -> its student and teachers.
+MODELS = {
+    "xtoken_qwen3_llama1b": (scaling.LLAMA_1B, [scaling.QWEN_4B]),
+    "xtoken_phi4mini_llama1b": (scaling.LLAMA_1B, [PHI_4_MINI]),
+    "xtoken_phi4mini_llama3b_llama1b": (scaling.LLAMA_1B, [PHI_4_MINI, LLAMA_3B]),
+    "xtoken_qwen3_14b_llama8b": (scaling.LLAMA_8B, [scaling.QWEN_14B]),
+    "xtoken_gold_qwen3_llama1b": (scaling.LLAMA_1B, [scaling.QWEN_4B]),
+    "xtoken_uld_qwen3_llama1b": (scaling.LLAMA_1B, [scaling.QWEN_4B]),
+    "xtoken_ce_llama1b": (scaling.LLAMA_1B, []),
+}
+NODES = (1, 2, 8, 16)
+#: Bytes that a layer keeps of a token for each of its hidden units, in 16 bits with flash attention (arXiv 2205.05198).
+KEPT = 34
+HEADINGS = ("recipe", "nodes", "GPUs", "layout", "GiB of a GPU", "s a step", "tokens/s", "time")
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A recipe on so many nodes.
+
+    Attributes:
+        recipe, nodes: which.
+        layout: parallel sizes and micro-batch.
+        gib: memory of a GPU.
+        step: seconds of a step.
+        tokens: student tokens a second, of all GPUs.
+        hours: of the whole run.
+    """
+
+    recipe: str
+    nodes: int
+    layout: str
+    gib: float
+    step: float
+    tokens: float
+    hours: float
+
+    @property
+    def time(self) -> str:
+        """The run's time as people say it."""
+        return f"{self.hours:.0f} h" if self.hours < 48 else f"{self.hours / 24:.1f} days"
+
+    def row(self) -> list[str]:
+        """Its line in the table."""
+        numbers = [f"{self.gib:.0f}", f"{self.step:.1f}", f"{self.tokens / 1000:,.0f}k", self.time]
+        return [self.recipe, str(self.nodes), str(8 * self.nodes), self.layout, *numbers]
+
+
+def figures(recipe: str, run: Any, gpu: Gpu) -> Figures:
+    """Of a configured run.
+
+    Args:
+        run: what the recipe returns.
+    """
+    student, teachers = MODELS[recipe]
+    strategy, data, nodes = run.trainer.strategy, run.data, run.trainer.num_nodes
+    tp, cp, micro = strategy.tensor_model_parallel_size, strategy.context_parallel_size, data.micro_batch_size
+    layout = Layout(8 * nodes, tp=tp, cp=cp, micro_batch=micro)
+    length, batch = data.text.student_length, data.global_batch_size
+
+    def job(teacher: Model, per_token: float) -> dict[str, Any]:
+        return estimate(Job(student, teacher, layout, length, batch, per_token, min(per_token, 0.95)), gpu)
+
+    alone = job(NONE, 0.0)
+    taught = [job(t, 1.05 if t.name.startswith("Qwen") else 1.0) for t in teachers]
+    # each teacher adds its own forward pass and its part of the loss; the student's logits are made once
+    step = alone["step"] + sum(e["step"] - alone["step"] for e in taught)
+    memory = sum(alone["memory"].values())
+    for e in taught:
+        memory += sum(value - alone["memory"][name] for name, value in e["memory"].items())
+    memory += KEPT * micro * length / cp * student.hidden * student.layers / tp - alone["memory"]["activations"]
+    sizes = [f"{n}{v}" for n, v in (("tp", tp), ("cp", cp)) if v > 1]
+    return Figures(
+        recipe,
+        nodes,
+        " ".join([*sizes, f"dp{layout.dp}", f"micro-batch {micro}"]),
+        memory / GIB,
+        step,
+        batch * length / step,
+        step * run.trainer.max_steps / 3600,
+    )
+
+
+def all_figures(recipes: Mapping[str, Any], gpu: Gpu | None = None) -> Iterator[Figures]:
+    """Of every recipe of `MODELS` on every number of nodes.
+
+    Args:
+        recipes: name -> the function that returns the run for a number of nodes.
+    """
+    for name in MODELS:
+        for nodes in NODES:
+            yield figures(name, recipes[name](nodes=nodes), gpu or Gpu())
+
+
+def main(arguments: list[str]) -> None:
+    """Prints the table."""
+    parser = Parser(__doc__)
+    parser.add_argument("--markdown", action="store_true", help="print Markdown")
+    parser.add_output()
+    given = parser.parse_args(arguments)
+    from nemo_xtoken.recipes import available_recipes
+
+    found = list(all_figures({name: recipe.load() for name, recipe in available_recipes().items() if name in MODELS}))
+    if given.markdown:
+        print(markdown(found))
+    else:
+        from rich.table import Table
+
+        table = Table(title="The recipes, on paper", title_style="bold")
+        for i, name in enumerate(HEADINGS):
+            table.add_column(name, justify="left" if i in (0, 3) else "right")
+        for one in found:
+            table.add_row(*one.row())
+        wide_console().print(table)
+    write_json(given.json, {"figures": [vars(one) for one in found]})
+
+
+def markdown(found: list[Figures]) -> str:
+    """The table as Markdown."""
+    lines = [f"| {' | '.join(HEADINGS)} |", "|" + "---|" * len(HEADINGS)]
+    return "\n".join([*lines, *(f"| {' | '.join(one.row())} |" for one in found)])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

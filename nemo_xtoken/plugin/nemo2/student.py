@@ -1,0 +1,129 @@
+"""A student that starts from a checkpoint: its tokenizer comes from there, and its architecture must be the same."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Optional
+
+import nemo.lightning as nl
+
+from nemo_xtoken.data.config import DataConfig
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.plugin.nemo2.context import load_from_context, load_tokenizer
+from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig, teachers_by_argument
+from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
+
+__all__ = ["check_architecture", "check_given", "fused_rope", "starting_tokenizer", "tokenizer"]
+
+START = "resume.restore_config.path"
+#: What of a configuration makes the same weights another model, or other weights.
+ARCHITECTURE = (
+    "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels",
+    "share_embeddings_and_output_weights", "position_embedding_type", "rotary_base", "rotary_percent", "scale_factor",
+    "seq_len_interpolation_factor", "normalization", "layernorm_epsilon", "qk_layernorm", "add_bias_linear",
+    "add_qkv_bias", "gated_linear_unit", "window_size", "num_moe_experts", "moe_router_topk", "moe_ffn_hidden_size",
+)  # fmt: skip
+
+
+def tokenizer(source: Optional[str] = None) -> Optional[XTokenTokenizer]:
+    """The student's tokenizer, for a recipe.
+
+    Args:
+        source: a folder or hub name; None: the tokenizer of the checkpoint that the student starts from.
+    """
+    return None if source is None else XTokenTokenizer(source)
+
+
+def fused_rope() -> bool:
+    """Whether Transformer Engine or the CPU runtime has the fused rotary embedding, for a recipe's configuration.
+
+    NeMo's Llama configurations ask for it, and cannot be made where there is none.
+    """
+    from megatron.core.models.common.embeddings import rope_utils
+
+    return bool(rope_utils.fused_apply_rotary_pos_emb or rope_utils.fused_apply_rotary_pos_emb_thd)
+
+
+def check_given(
+    resume: Optional[nl.AutoResume],
+    text: DataConfig,
+    teacher: Optional[TeacherConfig],
+    teachers: Optional[Mapping[str, Optional[TeacherConfig]]],
+) -> None:
+    """Names all that a recipe leaves to the user and the user has left out, at once.
+
+    Args:
+        resume: with a ``restore_config`` where the student starts from a checkpoint.
+        text: of the run.
+        teacher, teachers: as `named_teachers` takes them; None, None for a run that needs none.
+
+    Raises:
+        InputError: no path for the student, or several paths that are not set.
+    """
+    missing = {}
+    start = getattr(resume, "restore_config", None)
+    if start is not None and not start.path:
+        missing[START] = "the student"
+    for where, config in teachers_by_argument(teacher, teachers).items():
+        if config.path is None:
+            missing[f"{where}.path"] = "a teacher"
+    if not text.paths:
+        missing["data.text.paths"] = "the text"
+    if START in missing or len(missing) > 1:
+        raise InputError(
+            f"not set: {', '.join(f'{name} ({what})' for name, what in missing.items())}",
+            "folders of NeMo 2 checkpoints, and files of text",
+            "`xtoken import model=HF_FOLDER_OR_NAME out=FOLDER` makes a checkpoint, of the student as of a teacher; "
+            f"then add {' '.join(f'{name}=..' for name in missing)}",
+        )
+
+
+def starting_tokenizer(resume: Optional[nl.AutoResume]) -> XTokenTokenizer:
+    """The tokenizer of the checkpoint that the student starts from.
+
+    Raises:
+        InputError: it starts from none, or from one without a tokenizer.
+    """
+    path = _start(resume)
+    if path is None:
+        raise InputError(
+            "no tokenizer for the student",
+            "its folder or hub name, or a checkpoint that the student starts from",
+            f"set model.tokenizer.source=.., or {START}=..",
+        )
+    if not path.is_dir():
+        raise InputError(f"no folder {path}", "the folder of a NeMo 2 checkpoint", f"fix {START}")
+    return load_tokenizer(path, "model.tokenizer.source", f"fix {START}, or set model.tokenizer.source=..")
+
+
+def check_architecture(config: Any, resume: Optional[nl.AutoResume]) -> None:
+    """A checkpoint of another architecture either does not load, or loads and computes something else.
+
+    Args:
+        config: of the student.
+        resume: with the checkpoint that it starts from; one without a ``context`` is not looked at.
+
+    Raises:
+        InputError: the two differ.
+    """
+    path = _start(resume)
+    if path is None or not (path / "context").is_dir():
+        return
+    theirs = load_from_context(path, "model.config", f"fix {START}, or import the model again")
+    differences = {
+        name: (getattr(config, name, None), getattr(theirs, name, None))
+        for name in ARCHITECTURE
+        if getattr(config, name, None) != getattr(theirs, name, None)
+    }
+    if differences:
+        found = ", ".join(f"{name} {own} where it has {its}" for name, (own, its) in differences.items())
+        raise InputError(
+            f"the student is to start from {path}, and has another architecture: {found}",
+            "the architecture of the checkpoint",
+            f"fix {START}, or set {' '.join(f'model.config.{name}={its}' for name, (_, its) in differences.items())}",
+        )
+
+
+def _start(resume: Optional[nl.AutoResume]) -> Optional[Path]:
+    """The checkpoint that a new student starts from; None: none, or NeMo's own cache has it (``nemo://..``)."""
+    path = getattr(getattr(resume, "restore_config", None), "path", None)
+    return None if not path or "://" in str(path) else Path(path)

@@ -1,0 +1,163 @@
+"""What the recipes of real models share: how a run lies on its GPUs, precision, optimizer, checkpoints, the start.
+
+Each recipe is one file that says what it trains on what; these are the parts that would read the same in all of them.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Optional
+
+import nemo.lightning as nl
+import nemo_run as run
+import torch
+from megatron.core.distributed import DistributedDataParallelConfig
+from megatron.core.optimizer import OptimizerConfig
+from nemo.lightning.pytorch.optim import CosineAnnealingScheduler
+
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.launch.ranks import placement
+from nemo_xtoken.plugin.nemo2 import student
+from nemo_xtoken.plugin.nemo2.model import DistillationModel
+
+__all__ = ["GPUS", "Layout", "adamw", "bf16_trainer", "checkpoints", "from_checkpoint", "imported_student", "lay_out"]
+
+GPUS = 8  # on a node
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How student and teachers lie on the GPUs; what is left of them is data parallel.
+
+    Attributes:
+        tensor, pipeline, context: parallel sizes.
+        micro_batch: samples that a data-parallel rank computes at a time.
+    """
+
+    tensor: int = 1
+    pipeline: int = 1
+    context: int = 1
+    micro_batch: int = 1
+
+
+def lay_out(nodes: Optional[int], layouts: Mapping[int, Layout]) -> tuple[int, Layout]:
+    """The number of nodes of a run, and its layout: that of the largest number in ``layouts`` that is not above it.
+
+    The global batch is a recipe's own and the same on any number of nodes.
+
+    Args:
+        nodes: of 8 GPUs; None: those of the job that ``srun`` or ``torchrun`` started this process in, else 1.
+        layouts: by number of nodes, one of them for 1.
+
+    Raises:
+        InputError: less than one node.
+    """
+    if nodes is None:
+        place = placement(os.environ)
+        nodes = place.nodes if place else 1
+    if nodes < 1:
+        raise InputError(f"nodes={nodes}", "1 or more", "correct it, or leave it out: it follows the job")
+    return nodes, layouts[max(number for number in layouts if number <= nodes)]
+
+
+def imported_student(config: run.Config) -> run.Config:
+    """A student that starts from a checkpoint (`from_checkpoint`), whose tokenizer it has unless another is named.
+
+    Args:
+        config: one of NeMo's for the architecture of the checkpoint, its layers Transformer Engine's where it is found.
+    """
+    config.apply_rope_fusion = run.Config(student.fused_rope)
+    return run.Config(DistillationModel, config=config, tokenizer=run.Config(student.tokenizer))
+
+
+def from_checkpoint() -> run.Config:
+    """The student's weights: those of the run's newest checkpoint, at first those at ``restore_config.path``."""
+    return run.Config(
+        nl.AutoResume,
+        restore_config=run.Config(nl.RestoreConfig, path=None),
+        resume_if_exists=True,
+        resume_ignore_no_checkpoint=True,
+    )
+
+
+def bf16_trainer(nodes: int, layout: Layout, steps: int, validate_every: int) -> run.Config:
+    """NeMo's trainer: bfloat16 with gradients added up in float32, and communication behind computation."""
+    return run.Config(
+        nl.Trainer,
+        accelerator="auto",
+        devices=GPUS,
+        num_nodes=nodes,
+        max_steps=steps,
+        val_check_interval=validate_every,
+        limit_val_batches=1.0,
+        num_sanity_val_steps=0,
+        log_every_n_steps=10,
+        logger=False,
+        use_distributed_sampler=False,
+        strategy=run.Config(
+            nl.MegatronStrategy,
+            tensor_model_parallel_size=layout.tensor,
+            pipeline_model_parallel_size=layout.pipeline,
+            context_parallel_size=layout.context,
+            sequence_parallel=layout.tensor > 1,
+            pipeline_dtype=torch.bfloat16,
+            gradient_as_bucket_view=True,
+            ckpt_async_save=False,
+            progress_interval=10,
+            ddp=run.Config(
+                DistributedDataParallelConfig,
+                grad_reduce_in_fp32=True,
+                overlap_grad_reduce=True,
+                overlap_param_gather=True,
+                check_for_nan_in_grad=True,
+            ),
+        ),
+        plugins=run.Config(
+            nl.MegatronMixedPrecision,
+            precision="bf16-mixed",
+            params_dtype=torch.bfloat16,
+            pipeline_dtype=torch.bfloat16,
+            autocast_enabled=False,
+            grad_reduce_in_fp32=True,
+        ),
+    )
+
+
+def adamw(lr: float, min_lr: float, warmup_steps: int, beta2: float, weight_decay: float) -> run.Config:
+    """AdamW whose states are spread over the data-parallel ranks; a linear warm-up, then a cosine to the last step."""
+    return run.Config(
+        nl.MegatronOptimizerModule,
+        config=run.Config(
+            OptimizerConfig,
+            optimizer="adam",
+            lr=lr,
+            weight_decay=weight_decay,
+            adam_beta1=0.9,
+            adam_beta2=beta2,
+            clip_grad=1.0,
+            bf16=True,
+            params_dtype=torch.bfloat16,
+            use_distributed_optimizer=True,
+        ),
+        lr_scheduler=run.Config(
+            CosineAnnealingScheduler, warmup_steps=warmup_steps, constant_steps=0, min_lr=min_lr
+        ),
+    )  # fmt: skip
+
+
+def checkpoints(name: str, every: int) -> run.Config:
+    """The folder ``runs/NAME``, and a checkpoint every so many steps, of which the newest stays."""
+    return run.Config(
+        nl.NeMoLogger,
+        log_dir="runs",
+        name=name,
+        use_datetime_version=False,
+        ckpt=run.Config(
+            nl.ModelCheckpoint,
+            every_n_train_steps=every,
+            save_last=True,
+            save_top_k=1,
+            monitor="step",
+            mode="max",
+        ),
+    )
