@@ -18,6 +18,7 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.launch.config import SlurmConfig, load_config
 from nemo_xtoken.launch.job import Job, distillation, read_sweep
 from nemo_xtoken.launch.sbatch import options, render, submit_lines
+from nemo_xtoken.recipes import available_recipes
 
 GOLDEN = Path(__file__).parent / "golden"
 CONTAINER = [
@@ -25,6 +26,23 @@ CONTAINER = [
     "executor.container_image=/lustre/images/nemo_xtoken.sqsh", 'executor.container_mounts=["/lustre/data:/data:ro"]',
     "executor.pass_env=[ALL, HF_TOKEN]",
 ]  # fmt: skip
+STUDENT = "resume.restore_config.path=/lustre/nemo/llama-1b"
+QWEN, PHI = "teacher.path=/lustre/nemo/qwen3-4b", "teacher.path=/lustre/nemo/phi4-mini"
+#: Recipe of real models -> nodes, and the paths that a user adds.
+PATHS = {
+    "xtoken_qwen3_llama1b": (16, STUDENT, QWEN, "teacher.learned=true"),
+    "xtoken_phi4mini_llama1b": (16, STUDENT, PHI),
+    "xtoken_phi4mini_llama3b_llama1b": (
+        16, STUDENT, "teachers.phi.path=/lustre/nemo/phi4-mini", "teachers.llama.path=/lustre/nemo/llama-3b",
+    ),
+    "xtoken_qwen3_14b_llama8b": (
+        8, "resume.restore_config.path=/lustre/nemo/llama-8b", "teacher.path=/lustre/nemo/qwen3-14b",
+    ),
+    "xtoken_gold_qwen3_llama1b": (8, STUDENT, QWEN),
+    "xtoken_uld_qwen3_llama1b": (8, STUDENT, QWEN),
+    "xtoken_ce_llama1b": (2, STUDENT),
+    "xtoken_swap": (1, "model=/lustre/hf/smollm2", "tokenizer=/lustre/hf/llama3"),
+}  # fmt: skip
 #: Golden file -> the words after `xtoken sbatch`.  The global batch is one micro-batch of 1 on each GPU.
 SCRIPTS = {
     **{
@@ -33,6 +51,12 @@ SCRIPTS = {
             f"data.global_batch_size={8 * nodes}",
         ]
         for nodes in (1, 2, 8, 16)
+    },
+    **{
+        name: [
+            f"recipe={name}", *CONTAINER, f"executor.nodes={nodes}", *words, 'data.text.paths=["/data/*.parquet"]',
+        ]
+        for name, (nodes, *words) in PATHS.items()
     },
     "venv_chain": [
         "yaml=my run.yaml", "slurm=venv", "executor.workdir=/home/me/o'neil", "executor.chain=3", "executor.time=1-0",
@@ -57,6 +81,11 @@ def test_golden(name, capsys):
     if os.environ.get("WRITE_GOLDEN"):  # after a change on purpose; read the difference before committing it
         path.write_text(script)
     assert script == path.read_text()
+
+
+def test_every_recipe_has_a_script():
+    rendered = {word.removeprefix("recipe=") for words in SCRIPTS.values() for word in words if "recipe=" in word}
+    assert rendered == set(available_recipes())
 
 
 SHELLCHECK = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
