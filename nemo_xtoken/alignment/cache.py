@@ -29,6 +29,7 @@ DIGEST_BYTES = 16  # of a text; a collision among 10**12 texts has probability 1
 _DTYPES: dict[str, np.dtype[Any]] = {
     name: np.dtype(code) for name, code in (("I64", "<i8"), ("I32", "<i4"), ("U32", "<u4"), ("U8", "u1"))
 }
+_PART = "part-"  # the folders of parts begin with it
 _TENSORS = {
     "digests": "U8",
     "student_offsets": "I64",
@@ -83,6 +84,7 @@ class Shard:
         digests: ``[n]`` of ``S16``.
         student_lengths, teacher_lengths, chunk_counts: int64 ``[n]``.
         scored: int32 ``[n]``, chunks with a predictor on both sides.
+        metadata: its header.
 
     Raises:
         DamagedShard: cut off, changed, of another pair of tokenizers, or no such file at all.
@@ -90,6 +92,7 @@ class Shard:
 
     def __init__(self, path: Path, pair_digest: str) -> None:
         self.path = path
+        self.metadata: dict[str, str] = {}
         try:
             tensors, metadata = _map_safetensors(path)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -111,7 +114,7 @@ class Shard:
         }
         if wrong := [name for name, shape in shapes.items() if tensors[name].shape != shape]:
             raise DamagedShard(f"{', '.join(wrong)} of the wrong shape")
-        self._tensors = tensors
+        self._tensors, self.metadata = tensors, metadata
         self._verified = np.zeros(n, bool)
         self.digests = tensors["digests"].view(f"S{DIGEST_BYTES}").reshape(n)
         self.student_lengths = np.diff(tensors["student_offsets"])
@@ -178,13 +181,18 @@ class AlignmentCache:
         folder: where they lie; made when something is written.
         pair_digest: of everything that decides ids and chunks: both tokenizers, the aligner, BOS and EOS.
         about: goes into every header, for people and tools.
+        part: a folder of its own below ``folder`` for what is written here, so that tasks of one job write at once.
+            All parts are read.
     """
 
-    def __init__(self, folder: Path, pair_digest: str, about: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, pair_digest: str, about: dict[str, str] | None = None, part: str | None = None
+    ) -> None:
         self.folder = folder
+        self._own = folder / f"{_PART}{part}" if part else folder
         self.pair_digest = pair_digest
         self.about = about or {}
-        self._shards: dict[str, Shard] = {}  # by file name, sorted
+        self._shards: dict[str, Shard] = {}  # by path below the folder, sorted
         self._index: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
         self.refresh()
 
@@ -198,17 +206,19 @@ class AlignmentCache:
 
         Args:
             discard_damaged: delete files that cannot be read, with a warning, so that their documents are aligned
-                again.  Only for the holder of `lock`; without it they are passed over.
+                again.  Only for the holder of `lock`, and only what it may write; all others are passed over.
         """
         known, self._shards, self._index = self._shards, {}, None
-        for path in sorted(self.folder.glob("shard-*.safetensors")):
-            if path.name in known:
-                self._shards[path.name] = known[path.name]
+        patterns = ("shard-*.safetensors", f"{_PART}*/shard-*.safetensors")
+        for path in sorted(path for pattern in patterns for path in self.folder.glob(pattern)):
+            name = str(path.relative_to(self.folder))
+            if name in known:
+                self._shards[name] = known[name]
                 continue
             try:
-                self._shards[path.name] = Shard(path, self.pair_digest)
+                self._shards[name] = Shard(path, self.pair_digest)
             except DamagedShard as damage:
-                if discard_damaged:
+                if discard_damaged and path.parent == self._own:
                     warnings.warn(
                         f"the alignment cache file {path} is damaged ({damage}): deleted, its texts are aligned again",
                         stacklevel=2,
@@ -242,15 +252,15 @@ class AlignmentCache:
 
     @contextlib.contextmanager
     def lock(self, waiting: Callable[[], None] | None = None) -> Iterator[None]:
-        """Held by the one process that writes; on entry the folder is tidied and read again.
+        """Held by the one process that writes (to its part); on entry its folder is tidied, and all are read again.
 
         The operating system lets go of it when its holder dies.
 
         Args:
             waiting: called once when another process holds it.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / ".lock")
+        self._own.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self._own / ".lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -258,7 +268,7 @@ class AlignmentCache:
                 waiting()
             lock.acquire()
         try:
-            for stray in self.folder.glob(".shard-*.tmp"):  # of a writer that was killed: nobody else writes now
+            for stray in self._own.glob(".shard-*.tmp"):  # of a writer that was killed: nobody else writes now
                 stray.unlink(missing_ok=True)
             self.refresh(discard_damaged=True)
             yield
@@ -282,10 +292,10 @@ class AlignmentCache:
             "scored": np.array([d.scored for d in documents], np.int32),
             "checksums": np.array([d.checksum for d in documents], np.uint32),
         }
-        numbers = [int(name.split("-")[1]) for name in self._shards]
+        numbers = [int(shard.path.name.split("-")[1]) for shard in self.shards if shard.path.parent == self._own]
         # The content is in the name: a reader that knows a shard by name can never meet another one under it.
         content = hashlib.sha256(digests.tobytes() + tensors["checksums"].tobytes()).hexdigest()[:8]
-        path = self.folder / f"shard-{max(numbers, default=-1) + 1:06d}-{content}.safetensors"
+        path = self._own / f"shard-{max(numbers, default=-1) + 1:06d}-{content}.safetensors"
         header = self.about | {
             "format_version": FORMAT_VERSION,
             "pair_digest": self.pair_digest,
@@ -294,9 +304,14 @@ class AlignmentCache:
             "teacher_tokens": str(len(tensors["teacher_ids"])),
             "chunks": str(len(tensors["chunks"])),
         }
+        for side, first, ids in (("student", 0, students), ("teacher", 2, teachers)):
+            # How many labels there are, and how many of them in chunks; the first token of a document is none.
+            start, end = tensors["chunks"][:, first], tensors["chunks"][:, first + 1]
+            header[f"{side}_labels"] = str(sum(int((i[1:] >= 0).sum()) for i in ids))
+            header[f"{side}_aligned"] = str(int((end - start).sum() - (start == 0).sum()))
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, metadata=header)
-        self._shards[path.name] = Shard(path, self.pair_digest)
+        self._shards[str(path.relative_to(self.folder))] = Shard(path, self.pair_digest)
         self._index = None
         return path
 

@@ -44,7 +44,7 @@ class SourceConfig:
         paths: its files and data sets.
         weight: its share of the samples, in proportion to the other sources' weights.
         held_out_paths: other data of its kind for validation.
-        format, text_key, messages_key, text_split, split: see `DataConfig`.
+        format, text_key, messages_key, text_split, split, indexed_tokenizer: see `DataConfig`.
     """
 
     paths: list[str] = field(default_factory=list)
@@ -55,6 +55,7 @@ class SourceConfig:
     messages_key: Optional[str] = None  # noqa: UP045
     text_split: Optional[str] = None  # noqa: UP045
     split: Optional[str] = None  # noqa: UP045
+    indexed_tokenizer: Optional[str] = None  # noqa: UP045
 
 
 @dataclass
@@ -62,8 +63,9 @@ class DataConfig:
     """Text to samples.
 
     Attributes:
-        paths: files (.txt, .jsonl, .parquet, .arrow; the first two also as .gz, .bz2, .zst), globs, folders of files,
-            folders written by ``save_to_disk``, data sets of the Hugging Face hub as ``hf:owner/name[:configuration]``.
+        paths: files (.txt, .jsonl, .parquet, .arrow, .idx; the first two also as .gz, .bz2, .zst), globs, folders of
+            files, folders written by ``save_to_disk``, data sets of the Hugging Face hub as
+            ``hf:owner/name[:configuration]``.
         student_length: T_S, input positions of a sample on the student's side.
         teacher_length: T_T, likewise on the side of every teacher that has no length of its own; None: T_S.
         format: "text", or "chat": conversations, rendered by each side's own chat template; what is learned is what
@@ -73,6 +75,7 @@ class DataConfig:
         chat_template: a file with the student's chat template (Jinja), where its tokenizer has none.
         text_split: what a document is in a .txt file: "file", "paragraph" (blank lines between) or "line".
         split: which split of a Hugging Face data set.
+        indexed_tokenizer: the tokenizer that made the indexed data sets (.idx and .bin, of NeMo and Megatron) in paths.
         held_out: documents kept for validation: below 1 a fraction, from 1 on a number of texts.  0: none.
         held_out_paths: other data for validation, instead of held_out.
         pack: several documents in one sample, not attended across; False: one piece of one document each.  A text that
@@ -95,6 +98,7 @@ class DataConfig:
     chat_template: Optional[str] = None  # noqa: UP045
     text_split: str = "file"
     split: str = "train"
+    indexed_tokenizer: Optional[str] = None  # noqa: UP045
     held_out: float = 0.0
     held_out_paths: list[str] = field(default_factory=list)
     pack: bool = True
@@ -113,7 +117,9 @@ class DataConfig:
     @property
     def reading(self) -> Reading:
         """What the documents are."""
-        return Reading(self.format, self.text_key, self.messages_key, self.text_split, self.split)
+        return Reading(
+            self.format, self.text_key, self.messages_key, self.text_split, self.split, self.indexed_tokenizer
+        )
 
     def check(self) -> None:
         """Finds what is wrong without reading the data: for a preflight.
@@ -139,7 +145,7 @@ class DataConfig:
             )
         for paths in (self.paths, self.held_out_paths or self.paths):
             resolve_sources(paths, self.reading)
-        self._template()
+        self.template()
 
     def prepare(
         self, student: Vocabulary, teachers: Sequence[Vocabulary]
@@ -158,7 +164,7 @@ class DataConfig:
                 teachers,
                 self.align,
                 reading=self.reading,
-                chat_template=self._template(),
+                chat_template=self.template(),
                 workers=self.workers,
                 cache_dir=self.cache_dir,
                 progress=self.progress,
@@ -236,7 +242,12 @@ class DataConfig:
             parts[name] = part
         return parts
 
-    def _template(self) -> str | None:
+    def template(self) -> str | None:
+        """The student's chat template, where one is given.
+
+        Raises:
+            InputError: no such file, or no conversations.
+        """
         if self.chat_template is None:
             return None
         if self.format != "chat":

@@ -1,14 +1,20 @@
 """The documents of a list of sources: first all of them are surveyed, then those that are needed are read."""
 
+import contextlib
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 from nemo_xtoken.alignment.cache import DIGEST_BYTES, text_digest
+from nemo_xtoken.data.progress import Surveying
 from nemo_xtoken.data.sources import Source
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.files import atomic_path, digest_of
 
 __all__ = ["Survey", "read_documents", "survey"]
 
@@ -20,31 +26,67 @@ class Survey:
     Attributes:
         digests: of the texts, ``[N]`` of ``S16``.
         characters: int64 ``[N]``.
+        counts: documents of each source.
     """
 
     digests: np.ndarray
     characters: np.ndarray
+    counts: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.digests)
 
 
-def survey(sources: Sequence[Source]) -> Survey:
+def survey(sources: Sequence[Source], keep: Path | None = None, shown: bool = False, partial: bool = False) -> Survey:
     """Reads everything once, so that whatever is wrong with the data is found before anything is written.
+
+    Args:
+        keep: a folder in which the surveys of files are kept; a file that is as it was (path, size and time) is not
+            read again.
+        shown: show how far it is, where that takes a while.
+        partial: there is more data than this, so none in here is fine.
 
     Raises:
         InputError: unreadable data, or no document with text in all of it.
     """
-    digests, characters = bytearray(), array("q")
-    for source in sources:
-        for text in source.texts():
-            digests += text_digest(text)
-            characters.append(len(text))
-    if not characters:
+    parts = []
+    with Surveying(len(sources), shown) as shown_progress:
+        for source in sources:
+            parts.append(_survey_one(source, keep))
+            shown_progress.advance(len(parts[-1]))
+    if not partial and not any(map(len, parts)):
         names = ", ".join(source.name for source in sources[:5]) + (", ..." if len(sources) > 5 else "")
         raise InputError(
             f"no document with any text in {names}",
             "at least one document that is not empty",
-            "correct paths (and text_key, where the data has columns)",
+            "correct paths (and text_key or messages_key, where the data has columns)",
         )
-    return Survey(np.frombuffer(bytes(digests), f"S{DIGEST_BYTES}"), np.array(characters, np.int64))
+    return Survey(
+        np.concatenate([part.digests for part in parts]),
+        np.concatenate([part.characters for part in parts]),
+        tuple(map(len, parts)),
+    )
+
+
+def _survey_one(source: Source, keep: Path | None) -> Survey:
+    state = source.state()
+    path = keep / f"{digest_of('survey 1', state)}.safetensors" if keep is not None and state is not None else None
+    if path is not None and path.is_file():
+        try:
+            found = load_file(path)
+            return Survey(found["digests"].view(f"S{DIGEST_BYTES}").reshape(-1), found["characters"], ())
+        except (OSError, SafetensorError, KeyError, ValueError):
+            path.unlink(missing_ok=True)  # damaged: it is made again
+    digests, characters = bytearray(), array("q")
+    for text in source.texts():
+        digests += text_digest(text)
+        characters.append(len(text))
+    raw = np.frombuffer(bytes(digests), np.uint8).reshape(-1, DIGEST_BYTES)
+    lengths = np.array(characters, np.int64)
+    if path is not None and len(lengths) and source.state() == state:
+        with contextlib.suppress(OSError), atomic_path(path) as temporary:  # where nothing can be kept, it is read anew
+            save_file({"digests": raw, "characters": lengths}, temporary, metadata={"source": source.name})
+    return Survey(raw.view(f"S{DIGEST_BYTES}").reshape(-1), lengths, ())
 
 
 def read_documents(sources: Sequence[Source], found: Survey, wanted: np.ndarray) -> Iterator[tuple[bytes, str]]:

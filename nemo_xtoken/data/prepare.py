@@ -5,6 +5,7 @@ import errno
 import os
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.files import cache_root, digest_of
 from nemo_xtoken.vocab import Vocabulary
 
-__all__ = ["open_cache", "prepare_documents", "prepare_pairs"]
+__all__ = ["Pair", "open_cache", "prepare_documents", "prepare_pairs", "survey_folder"]
 
 _TEXT = Reading()
 _SHARD_TOKENS = 8_000_000  # both sides together: a shard has about 100 MB, and as much is held in memory
@@ -37,11 +38,13 @@ def open_cache(
     aligner: Aligner,
     cache_dir: str | os.PathLike[str] | None = None,
     templates: Sequence[ChatTemplate] = (),
+    part: str | None = None,
 ) -> AlignmentCache:
     """The alignment cache of a pair of tokenizers below ``cache_dir`` (default: `nemo_xtoken.files.cache_root`).
 
     Args:
         templates: for conversations, those of student and teacher.
+        part: see `AlignmentCache`.
 
     Raises:
         InputError: one of the tokenizers has no EOS, which every text ends with.
@@ -66,8 +69,8 @@ def open_cache(
         "teacher_digest": teacher.digest,
         "alignment": aligner.settings,
     }
-    folder = Path(cache_dir) if cache_dir is not None else cache_root()
-    return AlignmentCache(folder / "alignment" / pair_digest, pair_digest, about)
+    folder = _folder(cache_dir)
+    return AlignmentCache(folder / "alignment" / pair_digest, pair_digest, about, part)
 
 
 def prepare_documents(
@@ -88,8 +91,8 @@ def prepare_documents(
         aligner: default ``Aligner(student, teacher)``.
         others: see `prepare_pairs`.
     """
-    pair = _Pair.of(aligner or Aligner(student, teacher), cache_dir, reading, chat_template)
-    return _prepare([pair], paths, reading, workers, progress)[0]
+    pair = Pair.of(aligner or Aligner(student, teacher), cache_dir, reading, chat_template)
+    return _prepare([pair], paths, reading, workers, progress, cache_dir)[0]
 
 
 def prepare_pairs(
@@ -123,63 +126,63 @@ def prepare_pairs(
         InputError: data that cannot be read or holds no text (before anything is written), a tokenizer without EOS or,
             for conversations, without a chat template, a cache folder that cannot be written.
     """
-    pairs = [_Pair.of(Aligner(student, t, align), cache_dir, reading, chat_template) for t in teachers]
+    pairs = [Pair.of(Aligner(student, t, align), cache_dir, reading, chat_template) for t in teachers]
     different = {pair.cache.pair_digest: pair for pair in pairs}
-    prepared = dict(zip(different, _prepare(different.values(), paths, reading, workers, progress), strict=True))
+    prepared = dict(
+        zip(different, _prepare(different.values(), paths, reading, workers, progress, cache_dir), strict=True)
+    )
     return [prepared[pair.cache.pair_digest] for pair in pairs]
 
 
 @dataclass(frozen=True)
-class _Pair:
+class Pair:
+    """A student and a teacher: what aligns their documents, and where these are kept."""
+
     align: AlignFunction
     cache: AlignmentCache
 
     @classmethod
     def of(
-        cls, aligner: Aligner, cache_dir: str | os.PathLike[str] | None, reading: Reading, chat_template: str | None
-    ) -> "_Pair":
+        cls,
+        aligner: Aligner,
+        cache_dir: str | os.PathLike[str] | None,
+        reading: Reading,
+        chat_template: str | None,
+        part: str | None = None,
+    ) -> "Pair":
+        """For the documents of ``reading``; see `prepare_pairs`."""
         student, teacher = aligner.student, aligner.teacher
         if reading.format != "chat":
-            return cls(DocumentAligner(student, teacher, aligner), open_cache(student, teacher, aligner, cache_dir))
+            cache = open_cache(student, teacher, aligner, cache_dir, part=part)
+            return cls(DocumentAligner(student, teacher, aligner), cache)
         templates = ChatTemplate(student, chat_template), ChatTemplate(teacher)
-        return cls(
-            ConversationAligner(*templates, aligner), open_cache(student, teacher, aligner, cache_dir, templates)
-        )
+        cache = open_cache(student, teacher, aligner, cache_dir, templates, part)
+        return cls(ConversationAligner(*templates, aligner), cache)
 
+    def align_missing(
+        self, sources: Sequence[Source], found: Survey, workers: int, progress: bool, dealt: np.ndarray | None = None
+    ) -> int:
+        """Aligns and writes what is not in the cache yet.
 
-def _prepare(
-    pairs: Iterable[_Pair],
-    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    reading: Reading,
-    workers: int,
-    progress: bool,
-) -> list[PreparedDocuments]:
-    if workers < 0:
-        raise InputError(f"workers={workers}", "0 or more processes", "correct workers")
-    sources = resolve_sources(paths, reading)
-    found = survey(sources)
-    return [_prepare_pair(pair.align, pair.cache, sources, found, workers, progress) for pair in pairs]
+        Args:
+            dealt: bool ``[N]``, the documents to look after; default all.
 
+        Returns:
+            tokens of both sides that were written.
 
-def _prepare_pair(
-    align: AlignFunction,
-    cache: AlignmentCache,
-    sources: list[Source],
-    found: Survey,
-    workers: int,
-    progress: bool,
-) -> PreparedDocuments:
-    if (cache.find(found.digests)[0] < 0).any():
+        Raises:
+            InputError: see `prepare_pairs`.
+        """
+        cache = self.cache
+        if not _missing(cache, found, dealt).any():
+            return 0
         try:
             with cache.lock(lambda: say(f"waiting for the process that writes to {cache.folder}", progress)):
-                missing = cache.find(found.digests)[0] < 0  # another process may have been here meanwhile
-                wanted = np.zeros(len(missing), bool)
-                wanted[np.unique(found.digests, return_index=True)[1]] = True  # copies of a text are aligned once
-                wanted &= missing
+                wanted = _missing(cache, found, dealt)  # another process may have been here meanwhile
                 with Progress(int(wanted.sum()), int(found.characters[wanted].sum()), workers, progress) as shown:
                     documents = read_documents(sources, found, wanted)
-                    with contextlib.closing(align_documents(align, documents, workers)) as aligned:
-                        _write_shards(cache, aligned, shown)
+                    with contextlib.closing(align_documents(self.align, documents, workers)) as aligned:
+                        return _write_shards(cache, aligned, shown)
         except OSError as error:
             if error.errno not in _CANNOT_WRITE:
                 raise
@@ -188,19 +191,61 @@ def _prepare_pair(
                 "a folder for tokenised and aligned documents",
                 "set cache_dir or NEMO_XTOKEN_CACHE to a folder that you may write to, with room in it",
             ) from error
-    return PreparedDocuments(cache, found.digests)
 
 
-def _write_shards(cache: AlignmentCache, documents: Iterable[AlignedDocument], shown: Progress) -> None:
+def survey_folder(cache_dir: str | os.PathLike[str] | None) -> Path:
+    """Where the surveys of files are kept."""
+    return _folder(cache_dir) / "surveys"
+
+
+def _folder(cache_dir: str | os.PathLike[str] | None) -> Path:
+    return Path(cache_dir) if cache_dir is not None else cache_root()
+
+
+def _prepare(
+    pairs: Iterable[Pair],
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    reading: Reading,
+    workers: int,
+    progress: bool,
+    cache_dir: str | os.PathLike[str] | None,
+) -> list[PreparedDocuments]:
+    if workers < 0:
+        raise InputError(f"workers={workers}", "0 or more processes", "correct workers")
+    sources = resolve_sources(paths, reading)
+    found = survey(sources, survey_folder(cache_dir), progress)
+    prepared = []
+    for pair in pairs:
+        pair.align_missing(sources, found, workers, progress)
+        prepared.append(PreparedDocuments(pair.cache, found.digests))
+    return prepared
+
+
+def _missing(cache: AlignmentCache, found: Survey, dealt: np.ndarray | None) -> np.ndarray:
+    """bool ``[N]``: dealt, not in the cache, and the first of its copies."""
+    at = np.arange(len(found)) if dealt is None else np.flatnonzero(dealt)
+    wanted = np.zeros(len(found), bool)
+    wanted[at[np.unique(found.digests[at], return_index=True)[1]]] = True
+    return wanted & (cache.find(found.digests)[0] < 0)
+
+
+def _write_shards(cache: AlignmentCache, documents: Iterable[AlignedDocument], shown: Progress) -> int:
     shard: list[AlignedDocument] = []
-    tokens, since = 0, time.monotonic()
-    for document in documents:
-        shard.append(document)
-        added = len(document.student_ids) + len(document.teacher_ids)
-        tokens += added
-        shown.advance(1, added)
-        if tokens >= _SHARD_TOKENS or time.monotonic() - since >= _SHARD_SECONDS:
+    total, tokens, since = 0, 0, time.monotonic()
+    try:
+        for document in documents:
+            shard.append(document)
+            added = len(document.student_ids) + len(document.teacher_ids)
+            tokens += added
+            total += added
+            shown.advance(1, added)
+            if tokens >= _SHARD_TOKENS or time.monotonic() - since >= _SHARD_SECONDS:
+                cache.write(shard)
+                shard, tokens, since = [], 0, time.monotonic()
+    except (KeyboardInterrupt, SystemExit, BrokenExecutor):  # nothing is wrong with what is in hand
+        if shard:
             cache.write(shard)
-            shard, tokens, since = [], 0, time.monotonic()
+        raise
     if shard:
         cache.write(shard)
+    return total

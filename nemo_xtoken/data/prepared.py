@@ -62,6 +62,10 @@ class PreparedDocuments:
         found = self._open(int(self._shard[i])).document(int(self._row[i]))
         return found.student_ids, found.teacher_ids, found.chunks
 
+    def shards(self) -> list[Shard]:
+        """The files that the documents are in."""
+        return [self._open(int(number)) for number in np.unique(self._shard)]
+
     def select(self, indices: np.ndarray) -> "PreparedDocuments":
         """The documents with these numbers, in this order."""
         view = object.__new__(PreparedDocuments)

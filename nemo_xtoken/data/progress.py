@@ -7,7 +7,9 @@ from typing import Any
 from rich import progress as bars
 from rich.console import Console
 
-__all__ = ["Progress", "say"]
+__all__ = ["Progress", "Surveying", "say"]
+
+_QUIET_SECONDS = 10.0
 
 
 def say(line: str, shown: bool = True, console: Console | None = None) -> None:
@@ -80,3 +82,50 @@ class Progress:
 
     def _rate(self) -> float:
         return self._tokens / max(time.monotonic() - self._start, 1e-9)
+
+
+class Surveying:
+    """How far the reading of files is: a bar on a terminal; elsewhere a line now and then, once it takes longer.
+
+    Args:
+        files: to be read.
+        shown: False: nothing is printed at all.
+    """
+
+    def __init__(self, files: int, shown: bool = True, console: Console | None = None) -> None:
+        self._files, self._shown = files, shown
+        self._console = console or Console(stderr=True)
+        self._done = self._documents = 0
+        self._bar: bars.Progress | None = None
+        self._said = time.monotonic()
+
+    def __enter__(self) -> "Surveying":
+        self._said = time.monotonic()
+        if self._shown and self._console.is_terminal and self._files > 1:
+            columns: tuple[Any, ...] = (
+                bars.TextColumn("reading"),
+                bars.BarColumn(),
+                bars.MofNCompleteColumn(),
+                bars.TextColumn("files, {task.fields[documents]:,} documents"),
+                bars.TimeRemainingColumn(),
+            )
+            self._bar = bars.Progress(*columns, console=self._console, transient=True)
+            self._task = self._bar.add_task("", total=self._files, documents=0)
+            self._bar.start()
+        return self
+
+    def advance(self, documents: int) -> None:
+        """One more file is read, with so many documents."""
+        self._done += 1
+        self._documents += documents
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done, documents=self._documents)
+        elif self._shown and time.monotonic() - self._said > _QUIET_SECONDS:
+            self._said = time.monotonic()
+            say(f"read {self._done:,} of {self._files:,} files, {self._documents:,} documents", console=self._console)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nemo_xtoken.data import readers
 from nemo_xtoken.data.columns import Column, MessagesColumn, TextColumn
+from nemo_xtoken.data.indexed import INDEX, read_indexed
 from nemo_xtoken.errors import InputError
 
 __all__ = ["FORMATS", "HUB_PREFIX", "Reading", "Source", "resolve_sources"]
@@ -15,9 +16,16 @@ __all__ = ["FORMATS", "HUB_PREFIX", "Reading", "Source", "resolve_sources"]
 HUB_PREFIX = "hf:"
 FORMATS = ("text", "chat")
 TEXT_SPLITS = ("file", "paragraph", "line")
-_KINDS = {".txt": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".arrow": "arrow"}
+_KINDS = {
+    ".txt": "text",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    INDEX: "indexed",
+}
 _COMPRESSED = (".gz", ".bz2", ".zst")  # of .txt and .jsonl
-_KNOWN = ".txt, .jsonl (either also as .gz, .bz2, .zst), .parquet, .arrow"
+_KNOWN = ".txt, .jsonl (either also as .gz, .bz2, .zst), .parquet, .arrow, .idx (with .bin)"
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,7 @@ class Reading:
         messages_key: for "chat" the column that holds the messages.
         text_split: what a document is in a .txt file: "file", "paragraph" (blank lines between) or "line".
         split: which split of a Hugging Face data set.
+        indexed_tokenizer: the tokenizer that made the ids of indexed data sets (.idx and .bin).
 
     Raises:
         InputError: a format or text_split that there is none of.
@@ -40,6 +49,7 @@ class Reading:
     messages_key: str = "messages"
     text_split: str = "file"
     split: str = "train"
+    indexed_tokenizer: str | None = None
 
     def __post_init__(self) -> None:
         for name, value, known in (("format", self.format, FORMATS), ("text_split", self.text_split, TEXT_SPLITS)):
@@ -60,7 +70,7 @@ class Source:
     """One file or one data set.
 
     Attributes:
-        kind: "text", "jsonl", "parquet", "arrow", "saved" (a folder written by ``save_to_disk``) or "hub".
+        kind: "text", "jsonl", "parquet", "arrow", "indexed", "saved" (a folder written by ``save_to_disk``) or "hub".
         name: the path, or the data set's name.
         reading: what its documents are.
     """
@@ -68,6 +78,16 @@ class Source:
     kind: str
     name: str
     reading: Reading = _TEXT
+
+    def state(self) -> str | None:
+        """Path, size and time of everything that decides the documents; None where that cannot be told (the hub)."""
+        if self.kind == "hub":
+            return None
+        path = Path(self.name).resolve()
+        files = [file for file in sorted(path.rglob("*")) if file.is_file()] if path.is_dir() else [path]
+        files += [path.with_suffix(".bin")] if self.kind == "indexed" and path.with_suffix(".bin").is_file() else []
+        stats = [(str(file), status.st_size, status.st_mtime_ns) for file in files for status in (file.stat(),)]
+        return repr((self.kind, self.reading, stats))
 
     def texts(self) -> Iterator[str]:
         """The documents in the order of the file, streamed; documents without text are passed over.
@@ -85,6 +105,8 @@ class Source:
                 found = readers.read_parquet(self.name, column)
             case "arrow":
                 found = readers.read_arrow(self.name, column)
+            case "indexed":
+                found = read_indexed(self.name, self.reading.indexed_tokenizer or "")
             case _:
                 found = readers.read_dataset(self.name, self.kind == "hub", self.reading.split, column)
         return (text for text in found if text and not text.isspace())
@@ -106,7 +128,11 @@ def resolve_sources(
     sources: dict[str, Source] = {}
     for path in given:
         for kind, name in _expand(os.fspath(path)):
-            if kind == "text" and reading.format == "chat":
+            if kind == "indexed" and reading.indexed_tokenizer is None:
+                raise InputError(
+                    f"{name} holds ids, not text", "the tokenizer that made them", "set indexed_tokenizer to it"
+                )
+            if kind in ("text", "indexed") and reading.format == "chat":
                 raise InputError(
                     f"{name} has no columns",
                     "conversations in .jsonl, .parquet, .arrow or a data set, with a column of messages",
@@ -122,6 +148,8 @@ def _expand(path: str) -> Iterator[tuple[str, str]]:
         yield "hub", path.removeprefix(HUB_PREFIX)
         return
     path = os.path.expanduser(path)
+    if not os.path.exists(path) and os.path.isfile(path + INDEX):  # as NeMo and Megatron name it
+        path += INDEX
     if os.path.exists(path):
         yield from _expand_one(path)
         return
@@ -138,6 +166,8 @@ def _expand(path: str) -> Iterator[tuple[str, str]]:
 
 def _expand_one(path: str) -> Iterator[tuple[str, str]]:
     if not os.path.isdir(path):
+        if path.endswith(".bin") and os.path.isfile(path.removesuffix(".bin") + INDEX):
+            path = path.removesuffix(".bin") + INDEX
         if (kind := _kind_of(path)) is None:
             raise InputError(
                 f"{path} is of no known kind of file",

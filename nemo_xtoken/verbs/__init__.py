@@ -17,6 +17,7 @@ MODULES = (
     "diff",
     "convert",
     "align",
+    "prepare",
     "certify",
     "transplant",
     "bits",

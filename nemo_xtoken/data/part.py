@@ -1,0 +1,193 @@
+"""One part of a preparation that several tasks share: which documents are its own, and what it made of them."""
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from nemo_xtoken.alignment.aligner import Aligner
+from nemo_xtoken.data.config import DataConfig
+from nemo_xtoken.data.documents import Survey, survey
+from nemo_xtoken.data.prepare import Pair, survey_folder
+from nemo_xtoken.data.prepared import PreparedDocuments
+from nemo_xtoken.data.progress import say
+from nemo_xtoken.data.sources import resolve_sources
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.vocab import Vocabulary
+
+__all__ = ["PartReport", "TeacherReport", "array_part", "deal", "prepare_part"]
+
+
+@dataclass(frozen=True)
+class TeacherReport:
+    """What is prepared for one teacher, of the documents of a part.
+
+    Attributes:
+        name: its tokenizer.
+        student_tokens, teacher_tokens: with BOS and EOS, or all that the templates write.
+        chunks, scored_chunks: all, and those with a predictor on both sides.
+        student_coverage, teacher_coverage: share of the labels that are in a chunk, over the shards that hold them.
+        shards, bytes: the files.
+        new_tokens: of both sides, written by this call.
+        seconds: that took.
+    """
+
+    name: str
+    student_tokens: int
+    teacher_tokens: int
+    chunks: int
+    scored_chunks: int
+    student_coverage: float
+    teacher_coverage: float
+    shards: int
+    bytes: int
+    new_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class PartReport:
+    """What a part holds.
+
+    Attributes:
+        part, parts: which one.
+        files, documents, characters: how many.
+        teachers: of each.
+    """
+
+    part: int
+    parts: int
+    files: int
+    documents: int
+    characters: int
+    teachers: tuple[TeacherReport, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def array_part(part: int | None, parts: int | None, environment: Mapping[str, str]) -> tuple[int, int]:
+    """Which part this process is, and of how many: as given, else the task of a Slurm array, else all of it.
+
+    Args:
+        part: from 0.
+        environment: the process's.
+
+    Raises:
+        InputError: numbers that do not fit together.
+    """
+    task = environment.get("SLURM_ARRAY_TASK_ID")
+    if parts is None and part is not None:
+        raise InputError(f"part={part} without parts", "both", "say parts=.. as well")
+    if parts is None and task is not None:
+        numbers = [int(environment.get(f"SLURM_ARRAY_TASK_{name}", "-1")) for name in ("MIN", "MAX", "COUNT")]
+        low, high, count = numbers
+        if high - low + 1 != count:
+            raise InputError(
+                f"an array of {count} tasks, numbered {low} to {high}",
+                "every number in between, or parts=..",
+                "say parts=.. with the number of tasks of the whole array, numbered from 0",
+            )
+        part, parts = int(task) - low, count
+    elif parts is not None and part is None:
+        if task is None and parts != 1:
+            raise InputError(f"parts={parts} without part", "part=0 and so on, or a Slurm array", "say part=.. as well")
+        part = int(task or 0)
+    part, parts = part or 0, 1 if parts is None else parts
+    if not 0 <= part < parts:
+        raise InputError(f"part={part} of parts={parts}", f"a part from 0 to {parts - 1}", "correct part or parts")
+    return part, parts
+
+
+def deal(files: int, parts: int) -> list[list[tuple[int, int, int]]]:
+    """Who looks after what: for each part a list of (file, share, shares).
+
+    Whole files where there are enough; else every file is cut into shares, of which share s has the documents
+    s, s + shares, .. of the file.  No part has more than one piece more than another.
+    """
+    shares = -(-parts // files)
+    pieces = [(file, share, shares) for file in range(files) for share in range(shares)]
+    return [pieces[part::parts] for part in range(parts)]
+
+
+def prepare_part(
+    data: DataConfig,
+    student: Vocabulary,
+    teachers: Sequence[Vocabulary],
+    part: int = 0,
+    parts: int = 1,
+    clock: Callable[[], float] = time.monotonic,
+) -> PartReport:
+    """Tokenises and aligns one part of a data set into the cache; what is there already is not done again.
+
+    Parts may run at once, anywhere that sees the cache folder: each writes to a folder of its own, and everybody reads
+    all of them.  Whoever trains finds the documents by their text and tokenizers, however many parts there were.
+
+    Args:
+        data: which text (of one source), and where to.
+        teachers: without their lengths: what is prepared fits any.
+
+    Raises:
+        InputError: see `nemo_xtoken.data.prepare.prepare_pairs`.
+    """
+    data.check()
+    sources = resolve_sources(data.paths, data.reading)
+    name = f"{part:05d}-of-{parts:05d}" if parts > 1 else None
+    different = {t.digest: t for t in teachers}.values()
+    template = data.template()
+    pairs = [Pair.of(Aligner(student, t, data.align), data.cache_dir, data.reading, template, name) for t in different]
+    pieces = deal(len(sources), parts)[part]
+    own = [sources[file] for file, _, _ in pieces]
+    if parts > 1:
+        say(f"part {part} of {parts}: {len(own)} of {len(sources)} files", data.progress)
+    if not own:
+        return PartReport(part, parts, 0, 0, 0, ())
+    found = survey(own, survey_folder(data.cache_dir), data.progress, partial=parts > 1)
+    dealt = _dealt(found.counts, pieces)
+    reports = []
+    for teacher, pair in zip(different, pairs, strict=True):
+        start = clock()
+        written = pair.align_missing(own, found, data.workers, data.progress, dealt)
+        reports.append(_report(teacher, pair, found, dealt, written, clock() - start))
+    return PartReport(part, parts, len(own), int(dealt.sum()), int(found.characters[dealt].sum()), tuple(reports))
+
+
+def _dealt(counts: Sequence[int], pieces: Sequence[tuple[int, int, int]]) -> np.ndarray:
+    """bool ``[N]``: the documents of this part."""
+    marks = []
+    for count, (_, share, shares) in zip(counts, pieces, strict=True):
+        mine = np.zeros(count, bool)
+        mine[share::shares] = True
+        marks.append(mine)
+    return np.concatenate(marks)
+
+
+def _report(
+    teacher: Vocabulary, pair: Pair, found: Survey, dealt: np.ndarray, written: int, seconds: float
+) -> TeacherReport:
+    prepared = PreparedDocuments(pair.cache, found.digests[dealt])
+    shards = prepared.shards()
+
+    def coverage(side: str) -> float:
+        labels, aligned = (
+            sum(int(shard.metadata.get(f"{side}_{what}", 0)) for shard in shards) for what in ("labels", "aligned")
+        )
+        return aligned / max(labels, 1)
+
+    return TeacherReport(
+        name=teacher.name,
+        student_tokens=int(prepared.student_lengths.sum()),
+        teacher_tokens=int(prepared.teacher_lengths.sum()),
+        chunks=int(prepared.chunk_counts.sum()),
+        scored_chunks=int(prepared.scored.sum()),
+        student_coverage=coverage("student"),
+        teacher_coverage=coverage("teacher"),
+        shards=len(shards),
+        bytes=sum(os.path.getsize(shard.path) for shard in shards),
+        new_tokens=written,
+        seconds=seconds,
+    )
