@@ -40,6 +40,7 @@ from nemo_xtoken.losses.registry import DivergenceOptions
 from nemo_xtoken.plugin.nemo2.checkpoints import finished_checkpoint
 from nemo_xtoken.plugin.nemo2.data import DistillationData
 from nemo_xtoken.plugin.nemo2.distill import again, run_folder, train_one
+from nemo_xtoken.plugin.nemo2.evaluation import EvaluationConfig
 from nemo_xtoken.plugin.nemo2.model import DistillationModel
 from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig, named_teachers
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
@@ -137,6 +138,7 @@ def distill_tiny(
     log: Optional[nl.NeMoLogger] = None,
     resume: Optional[nl.AutoResume] = None,
     teachers: Optional[dict[str, TeacherConfig]] = None,
+    evaluate: Optional[EvaluationConfig] = None,
     teacher_steps: int = TEACHER_STEPS,
 ) -> Path:
     """Trains the teacher if there is none, the student without it, the student with it; then compares.
@@ -157,7 +159,7 @@ def distill_tiny(
         again(model), again(data), again(trainer), None, ObjectiveConfig(scale=0.0), again(optim),
         again(log, name="ce_only", log_dir=str(folder)), again(resume), aligned_with=sides,
     )  # fmt: skip
-    train_one(model, data, trainer, teacher, objective, optim, log, resume, teachers)
+    train_one(model, data, trainer, teacher, objective, optim, log, resume, teachers, evaluate=evaluate)
     if trainer.is_global_zero:
         report_runs({"cross-entropy only": alone, "with the teacher": folder}, folder)
     return folder

@@ -12,6 +12,7 @@ The paper says "3-shot" and names the benchmarks, not the harness's tasks or met
   Llama-3.2-1B, whose plain accuracy lies below 50.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -90,4 +91,6 @@ def readings(column: Column, results: Mapping[str, Any]) -> tuple[str, float, fl
         )
     name, _, kind = metric.partition(",")
     error = results.get(f"{name}_stderr,{kind}")
-    return metric, float(results[metric]), float(error) if isinstance(error, (int, float)) else None
+    if not isinstance(error, (int, float)) or not math.isfinite(error):  # of one question there is none
+        return metric, float(results[metric]), None
+    return metric, float(results[metric]), float(error)

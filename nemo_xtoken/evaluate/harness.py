@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import random
 import tempfile
@@ -199,8 +200,9 @@ class Harness:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What JSON holds; NumPy's numbers are no numbers to it."""
-    return {k: float(v) if hasattr(v, "item") else v for k, v in values.items() if not callable(v)}
+    """What JSON holds: neither NumPy's numbers nor what is no number, the error of a single question."""
+    numbers = {k: float(v) if hasattr(v, "item") else v for k, v in values.items() if not callable(v)}
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in numbers.items()}
 
 
 def _longest(model: str) -> int:

@@ -39,10 +39,9 @@ def scores_table(scores: Scores, columns: Sequence[Column], beside: Mapping[str,
     table = Table(
         title=f"{scores.model}\nbeside {SOURCE}",
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        padding=0,
         pad_edge=False,
         show_edge=False,
-        collapse_padding=True,
         caption="percent. The paper names benchmarks, not metrics; ours: "
         + "; ".join(f"{c.title} {c.task} {scores.columns[c.key]['metric']}" for c in shown if c.key in scores.columns)
         + (

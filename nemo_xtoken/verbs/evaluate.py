@@ -1,6 +1,8 @@
 """``xtoken evaluate``: a student's scores on the paper's tasks beside the paper's table, and those of a run."""
 
 import json
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +20,8 @@ __all__ = ["VERB"]
 
 
 def _say(stage: str) -> None:
-    import sys
-
-    print(stage, file=sys.stderr, flush=True)
+    if os.environ.get("RANK", "0") == "0":  # torchrun starts several, which all say the same
+        print(stage, file=sys.stderr, flush=True)
 
 
 def _run(arguments: Mapping[str, Any]) -> int:
@@ -92,7 +93,7 @@ def _evaluate_model(arguments: Mapping[str, Any], columns: "Sequence[Column]", s
     model = arguments["model"]
     out = Path(arguments["out"]) if arguments["out"] else default_out(model, settings)
     scores = evaluate_model(model, columns, settings, out, arguments["again"], say=_say)
-    if not scores.columns:  # not the first of several processes
+    if os.environ.get("RANK", "0") != "0":
         return 0
     if arguments["json"]:
         print(json.dumps(as_json(scores, beside), indent=2))
@@ -105,7 +106,6 @@ def _evaluate_model(arguments: Mapping[str, Any], columns: "Sequence[Column]", s
 
 def _evaluate_run(arguments: Mapping[str, Any], columns: "Sequence[Column]", settings: "Settings") -> int:
     import functools
-    import sys
 
     from rich.console import Console
 
@@ -113,6 +113,7 @@ def _evaluate_run(arguments: Mapping[str, Any], columns: "Sequence[Column]", set
     from nemo_xtoken.report.evaluations import evaluations_table, read_evaluations
 
     run, command = Path(arguments["run"]), arguments["submit"]
+    until, ended = _until(arguments["until"])
     runs.find_checkpoints(run)  # says so when it is none
     if command is None:
         from nemo_xtoken.evaluate.harness import check_harness
@@ -133,7 +134,6 @@ def _evaluate_run(arguments: Mapping[str, Any], columns: "Sequence[Column]", set
         handle = functools.partial(runs.submit, run, words=words, command=command, say=_say)
     refused: list[int] = []
     if arguments["watch"]:
-        until, ended = _until(arguments["until"])
         more = {} if ended is None else {"ended": ended}
         _say(f"watching {run / 'checkpoints'}")
         refused = runs.watch(run, handle, arguments["every"], until, say=_say, **more)
@@ -151,8 +151,6 @@ def _evaluate_run(arguments: Mapping[str, Any], columns: "Sequence[Column]", set
 
 def _until(text: str | None) -> tuple[int | None, Any]:
     """A number of steps to stop after, or what says that the run has ended; neither: never."""
-    import sys
-
     from nemo_xtoken.evaluate.run import until_ended
 
     if text is None or text == "stdin":

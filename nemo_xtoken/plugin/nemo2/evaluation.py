@@ -110,7 +110,7 @@ class Evaluation(pl.Callback):
         self._process: Optional[subprocess.Popen[bytes]] = None
 
     @property
-    def log(self) -> Path:
+    def output(self) -> Path:
         """What the process says."""
         return self.folder / FOLDER / "watch.log"
 
@@ -124,9 +124,9 @@ class Evaluation(pl.Callback):
         environment = alone(os.environ)
         if self.config.device == "cpu":
             environment["CUDA_VISIBLE_DEVICES"] = ""
-        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.output.parent.mkdir(parents=True, exist_ok=True)
         (self.folder / "checkpoints").mkdir(exist_ok=True)
-        with open(self.log, "ab") as log:
+        with open(self.output, "ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "nemo_xtoken", "evaluate", *words],
                 env=environment,
@@ -135,7 +135,7 @@ class Evaluation(pl.Callback):
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # an interrupted run's Ctrl-C is not for it
             )
-        logger.info("checkpoints are evaluated every %s steps; see %s", self.config.every, self.log)
+        logger.info("checkpoints are evaluated every %s steps; see %s", self.config.every, self.output)
 
     def finish(self, wait: bool = True) -> None:
         """After training: tells the process, and waits for it if that is asked for.  A failure is a warning."""
@@ -151,7 +151,7 @@ class Evaluation(pl.Callback):
         if not (wait and self.config.wait):
             return
         if process.poll() is None:
-            logger.info("training has ended; waiting for evaluations that are going on, see %s", self.log)
+            logger.info("training has ended; waiting for evaluations that are going on, see %s", self.output)
         if process.wait():
-            tail = self.log.read_text(errors="replace")[-1000:].strip()
-            logger.warning("an evaluation failed; the run is none the worse. The end of %s:\n%s", self.log, tail)
+            tail = self.output.read_text(errors="replace")[-1000:].strip()
+            logger.warning("an evaluation failed; the run is none the worse. The end of %s:\n%s", self.output, tail)

@@ -1,0 +1,203 @@
+"""The checkpoints of a run: which are evaluated, once, and where the scores go."""
+
+import json
+import os
+import shutil
+import sys
+import threading
+
+import pytest
+
+from nemo_xtoken.cli import main
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.evaluate import run as runs
+from nemo_xtoken.evaluate.columns import read_columns
+from nemo_xtoken.evaluate.settings import Settings
+from nemo_xtoken.report.evaluations import add_evaluations, curve_records, read_evaluations
+from nemo_xtoken.report.summary import report_runs
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run's folder with checkpoints after 10, 20 and 30 steps, as NeMo names them, and one that is being written."""
+    for name in ("step=9", "mine--step=19.00-epoch=0", "mine--step=19.00-epoch=0-last", "step=29-last", "step=39"):
+        checkpoint(tmp_path, name)
+    (tmp_path / "checkpoints" / f"step=39{runs.UNFINISHED}").touch()
+    return tmp_path
+
+
+def checkpoint(run, name):
+    (run / "checkpoints" / name / "weights").mkdir(parents=True)
+
+
+def test_finished_checkpoints(run):
+    found = runs.find_checkpoints(run)
+    assert [c.steps for c in found] == [10, 20, 30]
+    assert found[1].path.name == "mine--step=19.00-epoch=0"
+    assert [c.steps for c in runs.chosen(found)] == [30, 20, 10]
+    assert [c.steps for c in runs.chosen(found, every=20)] == [20]
+    assert [c.steps for c in runs.chosen(found, step=10)] == [10]
+    with pytest.raises(InputError, match="no finished checkpoint after 40 steps") as error:
+        runs.chosen(found, step=40)
+    assert "10, 20, 30" in str(error.value)
+    with pytest.raises(InputError, match="is no folder"):
+        runs.find_checkpoints(run / "no")
+
+
+def test_a_checkpoint_is_evaluated_once(run, model, data):
+    exported, said = [], []
+
+    def export(source, out):
+        exported.append(source.name)
+        shutil.copytree(model, out)
+
+    settings = Settings(data=str(data), device="cpu", limit=2)
+    arguments = {"settings": settings, "export": export, "say": said.append}
+    [first] = runs.chosen(runs.find_checkpoints(run), step=10)
+    scores = runs.evaluate_checkpoint(run, first, read_columns("winogrande"), **arguments)
+    folder = run / "evaluations" / "step=10"
+    assert not (folder / "model").exists()
+    assert json.loads((folder / "scores-limit2.json").read_text())["model"] == str(first.path)
+    [record] = read_evaluations(run)
+    assert record == {
+        "step": 10,
+        "column": "winogrande",
+        "task": "winogrande",
+        "metric": "acc,none",
+        "score": scores.columns["winogrande"]["score"],
+        "stderr": scores.columns["winogrande"]["stderr"],
+        "samples": 2,
+        "shots": 3,
+        "limit": 2,
+    }
+    assert runs.evaluate_checkpoint(run, first, read_columns("winogrande"), **arguments) == scores
+    assert exported == ["step=9"]
+    assert len((run / "evaluations.jsonl").read_text().splitlines()) == 1
+    runs.evaluate_checkpoint(run, first, read_columns("winogrande,hellaswag"), keep=True, **arguments)
+    assert [r["column"] for r in read_evaluations(run)] == ["winogrande", "hellaswag"]
+    assert len(exported) == 2
+    assert (folder / "model" / "config.json").is_file()
+    shutil.rmtree(folder / "model")
+    os.utime(first.path / "weights", ns=(1, 1))  # another checkpoint of that name
+    runs.evaluate_checkpoint(run, first, read_columns("winogrande"), **arguments)
+    assert len(exported) == 3
+    with runs.FileLock(folder / ".lock"):
+        assert runs.evaluate_checkpoint(run, first, read_columns("winogrande"), **arguments) is None
+    assert "another process" in said[-1]
+
+
+def test_watching_takes_new_checkpoints_as_they_come(run):
+    seen = []
+
+    def handle(found):
+        seen.append(found.steps)
+        if found.steps == 30:
+            checkpoint(run, "step=49-last")
+            raise InputError("a", "b", "c")
+
+    waits = []
+
+    def ended(seconds):
+        waits.append(seconds)
+        if len(waits) == 5:
+            checkpoint(run, "step=54")
+            checkpoint(run, "step=59")
+        return len(waits) > 6
+
+    assert runs.watch(run, handle, every=10, ended=ended, poll=0.5) == [30]
+    assert seen == [30, 50, 20, 10, 60]
+    assert 0.5 in waits
+
+
+def test_watching_ends_with_the_last_checkpoint(run):
+    seen = []
+    runs.watch(run, lambda c: seen.append(c.steps), every=20, ended=lambda seconds: True, poll=0)
+    assert seen == [20, 30]  # the last one, whatever its step
+    seen.clear()
+    runs.watch(run, lambda c: seen.append(c.steps), every=10, until=30, ended=lambda seconds: False, poll=0)
+    assert seen == [30]
+
+
+@pytest.mark.parametrize("end", [b"end\n", b""])
+def test_the_end_of_a_pipe_ends_watching(end):
+    inner, outer = os.pipe()
+    with os.fdopen(inner) as stream:
+        ended = runs.until_ended(stream)
+        assert not ended(0.0)
+        threading.Timer(0.2, lambda: (os.write(outer, end), os.close(outer))).start()
+        assert ended(60.0)
+
+
+def test_submitting_gives_a_command_to_a_command(run, tmp_path, capsys):
+    taker = tmp_path / "take it.sh"
+    taker.write_text('printf "%s\\n" "$#" "$@" >> "$(dirname "$0")/taken"; echo "job 7"\n')
+    words = [f"run={run}", "every=20", "tasks=mmlu,gsm8k", "shots=5", "data=/a folder"]
+    words.append(f"submit=sh '{taker}' --wrap")
+    assert main(["evaluate", *words]) == 0
+    count, first, command = (tmp_path / "taken").read_text().splitlines()
+    assert (count, first) == ("2", "--wrap")
+    import shlex
+
+    assert shlex.split(command)[1:] == [
+        "-m",
+        "nemo_xtoken",
+        "evaluate",
+        f"run={run}",
+        "step=20",
+        "tasks=mmlu,gsm8k",
+        "shots=5",
+        "data=/a folder",
+    ]
+    assert shlex.split(command)[0] == sys.executable
+    assert "step 20: job 7" in capsys.readouterr().err
+    assert main(["evaluate", *words]) == 0  # has been submitted
+    assert len((tmp_path / "taken").read_text().splitlines()) == 3
+    for command in ("false", "no-such-command-here", "'"):
+        assert main(["evaluate", f"run={run}", f"submit={command}"]) == 2
+        assert "was not submitted by" in capsys.readouterr().err
+
+
+def test_an_export_that_fails(run, monkeypatch):
+    monkeypatch.setattr(runs.sys, "executable", "false")
+    with pytest.raises(InputError, match="cannot be exported") as error:
+        runs.export_checkpoint(run / "checkpoints" / "step=9", run / "out")
+    assert "try it by hand" in error.value.fix
+    with pytest.raises(InputError) as error:
+        runs.export_checkpoint(run / "checkpoints" / "gone", run / "out")
+    assert "save_top_k=-1" in error.value.fix
+
+
+def test_a_process_of_its_own_is_none_of_several():
+    several = {"RANK": "3", "WORLD_SIZE": "8", "MASTER_PORT": "1", "SLURM_PROCID": "3", "TORCHELASTIC_RUN_ID": "x"}
+    assert runs.alone({**several, "PATH": "/bin", "HF_HOME": "/hf"}) == {"PATH": "/bin", "HF_HOME": "/hf"}
+
+
+def test_scores_are_in_the_report(tmp_path, monkeypatch):
+    import io
+
+    from rich.console import Console
+
+    (tmp_path / "history.jsonl").write_text(json.dumps({"step": 1, "ce": 2.0, "tokens": 5, "seconds": 1.0}) + "\n")
+    for step, score in ((2, 30.0), (1, 25.0), (2, 35.5)):
+        found = {"task": "mmlu", "metric": "acc,none", "score": score, "stderr": 1.25, "samples": 9, "shots": 3}
+        add_evaluations(tmp_path, step, {"mmlu": found, "gsm8k": {**found, "stderr": None}}, 10)
+    with open(tmp_path / "evaluations.jsonl", "a") as file:
+        file.write('{"step": 3, "col')  # a crash
+    assert [(r["step"], r["column"], r["score"]) for r in read_evaluations(tmp_path)] == [
+        (1, "mmlu", 25.0),
+        (1, "gsm8k", 25.0),
+        (2, "mmlu", 35.5),
+        (2, "gsm8k", 35.5),
+    ]
+    assert curve_records(tmp_path)[2] == {"step": 2, "evaluation/mmlu": 35.5}
+    drawn = []
+    from nemo_xtoken.report import curves
+
+    lines = curves._lines
+    monkeypatch.setattr(curves, "_lines", lambda *a: drawn.extend(lines(*a)) or lines(*a))
+    console = Console(file=io.StringIO(), width=100)
+    report_runs({"mine": tmp_path}, tmp_path, console)
+    assert "35.50 ±1.25" in console.file.getvalue()
+    assert "limit=10" in console.file.getvalue()
+    assert ("mine: mmlu", "evaluation/mmlu", [1, 2], [25.0, 35.5]) in drawn
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
