@@ -1,6 +1,7 @@
 """The passes over a tile by torch: the reference, and what runs where there is no Triton."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +25,21 @@ class _Softmax:
 
     def probabilities(self, whole: Tensor | None) -> Tensor:
         return self._p if whole is None else self._p.mul_(torch.exp(self.norm - whole).unsqueeze(1))
+
+
+class _Waiting(NamedTuple):
+    """
+    Attributes:
+        at: int64 ``[m]``, row numbers.
+        h: ``[m, V/tp]``, by the logarithms of their probabilities.
+        inner: ``[m]``, its sum over all ranks.
+        all_rows: the rows are all there are, in order.
+    """
+
+    at: Tensor
+    h: Tensor
+    inner: Tensor
+    all_rows: bool
 
 
 class TorchKernels(TileKernels):
@@ -58,9 +74,7 @@ class TorchKernels(TileKernels):
         terms, slope = direction.compare(p, q, None if coefficients is None else coefficients.unsqueeze(1))
         return Compared(terms.sum(1), outside, slope)
 
-    def through_softmax(
-        self, gradient: RowGradient, p: Tensor, reduce: Callable[[Tensor], Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def through_softmax(self, gradient: RowGradient, p: Tensor, reduce: Callable[[Tensor], Tensor]) -> "_Waiting":
         h, rows = gradient.values, gradient.p
         if gradient.source is not None:
             h = h.index_select(0, gradient.source)
@@ -68,7 +82,7 @@ class TorchKernels(TileKernels):
             rows = p.index_select(0, gradient.at)
         if not gradient.by_logarithm:
             h.mul_(rows)
-        return gradient.at, h.addcmul_(rows, reduce(h.sum(1, keepdim=True)), value=-1)
+        return _Waiting(gradient.at, h, reduce(h.sum(1)), rows is p)
 
     def by_logits(
         self,
@@ -77,11 +91,16 @@ class TorchKernels(TileKernels):
         inner: Tensor,
         labels: Tensor,
         temperature: float,
-        waiting: Sequence[tuple[Tensor, Tensor]],
+        waiting: Sequence["_Waiting"],
     ) -> Tensor:
+        for part in waiting:
+            inner = inner.index_add(0, part.at, part.inner)
         dz = p.mul_(-(by_label + inner).unsqueeze(1))  # h by log p is h - p * sum_v h by z
         mine = torch.nonzero((labels >= 0) & (labels < p.shape[1])).squeeze(1)
         dz[mine, labels[mine]] += by_label[mine]
-        for at, part in waiting:
-            dz.index_add_(0, at, part)
+        for part in waiting:
+            if part.all_rows:
+                dz.add_(part.h)  # takes a third of the time
+            else:
+                dz.index_add_(0, part.at, part.h)
         return dz if temperature == 1 else dz.div_(temperature)

@@ -103,7 +103,7 @@ def row_products(p, values, source, sums, width, BY_LOGARITHM: tl.constexpr, BLO
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     at = block * BLOCK + tl.arange(0, BLOCK)
     origin = tl.load(source + row)
-    there = (at < width) & (origin >= 0)
+    there = at < tl.where(origin >= 0, width, 0)
     h = tl.load(values + origin * width + at, mask=there, other=0)
     if not BY_LOGARITHM:
         h = h * tl.load(p + row * width + at, mask=there, other=0)
@@ -128,7 +128,7 @@ def logit_gradient(
     out = tl.zeros_like(probability)
     if VALUES:
         origin = tl.load(source + row)
-        value = tl.load(values + origin * width + at, mask=(at < width) & (origin >= 0), other=0)
+        value = tl.load(values + origin * width + at, mask=at < tl.where(origin >= 0, width, 0), other=0)
         if BY_LOGARITHM:
             out += value
         else:

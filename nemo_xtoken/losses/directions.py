@@ -6,6 +6,7 @@ Each is a sum of one term a class, elementwise, so that it can be taken on a ran
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
@@ -35,8 +36,9 @@ def _log(x: Tensor) -> Tensor:
 
 
 def _forward(p: Tensor, q: Tensor, coefficients: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    ratio = p / q.clamp_min_(smallest(q))
-    term = _log(ratio).mul_(p)
+    bound = smallest(q)
+    ratio = p / q.clamp_min_(bound)
+    term = torch.clamp_min(ratio, bound, out=q).log_().mul_(p)  # memory of q's size is not made anew
     return term, None if coefficients is None else ratio.mul_(-coefficients)
 
 
