@@ -120,13 +120,17 @@ class Harness:
         """Loads a model from a folder in Hugging Face's format.
 
         Raises:
-            InputError: transformers cannot load it.
+            InputError: transformers cannot load it; several processes without GPUs, which the harness does not have.
         """
         import torch
 
         device = self.settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
         if device == "cpu":
             os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # the harness would take some memory of a GPU as well
+            if os.environ.get("WORLD_SIZE", "1") != "1":
+                raise InputError(
+                    "several processes on a CPU", "one, or as many as there are GPUs", "leave torchrun out"
+                )
         with quiet():
             from lm_eval.models.huggingface import HFLM
 

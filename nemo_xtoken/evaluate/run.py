@@ -7,6 +7,7 @@ export is removed.  Below the run's folder:
     evaluations/step=1000/scores.json   all that the harness said; columns that are there are not run again
 """
 
+import contextlib
 import os
 import re
 import select
@@ -54,15 +55,12 @@ class Checkpoint:
 
     Attributes:
         steps: training steps that it has behind it.
+        identity: tells it from another of the same name.
     """
 
     path: Path
     steps: int
-
-    @property
-    def identity(self) -> str:
-        """Tells it from another of the same name."""
-        return f"{self.path.name} {(self.path / 'weights').stat().st_mtime_ns}"
+    identity: str
 
 
 def find_checkpoints(run: Path) -> list[Checkpoint]:
@@ -73,15 +71,16 @@ def find_checkpoints(run: Path) -> list[Checkpoint]:
     """
     if not run.is_dir():
         raise InputError(f"run={run} is no folder", "the folder of a training run", "fix the path")
-    found: dict[int, Path] = {}
+    found: dict[int, Checkpoint] = {}
     for weights in (run / "checkpoints").glob("*/weights"):
         path = weights.parent
         number = re.search(r"step=(\d+)", path.name)  # NeMo counts the first step as 0
         if number is None or path.with_name(path.name + UNFINISHED).exists():
             continue
-        steps = int(number[1]) + 1
-        found[steps] = min(path, found.get(steps, path), key=lambda p: (len(p.name), p.name))
-    return [Checkpoint(found[steps], steps) for steps in sorted(found)]
+        with contextlib.suppress(FileNotFoundError):  # removed just now
+            new = Checkpoint(path, int(number[1]) + 1, f"{path.name} {weights.stat().st_mtime_ns}")
+            found[new.steps] = min(new, found.get(new.steps, new), key=lambda c: (len(c.path.name), c.path.name))
+    return [found[steps] for steps in sorted(found)]
 
 
 def chosen(checkpoints: Sequence[Checkpoint], every: int = 1, step: int | None = None) -> list[Checkpoint]:
@@ -155,8 +154,7 @@ def evaluate_checkpoint(
     out = folder / ("scores.json" if settings.limit is None else f"scores-limit{settings.limit:g}.json")
     model = folder / "model"
     before = read_scores(out)
-    identity = checkpoint.identity
-    if before is not None and before.identity != identity:  # the run has been started again
+    if before is not None and before.identity != checkpoint.identity:  # the run has been started again
         out.unlink()
 
     def prepare() -> Path:
@@ -167,7 +165,9 @@ def evaluate_checkpoint(
     lock = FileLock(folder / ".lock")
     try:
         with lock.acquire(timeout=0):
-            scores = evaluate_model(str(checkpoint.path), columns, settings, out, again, identity, prepare, say)
+            scores = evaluate_model(
+                str(checkpoint.path), columns, settings, out, again, checkpoint.identity, prepare, say
+            )
             if not keep:
                 shutil.rmtree(model, ignore_errors=True)
             asked = {column.key: scores.columns[column.key] for column in columns}
@@ -246,7 +246,7 @@ def watch(
         due = chosen(there, every) or []
         if over and there and there[-1] not in due:
             due.insert(0, there[-1])
-        new = [c for c in due if c.path.exists() and c.identity not in seen][:1]  # look again after each
+        new = [c for c in due if c.identity not in seen][:1]  # look again after each
         for checkpoint in new:
             seen.add(checkpoint.identity)
             try:

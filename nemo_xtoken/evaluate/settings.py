@@ -1,6 +1,7 @@
 """What a score depends on besides the model: the same settings, the same score."""
 
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from nemo_xtoken.errors import InputError
@@ -55,8 +56,10 @@ class Settings:
                 raise InputError(found, expected, "change it")
 
     def words(self) -> list[str]:
-        """Those that are not the default, as `xtoken evaluate` takes them."""
+        """Those that are not the default, as `xtoken evaluate` takes them, in whatever folder that runs."""
         changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        if self.data is not None:
+            changed["data"] = Path(self.data).resolve()
         return [f"{name}={value:g}" if name == "limit" else f"{name}={value}" for name, value in changed.items()]
 
     @property

@@ -66,7 +66,7 @@ class EvaluationConfig:
             self.shots,
             self.limit,
             self.chat,
-            data=None if self.data is None else str(Path(self.data).resolve()),
+            data=self.data,
             batch_size=str(self.batch_size),
             device=None if self.submit else self.device,
         )
