@@ -1,5 +1,6 @@
 """What is in the wheel, what the pins cover, and what `make` says when it cannot start."""
 
+import importlib.util
 import os
 import re
 import shutil
@@ -135,7 +136,9 @@ class TestMake:
         first = self._make(tree, "install", python, "TORCH_INDEX=file:///wheels")
         assert first.returncode == 0, first.stdout + first.stderr
         calls = (tree / "calls").read_text()
-        assert calls.count(" install ") == 1
+        assert calls.count(" install -c ") == 1
+        beside = importlib.util.find_spec("triton") is None  # a PyTorch for CUDA brings it
+        assert calls.count(" install ") == 1 + beside == 1 + calls.count("--target .venv/triton triton==")
         assert "-c constraints.txt --extra-index-url file:///wheels -e .[nemo,dev]" in calls
         assert (tree / ".venv/.installed").exists()
         again = self._make(tree, "install", python)
