@@ -1,0 +1,118 @@
+"""A model with another tokenizer, distilled from itself until it speaks again.
+
+    nemo llm distill --recipe xtoken_swap \\
+        model=models/smollm2 tokenizer=models/llama3 data.text.paths='["texts/*.jsonl"]'
+
+``model`` and ``tokenizer`` are folders in Hugging Face's format or hub names; nothing has to be imported before.  One
+command, resumable by itself:
+
+1. the model gets the tokenizer: a token that both have keeps its embedding, any other gets the mean of its pieces',
+2. original and transplanted model become NeMo checkpoints (1 and 2 once: they are cached),
+3. the transplanted model learns from text and from the original by prefix-exact P-KL,
+4. the result goes to ``runs/xtoken_swap/student`` in Hugging Face's format, the weights in the original's type,
+5. a table compares bits per byte of held-out text: the original, the model before and after.
+
+    .. ce_only=true                        also train it on text alone, and compare
+    .. teacher.path=nemo/larger            learn from another NeMo checkpoint (`xtoken import`), not from the original
+    .. teacher.loss=p_kl objective.scale=3
+    .. trainer.plugins.precision=32        bf16-mixed on a GPU and 32 on a CPU is the default
+    .. trainer.devices=8 data.global_batch_size=256 optim.config.lr=1e-4
+
+Prefix-exact P-KL, because a swap is its case: nearly every new token is made of pieces that the teacher says one after
+the other.  P-KL compares the first of them, this loss all, and in both directions.  With ``teacher.loss=p_kl`` W is by
+the rule "prefix", all weight on the first piece.
+
+Settings, all ours: a learning rate of 3e-4 suits models below a billion parameters (1e-4 for a few billions); 2000
+steps of 64 samples of 1024 tokens are 130 million tokens.  Memory on one GPU: 18 bytes a parameter in bf16-mixed and 16
+in fp32, 2 or 4 more for the teacher, activations and a tile of logits.  Time, an estimate: SmolLM2-135M half an hour on
+an H100.  On CPU cores it runs as well, with fewer and shorter samples: docs/models.md has such a run.
+
+Data: text like that which the model is for; the original cannot teach what its text does not touch.
+"""
+
+from typing import Optional
+
+import nemo.lightning as nl
+import nemo_run as run
+import torch
+from megatron.core.optimizer import OptimizerConfig
+from nemo.lightning.pytorch.optim import CosineAnnealingScheduler
+
+from nemo_xtoken.data.config import DataConfig
+from nemo_xtoken.losses.base import ChunkLossConfig
+from nemo_xtoken.losses.objective import ObjectiveConfig
+from nemo_xtoken.losses.registry import DivergenceOptions
+from nemo_xtoken.plugin.nemo2.data import DistillationData
+from nemo_xtoken.plugin.nemo2.swap import swap_tokenizer
+from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig
+from nemo_xtoken.projection.build import RULES, ProjectionRule
+from nemo_xtoken.recipes.common import checkpoints
+
+__all__ = ["mixed_precision", "xtoken_swap"]
+
+
+def xtoken_swap() -> run.Partial:
+    """The recipe; ``model``, ``tokenizer`` and ``data.text.paths`` are the user's, everything can be overridden."""
+    return run.Partial(
+        swap_tokenizer,
+        model=None,
+        tokenizer=None,
+        teacher=run.Config(
+            TeacherConfig,
+            loss="prefix_kl",
+            options=run.Config(DivergenceOptions),
+            chunks=run.Config(ChunkLossConfig),
+            rule=run.Config(ProjectionRule, **RULES["prefix"]),
+        ),
+        data=run.Config(
+            DistillationData,
+            text=run.Config(
+                DataConfig, paths=[], student_length=1024, teacher_length=1280, held_out=0.01, workers=2
+            ),
+            micro_batch_size=4,
+            global_batch_size=64,
+        ),
+        objective=run.Config(ObjectiveConfig, scale="dynamic"),
+        trainer=run.Config(
+            nl.Trainer,
+            accelerator="auto",
+            devices=1,
+            num_nodes=1,
+            max_steps=2000,
+            val_check_interval=200,
+            limit_val_batches=1.0,
+            num_sanity_val_steps=0,
+            log_every_n_steps=10,
+            logger=False,
+            use_distributed_sampler=False,
+            strategy=run.Config(nl.MegatronStrategy, ckpt_async_save=False, progress_interval=10),
+            plugins=run.Config(mixed_precision),
+        ),
+        optim=run.Config(
+            nl.MegatronOptimizerModule,
+            config=run.Config(
+                OptimizerConfig, optimizer="adam", lr=3e-4, weight_decay=0.01, adam_beta2=0.98, clip_grad=1.0,
+                use_distributed_optimizer=True,
+            ),
+            lr_scheduler=run.Config(CosineAnnealingScheduler, warmup_steps=100, constant_steps=0, min_lr=3e-5),
+        ),
+        log=checkpoints("xtoken_swap", every=200),
+        resume=run.Config(nl.AutoResume, resume_if_exists=True, resume_ignore_no_checkpoint=True),
+        ce_only=False,
+        measure_bytes=200_000,
+    )  # fmt: skip
+
+
+def mixed_precision(precision: Optional[str] = None) -> nl.MegatronMixedPrecision:
+    """NeMo's precision plugin.
+
+    Args:
+        precision: ``bf16-mixed`` or ``32``; by default the first with a GPU, the second without, which is faster there.
+    """
+    if precision is None:
+        precision = "bf16-mixed" if torch.cuda.is_available() else "32"
+    if precision == "32":
+        return nl.MegatronMixedPrecision(precision="32")
+    return nl.MegatronMixedPrecision(
+        precision=precision, params_dtype=torch.bfloat16, pipeline_dtype=torch.bfloat16, autocast_enabled=False
+    )

@@ -1,0 +1,227 @@
+"""The recipe ``xtoken_swap``, from a Hugging Face folder and a tokenizer to a Hugging Face folder, at toy width."""
+
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from launcher import launch
+from tokenizer_zoo import TEXT, write_folder
+from toy_models import write_model
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow  # one run of the whole flow, which all tests look at
+FORK = multiprocessing.get_context("fork")
+SMALL = [
+    "data.text.student_length=32", "data.text.teacher_length=64", "data.text.held_out=3", "data.text.workers=0",
+    "data.micro_batch_size=2", "data.global_batch_size=4", "optim.config.lr=1e-2", "optim.lr_scheduler.warmup_steps=1",
+    "log.ckpt.every_n_train_steps=2", "trainer.val_check_interval=2",
+]  # fmt: skip
+
+
+def _say(pipe, words):
+    """One command of ``xtoken``, here; sends its exit status and what it prints."""
+    from nemo_xtoken.cli import main
+    from nemo_xtoken.evaluate.run import alone
+
+    kept = alone(os.environ)
+    os.environ.clear()
+    os.environ.update(kept)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        status = main(words)
+    pipe.send((status, said.getvalue()))
+
+
+def _serve(pipe):
+    """Commands, each in a fork of this process, which has imported NeMo and has not trained."""
+    while True:
+        ours, theirs = FORK.Pipe()
+        process = FORK.Process(target=_say, args=(theirs, pipe.recv()))
+        process.start()
+        theirs.close()
+        try:
+            pipe.send(ours.recv())
+        except EOFError:
+            pipe.send((1, ""))
+        process.join()
+
+
+def swap(folder, *lines):
+    """``nemo llm distill --recipe xtoken_swap WORDS`` for each line: (status, output, the commands that it started)."""
+    torch.set_num_threads(1)
+    os.chdir(folder)
+    os.environ.update(NEMO_XTOKEN_CACHE=str(folder / "cache"), COLUMNS="200")
+    ours, theirs = FORK.Pipe()
+    FORK.Process(target=_serve, args=(theirs,), daemon=False).start()
+    from nemo_run.__main__ import app
+    from typer.testing import CliRunner
+
+    from nemo_xtoken.plugin.nemo2 import swap as module
+
+    started: list[str] = []
+
+    def command(*words):  # as the real one, without importing NeMo anew
+        started.append(words[0])
+        ours.send(list(words))
+        status, said = ours.recv()
+        assert status == 0, words
+        return said
+
+    module._command = command
+    results = []
+    for words in lines:
+        done = CliRunner().invoke(app, ["llm", "distill", "--recipe", "xtoken_swap", *words])
+        results.append((done.exit_code, done.output, list(started)))
+        started.clear()
+    return results
+
+
+@pytest.fixture(scope="module")
+def command_line(nemo):
+    """The command line, loaded before processes are forked."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["nemo", "llm"])
+        import nemo_run.__main__  # noqa: F401
+
+
+@pytest.fixture(scope="module")
+def swapped(command_line, tmp_path_factory):
+    """The folder after the YAML, a run without a model, a run of 2 steps, and the same command in another process."""
+    folder = tmp_path_factory.mktemp("swap")
+    write_model("llama-tied", folder / "model", tokenizer="qwen", dtype=torch.bfloat16)
+    write_folder("llama", folder / "tokenizer")
+    texts = [TEXT[i : i + 200] for i in range(0, len(TEXT), 200)]
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    given = [f"model={folder / 'model'}", f"tokenizer={folder / 'tokenizer'}", "ce_only=true"]
+    words = [*given, f'data.text.paths=["{folder / "text.jsonl"}"]', "trainer.max_steps=2", *SMALL]
+    [results] = launch(swap, folder, ["--to-yaml", "swap.yaml"], ["model=x"], words, folder=folder / "logs")
+    [again] = launch(swap, folder, words, folder=folder / "logs")
+    return folder, texts, results + again
+
+
+def test_the_yaml_beside_it_is_the_recipe(swapped):
+    folder, _, _ = swapped
+    path, made = ROOT / "conf" / "xtoken_swap.yaml", folder / "swap.yaml"
+    if os.environ.get("WRITE_CONF"):
+        head = "# The recipe xtoken_swap as a file: nemo llm distill --yaml xtoken_swap.yaml\n"
+        head += "# Made by: nemo llm distill --recipe xtoken_swap --to-yaml xtoken_swap.yaml\n"
+        path.write_text(head + made.read_text())
+    assert yaml.safe_load(path.read_text()) == yaml.safe_load(made.read_text())
+
+
+def test_what_is_left_out_is_named_at_once(swapped):
+    _, _, results = swapped
+    status, output, started = results[1]
+    assert (status, started) == (2, [])
+    assert "not set: tokenizer, data.text.paths" in output
+
+
+def test_one_command_does_everything(swapped):
+    folder, texts, results = swapped
+    status, output, started = results[2]
+    assert status == 0, output[-6000:]
+    assert started == ["import", "import", "export", "export", "bits", "bits", "bits", "bits"]
+    run = folder / "runs" / "xtoken_swap"
+    found = json.loads((run / "bits.json").read_text())
+    assert list(found) == ["original", "transplanted", "cross-entropy only", "distilled"]
+    held_out = [json.loads(line)["text"] for line in (run / "held_out.jsonl").read_text().splitlines()]
+    assert len(held_out) == 3
+    assert set(held_out) < set(texts)
+    assert {row["size"] for row in found.values()} == {sum(len(text.encode()) for text in held_out)}
+    own, *others = (row["tokens"] for row in found.values())
+    assert set(others) == {others[0]} != {own}
+    for row in found.values():
+        assert f"{row['per_byte']:.3f}" in output
+    assert len({row["per_byte"] for row in found.values()}) == 4
+
+
+def test_the_student_learns_from_the_original_and_not_only_from_text(swapped):
+    run = swapped[0] / "runs" / "xtoken_swap"
+    both, alone = (
+        [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+        for folder in (run, run / "ce_only")
+    )
+    assert both[0] == alone[0]  # held-out text, before the first step
+    first, plain = (next(r for r in records if r["step"] == 1) for records in (both, alone))
+    assert first["ce"] == plain["ce"]  # the same start, the same batch
+    assert first["kd"] > 0
+    assert "kd" not in plain
+
+
+def test_the_result_loads_in_transformers_with_the_new_tokenizer(swapped):
+    from transformers import AutoModelForCausalLM
+
+    from nemo_xtoken.vocab.loading import load_vocabulary
+
+    folder = swapped[0]
+    out = folder / "runs" / "xtoken_swap" / "student"
+    model = AutoModelForCausalLM.from_pretrained(out, dtype="auto")
+    assert model.dtype == torch.bfloat16  # as the original
+    new = load_vocabulary(str(folder / "tokenizer"))
+    assert model.config.vocab_size == new.size
+    assert model.config.bos_token_id == new.bos_id
+    assert load_vocabulary(str(out)).digest == new.digest
+
+
+def test_held_out_text_is_not_trained_on(swapped):
+    """What is measured on are the documents that the data's own split holds out."""
+    from nemo_xtoken.alignment.cache import text_digest
+    from nemo_xtoken.data.config import DataConfig
+    from nemo_xtoken.plugin.nemo2.swap import held_out_texts
+    from nemo_xtoken.vocab.loading import load_vocabulary
+
+    folder = swapped[0]
+    sides = load_vocabulary(str(folder / "tokenizer")), load_vocabulary(str(folder / "model"))
+    text = DataConfig([str(folder / "text.jsonl")], held_out=3, progress=False, cache_dir=str(folder / "cache"))
+    training, held_out = text.prepare(sides[0], [sides[1]])
+    found = list(held_out_texts(text, *sides))
+    assert {text_digest(document) for document in found} == set(held_out[0].digests.tolist())
+    assert not {text_digest(document) for document in found} & set(training[0].digests.tolist())
+    written = (folder / "runs" / "xtoken_swap" / "held_out.jsonl").read_text().splitlines()
+    assert found == [json.loads(line)["text"] for line in written]
+
+
+def test_the_same_command_goes_on_from_what_is_there(swapped):
+    status, output, started = swapped[2][3]
+    assert status == 0, output[-6000:]
+    assert "import" not in started
+
+
+def test_the_benchmark_shows_the_run(swapped, tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import swap as benchmark
+
+    folder, texts, _ = swapped
+    (tmp_path / "sums.jsonl").write_text(json.dumps({"text": texts[-1]}) + "\n")
+    monkeypatch.chdir(folder)  # where the run was started
+    words = ["runs/xtoken_swap", "--on", f"sums={tmp_path / 'sums.jsonl'}", "--figure", str(tmp_path / "bits.png")]
+    benchmark.main(words)
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert [line.split("|")[1].strip() for line in table[2:]] == [
+        "original",
+        "transplanted",
+        "cross-entropy only",
+        "distilled",
+    ]
+    assert (tmp_path / "bits.png").read_bytes()[:4] == b"\x89PNG"
+    run = Path("runs/xtoken_swap")
+    found = json.loads((run / "bits.json").read_text())
+    for name, of in benchmark.runs_of(run).items():
+        steps, values = benchmark.curve(run, of)
+        assert steps == [0, 2]
+        # packed into short samples the same text is a little harder
+        assert values == pytest.approx([found["transplanted"]["per_byte"], found[name]["per_byte"]], rel=0.1)
+
+    def never(*_):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(benchmark, "bits_per_byte", never)
+    benchmark.main(words)
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")] == table
