@@ -1,6 +1,5 @@
 """One part of a preparation that several tasks share: which documents are its own, and what it made of them."""
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +19,8 @@ from nemo_xtoken.vocab import Vocabulary
 
 __all__ = ["PartReport", "TeacherReport", "array_part", "deal", "prepare_part"]
 
+_BYTES_A_DOCUMENT = 48  # beside ids and chunks: digest, offsets, counts, checksum
+
 
 @dataclass(frozen=True)
 class TeacherReport:
@@ -30,7 +31,8 @@ class TeacherReport:
         student_tokens, teacher_tokens: with BOS and EOS, or all that the templates write.
         chunks, scored_chunks: all, and those with a predictor on both sides.
         student_coverage, teacher_coverage: share of the labels that are in a chunk, over the shards that hold them.
-        shards, bytes: the files.
+        shards: the files that they are in.
+        bytes: what they take on disk.
         new_tokens: of both sides, written by this call.
         seconds: that took.
     """
@@ -187,7 +189,11 @@ def _report(
         student_coverage=coverage("student"),
         teacher_coverage=coverage("teacher"),
         shards=len(shards),
-        bytes=sum(os.path.getsize(shard.path) for shard in shards),
+        bytes=int(
+            4 * (prepared.student_lengths.sum() + prepared.teacher_lengths.sum())
+            + 16 * prepared.chunk_counts.sum()
+            + _BYTES_A_DOCUMENT * len(prepared)
+        ),
         new_tokens=written,
         seconds=seconds,
     )

@@ -18,6 +18,7 @@ from nemo_xtoken.errors import InputError
 
 __all__ = ["read_arrow", "read_dataset", "read_jsonl", "read_parquet", "read_text"]
 
+_BATCH_BYTES = 2**20  # of a column in memory at a time: documents may have megabytes each
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -63,10 +64,19 @@ def read_parquet(path: str, column: Column) -> Iterator[str]:
     try:
         with pq.ParquetFile(path) as file:
             column.check(path, file.schema_arrow)
-            batches = file.iter_batches(batch_size=1024, columns=[column.name])
+            rows = _BATCH_BYTES * file.metadata.num_rows // max(_uncompressed(file.metadata, column.name), 1)
+            batches = file.iter_batches(batch_size=min(max(rows, 1), 1024), columns=[column.name])
             yield from _column_texts(path, column, (batch.column(0) for batch in batches))
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, "a Parquet file", error) from error
+
+
+def _uncompressed(metadata: pq.FileMetaData, name: str) -> int:
+    """Bytes of a column, with all that is in it."""
+    columns = [metadata.schema.column(i).path.split(".")[0] for i in range(metadata.num_columns)]
+    at = [i for i, column in enumerate(columns) if column == name]
+    groups = [metadata.row_group(g) for g in range(metadata.num_row_groups)]
+    return sum(group.column(i).total_uncompressed_size for group in groups for i in at)
 
 
 def read_arrow(path: str, column: Column) -> Iterator[str]:

@@ -212,3 +212,17 @@ def test_data_that_changes_after_the_survey(tmp_path):
         path.write_text(changed)
         with pytest.raises(InputError, match="changed while it was being prepared"):
             list(read_documents(sources, found, found.characters > 0))
+
+
+def test_large_documents_are_read_a_few_at_a_time(tmp_path, monkeypatch):
+    texts = [f"{n} " + "word " * 40000 for n in range(12)]
+    pq.write_table(pa.table({"text": texts, "other": [0] * 12}), tmp_path / "a.parquet", use_dictionary=False)
+    sizes = []
+    batches = pq.ParquetFile.iter_batches
+    monkeypatch.setattr(
+        pq.ParquetFile,
+        "iter_batches",
+        lambda self, batch_size, **more: sizes.append(batch_size) or batches(self, batch_size=batch_size, **more),
+    )
+    assert texts_of(tmp_path / "a.parquet") == texts
+    assert sizes == [5]  # 200 kB each
