@@ -95,6 +95,7 @@ CASES = {
     ),
     "start too small": (1, {"start": "{root}/teacher"}, nothing, "student's output layer has 960 rows"),
     "no such loss": (1, {"loss": "kl"}, nothing, "loss='kl'"),
+    "kernels for a GPU": (1, {"objective": {"kernels": "triton"}}, nothing, "kernels=triton"),
     "loss of one tokenizer": (1, {"loss": "same_tokenizer"}, nothing, "whose tokens differ"),
     "second teacher missing": (
         1, {"teachers": {"second": {"path": "{broken}/nowhere"}}}, nothing, "nowhere",
