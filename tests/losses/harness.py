@@ -24,7 +24,7 @@ def teacher_output(problem, ownership, group=None):
     ranks, rank = (1, 0) if group is None else (dist.get_world_size(group), dist.get_rank(group))
     held = VocabularyShard(problem.v_t, problem.weight_t.shape[0], group)
     weight = reorder_rows(problem.weight_t.chunk(ranks)[rank], held, ownership)
-    columns = torch.from_numpy(ownership.owned)
+    columns = torch.from_numpy(ownership.owned).to(weight.device)
     return ModelOutput(problem.hidden_t.flatten(0, 1), OutputHead(weight, ownership.shard, columns))
 
 
