@@ -1,0 +1,106 @@
+"""The arms: what a student learns from, everything else being the same."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["ARMS", "SAID", "Arm", "Lesson", "arm_named"]
+
+TOP_K = 32  # of a few hundred tokens of a teacher
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A teacher and how the student is compared with it.
+
+    Attributes:
+        teacher: digits, matching or own.
+        options, chunks, rule: arguments of ``DivergenceOptions``, ``ChunkLossConfig``, ``ProjectionRule``.
+        learned: W is.
+    """
+
+    teacher: str
+    loss: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    chunks: Mapping[str, Any] = field(default_factory=dict)
+    rule: Mapping[str, Any] = field(default_factory=dict)
+    learned: bool = False
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the table.
+
+    Attributes:
+        name: the teacher (or two) and the loss.
+        lessons: none: cross-entropy alone.
+        scale: of ``ObjectiveConfig``.
+        trained: False: the start itself.
+    """
+
+    name: str
+    lessons: tuple[Lesson, ...] = ()
+    scale: float | str = "dynamic"
+    trained: bool = True
+
+    @property
+    def group(self) -> str:
+        """What stands before the slash: who teaches."""
+        return self.name.partition("/")[0]
+
+
+#: Who teaches, for people.
+SAID = {
+    "none": "not trained",
+    "ce": "cross-entropy only",
+    "digits": "teacher that splits numerals into digits",
+    "matching": "teacher whose numerals are the student's",
+    "own": "weak teacher with the student's own tokenizer",
+    "two": "the digit-splitting and the matching teacher",
+}
+
+#: Losses under both teachers that have another tokenizer.
+_BOTH: dict[str, dict[str, Any]] = {
+    "uld": {"loss": "uld"},
+    "gold": {"loss": "gold"},
+    "strict_1to1": {"loss": "strict_1to1"},
+    "h_kl": {"loss": "h_kl"},
+    "h_kl_paper": {"loss": "h_kl", "options": {"partial_kl": "paper"}},
+    "p_kl": {"loss": "p_kl"},
+    "prefix_kl": {"loss": "prefix_kl"},
+}
+#: Forms of P-KL where they differ: under the digit-splitting teacher.
+_DIGITS: dict[str, dict[str, Any]] = {
+    "p_kl_mean": {"loss": "p_kl", "chunks": {"merge": "mean"}},
+    "p_kl_first": {"loss": "p_kl", "chunks": {"merge": "first"}},
+    "p_kl_nrl": {"loss": "p_kl", "options": {"nrl_compat": True}},
+    "p_kl_learned": {"loss": "p_kl", "learned": True},
+    "p_kl_top_k": {"loss": "p_kl", "options": {"top_k": TOP_K}},
+    "p_kl_prefix_rule": {"loss": "p_kl", "rule": {"gamma": 0.0, "overflow": "truncate"}},
+    "p_kl_truncate": {"loss": "p_kl", "rule": {"overflow": "truncate"}},
+}
+#: Two teachers, each by its loss.
+_TWO = {"prefix_kl": ("prefix_kl", "prefix_kl"), "p_kl_h_kl": ("p_kl", "h_kl")}
+
+
+def _arms() -> list[Arm]:
+    arms = [Arm("none", scale=0.0, trained=False), Arm("ce", scale=0.0)]
+    for name, settings in (_BOTH | _DIGITS).items():
+        arms.append(Arm(f"digits/{name}", (Lesson("digits", **settings),)))
+    for name in ("gold", "p_kl", "prefix_kl"):
+        arms.append(Arm(f"digits/{name}_fixed", (Lesson("digits", **_BOTH[name]),), scale=1.0))
+    for name, settings in _BOTH.items():
+        arms.append(Arm(f"matching/{name}", (Lesson("matching", **settings),)))
+    arms.append(Arm("own/same_tokenizer", (Lesson("own", "same_tokenizer"),)))
+    for name, (first, second) in _TWO.items():
+        arms.append(Arm(f"two/{name}", (Lesson("digits", first, weight=0.5), Lesson("matching", second, weight=0.5))))
+    return arms
+
+
+ARMS: tuple[Arm, ...] = tuple(_arms())
+
+
+def arm_named(name: str) -> Arm:
+    """The arm of that name."""
+    return next(arm for arm in ARMS if arm.name == name)

@@ -1,0 +1,212 @@
+"""What is to be done, what is done, and doing it: each training in a process of its own, its result in a file."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from nemo_xtoken.files import atomic_path, digest_of
+
+from . import texts
+from .arms import ARMS, Arm
+from .lengths import Length
+
+__all__ = ["Study", "Task"]
+
+TEACHER_NAMES = ("digits", "matching", "own")
+#: Settings that are nothing to the teachers.
+STUDENTS_ALONE = ("steps", "lr", "watched", "looks")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A teacher, or a student of one arm and seed.
+
+    Attributes:
+        arm: None for a teacher.
+    """
+
+    name: str
+    arm: Arm | None = None
+    seed: int = 0
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"teacher {self.name}" if self.arm is None else f"{self.name}, seed {self.seed}"
+
+    @property
+    def stem(self) -> str:
+        """Of its files."""
+        return f"teacher-{self.name}" if self.arm is None else f"{self.name.replace('/', '-')}-{self.seed}"
+
+
+class Study:
+    """A study in a folder; a second one with other settings has another folder beside it.
+
+    Args:
+        root: of all studies.
+        length: how large.
+    """
+
+    def __init__(self, root: Path, length: Length) -> None:
+        self.length = length
+        self.base = root.resolve() / length.name
+        content = texts.prepare(self.base, length)
+        settings = {k: v for k, v in asdict(length).items() if k not in ("core", "seeds")}
+        self.key = digest_of(content, json.dumps(settings, sort_keys=True))[:16]
+        of_teachers = {k: v for k, v in settings.items() if k not in STUDENTS_ALONE}
+        self.teacher_key = digest_of(content, json.dumps(of_teachers, sort_keys=True))[:16]
+
+    def arms(self, names: Sequence[str] = (), every: bool = False) -> list[Arm]:
+        """Those named, else those of the length."""
+        chosen = names or ([] if every else self.length.core)
+        return [arm for arm in ARMS if not chosen or arm.name in chosen]
+
+    def tasks(self, arms: Iterable[Arm], seeds: int) -> list[Task]:
+        """Students, seed by seed, so that a study that is cut short has all arms of its first seeds."""
+        chosen = list(arms)
+        return [Task(arm.name, arm, seed) for seed in range(seeds) for arm in chosen]
+
+    def result(self, task: Task) -> dict[str, Any] | None:
+        """What is kept of a task; None: it is not done, or was with other settings."""
+        try:
+            found = json.loads(self._result_file(task).read_text("utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found if found.get("key") == self._key(task) else None
+
+    def pending(self, tasks: Iterable[Task]) -> list[Task]:
+        """Those without a result."""
+        return [task for task in tasks if self.result(task) is None]
+
+    def keep(self, task: Task, result: dict[str, Any]) -> None:
+        """Writes a result."""
+        about = {"key": self._key(task), "name": task.name, "seed": task.seed, "length": asdict(self.length)}
+        about["arm"] = None if task.arm is None else asdict(task.arm)
+        with atomic_path(self._result_file(task)) as temporary:
+            temporary.write_text(json.dumps(about | result, indent=1) + "\n", "utf-8")
+
+    def run_folder(self, task: Task) -> Path:
+        """Where it trains."""
+        if task.arm is None:
+            return self.base / "teachers" / task.name
+        return self.base / "runs" / f"{task.stem}-{self._key(task)[:8]}"
+
+    def run(self, tasks: Sequence[Task], jobs: int) -> list[Task]:
+        """Does what is not done: first the teachers, then the students, so many at a time.
+
+        Returns:
+            those that failed; the end of their logs has been printed.
+        """
+        pending = self.pending(tasks)
+        needed = {lesson.teacher for task in pending if task.arm for lesson in task.arm.lessons}
+        needed |= {"digits", "matching"} if tasks else set()  # the ceiling of the table
+        teachers = self.pending([Task(name) for name in TEACHER_NAMES if name in needed])
+        failed: list[Task] = []
+        if teachers or pending:
+            from . import training  # noqa: F401  (NeMo, before the forks)
+        for part in (teachers, pending):
+            failed += _each(part, self._do, jobs, self.log)
+            if failed:
+                break
+        return failed
+
+    def log(self, task: Task) -> Path:
+        """What it prints."""
+        return self.base / "logs" / f"{task.stem}.txt"
+
+    def _do(self, task: Task) -> None:
+        """In its own process."""
+        from .training import run_arm, train_teacher
+
+        run = self.run_folder(task)
+        run.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{run}.lock"):  # another study may be at it
+            if self.result(task) is not None:
+                return
+            start = time.perf_counter()
+            if task.arm is None:
+                if self._stale(run):
+                    shutil.rmtree(run, ignore_errors=True)
+                result = train_teacher(task.name, self.length, self.base)
+            else:
+                result = run_arm(task.arm, task.seed, self.length, self.base, run)
+            self.keep(task, result | {"wall_seconds": time.perf_counter() - start})
+        if task.arm is not None:
+            shutil.rmtree(run / "checkpoints", ignore_errors=True)
+
+    def _stale(self, run: Path) -> bool:
+        """Whether a teacher's folder is of other settings; marks it as of these."""
+        mark = run.with_name(f"{run.name}.key")
+        stale = not mark.is_file() or mark.read_text() != self.teacher_key
+        mark.write_text(self.teacher_key)
+        return stale
+
+    def _key(self, task: Task) -> str:
+        if task.arm is None:
+            return digest_of(self.teacher_key, task.name)[:16]
+        return digest_of(self.key, json.dumps(asdict(task.arm), sort_keys=True), str(task.seed))[:16]
+
+    def _result_file(self, task: Task) -> Path:
+        return self.base / "results" / f"{task.stem}.json"
+
+
+def _each(tasks: Sequence[Task], do: Callable[[Task], None], jobs: int, log: Callable[[Task], Path]) -> list[Task]:
+    """Forks a process for each task, ``jobs`` at a time, and says how it goes; the failed ones."""
+    context = multiprocessing.get_context("fork")
+    waiting, failed = list(tasks), list[Task]()
+    running: list[tuple[Task, Any]] = []
+    done, start = 0, time.perf_counter()
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                task = waiting.pop(0)
+                process = context.Process(target=_child, args=(do, task, log(task)))
+                sys.stdout.flush()
+                process.start()
+                running.append((task, process))
+            for task, process in list(running):
+                process.join(0.1)
+                if process.is_alive():
+                    continue
+                running.remove((task, process))
+                done += 1
+                left = (time.perf_counter() - start) / done * (len(tasks) - done)
+                print(f"[{done}/{len(tasks)}] {task.label}" + (f"; about {left / 60:.0f} min left" if left else ""))
+                if process.exitcode:
+                    failed.append(task)
+                    text = log(task).read_text(errors="replace") if log(task).is_file() else ""
+                    print(f"failed (status {process.exitcode}):\n{text[-3000:]}", file=sys.stderr)
+    finally:
+        for _, process in running:  # NeMo's checkpoint writers keep them from being daemons
+            process.terminate()
+    return failed
+
+
+def _child(do: Callable[[Task], None], task: Task, log: Path) -> None:
+    """What a forked process does: one task, its words into a file."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    status = 0
+    try:
+        do(task)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)  # NeMo's exit handlers are the parent's

@@ -1,0 +1,253 @@
+"""One training of the study on the real stack: NeMo's trainer, Megatron's schedule and optimizer, our losses.
+
+Imports NeMo: ten seconds, once; each training runs in a fork of the process that did.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import nemo.lightning as nl
+import torch
+from megatron.core.optimizer import OptimizerConfig
+from nemo.collections import llm
+from nemo.lightning.pytorch.optim import CosineAnnealingScheduler
+
+from nemo_xtoken.data.config import DataConfig, TeacherSide
+from nemo_xtoken.files import atomic_path
+from nemo_xtoken.losses.base import ChunkLossConfig
+from nemo_xtoken.losses.objective import ObjectiveConfig
+from nemo_xtoken.losses.registry import DivergenceOptions
+from nemo_xtoken.plugin.nemo2.checkpoints import finished_checkpoint
+from nemo_xtoken.plugin.nemo2.data import DistillationData
+from nemo_xtoken.plugin.nemo2.distill import train_one
+from nemo_xtoken.plugin.nemo2.model import DistillationModel
+from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig
+from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
+from nemo_xtoken.projection.build import ProjectionRule
+from nemo_xtoken.report.history import read_history
+
+from . import arithmetic, texts
+from .arms import Arm, Lesson
+from .lengths import Length, Shape
+from .measures import measure
+
+__all__ = ["TEACHERS", "run_arm", "train_teacher"]
+
+#: Teacher -> its tokenizer.
+TEACHERS = {"digits": "digits", "matching": "matching", "own": "student"}
+COURSE = "course.jsonl"
+
+
+class _Start(pl.Callback):
+    """Seeds the student's first weights: NeMo's own seed is always the same."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        """Before the model is built."""
+        from megatron.core import tensor_parallel
+
+        torch.manual_seed(self.seed)
+        tensor_parallel.model_parallel_cuda_manual_seed(self.seed)
+
+
+class _Course(pl.Callback):
+    """Measures a few questions while a student trains."""
+
+    def __init__(self, length: Length, file: Path) -> None:
+        self.file, self.questions = file, arithmetic.questions(length, length.watched)
+        self.every = max(1, length.steps // length.looks)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Drops what is ahead of the checkpoint that a run goes on from; measures the start."""
+        now = trainer.global_step
+        kept = [r for r in read_course(self.file) if r["step"] <= now]
+        with atomic_path(self.file) as temporary:
+            temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
+        if now == 0 and not kept:
+            self._look(now, pl_module)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        """Measures when it is time."""
+        if trainer.global_step % self.every == 0:
+            self._look(trainer.global_step, pl_module)
+
+    def _look(self, step: int, model: Any) -> None:
+        found = measure(model, self.questions, ())
+        with open(self.file, "a") as file:
+            file.write(json.dumps({"step": step} | found) + "\n")
+
+
+def read_course(file: Path) -> list[dict[str, Any]]:
+    """Records of a student's course, in order."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def train_teacher(name: str, length: Length, folder: Path) -> dict[str, Any]:
+    """Trains a teacher on text alone, and measures it."""
+    steps = length.weak_steps if name == "own" else length.teacher_steps
+    shape = length.student if name == "own" else length.teacher
+    positions = length.student_length if name == "own" else length.teacher_length
+    run = _teacher_folder(name, folder)
+    model = _model(folder, TEACHERS[name], shape, positions)
+    data = _data(length, folder, seed=0, student_length=positions)
+    _train(model, data, _trainer(steps), {}, 0.0, length.teacher_lr, length, run)
+    return _result(model, length, run)
+
+
+def teacher_checkpoint(name: str, length: Length, folder: Path) -> Path:
+    """The checkpoint that a teacher ended with."""
+    steps = length.weak_steps if name == "own" else length.teacher_steps
+    found = finished_checkpoint(_teacher_folder(name, folder) / "checkpoints", steps)
+    if found is None:
+        raise FileNotFoundError(f"the teacher {name} is not trained")
+    return found
+
+
+def run_arm(arm: Arm, seed: int, length: Length, folder: Path, run: Path) -> dict[str, Any]:
+    """Trains a student, or goes on with it, and measures it.
+
+    Args:
+        run: its own folder.
+
+    Returns:
+        ``measures``, ``course`` (the measures of a few questions by step), ``cost``.
+    """
+    steps = length.steps if arm.trained else 0
+    model = _model(folder, "student", length.student, length.student_length)
+    trainer = _trainer(max(steps, 1))
+    trainer.callbacks.append(_Start(1000 + seed))
+    untrained = _Untrained(length)
+    trainer.callbacks.append(_Course(length, run / COURSE) if arm.trained else untrained)
+    data = _data(length, folder, seed, length.student_length)
+    teachers = {f"{lesson.teacher}_{n}": _teacher(lesson, length, folder) for n, lesson in enumerate(arm.lessons)}
+    _train(model, data, trainer, teachers, arm.scale, length.lr, length, run, [_side(folder, "digits", length)])
+    result = _result(model, length, run) if arm.trained else {"measures": untrained.measures, "cost": {}}
+    return result | {"course": read_course(run / COURSE)}
+
+
+class _Untrained(pl.Callback):
+    """Measures the start."""
+
+    def __init__(self, length: Length) -> None:
+        self.length = length
+        self.measures: dict[str, float] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Before the first step."""
+        self.measures = _measures(pl_module, self.length)
+
+
+def _measures(model: Any, length: Length) -> dict[str, float]:
+    return measure(model, arithmetic.questions(length, length.questions), texts.held_out(length.texts))
+
+
+def _result(model: Any, length: Length, run: Path) -> dict[str, Any]:
+    """Measures of a model that has just been trained or loaded, and what its steps cost."""
+    steps = [r for r in read_history(run) if "ce" in r]
+    cost = {
+        "steps": len(steps),
+        "seconds": sum(r["seconds"] for r in steps),
+        "tokens": sum(r["tokens"] for r in steps),
+        "chunks": sum(r.get("chunks", 0) for r in steps),
+        "parameters": sum(p.numel() for p in model.module.parameters()),
+    }
+    return {"measures": _measures(model, length), "cost": cost}
+
+
+def _teacher_folder(name: str, folder: Path) -> Path:
+    return folder / "teachers" / name
+
+
+def _side(folder: Path, name: str, length: Length) -> TeacherSide:
+    return TeacherSide(XTokenTokenizer(texts.tokenizer(folder, name)).vocabulary, length.teacher_length)
+
+
+def _teacher(lesson: Lesson, length: Length, folder: Path) -> TeacherConfig:
+    return TeacherConfig(
+        path=str(teacher_checkpoint(lesson.teacher, length, folder)),
+        tokenizer=texts.tokenizer(folder, TEACHERS[lesson.teacher]),
+        loss=lesson.loss,
+        options=DivergenceOptions(**lesson.options),
+        chunks=ChunkLossConfig(**lesson.chunks),
+        rule=ProjectionRule(**lesson.rule),
+        weight=lesson.weight,
+        learned=lesson.learned,
+        length=length.teacher_length if lesson.teacher == "digits" else None,
+    )
+
+
+def _model(folder: Path, tokenizer: str, shape: Shape, positions: int) -> DistillationModel:
+    config = llm.LlamaConfig(
+        **asdict(shape), seq_length=positions, apply_rope_fusion=False, gradient_accumulation_fusion=False
+    )
+    return DistillationModel(config, XTokenTokenizer(texts.tokenizer(folder, tokenizer)))
+
+
+def _data(length: Length, folder: Path, seed: int, student_length: int) -> DistillationData:
+    text = DataConfig(
+        paths=[str(texts.training_text(folder))],
+        student_length=student_length,
+        teacher_length=max(length.student_length * 5 // 4, student_length),
+        seed=seed,
+        cache_dir=str(folder / "prepared"),
+        progress=False,
+    )
+    return DistillationData(text, micro_batch_size=length.batch, global_batch_size=length.batch)
+
+
+def _trainer(steps: int) -> nl.Trainer:
+    return nl.Trainer(
+        accelerator="auto",
+        devices=1,
+        max_steps=steps,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        log_every_n_steps=50,
+        logger=False,
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        strategy=nl.MegatronStrategy(ckpt_async_save=False),
+        plugins=nl.MegatronMixedPrecision(precision="32"),
+    )
+
+
+def _train(
+    model: DistillationModel,
+    data: DistillationData,
+    trainer: nl.Trainer,
+    teachers: Mapping[str, TeacherConfig],
+    scale: float | str,
+    lr: float,
+    length: Length,
+    run: Path,
+    aligned_with: list[TeacherSide] | tuple[()] = (),
+) -> None:
+    """Trains to the end, from the newest checkpoint in ``run`` where there is one; the model then has its weights."""
+    config = OptimizerConfig(
+        optimizer="adam", lr=lr, weight_decay=0.1, adam_beta2=0.98, clip_grad=1.0, use_distributed_optimizer=True,
+        params_dtype=torch.float32,
+    )  # fmt: skip
+    schedule = CosineAnnealingScheduler(
+        max_steps=trainer.max_steps, warmup_steps=min(length.warmup, trainer.max_steps // 2), constant_steps=0,
+        min_lr=lr / 20,
+    )  # fmt: skip
+    every = max(1, trainer.max_steps // 4)
+    ckpt = nl.ModelCheckpoint(every_n_train_steps=every, save_last=True, save_top_k=1, monitor="step", mode="max")
+    train_one(
+        model,
+        data,
+        trainer,
+        None,
+        ObjectiveConfig(scale=scale),
+        nl.MegatronOptimizerModule(config=config, lr_scheduler=schedule),
+        nl.NeMoLogger(log_dir=str(run.parent), name=run.name, use_datetime_version=False, ckpt=ckpt),
+        nl.AutoResume(resume_if_exists=True, resume_ignore_no_checkpoint=True),
+        teachers,
+        aligned_with,
+    )

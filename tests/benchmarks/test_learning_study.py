@@ -1,0 +1,176 @@
+"""The study's arithmetic and its split, what it keeps of what is done, its statistics and its measures."""
+
+import json
+import math
+import random
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks.learning import arithmetic, measures, statistics, texts
+from benchmarks.learning.arms import ARMS, arm_named
+from benchmarks.learning.lengths import LENGTHS, QUICK, SMOKE
+from benchmarks.learning.report import summary, table
+from benchmarks.learning.study import Study
+from nemo_xtoken.losses.registry import LOSSES
+from nemo_xtoken.vocab import load_vocabulary
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return Study(tmp_path_factory.mktemp("learning"), SMOKE)
+
+
+def right(question):
+    """The answer, by reading the question."""
+    if question.kind == "story":
+        a, b = map(int, re.findall(r"\d+", question.prompt))
+        return a + b if "gets" in question.prompt else a - b
+    a, sign, b = re.fullmatch(r"(\d+) ([-+*]) (\d+) =", question.prompt).groups()
+    return {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b)}[sign]
+
+
+@pytest.mark.parametrize("length", LENGTHS.values(), ids=LENGTHS)
+def test_questions_have_right_answers_and_pairs_that_no_training_text_has(length):
+    asked = arithmetic.questions(length, length.questions)
+    assert len({q.prompt for q in asked}) == len(asked) == length.questions
+    assert {q.kind for q in asked} <= set(arithmetic.KINDS)
+    assert all(right(q) == int(q.answer) for q in asked)
+    rng = random.Random(0)
+    trained = [arithmetic.draw(rng, length, test=False) for _ in range(3000)]
+    assert all(right(q) == int(q.answer) for q in trained)
+    assert not {q.pair for q in trained} & {q.pair for q in asked}
+    assert not {q.prompt for q in trained} & {q.prompt for q in asked}
+    assert {q.kind for q in trained} == set(arithmetic.KINDS)
+
+
+def test_the_split_is_by_pairs_in_either_order_and_about_a_tenth():
+    pairs = [(a, b) for a in range(100) for b in range(100)]
+    assert all(arithmetic.is_test(a, b) == arithmetic.is_test(b, a) for a, b in pairs)
+    assert 0.08 < sum(arithmetic.is_test(*pair) for pair in pairs) / len(pairs) < 0.12
+
+
+def test_the_same_seed_makes_the_same_study():
+    assert texts.documents(SMOKE) == texts.documents(SMOKE)
+    assert arithmetic.questions(QUICK, 20) == arithmetic.questions(QUICK, 30)[:20]
+
+
+def test_the_tokenizers_read_numerals_as_they_should(study):
+    cut = {name: load_vocabulary(texts.tokenizer(study.base, name)) for name in texts.TOKENIZERS}
+    for name, wanted in (("student", [b"137"]), ("digits", [b"1", b"3", b"7"]), ("matching", [b"137"])):
+        vocabulary = cut[name]
+        ids = vocabulary.encode("\n100 + 37 = 137\n").tolist()
+        spelled = [vocabulary.token_bytes[i] for i in ids]
+        assert spelled[0] == spelled[-1] == b"\n"
+        assert spelled[-1 - len(wanted) : -1] == wanted
+    assert len({vocabulary.digest for vocabulary in cut.values()}) == 3
+    numerals = {str(n).encode() for n in range(1000)}
+    assert numerals <= cut["student"].id_of_bytes.keys() & cut["matching"].id_of_bytes.keys()
+
+
+def test_held_out_passages_are_in_no_training_text(study):
+    read = "".join(json.loads(line)["text"] for line in texts.training_text(study.base).read_text().splitlines())
+    passages = texts.held_out(5)
+    assert len(passages) == 5
+    assert not [p for p in passages if p.strip() in read]
+
+
+def test_what_is_done_is_kept_and_other_settings_are_other_students(study):
+    arms = [arm_named("ce"), arm_named("digits/p_kl")]
+    tasks = study.tasks(arms, 2)
+    assert [t.label for t in tasks] == ["ce, seed 0", "digits/p_kl, seed 0", "ce, seed 1", "digits/p_kl, seed 1"]
+    assert study.pending(tasks) == tasks
+    study.keep(tasks[1], {"measures": {"accuracy": 0.5}})
+    assert study.pending(tasks) == [tasks[0], tasks[2], tasks[3]]
+    assert Study(study.base.parent, SMOKE).result(tasks[1])["measures"] == {"accuracy": 0.5}
+    (study.base / "results" / f"{tasks[1].stem}.json").write_text('{"key": "of other settings"}')
+    assert tasks[1] in study.pending(tasks)
+    assert len({study.run_folder(t) for t in tasks}) == 4
+
+
+def test_every_arm_has_a_name_of_its_own_and_a_loss_that_exists():
+    assert len({arm.name for arm in ARMS}) == len(ARMS)
+    assert {lesson.loss for arm in ARMS for lesson in arm.lessons} == set(LOSSES)
+    assert set(QUICK.core) <= {arm.name for arm in ARMS}
+
+
+def test_intervals_of_known_samples():
+    found = statistics.estimate([9.0, 10.0, 11.0])
+    assert found.mean == pytest.approx(10)
+    assert found.half == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)  # t with 2 degrees of freedom
+    assert statistics.estimate([1.0] * 4).half == 0
+    assert statistics.estimate([3.0]).half == math.inf
+
+
+def test_differences_are_paired_by_seed():
+    found = statistics.difference({0: 1.5, 1: 11.5, 2: 21.5, 3: 7.0}, {0: 1.0, 1: 11.0, 2: 21.0})
+    assert (found.mean, found.count, found.clear) == (0.5, 3, True)
+    assert statistics.difference({0: 1.0}, {1: 1.0}) is None
+
+
+def test_calibration_error_of_known_answers():
+    assert statistics.calibration_error([1.0, 1.0, 0.0, 0.0], [True, True, False, False]) == 0
+    assert statistics.calibration_error([0.95, 0.95], [True, False]) == pytest.approx(0.45)
+    assert statistics.calibration_error([0.95, 0.15], [False, False]) == pytest.approx(0.55)
+
+
+def test_table_has_every_arm_and_says_what_is_clear():
+    def result(accuracy):
+        names = ("right_answer", "numerals", "calibration_error", "arithmetic_ce", "text_ce")
+        cost = {"steps": 10, "seconds": 5.0}
+        return {"measures": {"accuracy": accuracy} | dict.fromkeys(names, 0.25), "cost": cost, "course": []}
+
+    results = {"ce": {0: result(0.1), 1: result(0.3)}, "digits/p_kl": {0: result(0.5), 1: result(0.7)}}
+    found = summary(results)
+    assert found["digits/p_kl"]["above_ce"]["accuracy"]["mean"] == pytest.approx(0.4)
+    lines = table(found, {}).splitlines()
+    assert lines[2].startswith("| ce | 20.0 ± 127.1 |")
+    assert "**+40.0 ± 0.0**" in lines[3]
+    json.dumps(found, allow_nan=False)
+
+
+class Parrot:
+    """A model that knows one text: after each of its tokens the next one has a probability of about 0.8."""
+
+    def __init__(self, vocabulary, text):
+        self.tokenizer, self.module = self, torch.nn.Identity()
+        self.vocabulary, self.vocab_size = vocabulary, vocabulary.size
+        self.ids = vocabulary.encode(text).tolist()
+        self.head = self
+
+    @property
+    def weight(self):
+        return torch.eye(self.vocab_size)
+
+    def forward_step(self, batch):
+        hidden = torch.zeros(*batch["student_tokens"].shape, self.vocab_size)
+        for row, tokens in zip(hidden, batch["student_tokens"].tolist(), strict=True):
+            for at in range(len(tokens)):
+                if self.ids[: at + 1] == tokens[: at + 1] and at + 1 < len(self.ids):
+                    row[at, self.ids[at + 1]] = math.log(4 * (self.vocab_size - 1))
+        self.hidden = hidden.flatten(0, 1)
+        return self
+
+
+@pytest.mark.parametrize("name", texts.TOKENIZERS)
+def test_measures_of_a_model_that_knows_one_answer(study, name):
+    known = arithmetic.Question("sum", "12 + 34 =", "46", (12, 34))
+    other = arithmetic.Question("sum", "5 + 71 =", "76", (5, 71))
+    vocabulary = load_vocabulary(texts.tokenizer(study.base, name))
+    model = Parrot(vocabulary, "\n" + known.line)
+    found = measures.measure(model, [other, known], ["\n" + known.line])
+    (_, unsure), (said, sure) = measures.answers(model, vocabulary, [other.prompt, known.prompt])
+    pieces = 2 if name == "digits" else 1
+    assert said == "46"
+    assert sure == pytest.approx(0.8 ** (pieces + 2), rel=1e-4)  # the blank before, and the line break
+    assert unsure < 1e-6
+    assert found["accuracy"] == found["accuracy_sum"] == 0.5
+    assert found["right_answer"] == pytest.approx(0.8 ** (pieces + 1) / 2, rel=1e-3)
+    assert 0.4 * 0.8 ** (pieces - 1) < found["numerals"] < 0.85
+    tokens = len(vocabulary.encode("\n" + known.line)) - 1
+    assert found["text_ce"] == pytest.approx(-tokens * math.log(0.8) / len(known.line), rel=1e-4)
