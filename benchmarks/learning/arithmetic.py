@@ -12,11 +12,10 @@ from nemo_xtoken.files import digest_of
 
 from .lengths import Length
 
-__all__ = ["KINDS", "Question", "draw", "is_test", "page", "questions"]
+__all__ = ["KINDS", "Question", "draw", "is_test", "questions"]
 
 SEED = 605
 TEST_SHARE = 0.1
-LINES = 16  # of a page
 NAMES = ("Ann", "Ben", "Cleo", "Dan")
 THINGS = ("apples", "coins", "pens", "stones")
 
@@ -85,11 +84,6 @@ def draw(rng: random.Random, length: Length, test: bool) -> Question:
         if is_test(a, b) == test:
             prompt, answer = KINDS[kind][1](a, b, rng)
             return Question(kind, prompt, str(answer), (min(a, b), max(a, b)))
-
-
-def page(rng: random.Random, length: Length) -> str:
-    """A text of training questions with their answers."""
-    return "\n" + "".join(draw(rng, length, test=False).line for _ in range(LINES))
 
 
 def questions(length: Length, count: int) -> list[Question]:

@@ -22,14 +22,14 @@ class Length:
     Attributes:
         largest: operands of sums and differences are below it.
         factor, factor_of: products are ``a * b`` with a from 2 to ``factor`` and b from 2 to below ``factor_of``.
-        pages: of arithmetic to train on.
-        text_pages: of text to train on; 0: all there are.
+        pages: documents of arithmetic to train on.
+        passages: documents of text to train on; 0: all there are.
         teacher: of the teachers whose tokenizer is not the student's.
         student: of the students, and of the weak teacher that has their tokenizer.
         teacher_steps, weak_steps, steps: of training.
         batch: samples of a step.
         student_length: positions of a sample on the student's side.
-        teacher_length: on a teacher's, so many that the student's side alone decides what a sample holds.
+        teacher_length: on the digit-splitting teacher's.
         warmup: steps until the learning rate is at its peak.
         questions, texts: measured at the end.
         watched: questions of the course, which is measured ``looks`` times.
@@ -42,7 +42,7 @@ class Length:
     factor: int
     factor_of: int
     pages: int
-    text_pages: int
+    passages: int
     teacher: Shape
     student: Shape
     teacher_steps: int
@@ -79,20 +79,20 @@ CORE = (
 )
 
 FULL = Length(
-    name="full", largest=100, factor=9, factor_of=100, pages=12000, text_pages=0,
+    name="full", largest=100, factor=9, factor_of=100, pages=16000, passages=0,
     teacher=Shape(4, 224, 672, 4), student=Shape(2, 128, 384, 4),
     teacher_steps=2500, weak_steps=800, steps=1200, batch=16, student_length=96, teacher_length=160, warmup=100,
     questions=1000, texts=150, watched=200, looks=12, teacher_lr=1.5e-3,
 )  # fmt: skip
 QUICK = Length(
-    name="quick", largest=30, factor=3, factor_of=20, pages=2000, text_pages=60,
+    name="quick", largest=30, factor=3, factor_of=20, pages=2500, passages=400,
     teacher=Shape(3, 128, 384, 4), student=Shape(2, 96, 256, 4),
     teacher_steps=500, weak_steps=150, steps=120, batch=12, student_length=96, teacher_length=160, warmup=20,
     questions=300, texts=40, watched=60, looks=6, core=CORE,
 )  # fmt: skip
 #: Nothing is learned in it: to see that everything runs.
 SMOKE = Length(
-    name="smoke", largest=20, factor=2, factor_of=12, pages=40, text_pages=6,
+    name="smoke", largest=20, factor=2, factor_of=12, pages=40, passages=10,
     teacher=Shape(1, 32, 64, 2), student=Shape(1, 32, 64, 2),
     teacher_steps=2, weak_steps=2, steps=2, batch=2, student_length=64, teacher_length=112, warmup=1,
     questions=6, texts=2, watched=4, looks=2, seeds=2,

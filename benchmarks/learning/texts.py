@@ -1,16 +1,20 @@
 """The text that all models of the study read, and the three tokenizers, made once from what every machine has."""
 
+import itertools
 import json
 import random
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from nemo_xtoken.data.config import DataConfig
 from nemo_xtoken.files import atomic_path, digest_of
 from nemo_xtoken.recipes import tiny_text
+from nemo_xtoken.vocab import load_vocabulary
 
-from .arithmetic import SEED, page
+from .arithmetic import SEED, draw
 from .lengths import Length
 
-__all__ = ["TOKENIZERS", "held_out", "prepare", "tokenizer", "training_text"]
+__all__ = ["TOKENIZERS", "documents", "held_out", "positions", "prepare", "samples", "tokenizer", "training_text"]
 
 EVERY = 20  # one page of text in so many is held out
 LONGEST = 300  # characters of a held-out passage
@@ -27,13 +31,33 @@ def _pages() -> list[str]:
     return list(tiny_text.documents())[: -tiny_text.SUMS]
 
 
-def documents(length: Length) -> list[str]:
-    """Of the training: text and arithmetic.  Each begins with a line break, as what is asked does."""
+def documents(length: Length, fits: Callable[[str], bool]) -> list[str]:
+    """Of the training: text and arithmetic.  Each begins with a line break, as what is asked does.
+
+    Args:
+        fits: whether a document fits into a sample, whoever teaches: then every student sees the same samples.
+    """
     rng = random.Random(SEED)
-    text = [f"\n{text.strip()}\n" for number, text in enumerate(_pages()) if number % EVERY]
-    if length.text_pages:
-        text = rng.sample(text, length.text_pages)
-    return [*text, *(page(rng, length) for _ in range(length.pages))]
+    pages = [text for number, text in enumerate(_pages()) if number % EVERY]
+    passages = [found for text in pages for found in _filled(iter(text.strip().splitlines(keepends=True)), fits)]
+    if length.passages:
+        passages = rng.sample(passages, min(length.passages, len(passages)))
+    lines = (draw(rng, length, test=False).line for _ in itertools.count())
+    return [*passages, *itertools.islice(_filled(lines, fits), length.pages)]
+
+
+def _filled(lines: Iterator[str], fits: Callable[[str], bool]) -> Iterator[str]:
+    """Documents of as many lines as fit; a line that does not fit by itself is left out."""
+    page = "\n"
+    for line in lines:
+        if fits(page + line):
+            page += line
+            continue
+        if page != "\n":
+            yield page
+        page = "\n" + line if fits("\n" + line) else "\n"
+    if page != "\n":
+        yield page
 
 
 def held_out(count: int) -> list[str]:
@@ -55,23 +79,52 @@ def tokenizer(folder: Path, name: str) -> str:
     return str(folder / "tokenizers" / name)
 
 
+def positions(teacher: str, length: Length) -> int:
+    """Of a sample on a teacher's side: more than the student's positions need."""
+    return length.teacher_length if teacher == "digits" else length.student_length * 5 // 4
+
+
+def samples(folder: Path, length: Length, seed: int, student_length: int, pack: bool = False) -> DataConfig:
+    """How samples are made of the training text.  A document each: same seed, same samples, whoever teaches.
+
+    Args:
+        pack: as many documents as there is room for instead, for models that need not be compared.
+    """
+    return DataConfig(
+        paths=[str(training_text(folder))],
+        student_length=student_length,
+        teacher_length=max(length.teacher_length, student_length),
+        seed=seed,
+        pack=pack,
+        cache_dir=str(folder / "prepared"),
+        progress=False,
+    )
+
+
 def prepare(folder: Path, length: Length) -> str:
     """Writes text and tokenizers unless they are there.
 
     Returns:
         a digest of them all.
     """
-    texts, file = documents(length), training_text(folder)
-    content = "".join(json.dumps({"text": text}) + "\n" for text in texts)
-    if not file.is_file() or file.read_text() != content:
-        with atomic_path(file) as temporary:
-            temporary.write_text(content)
     for name, settings in TOKENIZERS.items():
         target = Path(tokenizer(folder, name))
         if not (target / "tokenizer.json").is_file():
             _train_tokenizer(target, *settings)
+    content = "".join(json.dumps({"text": text}) + "\n" for text in documents(length, _fits(folder, length)))
+    if not (file := training_text(folder)).is_file() or file.read_text() != content:
+        with atomic_path(file) as temporary:
+            temporary.write_text(content)
     tokenizers = [(Path(tokenizer(folder, name)) / "tokenizer.json").read_bytes() for name in TOKENIZERS]
     return digest_of(content, *tokenizers)
+
+
+def _fits(folder: Path, length: Length) -> Callable[[str], bool]:
+    """Whether a text and its end fit into a sample, on the student's side and on any teacher's."""
+    student = load_vocabulary(tokenizer(folder, "student"))
+    teachers = {name: load_vocabulary(tokenizer(folder, name)) for name in ("digits", "matching")}
+    longest = [(student, length.student_length), *((v, positions(name, length)) for name, v in teachers.items())]
+    return lambda text: all(len(vocabulary.encode(text)) < most for vocabulary, most in longest)
 
 
 def _train_tokenizer(target: Path, digits: str, size: int, half: int | None) -> None:

@@ -16,7 +16,7 @@ from megatron.core.optimizer import OptimizerConfig
 from nemo.collections import llm
 from nemo.lightning.pytorch.optim import CosineAnnealingScheduler
 
-from nemo_xtoken.data.config import DataConfig, TeacherSide
+from nemo_xtoken.data.config import TeacherSide
 from nemo_xtoken.files import atomic_path
 from nemo_xtoken.losses.base import ChunkLossConfig
 from nemo_xtoken.losses.objective import ObjectiveConfig
@@ -83,6 +83,18 @@ class _Course(pl.Callback):
             file.write(json.dumps({"step": step} | found) + "\n")
 
 
+class _Untrained(pl.Callback):
+    """Measures the start."""
+
+    def __init__(self, length: Length) -> None:
+        self.length = length
+        self.measures: dict[str, float] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Before the first step."""
+        self.measures = _measures(pl_module, self.length)
+
+
 def read_course(file: Path) -> list[dict[str, Any]]:
     """Records of a student's course, in order."""
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
@@ -95,7 +107,7 @@ def train_teacher(name: str, length: Length, folder: Path) -> dict[str, Any]:
     positions = length.student_length if name == "own" else length.teacher_length
     run = _teacher_folder(name, folder)
     model = _model(folder, TEACHERS[name], shape, positions)
-    data = _data(length, folder, seed=0, student_length=positions)
+    data = _data(length, folder, seed=0, student_length=positions, pack=True)
     _train(model, data, _trainer(steps), {}, 0.0, length.teacher_lr, length, run)
     return _result(model, length, run)
 
@@ -126,21 +138,9 @@ def run_arm(arm: Arm, seed: int, length: Length, folder: Path, run: Path) -> dic
     trainer.callbacks.append(_Course(length, run / COURSE) if arm.trained else untrained)
     data = _data(length, folder, seed, length.student_length)
     teachers = {f"{lesson.teacher}_{n}": _teacher(lesson, length, folder) for n, lesson in enumerate(arm.lessons)}
-    _train(model, data, trainer, teachers, arm.scale, length.lr, length, run, [_side(folder, "digits", length)])
+    _train(model, data, trainer, teachers, arm.scale, length.lr, length, run, [_side(folder, length)])
     result = _result(model, length, run) if arm.trained else {"measures": untrained.measures, "cost": {}}
     return result | {"course": read_course(run / COURSE)}
-
-
-class _Untrained(pl.Callback):
-    """Measures the start."""
-
-    def __init__(self, length: Length) -> None:
-        self.length = length
-        self.measures: dict[str, float] = {}
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Before the first step."""
-        self.measures = _measures(pl_module, self.length)
 
 
 def _measures(model: Any, length: Length) -> dict[str, float]:
@@ -164,8 +164,10 @@ def _teacher_folder(name: str, folder: Path) -> Path:
     return folder / "teachers" / name
 
 
-def _side(folder: Path, name: str, length: Length) -> TeacherSide:
-    return TeacherSide(XTokenTokenizer(texts.tokenizer(folder, name)).vocabulary, length.teacher_length)
+def _side(folder: Path, length: Length) -> TeacherSide:
+    """What the samples of a student without teachers are cut by: as every other student's."""
+    vocabulary = XTokenTokenizer(texts.tokenizer(folder, "digits")).vocabulary
+    return TeacherSide(vocabulary, texts.positions("digits", length))
 
 
 def _teacher(lesson: Lesson, length: Length, folder: Path) -> TeacherConfig:
@@ -178,7 +180,7 @@ def _teacher(lesson: Lesson, length: Length, folder: Path) -> TeacherConfig:
         rule=ProjectionRule(**lesson.rule),
         weight=lesson.weight,
         learned=lesson.learned,
-        length=length.teacher_length if lesson.teacher == "digits" else None,
+        length=texts.positions(lesson.teacher, length),
     )
 
 
@@ -189,15 +191,8 @@ def _model(folder: Path, tokenizer: str, shape: Shape, positions: int) -> Distil
     return DistillationModel(config, XTokenTokenizer(texts.tokenizer(folder, tokenizer)))
 
 
-def _data(length: Length, folder: Path, seed: int, student_length: int) -> DistillationData:
-    text = DataConfig(
-        paths=[str(texts.training_text(folder))],
-        student_length=student_length,
-        teacher_length=max(length.student_length * 5 // 4, student_length),
-        seed=seed,
-        cache_dir=str(folder / "prepared"),
-        progress=False,
-    )
+def _data(length: Length, folder: Path, seed: int, student_length: int, pack: bool = False) -> DistillationData:
+    text = texts.samples(folder, length, seed, student_length, pack)
     return DistillationData(text, micro_batch_size=length.batch, global_batch_size=length.batch)
 
 

@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from benchmarks.learning.arms import ARMS, arm_named
 from benchmarks.learning.lengths import LENGTHS, QUICK, SMOKE
 from benchmarks.learning.report import summary, table
 from benchmarks.learning.study import Study
+from nemo_xtoken.data.config import TeacherSide
 from nemo_xtoken.losses.registry import LOSSES
 from nemo_xtoken.vocab import load_vocabulary
 
@@ -56,7 +58,10 @@ def test_the_split_is_by_pairs_in_either_order_and_about_a_tenth():
 
 
 def test_the_same_seed_makes_the_same_study():
-    assert texts.documents(SMOKE) == texts.documents(SMOKE)
+    made = texts.documents(SMOKE, lambda text: len(text) < 200)
+    assert made == texts.documents(SMOKE, lambda text: len(text) < 200)
+    assert len(made) == SMOKE.pages + SMOKE.passages
+    assert all(text.startswith("\n") and 100 < len(text) < 200 for text in made[SMOKE.passages :])
     assert arithmetic.questions(QUICK, 20) == arithmetic.questions(QUICK, 30)[:20]
 
 
@@ -78,6 +83,18 @@ def test_held_out_passages_are_in_no_training_text(study):
     passages = texts.held_out(5)
     assert len(passages) == 5
     assert not [p for p in passages if p.strip() in read]
+
+
+def test_students_see_the_same_samples_whoever_teaches(study):
+    cut = {name: load_vocabulary(texts.tokenizer(study.base, name)) for name in texts.TOKENIZERS}
+    config = texts.samples(study.base, SMOKE, 1, SMOKE.student_length)
+    seen = []
+    for names in (("digits",), ("matching",), ("student",), ("digits", "matching")):
+        sides = [TeacherSide(cut[name], texts.positions(name, SMOKE)) for name in names]
+        made, _ = config.build(cut["student"], sides)
+        assert all(len(made[0][f"teacher{n}_chunks"]) > 20 for n in range(len(names)))
+        seen.append(np.stack([made[n]["student_tokens"] for n in range(len(made))]))
+    assert all(np.array_equal(seen[0], other) for other in seen)
 
 
 def test_what_is_done_is_kept_and_other_settings_are_other_students(study):
