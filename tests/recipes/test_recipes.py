@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from launcher import launch
+from real_tokenizers import ASSETS, real
 from tokenizer_zoo import TEXT
 from toy_models import logits, write_model
 
@@ -22,7 +23,8 @@ from nemo_xtoken.recipes import available_recipes
 ROOT = Path(__file__).parents[2]
 #: Recipe -> the toys of its student and of its teachers, by the arguments that name them, and what else it is run with.
 RECIPES = {
-    "xtoken_qwen3_llama1b": ("llama1b", {"teacher": "qwen3"}),
+    # the rate of W is that of the student in SMALL
+    "xtoken_qwen3_llama1b": ("llama1b", {"teacher": "qwen3"}, ["teacher.learned=true", "teacher.learned_lr=1e-2"], 2),
     "xtoken_phi4mini_llama1b": ("llama1b", {"teacher": "phi4mini"}),
     "xtoken_phi4mini_llama3b_llama1b": ("llama1b", {"teachers.phi": "phi4mini", "teachers.llama": "llama3b"}),
     "xtoken_qwen3_14b_llama8b": (
@@ -185,6 +187,41 @@ def test_the_number_of_nodes_follows_the_job(monkeypatch):
     assert lay_out(2, {1: Layout()})[0] == 2
 
 
+# --- what they need, on paper
+
+
+@pytest.fixture(scope="module")
+def sizes(nemo):
+    """``benchmarks/recipe_sizes.py`` and what it says of each recipe on each number of nodes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        import recipe_sizes
+    found = recipe_sizes.all_figures({name: available_recipes()[name].load() for name in recipe_sizes.MODELS})
+    return recipe_sizes, list(found)
+
+
+def test_the_table_in_the_docs(sizes):
+    recipe_sizes, figures = sizes
+    assert set(recipe_sizes.MODELS) == set(RECIPES)
+    path = ROOT / "docs" / "recipes.md"
+    text, table = path.read_text(), recipe_sizes.markdown(figures)
+    if os.environ.get("WRITE_CONF"):
+        text = re.sub(r"\| recipe \| nodes \|.*?\n\n", lambda _: f"{table}\n\n", text, flags=re.DOTALL)
+        path.write_text(text)
+    assert table in text
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_figures_in_its_text(name, sizes):
+    _, figures = sizes
+    one, *_, most = [figure for figure in figures if figure.recipe == name]
+    wanted = f"{one.gib:.0f} GiB of a GPU and {one.time} on 1 node, {most.gib:.0f} GiB and {most.time} on 16."
+    assert wanted in (ROOT / "recipes" / f"{name}.py").read_text()
+    row = f"| 8 / 128 | {one.gib:.0f} / {most.gib:.0f} | {one.time} / {most.time} |"
+    line = next(x for x in (ROOT / "docs" / "recipes.md").read_text().splitlines() if x.startswith(f"| `{name}` |"))
+    assert row in line
+
+
 # --- at toy width
 
 
@@ -234,25 +271,71 @@ def _words(folder, name, student, teachers):
     return ["--recipe", name, *SMALL, *longer, *paths, *start]
 
 
-def _steps(folder, name):
-    lines = (folder / "runs" / name / "history.jsonl").read_text().splitlines()
+def _steps(run):
+    lines = (run / "history.jsonl").read_text().splitlines()
     return [record for record in map(json.loads, lines) if "ce" in record]
+
+
+def _there_and_back(world, name, student, teachers, more, ranks, lengths=(2, 3)):
+    """Trains, goes on, exports, and compares what the trained and the exported student say."""
+    words = [*_words(world, name, student, teachers), *more]
+    run = world / "runs" / next((word.removeprefix("log.name=") for word in more if word.startswith("log.name=")), name)
+    for steps in lengths:  # the second run goes on where the first one ended
+        [(status, output)] = in_rank(world, commands, world, [*words, f"trainer.max_steps={steps}"], ranks=ranks)
+        assert status == 0, output[-6000:]
+        records = _steps(run)
+        assert [record["step"] for record in records] == list(range(1, steps + 1))
+    assert all(record["ce"] > 0 for record in records)
+    assert all(("kd" in record and record["kd"] > 0) == bool(teachers) for record in records)
+    tokens, trained = in_rank(world, _export, run, run / "student")
+    exported, before = logits(run / "student", tokens), logits(world / "hf" / student, tokens)
+    assert (trained - exported).abs().max() < 1e-4
+    assert (exported - before).abs().max() > 1e-2  # it has learnt
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_import_train_resume_export(name, world):
-    student, teachers, more, ranks = (*RECIPES[name], [], 1)[:4]
-    words = [*_words(world, name, student, teachers), *more]
-    for steps in (2, 3):  # the second run goes on where the first one ended
-        [(status, output)] = in_rank(world, commands, world, [*words, f"trainer.max_steps={steps}"], ranks=ranks)
-        assert status == 0, output[-6000:]
-        records = _steps(world, name)
-        assert [record["step"] for record in records] == list(range(1, steps + 1))
-    assert all(record["ce"] > 0 for record in records)
-    assert all(("kd" in record and record["kd"] > 0) == bool(teachers) for record in records)
-    run = world / "runs" / name
-    tokens, trained = in_rank(world, _export, run, run / "student")
-    exported, before = logits(run / "student", tokens), logits(world / "hf" / student, tokens)
-    assert (trained - exported).abs().max() < 1e-4
-    assert (exported - before).abs().max() > 1e-2  # it has learnt
+    _there_and_back(world, name, *(*RECIPES[name], [], 1)[:4])
+
+
+def _refused(folder, lines):
+    """What ``lines`` come to on the command line, and whether any of them made a run's folder."""
+    done = commands(folder, *lines)
+    return done, (folder / "runs" / "wrong").exists()
+
+
+def test_what_is_missing_or_does_not_fit_is_one_message(world, tmp_path):
+    good = [*_words(world, "xtoken_qwen3_llama1b", "llama1b", {"teacher": "qwen3"}), "log.name=wrong"]
+    recipe = ["--recipe", "xtoken_qwen3_llama1b"]
+    both = ["--recipe", "xtoken_phi4mini_llama3b_llama1b", 'data.text.paths=["a.txt"]']
+    wrong = {
+        "resume.restore_config.path (the student), teacher.path (a teacher), data.text.paths (the text)": recipe,
+        "(the student), teachers.phi.path (a teacher), teachers.llama.path (a teacher)": both,
+        "not set: resume.restore_config.path (the student), data.text.paths": ["--recipe", "xtoken_ce_llama1b"],
+        "no folder nowhere": [*good, "resume.restore_config.path=nowhere"],
+        "model.config.num_layers=2 model.config.rotary_base=500000": [
+            *good, "model.config.num_layers=4", "model.config.rotary_base=10000",
+        ],
+        "no checkpoint in": [*good, f"teacher.path={world / 'hf' / 'qwen3'}"],
+    }  # fmt: skip
+    done, made = in_rank(tmp_path, _refused, tmp_path, list(wrong.values()))
+    for expected, (status, output) in zip(wrong, done, strict=True):
+        assert status == 2, output[-3000:]
+        assert expected in " ".join(output.split())
+        assert "Traceback" not in output
+    assert not made
+
+
+@pytest.mark.slow
+def test_with_real_tokenizers(world):
+    """128,256 and 151,669 tokens, W of both, the output layers as wide as they really are."""
+    for toy, name, spare in (("llama1b", "llama3", 0), ("qwen3", "qwen3", 267)):
+        real(name)
+        kind, settings = TOYS[toy]
+        folder = ASSETS / "tokenizers" / name
+        write_model(kind, world / "hf" / f"real_{toy}", tokenizer=folder, spare_rows=spare, **settings)
+    in_rank(world, _import, world, ["real_llama1b", "real_qwen3"])
+    _there_and_back(
+        world, "xtoken_qwen3_llama1b", "real_llama1b", {"teacher": "real_qwen3"}, ["log.name=real"], 1, lengths=(2,)
+    )

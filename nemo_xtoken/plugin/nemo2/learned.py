@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -189,7 +190,9 @@ def set_rate(optim: OptimizerModule, rate: float) -> float:
             "a rate above 0 for the student, and one for W that is not below where the schedule ends",
             "change optim.config.lr, optim.lr_scheduler.min_lr or learned_lr",
         )
-    optim.scale_lr_cond, optim.lr_mult = _is_logits, rate / base
+    # With a multiple of exactly 1 the logits, float32, would be in one group with the student's norms, bfloat16, and
+    # Megatron's distributed optimizer cannot save a group of two types.
+    optim.scale_lr_cond, optim.lr_mult = _is_logits, math.nextafter(1.0, 2.0) if rate == base else rate / base
     if (given := optim.no_weight_decay_cond) is not None:  # Megatron's own leaves out one-dimensional parameters
         optim.no_weight_decay_cond = lambda name, parameter: _is_logits(name, parameter) or given(name, parameter)
     return float(optim.lr_mult)

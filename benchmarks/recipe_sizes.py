@@ -4,8 +4,8 @@ The settings are read from the recipes themselves, so NeMo 2 has to be installed
 with its assumptions about an H100; nothing is recomputed in the backward pass.  docs/recipes.md has the table.
 
 examples:
-  python benchmarks/recipes.py
-  python benchmarks/recipes.py --markdown
+  python benchmarks/recipe_sizes.py
+  python benchmarks/recipe_sizes.py --markdown
 """
 
 import sys
