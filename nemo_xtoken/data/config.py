@@ -1,7 +1,7 @@
 """Every setting of the data, and what they make: training and held-out samples."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
@@ -108,6 +108,17 @@ class DataConfig:
     workers: int = 0
     cache_dir: Optional[str] = None  # noqa: UP045
     progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name, source in self.sources.items():
+            if isinstance(source, Mapping):  # as a file or the command line may have it
+                if unknown := set(source) - {f.name for f in dataclasses.fields(SourceConfig)}:
+                    raise InputError(
+                        f"sources.{name} has {', '.join(sorted(unknown))}",
+                        f"only {', '.join(f.name for f in dataclasses.fields(SourceConfig))}",
+                        "correct it",
+                    )
+                self.sources[name] = SourceConfig(**source)
 
     @property
     def lengths(self) -> tuple[int, int]:

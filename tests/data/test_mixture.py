@@ -141,3 +141,10 @@ def test_the_mixture_is_told(files, capsys):
     told = capsys.readouterr().err
     assert "web: 75.00% of the samples" in told
     assert "code: 25.00%" in told
+
+
+def test_sources_as_plain_data(files):
+    plain = {name: {k: v for k, v in vars(s).items() if v} for name, s in config(files).sources.items()}
+    assert config(files, sources=plain) == config(files)
+    with pytest.raises(InputError, match=r"sources\.web has wait"):
+        config(files, sources={"web": {"paths": [], "wait": 1}})

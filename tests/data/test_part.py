@@ -2,6 +2,8 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,6 +20,8 @@ from nemo_xtoken.data import DataConfig, documents, prepare
 from nemo_xtoken.data.part import array_part, deal, prepare_part
 from nemo_xtoken.data.sources import Source
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.verbs.base import parse_arguments
+from nemo_xtoken.verbs.prepare import VERB
 from nemo_xtoken.vocab import load_vocabulary
 
 
@@ -244,3 +248,14 @@ def _pair(tmp_path):
 
     sides = [load_vocabulary(tmp_path / name) for name in ("llama", "qwen")]
     return *sides, Aligner(*sides)
+
+
+def test_the_commands_of_the_documentation_can_be_read():
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text().replace("\\\n", " ")
+    commands = [line.strip() for line in text.splitlines() if line.strip().startswith("xtoken prepare ")]
+    assert len(commands) == 3
+    for command in commands:
+        read = parse_arguments(VERB, shlex.split(command)[2:])
+        assert all(word.startswith("executor.") for word in read["rest"])
+    settings = re.findall(r"data\.text\.(\w+)", text)
+    assert set(settings) <= {field.name for field in dataclasses.fields(DataConfig)} | {"KEY"}
