@@ -69,8 +69,8 @@ def reduce_pair(pair: Pair, student_ids: Iterable[int], teacher_ids: Iterable[in
     for matrix in matrices.values():
         keep[0][np.flatnonzero(matrix.empty_rows)[:1]] = True
         keep[1][np.flatnonzero(~matrix.reached)[:1]] = True
-    for mask, side in zip(keep, spelled, strict=True):
-        mask[np.flatnonzero(side.classes < 0)[:1]] = True
+    for mask, tokens in zip(keep, spelled, strict=True):
+        mask[np.flatnonzero(tokens.classes < 0)[:1]] = True
     witness = {name: _first_reaching(matrix) for name, matrix in matrices.items()}
     begins = [_first_that_begins(side.pieces) for side in spelled]
     before = -1
