@@ -22,11 +22,10 @@ from torch.distributed import ProcessGroup
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.parallel.layout import VocabularyShard, group_size
 from nemo_xtoken.projection.matrix import ProjectionMatrix
+from nemo_xtoken.sizes.layout import owned_rows
 
 __all__ = ["Ownership", "reorder_rows", "spread_rows"]
 
-#: Rows on a rank are a multiple of this, as matrix products on a GPU like them.
-ROW_MULTIPLE = 8
 #: Bytes of a weight that are in flight at a time while rows change ranks.
 PIECE_BYTES = 64 * 2**20
 
@@ -74,7 +73,7 @@ class Ownership:
     def even(cls, size: int, group: ProcessGroup | None) -> "Ownership":
         """Tokens in the order of their ids, as many on each rank as on any other but for the last."""
         ranks = group_size(group)
-        return cls.in_order(VocabularyShard(size, _rows(size, ranks) * ranks, group))
+        return cls.in_order(VocabularyShard(size, owned_rows(size, ranks) * ranks, group))
 
     @classmethod
     def co_sharded(
@@ -93,7 +92,7 @@ class Ownership:
             beside: int ``[V_T]``, for each teacher token one whose rank it would like, -1 for any.
         """
         ranks = student.ranks
-        rows = _rows(matrix.teacher_size, ranks)
+        rows = owned_rows(matrix.teacher_size, ranks)
         shard = dataclasses.replace(student, size=matrix.teacher_size, padded=rows * ranks)
         slots = np.full(shard.size, -1, np.int64)  # owned id -> teacher token
         placed = np.zeros(shard.size, dtype=bool)
@@ -126,11 +125,6 @@ class Ownership:
             _fill(slots, placed, tokens, owned[beside[tokens]] // rows, rows, room)
         slots[slots < 0] = np.flatnonzero(~placed)
         return cls(slots, shard)
-
-
-def _rows(size: int, ranks: int) -> int:
-    """Rows of each rank."""
-    return -(-size // (ranks * ROW_MULTIPLE)) * ROW_MULTIPLE
 
 
 def _fill(

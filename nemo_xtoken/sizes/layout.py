@@ -18,8 +18,12 @@ __all__ = [
     "check_processes",
     "check_rows",
     "check_virtual",
+    "owned_rows",
     "padded_rows",
 ]
+
+#: Rows on a rank are a multiple of this, as matrix products on a GPU like them.
+ROW_MULTIPLE = 8
 
 
 @dataclass(frozen=True)
@@ -183,3 +187,12 @@ def padded_rows(ids: int, divisor: int | None, tensor: int) -> int:
     """
     unit = (divisor or 128) * tensor
     return -(-ids // unit) * unit
+
+
+def owned_rows(ids: int, tensor: int) -> int:
+    """Rows of a teacher's output layer in the order of W, on each of so many ranks.
+
+    Args:
+        ids: V_T.
+    """
+    return -(-ids // (tensor * ROW_MULTIPLE)) * ROW_MULTIPLE

@@ -8,7 +8,7 @@ wastes, CUDA's own and NCCL's buffers are in none of it.
 
 from dataclasses import dataclass
 
-from nemo_xtoken.sizes.layout import ParallelSizes
+from nemo_xtoken.sizes.layout import ParallelSizes, owned_rows
 from nemo_xtoken.sizes.loss import BF16, FP32, MIB, MULTI_ENTRIES
 from nemo_xtoken.sizes.model import Model, Part
 
@@ -60,6 +60,7 @@ class TaughtBy:
         own_layout: whether that is other than the student's, so that its output layer is there twice.
         positions: of a sample on its side, padding included.
         shares: the name of a teacher whose model this one shares, or "".
+        ids: V_T; None: as many as its output layer has rows.
     """
 
     model: Model
@@ -67,6 +68,11 @@ class TaughtBy:
     own_layout: bool
     positions: int
     shares: str = ""
+    ids: int | None = None
+
+    def columns(self, tensor: int) -> int:
+        """Of its output layer in the order of W, on one of so many ranks."""
+        return owned_rows(self.ids or self.model.vocabulary, tensor)
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,7 @@ def memory_of(run: Training, stage: int) -> dict[str, float]:
         teachers = [t for t in run.teachers if not t.shares]
         hidden = sum(run.micro_batch * t.positions / sizes.context * t.model.hidden for t in teachers)
         rows = run.student.vocabulary / sizes.tensor
-        columns = [t.model.vocabulary / sizes.tensor for t in run.teachers]
+        columns = [t.columns(sizes.tensor) for t in run.teachers]
         parts |= {
             "teachers: hidden states of a step": run.micro_batches * hidden * precision.weights,
             "loss: tile": float(TILE if run.tile_mib is None else run.tile_mib * MIB),
@@ -155,15 +161,15 @@ def _states(run: Training, part: Part) -> float:
 
 
 def _teacher_weights(run: Training, teacher: TaughtBy, last: bool) -> float:
-    """Frozen weights; the output layer in the order of W takes an untied one's place in the student's own layout."""
+    """Frozen weights; those of an untied output layer go when they are there in the order of W, but for one row."""
     model, own = teacher.model, teacher.sizes
-    parts = [
-        model.stage_part(i == 0, i == own.pipeline - 1, own.tensor, own.expert, own.expert_tensor, own.pipeline)
-        for i in ({0, own.pipeline - 1} if teacher.own_layout else {own.pipeline - 1 if last else 0})
-    ]
-    weights = max(part.total for part in parts)
-    reordered = model.vocabulary / run.sizes.tensor * model.hidden
-    return (weights + (reordered if last and (model.tied or teacher.own_layout) else 0)) * run.precision.weights
+    weights = 0.0
+    for i in {0, own.pipeline - 1} if teacher.own_layout else {own.pipeline - 1 if last else 0}:
+        ends = i == own.pipeline - 1
+        part = model.stage_part(i == 0, ends, own.tensor, own.expert, own.expert_tensor, own.pipeline)
+        gone = 0.0 if model.tied or not ends else model.vocabulary / own.tensor - teacher.own_layout
+        weights = max(weights, part.total - gone * model.hidden)
+    return (weights + last * teacher.columns(run.sizes.tensor) * model.hidden) * run.precision.weights
 
 
 def activations(run: Training, stage: int) -> float:

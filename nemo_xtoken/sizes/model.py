@@ -85,7 +85,8 @@ class Model:
         ffn = int(config.get("ffn_hidden_size") or 4 * hidden)
         experts = int(config.get("num_moe_experts") or 0)
         kind = str(config.get("_target_", ""))
-        post_norms = "gemma3" in kind.lower() or "gemma2" in kind.lower()
+        gemma3 = "gemma3" in kind.lower()
+        post_norms = gemma3 or "gemma2" in kind.lower()
         learned = config.get("position_embedding_type") == "learned_absolute"
         return cls(
             name=name,
@@ -102,7 +103,7 @@ class Model:
             gated=bool(config.get("gated_linear_unit")),
             qkv_bias=bool(config.get("add_qkv_bias")),
             bias=bool(config.get("add_bias_linear", True)),
-            qk_norm=bool(config.get("qk_layernorm")),
+            qk_norm=gemma3 or bool(config.get("qk_layernorm")),  # its layers have them whatever the setting
             norms=4 if post_norms else 2,
             norm_weights=2 if config.get("normalization", "LayerNorm") == "LayerNorm" else 1,
             sinks=config.get("softmax_type") == "learnable",

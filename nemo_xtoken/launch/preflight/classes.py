@@ -1,6 +1,7 @@
 """The defaults of a configuration class, read from its source: importing NeMo takes its time and wants all of NeMo."""
 
 import ast
+import functools
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ def class_defaults(target: str) -> dict[str, Any]:
     return {"_target_": target, **found} if found else {}
 
 
+@functools.lru_cache(maxsize=64)
 def _fields(module: str, name: str) -> dict[str, Any]:
     tree = _source(module)
     node = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name), None) if tree else None
@@ -26,7 +28,7 @@ def _fields(module: str, name: str) -> dict[str, Any]:
         return {}
     imported = {
         alias.asname or alias.name: (statement.module, alias.name)
-        for statement in ast.walk(tree)
+        for statement in tree.body
         if isinstance(statement, ast.ImportFrom) and statement.module and not statement.level
         for alias in statement.names
     }

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["START", "Side", "checkpoint_config", "student_side", "teacher_side"]
 
 START = "resume.restore_config.path"
+NOT_TAKEN = ("vocab_size", "make_vocab_size_divisible_by", "recompute_")
 _IMPORT = "`xtoken import model={} out=FOLDER` makes one from a Hugging Face model"
 
 
@@ -84,11 +85,14 @@ def student_side(settings: Settings) -> Side:
     starts = settings.get("resume.restore_config") is not None
     given = {k: v for k, v in settings.part("model.config").items() if not isinstance(v, Mapping)}
     found, origin, problem = _checkpoint(path, START, "the student") if starts else ({}, "", None)
-    config = found.get("config", {})
-    if not config and (defaults := class_defaults(str(given.get("_target_", "")))):
-        config, origin = defaults, str(given["_target_"]).rpartition(".")[2]
+    target = str(given.get("_target_", ""))
+    defaults = {k: v for k, v in class_defaults(target).items() if v is not None}
+    if defaults and not origin:
+        origin = target.rpartition(".")[2]
+    own = {**defaults, **given}
+    # the run's own settings, where they are not known the checkpoint's; it never takes those that are no architecture
+    config = {k: v for k, v in found.get("config", {}).items() if not k.startswith(NOT_TAKEN)} | own
     tokenizer = resolved(settings.get("model.tokenizer.source"))
-    config = {**config, **given} if origin or "num_layers" in given else given
     strategy = settings.part("trainer.strategy")
     return Side(
         label="student",

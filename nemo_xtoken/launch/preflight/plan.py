@@ -102,7 +102,8 @@ class Plan:
             seen.setdefault(key, side.label)
             experts = self.student.sizes if side.config.get("num_moe_experts") else None
             own = side.sizes != (experts or self.student.sizes)
-            taught.append(TaughtBy(side.model, side.sizes, own, side.length, shares))
+            ids = side.vocabulary.size if side.vocabulary is not None else None
+            taught.append(TaughtBy(side.model, side.sizes, own, side.length, shares, ids))
         return Training(
             student=student,
             sizes=self.student.sizes,
