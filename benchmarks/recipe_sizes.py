@@ -1,7 +1,7 @@
 """What the recipes need on 1, 2, 8 and 16 nodes of 8 GPUs: layout, memory of a GPU, seconds a step, time; on paper.
 
-The settings are read from the recipes themselves, so NeMo 2 has to be installed.  The terms are those of scaling.py
-with its assumptions about an H100; nothing is recomputed in the backward pass.  docs/recipes.md has the table.
+The settings are read from the recipes themselves, so NeMo 2 has to be installed.  The terms are those of
+`nemo_xtoken.sizes`, with its assumptions about an H100.  docs/recipes.md has the table.
 
 examples:
   python benchmarks/recipe_sizes.py
@@ -15,11 +15,15 @@ from typing import Any
 
 import scaling
 from bench import Parser, wide_console, write_json
-from scaling import GIB, Gpu, Job, Layout, Model, estimate
+
+from nemo_xtoken.sizes.layout import ParallelSizes
+from nemo_xtoken.sizes.loss import GIB
+from nemo_xtoken.sizes.memory import TaughtBy, Training, worst_stage
+from nemo_xtoken.sizes.model import Model
+from nemo_xtoken.sizes.step import Gpu, step_time
 
 LLAMA_3B = Model("Llama-3.2-3B", 28, 3072, 8192, 24, 8, 128, 128256, tied=True)
 PHI_4_MINI = Model("Phi-4-mini", 32, 3072, 8192, 24, 8, 128, 200064, tied=True)
-NONE = Model("text alone", 0, 0, 0, 0, 0, 0, 0, tied=True)
 #: Recipe -> its student and teachers.
 MODELS = {
     "xtoken_qwen3_llama1b": (scaling.LLAMA_1B, [scaling.QWEN_4B]),
@@ -31,8 +35,6 @@ MODELS = {
     "xtoken_ce_llama1b": (scaling.LLAMA_1B, []),
 }
 NODES = (1, 2, 8, 16)
-#: Bytes that a layer keeps of a token for each of its hidden units, in 16 bits with flash attention (arXiv 2205.05198).
-KEPT = 34
 HEADINGS = ("recipe", "nodes", "GPUs", "layout", "GiB of a GPU", "s a step", "tokens/s", "time")
 
 
@@ -60,6 +62,8 @@ class Figures:
     @property
     def time(self) -> str:
         """The run's time as people say it."""
+        if self.hours < 2:
+            return f"{60 * self.hours:.0f} min"
         return f"{self.hours:.0f} h" if self.hours < 48 else f"{self.hours / 24:.1f} days"
 
     def row(self) -> list[str]:
@@ -76,27 +80,26 @@ def figures(recipe: str, run: Any, gpu: Gpu) -> Figures:
     """
     student, teachers = MODELS[recipe]
     strategy, data, nodes = run.trainer.strategy, run.data, run.trainer.num_nodes
-    tp, cp, micro = strategy.tensor_model_parallel_size, strategy.context_parallel_size, data.micro_batch_size
-    layout = Layout(8 * nodes, tp=tp, cp=cp, micro_batch=micro)
+    tp, cp = strategy.tensor_model_parallel_size, strategy.context_parallel_size
+    sizes = ParallelSizes(tp, strategy.pipeline_model_parallel_size, cp, 1, tp)
     length, batch = data.text.student_length, data.global_batch_size
-
-    def job(teacher: Model, per_token: float) -> dict[str, Any]:
-        return estimate(Job(student, teacher, layout, length, batch, per_token, min(per_token, 0.95)), gpu)
-
-    alone = job(NONE, 0.0)
-    taught = [job(t, 1.05 if t.name.startswith("Qwen") else 1.0) for t in teachers]
-    # each teacher adds its own forward pass and its part of the loss; the student's logits are made once
-    step = alone["step"] + sum(e["step"] - alone["step"] for e in taught)
-    memory = sum(alone["memory"].values())
-    for e in taught:
-        memory += sum(value - alone["memory"][name] for name, value in e["memory"].items())
-    memory += KEPT * micro * length / cp * student.hidden * student.layers / tp - alone["memory"]["activations"]
-    sizes = [f"{n}{v}" for n, v in (("tp", tp), ("cp", cp)) if v > 1]
+    training = Training(
+        student=student,
+        sizes=sizes,
+        teachers=tuple(TaughtBy(t, sizes, False, data.text.teacher_length) for t in teachers),
+        processes=8 * nodes,
+        micro_batch=data.micro_batch_size,
+        global_batch=batch,
+        length=length,
+        sequence_parallel=strategy.sequence_parallel,
+    )
+    step = sum(step_time(training, gpu).values())
+    layout = [f"{n}{v}" for n, v in (("tp", tp), ("pp", sizes.pipeline), ("cp", cp)) if v > 1]
     return Figures(
         recipe,
         nodes,
-        " ".join([*sizes, f"dp{layout.dp}", f"micro-batch {micro}"]),
-        memory / GIB,
+        " ".join([*layout, f"dp{training.data_parallel}", f"micro-batch {data.micro_batch_size}"]),
+        sum(worst_stage(training).values()) / GIB,
         step,
         batch * length / step,
         step * run.trainer.max_steps / 3600,
