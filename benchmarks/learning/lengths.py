@@ -85,10 +85,10 @@ FULL = Length(
     questions=1000, texts=150, watched=200, looks=12, teacher_lr=1.5e-3,
 )  # fmt: skip
 QUICK = Length(
-    name="quick", largest=30, factor=3, factor_of=20, pages=2500, passages=400,
-    teacher=Shape(3, 128, 384, 4), student=Shape(2, 96, 256, 4),
-    teacher_steps=500, weak_steps=150, steps=120, batch=12, student_length=96, teacher_length=160, warmup=20,
-    questions=300, texts=40, watched=60, looks=6, core=CORE,
+    name="quick", largest=30, factor=3, factor_of=20, pages=2500, passages=250,
+    teacher=Shape(2, 128, 320, 4), student=Shape(2, 96, 256, 4),
+    teacher_steps=400, weak_steps=100, steps=120, batch=8, student_length=96, teacher_length=160, warmup=15,
+    questions=200, texts=24, watched=40, looks=4, teacher_lr=3e-3, core=CORE,
 )  # fmt: skip
 #: Nothing is learned in it: to see that everything runs.
 SMOKE = Length(

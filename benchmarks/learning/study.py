@@ -1,10 +1,10 @@
 """What is to be done, what is done, and doing it: each training in a process of its own, its result in a file."""
 
-import contextlib
 import json
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import time
 import traceback
@@ -165,6 +165,7 @@ class Study:
 def _each(tasks: Sequence[Task], do: Callable[[Task], None], jobs: int, log: Callable[[Task], Path]) -> list[Task]:
     """Forks a process for each task, ``jobs`` at a time, and says how it goes; the failed ones."""
     context = multiprocessing.get_context("fork")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through the end of this function, to the children
     waiting, failed = list(tasks), list[Task]()
     running: list[tuple[Task, Any]] = []
     done, start = 0, time.perf_counter()
@@ -197,16 +198,15 @@ def _each(tasks: Sequence[Task], do: Callable[[Task], None], jobs: int, log: Cal
 def _child(do: Callable[[Task], None], task: Task, log: Path) -> None:
     """What a forked process does: one task, its words into a file."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    sys.stdout = sys.stderr = file = open(log, "a")  # noqa: SIM115 (to the end of the process)
+    for stream in (1, 2):  # of what does not ask Python
+        os.dup2(file.fileno(), stream)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     status = 0
     try:
         do(task)
     except BaseException:
         traceback.print_exc()
         status = 1
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-        sys.stderr.flush()
+    file.flush()
     os._exit(status)  # NeMo's exit handlers are the parent's

@@ -232,7 +232,7 @@ def _train(
         max_steps=trainer.max_steps, warmup_steps=min(length.warmup, trainer.max_steps // 2), constant_steps=0,
         min_lr=lr / 20,
     )  # fmt: skip
-    every = max(1, trainer.max_steps // 4)
+    every = max(1, trainer.max_steps // 3)
     ckpt = nl.ModelCheckpoint(every_n_train_steps=every, save_last=True, save_top_k=1, monitor="step", mode="max")
     train_one(
         model,

@@ -2,9 +2,12 @@
 
 import json
 import math
+import os
 import random
 import re
+import signal
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +17,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.learning import arithmetic, measures, statistics, texts
+from benchmarks.learning import study as study_module
 from benchmarks.learning.arms import ARMS, arm_named
 from benchmarks.learning.lengths import LENGTHS, QUICK, SMOKE
 from benchmarks.learning.report import summary, table
-from benchmarks.learning.study import Study
+from benchmarks.learning.study import Study, Task
 from nemo_xtoken.data.config import TeacherSide
 from nemo_xtoken.losses.registry import LOSSES
 from nemo_xtoken.vocab import load_vocabulary
@@ -191,3 +195,52 @@ def test_measures_of_a_model_that_knows_one_answer(study, name):
     assert 0.4 * 0.8 ** (pieces - 1) < found["numerals"] < 0.85
     tokens = len(vocabulary.encode("\n" + known.line)) - 1
     assert found["text_ce"] == pytest.approx(-tokens * math.log(0.8) / len(known.line), rel=1e-4)
+
+
+def ended(tmp_path, tasks, do, jobs=2):
+    """Does the tasks in a process of its own: its exit status."""
+    pid = os.fork()
+    if pid == 0:
+        status = 99
+        try:
+            status = len(study_module._each(tasks, do, jobs, lambda task: tmp_path / f"{task.stem}.log"))
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    return pid
+
+
+def test_tasks_run_in_processes_and_failures_are_counted(tmp_path, capfd):
+    tasks = [Task(name, arm_named("ce"), seed) for seed, name in enumerate(("good", "bad", "better"))]
+
+    def do(task):
+        print("working")
+        if task.name == "bad":
+            raise ValueError("too bad")
+        (tmp_path / task.name).write_text(str(os.getpid()))
+
+    _, status = os.waitpid(ended(tmp_path, tasks, do), 0)
+    assert os.waitstatus_to_exitcode(status) == 1
+    assert (tmp_path / "good").read_text() != (tmp_path / "better").read_text()
+    assert (tmp_path / "good-0.log").read_text() == "working\n"
+    written = capfd.readouterr()
+    assert "[3/3]" in written.out
+    assert "ValueError: too bad" in written.err
+
+
+def test_a_study_that_is_ended_ends_its_trainings(tmp_path):
+    def do(task):
+        (tmp_path / "pid").write_text(str(os.getpid()))
+        time.sleep(60)
+
+    study = ended(tmp_path, [Task("long", arm_named("ce"))], do)
+    end = time.monotonic() + 30
+    while not ((tmp_path / "pid").is_file() and (tmp_path / "pid").read_text()) and time.monotonic() < end:
+        time.sleep(0.05)
+    child = int((tmp_path / "pid").read_text())
+    os.kill(study, signal.SIGTERM)
+    os.waitpid(study, 0)
+    while Path(f"/proc/{child}").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{child}").exists()
