@@ -139,13 +139,14 @@ def check_length(side: str, length: int, where: str, cp: int, sequence_ranks: in
         )
 
 
-def check_rows(side: str, rows: int | None, ids: int, where: str) -> None:
-    """An output layer has a row for each id.
+def check_rows(side: str, rows: int | None, ids: int, where: str, tensor: int = 1) -> None:
+    """An output layer has a row for each id, and its rows are spread evenly.
 
     Args:
         rows: of the output layer; None: it sizes itself.
         ids: V of its tokenizer.
         where: whence the number of rows is.
+        tensor: ranks that the rows are spread over.
     """
     if rows is not None and rows < ids:
         raise InputError(
@@ -153,6 +154,12 @@ def check_rows(side: str, rows: int | None, ids: int, where: str) -> None:
             "at least one row for each id",
             "give the tokenizer that the model was trained with; a new model sizes itself when "
             "model.config.vocab_size is not set",
+        )
+    if rows is not None and rows % tensor:
+        raise InputError(
+            f"the {side}'s output layer has {rows} rows ({where}), tensor_model_parallel_size is {tensor}",
+            f"a multiple of {tensor}",
+            "import the model again with `xtoken import`, which rounds up, or change the layout",
         )
 
 

@@ -139,7 +139,7 @@ RED = {
     "too few rows": (["model.config.vocab_size=100"], "vocabularies", "output layer has 100 rows"),
     "rows": (
         ["model.config.vocab_size=1921", "trainer.strategy.tensor_model_parallel_size=2"],
-        "vocabularies", "1921 rows, tensor_model_parallel_size is 2",
+        "vocabularies", "tensor_model_parallel_size is 2",
     ),
     "virtual pipeline": (
         ["trainer.strategy.virtual_pipeline_model_parallel_size=2"], "layout", "virtual_pipeline",

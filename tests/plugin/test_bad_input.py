@@ -126,6 +126,7 @@ CASES = {
     ),
     "W with bad rows": (1, {"teacher_config": {"projection": "{broken}/rows.safetensors"}}, nothing, "sums to 0.7"),
     "vocabulary too large": (1, {"model": {"vocab_size": 1000}}, nothing, "has 1000 rows"),
+    "rows": (2, {"tp": 2, "model": {"vocab_size": 1921}}, nothing, "has 1921 rows"),
     "heads": (8, {"tp": 8, "batch": 8, "micro": 1}, nothing, "student has 4 attention heads"),
     "query groups": (4, {"tp": 4}, nothing, "student has 2 query groups"),
     "layers": (4, {"pp": 4}, nothing, "student has 2 layers"),

@@ -77,6 +77,8 @@ def guarded(check: str, findings: Iterable[Finding]) -> Iterator[Finding]:
         yield from findings
     except InputError as error:
         yield red(check, error)
+    except OSError as error:
+        yield red(check, InputError(str(error), "files that can be read, folders that can be written", "see the path"))
     except ImportError as error:
         name = (error.name or str(error)).split(".")[0]
         yield left_out(check, f"needs the package {name}, which is not here", f"pip install {name}")

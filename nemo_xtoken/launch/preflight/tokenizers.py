@@ -41,21 +41,11 @@ def vocabularies(plan: Plan) -> Iterator[Finding]:
         size = side.vocabulary.size
         own_rows = side.config.get("vocab_size")
         try:
-            check_rows(side.label, own_rows, size, side.path or side.where)
+            check_rows(side.label, own_rows, size, side.path or side.where, side.sizes.tensor)
         except InputError as error:
             yield red("vocabularies", error)
             continue
         rows, tensor = side.rows or 0, side.sizes.tensor
-        if rows % tensor:
-            yield red(
-                "vocabularies",
-                InputError(
-                    f"the {side.label}'s output layer has {rows} rows, tensor_model_parallel_size is {tensor}",
-                    f"a multiple of {tensor}",
-                    "import the model again with `xtoken import`, which rounds up, or change the layout",
-                ),
-            )
-            continue
         share = f", {rows // tensor:,} on each of {tensor} ranks" if tensor > 1 else ""
         padded = f"{rows:,} rows{share}" if side.known or own_rows else "its output layer is not known"
         yield green("vocabularies", f"{side.label}: {size:,} ids in {side.tokenizer}; {padded}")

@@ -60,7 +60,7 @@ def check_run(
             side, config.num_attention_heads, config.num_query_groups, config.num_layers, config.num_moe_experts, sizes
         )
         check_length(side, length, where, sizes.context, sizes.tensor if strategy.sequence_parallel else 1)
-        check_rows(side, config.vocab_size, tokenizer.vocab_size, rows)
+        check_rows(side, config.vocab_size, tokenizer.vocab_size, rows, sizes.tensor)
     if (start := getattr(getattr(resume, "restore_config", None), "path", None)) is not None and "://" not in start:
         _check_checkpoint("student", Path(start), model.tokenizer, "resume.restore_config.path")
     student = model.tokenizer.vocabulary
