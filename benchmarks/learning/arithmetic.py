@@ -80,7 +80,7 @@ def draw(rng: random.Random, length: Length, test: bool) -> Question:
         if kind == "product":
             a, b = rng.randint(2, length.factor), rng.randrange(2, length.factor_of)
         else:
-            a, b = rng.randrange(length.largest), rng.randrange(length.largest)
+            a, b = rng.randrange(length.largest), rng.randrange(length.second)
         if is_test(a, b) == test:
             prompt, answer = KINDS[kind][1](a, b, rng)
             return Question(kind, prompt, str(answer), (min(a, b), max(a, b)))

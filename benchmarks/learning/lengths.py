@@ -20,7 +20,7 @@ class Length:
     """Everything that makes one study another.
 
     Attributes:
-        largest: operands of sums and differences are below it.
+        largest, second: the operands of sums and differences are below these.
         factor, factor_of: products are ``a * b`` with a from 2 to ``factor`` and b from 2 to below ``factor_of``.
         pages: documents of arithmetic to train on.
         passages: documents of text to train on; 0: all there are.
@@ -39,6 +39,7 @@ class Length:
 
     name: str
     largest: int
+    second: int
     factor: int
     factor_of: int
     pages: int
@@ -79,20 +80,20 @@ CORE = (
 )
 
 FULL = Length(
-    name="full", largest=100, factor=9, factor_of=100, pages=16000, passages=0,
-    teacher=Shape(4, 224, 672, 4), student=Shape(2, 128, 384, 4),
-    teacher_steps=2500, weak_steps=800, steps=1200, batch=16, student_length=96, teacher_length=160, warmup=100,
-    questions=1000, texts=150, watched=200, looks=12, teacher_lr=1.5e-3,
+    name="full", largest=60, second=60, factor=5, factor_of=30, pages=12000, passages=0,
+    teacher=Shape(4, 192, 512, 4), student=Shape(2, 128, 384, 4),
+    teacher_steps=1200, weak_steps=300, steps=500, batch=16, student_length=96, teacher_length=160, warmup=60,
+    questions=600, texts=100, watched=100, looks=10, teacher_lr=2e-3,
 )  # fmt: skip
 QUICK = Length(
-    name="quick", largest=30, factor=3, factor_of=20, pages=2500, passages=250,
+    name="quick", largest=100, second=10, factor=2, factor_of=50, pages=2500, passages=250,
     teacher=Shape(2, 128, 320, 4), student=Shape(2, 96, 256, 4),
-    teacher_steps=400, weak_steps=100, steps=120, batch=8, student_length=96, teacher_length=160, warmup=15,
+    teacher_steps=1200, weak_steps=300, steps=200, batch=4, student_length=96, teacher_length=160, warmup=30,
     questions=200, texts=24, watched=40, looks=4, teacher_lr=3e-3, core=CORE,
 )  # fmt: skip
 #: Nothing is learned in it: to see that everything runs.
 SMOKE = Length(
-    name="smoke", largest=20, factor=2, factor_of=12, pages=40, passages=10,
+    name="smoke", largest=20, second=20, factor=2, factor_of=12, pages=40, passages=10,
     teacher=Shape(1, 32, 64, 2), student=Shape(1, 32, 64, 2),
     teacher_steps=2, weak_steps=2, steps=2, batch=2, student_length=64, teacher_length=112, warmup=1,
     questions=6, texts=2, watched=4, looks=2, seeds=2,
