@@ -39,7 +39,7 @@ def check_kernels(name: str) -> None:
         InputError: no such kernels.
     """
     if name not in KERNELS:
-        raise InputError(f"kernels={name!r}", f"one of {', '.join(KERNELS)}", "leave it out for auto")
+        raise InputError(f"kernels={name!r}", f"one of {', '.join(KERNELS)}", "leave it out for torch")
 
 
 def kernels_for(name: str, cuda: bool) -> TileKernels:

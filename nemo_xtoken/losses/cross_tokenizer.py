@@ -22,7 +22,7 @@ def cross_tokenizer_loss(
     ce_weight: float = 1.0,
     kd_weights: Sequence[float | Tensor] | None = None,
     tile_rows: int = 256,
-    kernels: str | TileKernels = "auto",
+    kernels: str | TileKernels = "torch",
 ) -> LossTerms:
     """``ce_weight * CE + sum_m kd_weights[m] * KD_m``, sums over this micro-batch, and its gradient.
 

@@ -34,13 +34,13 @@ class ObjectiveConfig:
         tile_mib: memory that the loss may use on a rank for a tile of logits, in MiB; by default what suits the device.
             It decides how many positions are compared at a time, and nothing of the result.
         kernels: what goes over a tile: ``"torch"``, ``"triton"`` (NVIDIA GPUs; fewer passes over the memory), or
-            ``"auto"``, Triton's where it can.
+            ``"auto"``, Triton's where it can.  Triton's have not run on a GPU yet.
     """
 
     scale: Union[float, str] = "dynamic"  # noqa: UP007 (nemo_run's command line reads this)
     teacher_weights: str = STATIC
     tile_mib: Optional[int] = None  # noqa: UP045
-    kernels: str = "auto"
+    kernels: str = "torch"
 
     def __post_init__(self) -> None:
         if self.tile_mib is not None and self.tile_mib < 1:
