@@ -25,7 +25,7 @@ __all__ = ["Study", "Task"]
 
 TEACHER_NAMES = ("digits", "matching", "own")
 #: Settings that are nothing to the teachers.
-STUDENTS_ALONE = ("steps", "lr", "watched", "looks")
+STUDENTS_ALONE = ("steps", "student_batch", "lr", "watched", "looks")
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,6 @@ class Study:
         """
         pending = self.pending(tasks)
         needed = {lesson.teacher for task in pending if task.arm for lesson in task.arm.lessons}
-        needed |= {"digits", "matching"} if tasks else set()  # the ceiling of the table
         teachers = self.pending([Task(name) for name in TEACHER_NAMES if name in needed])
         failed: list[Task] = []
         if teachers or pending:

@@ -193,7 +193,8 @@ def _model(folder: Path, tokenizer: str, shape: Shape, positions: int) -> Distil
 
 def _data(length: Length, folder: Path, seed: int, student_length: int, pack: bool = False) -> DistillationData:
     text = texts.samples(folder, length, seed, student_length, pack)
-    return DistillationData(text, micro_batch_size=length.batch, global_batch_size=length.batch)
+    batch = length.batch if pack else length.student_batch
+    return DistillationData(text, micro_batch_size=batch, global_batch_size=batch)
 
 
 def _trainer(steps: int) -> nl.Trainer:
