@@ -22,7 +22,7 @@ Data
 
 GPUs
     1, 2, 8 or 16 nodes of 8 H100 (80 GB): as many as the job has, or ``--recipe "xtoken_qwen3_14b_llama8b(nodes=8)"``.
-    Estimated, not measured (docs/recipes.md): 38 GiB of a GPU and 8 h on 1 node, 48 GiB and 32 min on 16.
+    Estimated, not measured (docs/recipes.md): 35 GiB of a GPU and 8 h on 1 node, 47 GiB and 32 min on 16.
 """
 
 from typing import Optional

@@ -140,7 +140,7 @@ class DataConfig:
         """
         if self.sources:
             shares_of({name: source.weight for name, source in self.sources.items()})
-            for part in self._parts().values():
+            for part in self.parts().values():
                 part.check()
             return
         for side, length in zip(("student", "teacher"), self.lengths, strict=True):
@@ -210,7 +210,7 @@ class DataConfig:
         from nemo_xtoken.data.mixture import JoinedDataset, MixedDataset
 
         self.check()
-        built = {name: part._build(student, teachers) for name, part in self._parts().items()}
+        built = {name: part._build(student, teachers) for name, part in self.parts().items()}
         weights = {name: source.weight for name, source in self.sources.items()}
         mixed = MixedDataset({name: training for name, (training, _) in built.items()}, weights, num_samples)
         say(str(mixed), self.progress)
@@ -236,7 +236,7 @@ class DataConfig:
 
         return samples(training), None if held_out is None else samples(held_out)
 
-    def _parts(self) -> dict[str, "DataConfig"]:
+    def parts(self) -> dict[str, "DataConfig"]:
         """The settings of each source, as if there were no other."""
         if self.paths or self.held_out_paths:
             raise InputError(

@@ -139,16 +139,21 @@ def memory_of(run: Training, stage: int) -> dict[str, float]:
     }
     if last:
         teachers = [t for t in run.teachers if not t.shares]
-        hidden = sum(run.micro_batch * t.positions / sizes.context * t.model.hidden for t in teachers)
+        hidden = sum(_kept(run, t) * run.micro_batch * t.positions / sizes.context * t.model.hidden for t in teachers)
         rows = run.student.vocabulary / sizes.tensor
         columns = [t.columns(sizes.tensor) for t in run.teachers]
         parts |= {
-            "teachers: hidden states of a step": run.micro_batches * hidden * precision.weights,
+            "teachers: hidden states": hidden * precision.weights,
             "loss: tile": float(TILE if run.tile_mib is None else run.tile_mib * MIB),
             "loss: gradients": FP32 * run.student.hidden * (rows + run.tokens),
             "loss: W": sum(MULTI_ENTRIES / sizes.tensor * ROW_OF_W + FP32 * (rows + c) for c in columns),
         }
     return parts
+
+
+def _kept(run: Training, teacher: TaughtBy) -> float:
+    """Micro-batches whose hidden states of a teacher are there at a time: of a step, where stages wait for each other."""
+    return 1.0 if run.sizes.pipeline == 1 and not teacher.own_layout else run.micro_batches
 
 
 def _states(run: Training, part: Part) -> float:

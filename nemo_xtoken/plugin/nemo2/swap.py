@@ -168,7 +168,7 @@ def held_out_texts(text: DataConfig, student: Vocabulary, teacher: Vocabulary) -
     Args:
         text: prepared already, so that it costs no more than reading.
     """
-    for part in text._parts().values() if text.sources else [text]:
+    for part in text.parts().values() if text.sources else [text]:
         if part.format != "text":
             continue
         if part.held_out_paths:
