@@ -152,7 +152,7 @@ def memory_of(run: Training, stage: int) -> dict[str, float]:
 
 
 def _kept(run: Training, teacher: TaughtBy) -> float:
-    """Micro-batches whose hidden states of a teacher are there at a time: of a step, where stages wait for each other."""
+    """Micro-batches whose hidden states are there at a time: all of a step where stages wait for each other."""
     return 1.0 if run.sizes.pipeline == 1 and not teacher.own_layout else run.micro_batches
 
 
