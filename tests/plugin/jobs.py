@@ -21,7 +21,7 @@ from watchers import Watcher
 from nemo_xtoken.data.config import DataConfig
 from nemo_xtoken.losses.base import ChunkLossConfig
 from nemo_xtoken.losses.objective import ObjectiveConfig
-from nemo_xtoken.plugin.nemo2 import inputs
+from nemo_xtoken.plugin import inputs
 from nemo_xtoken.plugin.nemo2.data import DistillationData
 from nemo_xtoken.plugin.nemo2.distill import train_one
 from nemo_xtoken.plugin.nemo2.model import DistillationModel

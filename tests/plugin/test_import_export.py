@@ -25,9 +25,9 @@ def nemo_logits(checkpoint, tokens, **settings):
     import torch
     from nemo.collections import llm
 
+    from nemo_xtoken.plugin.inputs import document_mask
     from nemo_xtoken.plugin.nemo2.hf.exporting import load_config
     from nemo_xtoken.plugin.nemo2.hf.session import trainer_for
-    from nemo_xtoken.plugin.nemo2.inputs import document_mask
     from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
 
     config = load_config(checkpoint)

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from nemo.lightning import io
 from nemo.lightning.data import WrappedDataLoader
@@ -13,8 +12,9 @@ from nemo.lightning.pytorch.plugins import MegatronDataSampler
 from torch.utils.data import Dataset
 
 from nemo_xtoken.data.config import DataConfig, TeacherSide
-from nemo_xtoken.data.dataset import IGNORE, DistillationDataset, collate
-from nemo_xtoken.data.mixture import JoinedDataset, MixedDataset
+from nemo_xtoken.data.dataset import DistillationDataset, collate
+from nemo_xtoken.data.mixture import MixedDataset
+from nemo_xtoken.data.whole import WholeBatches
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.sizes.layout import check_batches
 from nemo_xtoken.vocab.vocabulary import Vocabulary
@@ -63,7 +63,7 @@ class DistillationData(pl.LightningDataModule, io.IOMixin):
         text = dataclasses.replace(self.text, progress=self.text.progress and progress)
         self.train_set, held_out = text.build(student, teachers, (max(0, steps) + 1) * self.global_batch_size)
         if held_out is not None:
-            self.held_out_set = _WholeBatches(held_out, self.global_batch_size)
+            self.held_out_set = WholeBatches(held_out, self.global_batch_size)
 
     def check_layout(self, data_parallel_size: int) -> None:
         """Raises InputError where the batch sizes do not fit together."""
@@ -141,25 +141,3 @@ class _Sampler(MegatronDataSampler):
         loader = super().transform_dataloader(dataloader, consumed_samples)
         loader.generator = torch.Generator()
         return loader
-
-
-class _WholeBatches(Dataset[Any]):
-    """A data set filled up to a multiple of the batch by samples without labels, which count for nothing."""
-
-    def __init__(self, samples: DistillationDataset | JoinedDataset, batch: int) -> None:
-        self.samples = samples
-        self.length = -(-len(samples) // batch) * batch
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        if index < len(self.samples):
-            return self.samples[index]
-        empty = {name: value.copy() for name, value in self.samples[0].items()}
-        for name, value in empty.items():
-            if name.endswith("_labels"):
-                value[:] = IGNORE
-            elif name.endswith("_chunks"):
-                empty[name] = value[:0]
-        return empty | {"sample_id": np.array(index, np.int64)}

@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 from nemo_xtoken.files import atomic_path
 from nemo_xtoken.plugin.nemo2.checkpoints import count_steps
 from nemo_xtoken.plugin.nemo2.steps import DistillationSteps
+from nemo_xtoken.plugin.steps import step_record
 from nemo_xtoken.report.evaluations import EVALUATIONS
 from nemo_xtoken.report.history import HISTORY, append_record, read_history
 
@@ -20,9 +21,7 @@ KEPT = (HISTORY, EVALUATIONS)
 class History(pl.Callback):
     """Writes ``history.jsonl`` on global rank 0; evaluates on held-out text before the first step and after the last.
 
-    Records of a step: ``step, ce, kd, scale, tokens, chunks, seconds``, where kd is the weighted sum over the teachers
-    and chunks are those of all; of each teacher ``kd/NAME, chunks/NAME, alpha/NAME``, its divergence's metrics, and
-    ``score/NAME`` where the weights follow from it.  Of an evaluation: ``step, held_out_ce, held_out_accuracy``.
+    Records of a step: see ``plugin.steps.step_record``; of an evaluation: ``step, held_out_ce, held_out_accuracy``.
     Records behind the step that a run resumes from are dropped.
 
     Args:
@@ -58,21 +57,8 @@ class History(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         """Writes the step that has just ended."""
-        totals = self.steps.totals
-        record = {
-            "step": trainer.global_step,
-            "ce": totals["ce"] / max(totals["tokens"], 1),
-            "tokens": totals["tokens"],
-            "seconds": self.steps.seconds,
-        }
-        record |= self.steps.used
-        for key, total in totals.items():
-            metric, _, name = key.partition("/")
-            if metric == "chunks":
-                record[key] = total
-            elif name and not metric.startswith("statistic") and (chunks := totals[f"chunks/{name}"]):
-                record[key] = total / chunks
-        self._write(trainer, record)
+        steps = self.steps
+        self._write(trainer, step_record(trainer.global_step, steps.totals, steps.seconds, steps.used))
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Starts the sums."""

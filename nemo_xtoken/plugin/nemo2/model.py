@@ -1,7 +1,6 @@
 """The student as NeMo sees it: a GPT model whose training step ends in hidden states, with teachers beside it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Optional
 
 import torch
@@ -9,45 +8,19 @@ from nemo.collections import llm
 from nemo.lightning import OptimizerModule
 from torch import Tensor
 
-from nemo_xtoken.losses.base import ChunkDivergence, ModelOutput, TeacherSignal
-from nemo_xtoken.losses.learned import LearnedProjection
-from nemo_xtoken.losses.nrl_compat import NrlProjectedKL
+from nemo_xtoken.losses.base import ModelOutput, TeacherSignal
 from nemo_xtoken.losses.objective import DynamicScale, ObjectiveConfig, StepCounts
-from nemo_xtoken.losses.p_kl import ProjectedKL
-from nemo_xtoken.losses.registry import chunk_selection, make_divergence
-from nemo_xtoken.losses.shares import Held, share
 from nemo_xtoken.losses.teacher_weights import STATIC, TeacherWeights
-from nemo_xtoken.parallel.head import OutputHead
-from nemo_xtoken.parallel.layout import VocabularyShard
-from nemo_xtoken.plugin.nemo2.inputs import context_layout, model_inputs, prepare_config
+from nemo_xtoken.plugin.inputs import model_inputs, prepare_config
+from nemo_xtoken.plugin.lessons import Lesson, make_lessons, select_of, shared, student_output
 from nemo_xtoken.plugin.nemo2.learned import ATTRIBUTE, LearnedProjections, check_checkpoint
 from nemo_xtoken.plugin.nemo2.loss import DistillationLoss, HeldOutLoss
 from nemo_xtoken.plugin.nemo2.teacher import NamedTeacher, build_teacher, one_model_each
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
-from nemo_xtoken.projection.build import load_or_build
 from nemo_xtoken.teachers.colocated import ColocatedTeacher
-from nemo_xtoken.teachers.output import HiddenStateTap, output_head
+from nemo_xtoken.teachers.output import HiddenStateTap
 
 __all__ = ["DistillationModel"]
-
-
-@dataclass(frozen=True)
-class _Lesson:
-    """One teacher's part in the loss, on the last pipeline stage.
-
-    Attributes:
-        teacher: whose it is.
-        source: number of the model, in ``DistillationModel.teachers``, that has the hidden states.
-        head: the model's output layer in the order of the divergence.
-        divergence: how distributions are compared.
-        learned: the logits of its W, where that is learned.
-    """
-
-    teacher: NamedTeacher
-    source: int
-    head: OutputHead
-    divergence: ChunkDivergence
-    learned: LearnedProjection | None
 
 
 class DistillationModel(llm.GPTModel):
@@ -78,7 +51,7 @@ class DistillationModel(llm.GPTModel):
         #: Which chunks of each teacher its loss scores, once configured; None: all.
         self.selections: list[torch.nn.Module | None] = []
         self._named: tuple[NamedTeacher, ...] = ()
-        self._lessons: list[_Lesson] = []
+        self._lessons: list[Lesson] = []
         self._learned: list[LearnedProjections] = []  # in a list: the Megatron module has them
         self._tap: HiddenStateTap | None = None
 
@@ -124,14 +97,14 @@ class DistillationModel(llm.GPTModel):
         last_stage = parallel_state.is_pipeline_last_stage()
         if last_stage:
             self._tap = HiddenStateTap(self.module.output_layer, self.config.sequence_parallel)
-        for t in self._named:
-            selection = chunk_selection(t.config.loss, self.tokenizer.vocabulary, t.tokenizer.vocabulary)
-            self.selections.append(None if selection is None else selection.to(torch.cuda.current_device()))
+        self.selections = select_of(self._named, self.tokenizer.vocabulary)
         sources = one_model_each(self._named)
         numbers = sorted(set(sources))
         self.teachers = [build_teacher(self._named[n], n, self.config, self.trainer) for n in numbers]
         if last_stage:
-            self._lessons = self._make_lessons([numbers.index(n) for n in sources])
+            places = [numbers.index(n) for n in sources]
+            student = self.tokenizer.vocabulary
+            self._lessons = make_lessons(self._named, self.teachers, places, student, self.module.output_layer)
             if learned := {
                 lesson.teacher.name: lesson.learned for lesson in self._lessons if lesson.learned is not None
             }:
@@ -140,35 +113,6 @@ class DistillationModel(llm.GPTModel):
         else:
             for model in self.teachers:
                 model.lay_out()  # one with a layout of its own wants everyone
-
-    def _make_lessons(self, sources: Sequence[int]) -> list[_Lesson]:
-        """Makes the divergences, and lays the teachers' output layers out as they want them."""
-        from megatron.core import parallel_state
-
-        group, student = parallel_state.get_tensor_model_parallel_group(), self.tokenizer.vocabulary
-        # the layer's own weight is None where it is tied
-        rows = int(self.module.output_layer.output_size_per_partition)
-        shard = VocabularyShard.of_local_rows(student.size, rows, group)
-        divergences: list[ChunkDivergence] = []
-        learned: list[LearnedProjection | None] = []
-        for teacher in self._named:
-            config, other = teacher.config, teacher.tokenizer.vocabulary
-            matrix = load_or_build(student, other, config.rule, config.projection)
-            divergence = make_divergence(config.loss, matrix, student, other, shard, config.options)
-            divergences.append(divergence)
-            learned.append(None)
-            if config.learned:
-                assert isinstance(divergence, ProjectedKL | NrlProjectedKL)  # learn_projections has seen to it
-                learned[-1] = LearnedProjection(divergence.exchange, matrix)
-        heads: dict[int, OutputHead] = {}
-        for source, model in enumerate(self.teachers):
-            taught = [number for number, n in enumerate(sources) if n == source]
-            heads |= zip(taught, model.lay_out(*(divergences[n].ownership for n in taught)), strict=True)
-        device = torch.cuda.current_device()
-        return [
-            _Lesson(teacher, sources[n], heads[n], divergences[n].to(device), learned[n])
-            for n, teacher in enumerate(self._named)
-        ]
 
     def data_step(self, dataloader_iter: Any) -> dict[str, Any]:
         """The next micro-batch; the step's callback has already moved it to the device."""
@@ -179,39 +123,11 @@ class DistillationModel(llm.GPTModel):
         output = self.module(**model_inputs(batch, "student"))
         if self._tap is None:
             return output
-        from megatron.core import parallel_state
-
-        hidden, weight = self._tap.pop()
-        group = parallel_state.get_tensor_model_parallel_group()
-        shard = VocabularyShard.of_local_rows(self.tokenizer.vocab_size, weight.shape[0], group)
-        return ModelOutput(hidden, output_head(weight, shard, self.config))
-
-    def signals(self, batch: dict[str, Any]) -> list[TeacherSignal]:
-        """What the teachers say about a micro-batch; empty without any."""
-        outputs = batch.get("teacher_outputs", ())
-        return [
-            TeacherSignal(
-                ModelOutput(outputs[lesson.source].hidden, lesson.head),
-                batch[f"teacher{number}_labels"],
-                batch[f"teacher{number}_chunks"],
-                lesson.divergence,
-                lesson.teacher.config.chunks,
-                None if lesson.learned is None else lesson.learned(),
-                statistic=self.teacher_weights.statistic,
-            )
-            for number, lesson in enumerate(self._lessons)
-        ]
+        return student_output(self._tap, self.tokenizer.vocab_size, self.config)
 
     def shared(self, batch: dict[str, Any], output: ModelOutput) -> tuple[ModelOutput, Tensor, list[TeacherSignal]]:
-        """What this context-parallel rank scores of a micro-batch: student, its labels, teachers.
-
-        Args:
-            output: of the student, this rank's rows.
-        """
-        signals = self.signals(batch)
-        layouts = [context_layout(batch, self.teachers[lesson.source].side) for lesson in self._lessons]
-        student = Held(output, context_layout(batch, "student"))
-        return share(student, batch["student_labels"], signals, layouts[: len(signals)])
+        """What this context-parallel rank scores of a micro-batch: see ``plugin.lessons.shared``."""
+        return shared(self._lessons, self.teachers, batch, output, self.teacher_weights.statistic)
 
     @property
     def training_loss_reduction(self) -> DistillationLoss:

@@ -28,7 +28,7 @@ __all__ = [
 
 def uses_packed_attention() -> bool:
     """Whether attention takes sequence lengths (Transformer Engine on a GPU) rather than a mask."""
-    from nemo.collections.llm.gpt.model.base import HAVE_TE
+    from megatron.core.extensions.transformer_engine import HAVE_TE
 
     from nemo_xtoken.plugin.cpu_runtime import is_enabled
 

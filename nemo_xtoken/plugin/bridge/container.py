@@ -1,0 +1,119 @@
+"""Bridge's configuration of a run, from this package's arguments.  Imports Bridge."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.bridge.training.config import (
+    CheckpointConfig,
+    ConfigContainer,
+    DistributedDataParallelConfig,
+    DistributedInitConfig,
+    LoggerConfig,
+    OptimizerConfig,
+    RNGConfig,
+    SchedulerConfig,
+    TrainingConfig,
+)
+from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
+from megatron.bridge.training.tokenizers.config import TokenizerConfig
+
+from nemo_xtoken.plugin.bridge.config import Data, Log, Optimizer, Trainer
+from nemo_xtoken.plugin.bridge.dataset import AlignedText
+from nemo_xtoken.plugin.bridge.models import BF16
+
+__all__ = ["make_container"]
+
+
+def make_container(
+    provider: Any,
+    data: Data,
+    dataset: AlignedText,
+    evaluation_steps: int,
+    trainer: Trainer,
+    optim: Optimizer,
+    log: Log,
+    folder: Path,
+    start: str | None,
+    resume: bool,
+    ids: int,
+) -> ConfigContainer:
+    """All that ``pretrain`` wants to know.
+
+    Args:
+        provider: of the student, as ``models.prepare_student`` leaves it.
+        evaluation_steps: global batches that are held out; 0: none.
+        folder: of the run.
+        start: folder of Bridge's checkpoints that a new run starts from; None: the provider has the weights.
+        resume: go on from the newest checkpoint in the run's folder.
+        ids: V_S.
+    """
+    half = trainer.plugins.precision == BF16
+    dtype = torch.bfloat16 if half else torch.float32
+    checkpoints = str(folder / "checkpoints")
+    every: dict[str, Any] = {"eval_interval": trainer.val_check_interval, "eval_iters": evaluation_steps}
+    container: dict[str, Any] = {}
+    if any(field.name == "validation" for field in dataclasses.fields(ConfigContainer)):  # Bridge 0.4 moved them
+        from megatron.bridge.training.config import ValidationConfig
+
+        container["validation"], every = ValidationConfig(**every), {}
+    return ConfigContainer(
+        model=provider,
+        train=TrainingConfig(
+            train_iters=trainer.max_steps,
+            micro_batch_size=data.micro_batch_size,
+            global_batch_size=data.global_batch_size,
+            exit_signal_handler=True,  # on SIGTERM a checkpoint, then the end
+            **every,
+        ),
+        optimizer=OptimizerConfig(
+            optimizer="adam",
+            lr=optim.config.lr,
+            min_lr=optim.lr_scheduler.min_lr,
+            weight_decay=optim.config.weight_decay,
+            adam_beta1=optim.config.adam_beta1,
+            adam_beta2=optim.config.adam_beta2,
+            clip_grad=optim.config.clip_grad,
+            use_distributed_optimizer=True,
+            bf16=half,
+            params_dtype=dtype,
+        ),
+        scheduler=SchedulerConfig(
+            lr_decay_style="cosine",
+            lr_warmup_iters=optim.lr_scheduler.warmup_steps,
+            lr_decay_iters=trainer.max_steps,
+            start_weight_decay=optim.config.weight_decay,
+            end_weight_decay=optim.config.weight_decay,
+        ),
+        ddp=DistributedDataParallelConfig(
+            use_distributed_optimizer=True,
+            grad_reduce_in_fp32=True,
+            overlap_grad_reduce=True,
+            overlap_param_gather=True,
+            average_in_collective=False,  # the sum is divided once, by all tokens
+            check_for_nan_in_grad=True,
+        ),
+        mixed_precision=MixedPrecisionConfig(
+            bf16=half,
+            fp32=not half,
+            params_dtype=dtype,
+            pipeline_dtype=dtype,
+            autocast_enabled=False,
+            grad_reduce_in_fp32=True,
+        ),
+        dataset=dataset,
+        logger=LoggerConfig(log_interval=trainer.log_every_n_steps),
+        # One that has nothing but a size.  In some versions its own is one more than it is given.
+        tokenizer=TokenizerConfig(tokenizer_type="NullTokenizer", vocab_size=ids - 1),
+        checkpoint=CheckpointConfig(
+            save=checkpoints,
+            load=checkpoints if resume else None,
+            save_interval=log.ckpt.every_n_train_steps,
+            most_recent_k=log.ckpt.save_top_k,
+            pretrained_checkpoint=start,
+        ),
+        rng=RNGConfig(seed=trainer.seed),
+        dist=DistributedInitConfig(distributed_timeout_minutes=trainer.timeout_minutes),
+        **container,
+    )

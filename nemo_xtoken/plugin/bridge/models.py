@@ -1,0 +1,97 @@
+"""Models under Megatron-Bridge: the student's provider made ready, a teacher loaded."""
+
+import contextlib
+from typing import Any
+
+import torch
+
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.plugin.bridge.checkpoints import Checkpoint
+from nemo_xtoken.plugin.bridge.config import Strategy
+from nemo_xtoken.plugin.inputs import prepare_config, uses_packed_attention
+from nemo_xtoken.plugin.teachers import NamedTeacher, frozen_teacher, give_layout
+from nemo_xtoken.sizes.layout import ParallelSizes
+from nemo_xtoken.teachers.colocated import ColocatedTeacher
+from nemo_xtoken.teachers.groups import TeacherGroups
+
+__all__ = ["BF16", "FP32", "load_teacher", "prepare_student"]
+
+BF16, FP32 = "bf16-mixed", "32"
+#: What a checkpoint's own configuration may hold of the run that wrote it, and a model here must not have.
+OF_ANOTHER_RUN = {
+    "virtual_pipeline_model_parallel_size": None,
+    "num_layers_in_first_pipeline_stage": None,
+    "num_layers_in_last_pipeline_stage": None,
+    "hierarchical_context_parallel_sizes": None,
+    "fp8": None,
+    "fp8_param": False,
+}
+
+
+def prepare_student(provider: Any, strategy: Strategy, precision: str, length: int, micro_batch_size: int) -> None:
+    """Configures a provider for training by these losses.
+
+    Args:
+        provider: Bridge's; changed.
+        strategy: its layout.
+        length: T_S.
+
+    Raises:
+        InputError: a precision that there is not.
+    """
+    if precision not in (BF16, FP32):
+        raise InputError(
+            f"trainer.plugins.precision={precision}", f"{BF16} or {FP32}", "choose one; the first is the default"
+        )
+    _clear(provider)
+    sizes = ParallelSizes.of(strategy, experts=bool(provider.num_moe_experts))
+    provider.tensor_model_parallel_size, provider.pipeline_model_parallel_size = sizes.tensor, sizes.pipeline
+    provider.context_parallel_size, provider.expert_model_parallel_size = sizes.context, sizes.expert
+    provider.expert_tensor_parallel_size = sizes.expert_tensor
+    provider.sequence_parallel = strategy.sequence_parallel
+    half = precision == BF16
+    provider.bf16, provider.fp16 = half, False
+    provider.params_dtype = provider.pipeline_dtype = torch.bfloat16 if half else torch.float32
+    provider.seq_length = length
+    provider.calculate_per_token_loss = True  # Megatron divides once, by the tokens of all ranks and micro-batches
+    if uses_packed_attention() and sizes.pipeline > 1 and micro_batch_size > 1:
+        # One sequence of all samples, where Bridge's schedule expects [T, b]: stages tell each other the shape.
+        provider.variable_seq_lengths = True
+    prepare_config(provider)
+
+
+def load_teacher(teacher: NamedTeacher, number: int, student: Any) -> ColocatedTeacher:
+    """Loads this rank's part of a teacher, frozen, in evaluation mode, in the student's precision and its layout.
+
+    Args:
+        number: of its side in the batches.
+        student: the student's configuration.
+
+    Raises:
+        InputError: no checkpoint, or an architecture that Bridge does not know.
+    """
+    from megatron.core.utils import unwrap_model
+
+    checkpoint = Checkpoint.at(teacher.config.path, f"{teacher.where}.path")
+    provider = checkpoint.provider()
+    _clear(provider)
+    dtype = torch.bfloat16 if student.bf16 else torch.float32
+    sizes = give_layout(provider, teacher.config, student, dtype)
+    prepare_config(provider)
+    groups = TeacherGroups(sizes) if sizes else None
+    with groups.active() if groups else contextlib.nullcontext():
+        if checkpoint.bridge:
+            from megatron.bridge.training.model_load_save import build_and_load_model
+
+            chunks = build_and_load_model(checkpoint.source, provider, skip_temp_dist_context=True)
+        else:
+            provider.finalize()
+            chunks = provider.provide_distributed_model(wrap_with_ddp=False, mixed_precision_wrapper=None)
+    (module,) = unwrap_model(chunks)
+    return frozen_teacher(module, teacher, number, dtype, groups)
+
+
+def _clear(provider: Any) -> None:
+    for name, value in OF_ANOTHER_RUN.items():
+        if hasattr(provider, name):
+            setattr(provider, name, value)

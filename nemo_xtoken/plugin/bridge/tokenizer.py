@@ -1,0 +1,26 @@
+"""A tokenizer as the adapter needs it: the vocabulary that everything below knows.  Bridge itself gets sizes alone."""
+
+from nemo_xtoken.vocab.loading import load_vocabulary
+from nemo_xtoken.vocab.vocabulary import Vocabulary
+
+__all__ = ["Tokenizer"]
+
+
+class Tokenizer:
+    """The tokenizer of a student or teacher.
+
+    Args:
+        source: a folder or file with a tokenizer, or a hub name.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.vocabulary: Vocabulary = load_vocabulary(source)
+
+    @property
+    def vocab_size(self) -> int:
+        """V: the largest id + 1; ids may have gaps."""
+        return self.vocabulary.size
