@@ -4,7 +4,7 @@ Importing this module changes nothing.  Call :func:`enable` once per process, in
 trainer runs; :func:`disable` takes everything back.  Trainer, strategy, Megatron's schedules, optimizer and distributed
 checkpoints stay the stock code; tensors live on the CPU.  This is the only module that changes others.
 
-Holds for nemo-toolkit 2.6 to 2.7, megatron-core 0.15: TP, SP, PP, DP, CP, distributed optimizer, fp32, bf16, torch_dist
+Holds for nemo-toolkit 2.6 to 2.7, megatron-core 0.15 (and 0.16, for the tests of Megatron-Bridge): TP, SP, PP, DP, CP, distributed optimizer, fp32, bf16, torch_dist
 checkpoints (synchronous and asynchronous), resume.  Dropout is exact on resume only if RNG states are saved too.
 """
 
@@ -103,12 +103,11 @@ def enable() -> None:
     import megatron.core.optimizer as optimizer
     import megatron.core.optimizer.distrib_optimizer as distrib
     import megatron.core.tensor_parallel.random as rng
-    import nemo.lightning.io.pl as nemo_io
+    from megatron.core.extensions.transformer_engine import HAVE_TE
     from megatron.core.models.common.embeddings import rope_utils
     from megatron.core.timers import Timers
     from megatron.core.transformer import transformer_block
     from megatron.core.transformer.moe import moe_utils
-    from nemo.collections.llm.gpt.model import base
 
     from nemo_xtoken.plugin import cpu_layers
 
@@ -146,12 +145,11 @@ def enable() -> None:
     cls, load = distrib.DistributedOptimizer, "load_parameter_state_from_dp_reshardable"
     _set(cls, load, torch.no_grad()(getattr(cls, load)))
 
-    _set(nemo_io, "_fix_tensors_device", lambda checkpoint: checkpoint)  # asserts that CUDA is initialised
     # For this queue every rank spawns a Manager that imports __main__ and torch (seconds, 300 MB), outliving a kill.
     _set(writer, "_get_write_results_queue", _FileQueue)
 
-    if not base.HAVE_TE:
-        _set(base, "local_layer_spec", cpu_layers.layer_spec)  # what NeMo's default layer spec falls back to
+    _enable_nemo()
+    if not HAVE_TE:
         _set(transformer_block, "LayerNormImpl", cpu_layers.Norm)  # the final norm
         if not hasattr(moe_utils, "te_general_gemm"):  # mcore 0.15.3's router asks whether it is None
             _set(moe_utils, "te_general_gemm", None)
@@ -161,6 +159,20 @@ def enable() -> None:
     mode = _CudaToCpu()
     mode.__enter__()
     _undo.append((mode, None, None))
+
+
+def _enable_nemo() -> None:
+    """What NeMo 2 itself needs, where it is installed."""
+    try:
+        import nemo.lightning.io.pl as nemo_io
+        from nemo.collections.llm.gpt.model import base
+    except ModuleNotFoundError:  # under Megatron-Bridge
+        return
+    from nemo_xtoken.plugin import cpu_layers
+
+    _set(nemo_io, "_fix_tensors_device", lambda checkpoint: checkpoint)  # asserts that CUDA is initialised
+    if not base.HAVE_TE:
+        _set(base, "local_layer_spec", cpu_layers.layer_spec)  # what NeMo's default layer spec falls back to
 
 
 def disable() -> None:

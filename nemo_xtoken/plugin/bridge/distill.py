@@ -220,7 +220,13 @@ def _check_run(
             side, config.num_attention_heads, config.num_query_groups, config.num_layers, config.num_moe_experts, sizes
         )
         check_length(side, length, where, sizes.context, sizes.tensor if trainer.strategy.sequence_parallel else 1)
-        check_rows(side, config.vocab_size, ids, rows, sizes.tensor)
+        check_rows(side, config.vocab_size, ids, rows)
+        if (config.vocab_size or 0) % sizes.tensor:
+            raise InputError(
+                f"the {side}'s output layer has {config.vocab_size} rows, tensor_model_parallel_size is {sizes.tensor}",
+                f"a divisor of {config.vocab_size}: Megatron-Bridge loads a model's rows as they are",
+                "change tensor_model_parallel_size of trainer.strategy or of the teacher",
+            )
     for teacher in teachers:
         config, other = teacher.config, teacher.tokenizer.vocabulary
         check_loss(config.loss, tokenizer.vocabulary, other, config.options, merge=config.chunks.merge)

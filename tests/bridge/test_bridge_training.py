@@ -1,0 +1,109 @@
+"""Whole runs through Megatron-Bridge's ``pretrain``: its model, optimizer, schedule, checkpoints, on a CPU."""
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.usefixtures("megatron", "bridge")
+
+TERMS = ("ce", "kd", "scale")
+
+
+@pytest.fixture(scope="module")
+def one(bridge_world):
+    """Four steps on one rank."""
+    return bridge_world.run("one")
+
+
+def _steps(records):
+    return [record for record in records if "ce" in record]
+
+
+def _same(found, expected, rtol):
+    assert [r["step"] for r in found] == [r["step"] for r in expected]
+    for a, b in zip(found, expected, strict=True):
+        for name in {*TERMS, "held_out_ce", "tokens", "chunks"} & b.keys():
+            assert a[name] == pytest.approx(b[name], rel=rtol), (name, a, b)
+
+
+def _reference(root):
+    """Cross-entropy and P-KL of the first global batch, means, by transformers' models and dense float64 formulas."""
+    from bridge_jobs import LENGTHS
+    from dense import chunk_losses, dense_w, projected_kl
+    from transformers import AutoModelForCausalLM
+
+    from nemo_xtoken.data.config import DataConfig, TeacherSide
+    from nemo_xtoken.data.dataset import collate
+    from nemo_xtoken.plugin.inputs import document_mask
+    from nemo_xtoken.projection.build import ProjectionRule, load_or_build
+    from nemo_xtoken.vocab.loading import load_vocabulary
+
+    student, teacher = (load_vocabulary(str(root / side)) for side in ("student", "teacher"))
+    text = DataConfig([f"{root}/text/*.txt"], *LENGTHS, held_out=4, progress=False)
+    samples, _ = text.build(student, [TeacherSide(teacher)], 16)
+    batch = collate([samples[i] for i in range(4)])
+    logits = []
+    for side, name, size in (("student", "student", student.size), ("teacher", "teacher0", teacher.size)):
+        model = AutoModelForCausalLM.from_pretrained(root / side, dtype=torch.float32, attn_implementation="eager")
+        hidden = document_mask(batch[f"{name}_documents"])
+        mask = torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo(torch.float32).min)
+        with torch.no_grad():
+            positions = batch[f"{name}_positions"]
+            made = model.eval()(batch[f"{name}_tokens"], attention_mask=mask, position_ids=positions).logits
+        logits.append(made[..., :size].double())
+    w = dense_w(load_or_build(student, teacher, ProjectionRule(), None), student.size, teacher.size)
+    problem = {
+        "student_labels": batch["student_labels"],
+        "teacher_labels": batch["teacher0_labels"],
+        "chunks": batch["teacher0_chunks"],
+    }
+    ce, kd = chunk_losses(*logits, problem, lambda p_s, p_t: projected_kl(p_s, p_t, w), "chain_rule", 1.0)
+    return float(ce) / int((batch["student_labels"] != -100).sum()), float(kd) / len(batch["teacher0_chunks"])
+
+
+def test_the_first_step_is_that_of_the_models_on_the_hub(one, bridge_world):
+    ce, kd = _reference(bridge_world.root)
+    first = one[0]
+    assert (first["step"], first["scale"]) == (1, 1.0)
+    assert first["ce"] == pytest.approx(ce, rel=1e-5)
+    assert first["kd"] == pytest.approx(kd, rel=1e-4)
+
+
+def test_it_learns_and_evaluates(one):
+    steps = _steps(one)
+    assert [r["step"] for r in steps] == [1, 2, 3, 4]
+    assert steps[1]["scale"] == pytest.approx(steps[0]["ce"] / steps[0]["kd"])
+    assert [r["step"] for r in one if "held_out_ce" in r] == [2, 4]
+    assert one[-1]["held_out_ce"] < one[2]["held_out_ce"]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("tp", {"strategy": {"tensor_model_parallel_size": 2, "sequence_parallel": True}}),
+        ("pp", {"strategy": {"pipeline_model_parallel_size": 2}}),
+        ("cp", {"strategy": {"context_parallel_size": 2}}),
+        ("dp", {"micro": 1}),
+        ("teacher_tp", {"teacher": {"tensor_model_parallel_size": 2}}),
+    ],
+    ids=["tensor", "pipeline", "context", "data", "teacher of its own layout"],
+)
+def test_the_layout_does_not_matter(one, bridge_world, name, settings):
+    _same(bridge_world.run(name, ranks=2, **settings), one, 2e-4)
+
+
+def test_an_interrupted_run_goes_on_exactly(one, bridge_world):
+    assert [r["step"] for r in _steps(bridge_world.run("resumed", stop=2))] == [1, 2]
+    _same(_steps(bridge_world.run("resumed")), _steps(one), 1e-9)
+
+
+def test_checkpoints_of_bridge_start_students_and_teach(one, bridge_world):
+    """A student that starts from the checkpoint that teaches it, by the same tokenizer, has nothing to learn from it."""
+    made = "runs/one/checkpoints"
+    first = bridge_world.run("again", start=made, learn=made, steps=2, teacher={"loss": "same_tokenizer"})[0]
+    assert first["step"] == 1
+    assert abs(first["kd"]) < 1e-6
+    assert first["ce"] < one[0]["ce"]
+
+
+def test_bfloat16(one, bridge_world):
+    _same(_steps(bridge_world.run("half", precision="bf16-mixed"))[:1], one[:1], 0.02)
