@@ -100,9 +100,19 @@ def pretend_cuda() -> None:
     """In this fork: the CPU runtime, and what Bridge asserts and asks of CUDA beside it."""
     import megatron.bridge.training.initialize as initialize
 
-    from nemo_xtoken.plugin import cpu_runtime
+    from nemo_xtoken.plugin import cpu_layers, cpu_runtime
 
     cpu_runtime.enable()
+    # Bridge tells by a layer's name how its weights are spread.
+    cpu_layers.NormColumnParallelLinear.__name__ = "TELayerNormColumnParallelLinear"
+    cpu_layers.Norm.__name__ = "RMSNorm"
+    scatter = torch.distributed.scatter
+
+    def scatter_contiguous(tensor, scatter_list=None, **kwargs):
+        """Gloo takes memory as it lies, whatever the strides; NCCL does not."""
+        return scatter(tensor, scatter_list and [part.contiguous() for part in scatter_list], **kwargs)
+
+    torch.distributed.scatter = scatter_contiguous
     initialize.compile_helpers = lambda: None  # of Megatron's indexed data sets; the wheel has no makefile
     torch.cuda.is_available = lambda: True
     torch.cuda.set_device = lambda *_: None
