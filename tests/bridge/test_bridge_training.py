@@ -97,7 +97,7 @@ def test_an_interrupted_run_goes_on_exactly(one, bridge_world):
 
 
 def test_checkpoints_of_bridge_start_students_and_teach(one, bridge_world):
-    """A student that starts from the checkpoint that teaches it, by the same tokenizer, has nothing to learn from it."""
+    """A student that starts from the checkpoint that teaches it has nothing to learn from it."""
     made = "runs/one/checkpoints"
     first = bridge_world.run("again", start=made, learn=made, steps=2, teacher={"loss": "same_tokenizer"})[0]
     assert first["step"] == 1
