@@ -26,11 +26,13 @@ class Length:
         passages: documents of text to train on; 0: all there are.
         teacher: of the teachers whose tokenizer is not the student's.
         student: of the students, and of the weak teacher that has their tokenizer.
-        teacher_steps, weak_steps, steps: of training.
-        batch, student_batch: samples of a step, of a teacher (several documents in each) and of a student (one).
+        teacher_steps, weak_steps: of the teachers' training.
+        start_steps: what a student has been trained for, on text alone, when the arms part.
+        steps: of an arm.
+        batch, student_batch: samples of a step: of several documents each, and of an arm, of one document.
         student_length: positions of a sample on the student's side.
         teacher_length: on the digit-splitting teacher's.
-        warmup: steps until the learning rate is at its peak.
+        warmup: steps until the learning rate is at its peak; of an arm a quarter of it.
         questions, texts: measured at the end.
         watched: questions of the course, which is measured ``looks`` times.
         seeds: of students.
@@ -48,6 +50,7 @@ class Length:
     student: Shape
     teacher_steps: int
     weak_steps: int
+    start_steps: int
     steps: int
     batch: int
     student_batch: int
@@ -59,8 +62,8 @@ class Length:
     watched: int
     looks: int
     seeds: int = 3
-    teacher_lr: float = 2e-3
-    lr: float = 3e-3
+    teacher_lr: float = 5e-3
+    lr: float = 2e-3
     core: tuple[str, ...] = ()
 
 
@@ -81,22 +84,22 @@ CORE = (
 )
 
 FULL = Length(
-    name="full", largest=60, second=60, factor=5, factor_of=30, pages=12000, passages=0,
-    teacher=Shape(4, 192, 512, 4), student=Shape(2, 128, 384, 4),
-    teacher_steps=1200, weak_steps=300, steps=500, batch=16, student_batch=24, student_length=96, teacher_length=160,
-    warmup=60, questions=600, texts=100, watched=100, looks=10, teacher_lr=2e-3,
+    name="full", largest=30, second=10, factor=4, factor_of=15, pages=12000, passages=500,
+    teacher=Shape(3, 128, 320, 4), student=Shape(2, 96, 256, 4),
+    teacher_steps=1500, weak_steps=2000, start_steps=1200, steps=200, batch=16, student_batch=16, student_length=96,
+    teacher_length=160, warmup=60, questions=300, texts=60, watched=100, looks=5,
 )  # fmt: skip
 QUICK = Length(
-    name="quick", largest=100, second=10, factor=2, factor_of=50, pages=2500, passages=250,
-    teacher=Shape(2, 128, 320, 4), student=Shape(2, 96, 256, 4),
-    teacher_steps=1200, weak_steps=300, steps=100, batch=4, student_batch=12, student_length=96, teacher_length=160,
-    warmup=30, questions=200, texts=24, watched=40, looks=4, teacher_lr=3e-3, core=CORE,
+    name="quick", largest=30, second=10, factor=4, factor_of=15, pages=4000, passages=250,
+    teacher=Shape(2, 96, 256, 4), student=Shape(2, 96, 256, 4),
+    teacher_steps=1000, weak_steps=800, start_steps=400, steps=40, batch=8, student_batch=12, student_length=96,
+    teacher_length=160, warmup=40, questions=100, texts=24, watched=40, looks=4, core=CORE,
 )  # fmt: skip
 #: Nothing is learned in it: to see that everything runs.
 SMOKE = Length(
     name="smoke", largest=20, second=20, factor=2, factor_of=12, pages=40, passages=10,
     teacher=Shape(1, 32, 64, 2), student=Shape(1, 32, 64, 2),
-    teacher_steps=2, weak_steps=2, steps=2, batch=2, student_batch=2, student_length=64, teacher_length=112, warmup=1,
-    questions=6, texts=2, watched=4, looks=2, seeds=2,
+    teacher_steps=2, weak_steps=2, start_steps=2, steps=2, batch=2, student_batch=2, student_length=64,
+    teacher_length=112, warmup=1, questions=6, texts=2, watched=4, looks=2, seeds=2,
 )  # fmt: skip
 LENGTHS = {length.name: length for length in (FULL, QUICK, SMOKE)}

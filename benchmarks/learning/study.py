@@ -24,16 +24,17 @@ from .lengths import Length
 __all__ = ["Study", "Task"]
 
 TEACHER_NAMES = ("digits", "matching", "own")
-#: Settings that are nothing to the teachers.
+START = "start"
+#: Settings that are nothing to teachers and starts.
 STUDENTS_ALONE = ("steps", "student_batch", "lr", "watched", "looks")
 
 
 @dataclass(frozen=True)
 class Task:
-    """A teacher, or a student of one arm and seed.
+    """A teacher, the start of a seed's students, or a student of one arm and seed.
 
     Attributes:
-        arm: None for a teacher.
+        arm: None for a teacher and a start.
     """
 
     name: str
@@ -43,12 +44,12 @@ class Task:
     @property
     def label(self) -> str:
         """For people."""
-        return f"teacher {self.name}" if self.arm is None else f"{self.name}, seed {self.seed}"
+        return f"teacher {self.name}" if self.name in TEACHER_NAMES else f"{self.name}, seed {self.seed}"
 
     @property
     def stem(self) -> str:
         """Of its files."""
-        return f"teacher-{self.name}" if self.arm is None else f"{self.name.replace('/', '-')}-{self.seed}"
+        return f"teacher-{self.name}" if self.name in TEACHER_NAMES else f"{self.name.replace('/', '-')}-{self.seed}"
 
 
 class Study:
@@ -100,22 +101,23 @@ class Study:
     def run_folder(self, task: Task) -> Path:
         """Where it trains."""
         if task.arm is None:
-            return self.base / "teachers" / task.name
+            return self.base / "teachers" / task.stem
         return self.base / "runs" / f"{task.stem}-{self._key(task)[:8]}"
 
     def run(self, tasks: Sequence[Task], jobs: int) -> list[Task]:
-        """Does what is not done: first the teachers, then the students, so many at a time.
+        """Does what is not done: first the teachers and the starts, then the students, so many at a time.
 
         Returns:
             those that failed; the end of their logs has been printed.
         """
         pending = self.pending(tasks)
         needed = {lesson.teacher for task in pending if task.arm for lesson in task.arm.lessons}
-        teachers = self.pending([Task(name) for name in TEACHER_NAMES if name in needed])
+        first = [Task(name) for name in TEACHER_NAMES if name in needed]
+        first = self.pending(first + [Task(START, seed=seed) for seed in sorted({task.seed for task in pending})])
         failed: list[Task] = []
-        if teachers or pending:
+        if pending:
             from . import training  # noqa: F401  (NeMo, before the forks)
-        for part in (teachers, pending):
+        for part in (first, pending):
             failed += _each(part, self._do, jobs, self.log)
             if failed:
                 break
@@ -127,26 +129,31 @@ class Study:
 
     def _do(self, task: Task) -> None:
         """In its own process."""
-        from .training import run_arm, train_teacher
+        from .training import run_arm, train_start, train_teacher
 
         run = self.run_folder(task)
         run.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{run}.lock"):  # another study may be at it
             if self.result(task) is not None:
                 return
-            start = time.perf_counter()
+            began = time.perf_counter()
             if task.arm is None:
                 if self._stale(run):
                     shutil.rmtree(run, ignore_errors=True)
-                result = train_teacher(task.name, self.length, self.base)
+                if task.name == START:
+                    result = train_start(task.seed, self.length, self.base, run)
+                else:
+                    result = train_teacher(task.name, self.length, self.base, run)
             else:
-                result = run_arm(task.arm, task.seed, self.length, self.base, run)
-            self.keep(task, result | {"wall_seconds": time.perf_counter() - start})
+                teachers = {name: self.run_folder(Task(name)) for name in TEACHER_NAMES}
+                start = self.run_folder(Task(START, seed=task.seed))
+                result = run_arm(task.arm, task.seed, self.length, self.base, run, start, teachers)
+            self.keep(task, result | {"wall_seconds": time.perf_counter() - began})
         if task.arm is not None:
             shutil.rmtree(run / "checkpoints", ignore_errors=True)
 
     def _stale(self, run: Path) -> bool:
-        """Whether a teacher's folder is of other settings; marks it as of these."""
+        """Whether the folder of a teacher or a start is of other settings; marks it as of these."""
         mark = run.with_name(f"{run.name}.key")
         stale = not mark.is_file() or mark.read_text() != self.teacher_key
         mark.write_text(self.teacher_key)
@@ -154,7 +161,7 @@ class Study:
 
     def _key(self, task: Task) -> str:
         if task.arm is None:
-            return digest_of(self.teacher_key, task.name)[:16]
+            return digest_of(self.teacher_key, task.stem)[:16]
         return digest_of(self.key, json.dumps(asdict(task.arm), sort_keys=True), str(task.seed))[:16]
 
     def _result_file(self, task: Task) -> Path:

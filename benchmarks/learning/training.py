@@ -4,6 +4,7 @@ Imports NeMo: ten seconds, once; each training runs in a fork of the process tha
 """
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -35,15 +36,15 @@ from .arms import Arm, Lesson
 from .lengths import Length, Shape
 from .measures import measure
 
-__all__ = ["TEACHERS", "run_arm", "train_teacher"]
+__all__ = ["TEACHERS", "run_arm", "train_start", "train_teacher"]
 
 #: Teacher -> its tokenizer.
 TEACHERS = {"digits": "digits", "matching": "matching", "own": "student"}
 COURSE = "course.jsonl"
 
 
-class _Start(pl.Callback):
-    """Seeds the student's first weights: NeMo's own seed is always the same."""
+class _Seed(pl.Callback):
+    """Seeds the first weights: NeMo's own seed is always the same."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -100,45 +101,67 @@ def read_course(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
-def train_teacher(name: str, length: Length, folder: Path) -> dict[str, Any]:
-    """Trains a teacher on text alone, and measures it."""
-    steps = length.weak_steps if name == "own" else length.teacher_steps
-    shape = length.student if name == "own" else length.teacher
-    positions = length.student_length if name == "own" else length.teacher_length
-    run = _teacher_folder(name, folder)
-    model = _model(folder, TEACHERS[name], shape, positions)
-    data = _data(length, folder, seed=0, student_length=positions, pack=True)
-    _train(model, data, _trainer(steps), {}, 0.0, length.teacher_lr, length, run)
+def train_teacher(name: str, length: Length, folder: Path, run: Path) -> dict[str, Any]:
+    """Trains a teacher on text alone, and measures it.
+
+    Args:
+        folder: of texts and tokenizers.
+        run: its own.
+    """
+    if name == "own":
+        return _train_alone(length, folder, run, "student", length.student, length.weak_steps, length.student_length, 0)
+    steps, positions = length.teacher_steps, length.teacher_length
+    return _train_alone(length, folder, run, TEACHERS[name], length.teacher, steps, positions, 0)
+
+
+def train_start(seed: int, length: Length, folder: Path, run: Path) -> dict[str, Any]:
+    """Trains what all students of a seed start from, on text alone, and measures it."""
+    steps, positions = length.start_steps, length.student_length
+    return _train_alone(length, folder, run, "student", length.student, steps, positions, 1000 + seed)
+
+
+def _train_alone(
+    length: Length, folder: Path, run: Path, tokenizer: str, shape: Shape, steps: int, positions: int, seed: int
+) -> dict[str, Any]:
+    model = _model(folder, tokenizer, shape, positions)
+    data = _data(length, folder, seed, student_length=positions, pack=True)
+    trainer = _trainer(steps)
+    trainer.callbacks.append(_Seed(seed))
+    _train(model, data, trainer, {}, 0.0, length.teacher_lr, length.warmup, run)
     return _result(model, length, run)
 
 
-def teacher_checkpoint(name: str, length: Length, folder: Path) -> Path:
-    """The checkpoint that a teacher ended with."""
-    steps = length.weak_steps if name == "own" else length.teacher_steps
-    found = finished_checkpoint(_teacher_folder(name, folder) / "checkpoints", steps)
+def _finished(run: Path, steps: int) -> str:
+    """The checkpoint that a teacher or a start ended with."""
+    found = finished_checkpoint(run / "checkpoints", steps)
     if found is None:
-        raise FileNotFoundError(f"the teacher {name} is not trained")
-    return found
+        raise FileNotFoundError(f"{run} is not trained for {steps} steps")
+    return str(found)
 
 
-def run_arm(arm: Arm, seed: int, length: Length, folder: Path, run: Path) -> dict[str, Any]:
+def run_arm(
+    arm: Arm, seed: int, length: Length, folder: Path, run: Path, start: Path, teachers: Mapping[str, Path]
+) -> dict[str, Any]:
     """Trains a student, or goes on with it, and measures it.
 
     Args:
-        run: its own folder.
+        folder: of texts and tokenizers.
+        run, start, teachers: its own folder, those of its start and of the teachers.
 
     Returns:
         ``measures``, ``course`` (the measures of a few questions by step), ``cost``.
     """
     steps = length.steps if arm.trained else 0
+    if not arm.trained:  # measured before its only step, which a cut off run may have made
+        shutil.rmtree(run, ignore_errors=True)
     model = _model(folder, "student", length.student, length.student_length)
     trainer = _trainer(max(steps, 1))
-    trainer.callbacks.append(_Start(1000 + seed))
     untrained = _Untrained(length)
     trainer.callbacks.append(_Course(length, run / COURSE) if arm.trained else untrained)
     data = _data(length, folder, seed, length.student_length)
-    teachers = {f"{lesson.teacher}_{n}": _teacher(lesson, length, folder) for n, lesson in enumerate(arm.lessons)}
-    _train(model, data, trainer, teachers, arm.scale, length.lr, length, run, [_side(folder, length)])
+    lessons = {f"{x.teacher}_{n}": _teacher(x, length, folder, teachers[x.teacher]) for n, x in enumerate(arm.lessons)}
+    side, begin = _side(folder, length), _finished(start, length.start_steps)
+    _train(model, data, trainer, lessons, arm.scale, length.lr, length.warmup // 4, run, [side], begin)
     result = _result(model, length, run) if arm.trained else {"measures": untrained.measures, "cost": {}}
     return result | {"course": read_course(run / COURSE)}
 
@@ -160,19 +183,15 @@ def _result(model: Any, length: Length, run: Path) -> dict[str, Any]:
     return {"measures": _measures(model, length), "cost": cost}
 
 
-def _teacher_folder(name: str, folder: Path) -> Path:
-    return folder / "teachers" / name
-
-
 def _side(folder: Path, length: Length) -> TeacherSide:
     """What the samples of a student without teachers are cut by: as every other student's."""
     vocabulary = XTokenTokenizer(texts.tokenizer(folder, "digits")).vocabulary
     return TeacherSide(vocabulary, texts.positions("digits", length))
 
 
-def _teacher(lesson: Lesson, length: Length, folder: Path) -> TeacherConfig:
+def _teacher(lesson: Lesson, length: Length, folder: Path, run: Path) -> TeacherConfig:
     return TeacherConfig(
-        path=str(teacher_checkpoint(lesson.teacher, length, folder)),
+        path=_finished(run, length.weak_steps if lesson.teacher == "own" else length.teacher_steps),
         tokenizer=texts.tokenizer(folder, TEACHERS[lesson.teacher]),
         loss=lesson.loss,
         options=DivergenceOptions(**lesson.options),
@@ -220,17 +239,18 @@ def _train(
     teachers: Mapping[str, TeacherConfig],
     scale: float | str,
     lr: float,
-    length: Length,
+    warmup: int,
     run: Path,
     aligned_with: list[TeacherSide] | tuple[()] = (),
+    start: str | None = None,
 ) -> None:
-    """Trains to the end, from the newest checkpoint in ``run`` where there is one; the model then has its weights."""
+    """Trains to the end, from the newest checkpoint in ``run`` or else from ``start``; the model has its weights."""
     config = OptimizerConfig(
         optimizer="adam", lr=lr, weight_decay=0.1, adam_beta2=0.98, clip_grad=1.0, use_distributed_optimizer=True,
         params_dtype=torch.float32,
     )  # fmt: skip
     schedule = CosineAnnealingScheduler(
-        max_steps=trainer.max_steps, warmup_steps=min(length.warmup, trainer.max_steps // 2), constant_steps=0,
+        max_steps=trainer.max_steps, warmup_steps=min(warmup, trainer.max_steps // 2), constant_steps=0,
         min_lr=lr / 20,
     )  # fmt: skip
     every = max(1, trainer.max_steps // 3)
@@ -243,7 +263,11 @@ def _train(
         ObjectiveConfig(scale=scale),
         nl.MegatronOptimizerModule(config=config, lr_scheduler=schedule),
         nl.NeMoLogger(log_dir=str(run.parent), name=run.name, use_datetime_version=False, ckpt=ckpt),
-        nl.AutoResume(resume_if_exists=True, resume_ignore_no_checkpoint=True),
+        nl.AutoResume(
+            resume_if_exists=True,
+            resume_ignore_no_checkpoint=True,
+            restore_config=None if start is None else nl.RestoreConfig(path=start),
+        ),
         teachers,
         aligned_with,
     )
