@@ -2,7 +2,7 @@
 
 Loaded by nemo_run through the entry point ``llm`` of group ``nemo_run.cli``.  Where NeMo 2 is installed, its own
 ``distill`` command stays and only its run context becomes :class:`RecipeRunContext`, so all that it could do still
-works; elsewhere the command is registered here.
+works; elsewhere the command is registered here, and recipes run with Megatron-Bridge where that is installed.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ import nemo_run as run
 from rich.markup import escape
 
 import nemo_xtoken.nemo_cli_light  # noqa: F401  (first: `nemo xtoken VERB` runs there and needs nothing of the below)
+from nemo_xtoken.environment import find_stack
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.recipes import Recipe, available_recipes, describe_recipes
 from nemo_xtoken.run_context import RecipeRunContext
@@ -41,7 +42,8 @@ def distill(recipe: str = "") -> None:
     raise InputError(
         f"a distillation without a configured run (recipe={recipe!r})",
         "a recipe that this installation can run",
-        "`nemo llm distill --list-recipes` names them; they need NeMo 2 (pip install 'nemo_xtoken[nemo]')",
+        "`nemo llm distill --list-recipes` names them; they need NeMo 2 (pip install 'nemo_xtoken[nemo]') or "
+        "Megatron-Bridge, in NVIDIA's containers since 26.04",
     )
 
 
@@ -78,10 +80,44 @@ def _register(host: Callable[..., Any], recipe: Recipe) -> None:
     """Makes a recipe a factory of ``host`` without importing it."""
 
     def load(**arguments: Any) -> run.Partial:
+        if host is distill and recipe.yaml is not None:  # one of this package's, and no NeMo 2
+            return _under_bridge(recipe, **arguments)
         return recipe.load()(**arguments)
 
     load.__name__, load.__doc__ = recipe.name, recipe.summary
     run.cli.factory(target=host, name=recipe.name)(load)
+
+
+def _under_bridge(recipe: Recipe, nodes: int | None = None) -> run.Partial:
+    """A recipe's settings for Megatron-Bridge.
+
+    Args:
+        nodes: of 8 GPUs, where the recipe has layouts; None: the job's.
+
+    Raises:
+        InputError: no Megatron-Bridge, or a recipe that needs NeMo 2.
+    """
+    stack = find_stack()
+    if stack["Megatron-Bridge"].version is None:
+        found = f"NeMo {stack['NeMo'].remark or 'is absent'}, Megatron-Bridge is absent"
+        raise InputError(
+            f"nothing to train with: {found}",
+            "NeMo 2 (nemo-toolkit 2.6 or 2.7, with nemo.collections.llm) or Megatron-Bridge 0.3 and later",
+            "pip install 'nemo_xtoken[nemo]', or use one of NVIDIA's NeMo containers (`xtoken env` says what is here)",
+        )
+    import yaml
+
+    from nemo_xtoken.plugin.bridge.recipe import from_nemo2, lay_out_run
+    from nemo_xtoken.recipes.layout import Layout, lay_out
+
+    assert recipe.yaml is not None
+    configured = from_nemo2(yaml.safe_load(recipe.yaml.read_text("utf-8")), recipe.name)
+    if layouts := recipe.layouts:
+        number, layout = lay_out(nodes, {n: Layout(**sizes) for n, sizes in layouts.items()})
+        lay_out_run(configured, number, layout.tensor, layout.pipeline, layout.context, layout.micro_batch)
+    elif nodes is not None:
+        raise InputError(f"{recipe.name}(nodes={nodes})", "no argument: it has one layout", "leave it out")
+    return configured
 
 
 HOST = _host()

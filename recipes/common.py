@@ -3,11 +3,6 @@
 Each recipe is one file that says what it trains on what; these are the parts that would read the same in all of them.
 """
 
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Optional
-
 import nemo.lightning as nl
 import nemo_run as run
 import torch
@@ -15,49 +10,13 @@ from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
 from nemo.lightning.pytorch.optim import CosineAnnealingScheduler
 
-from nemo_xtoken.errors import InputError
-from nemo_xtoken.launch.ranks import placement
 from nemo_xtoken.plugin.nemo2 import student
 from nemo_xtoken.plugin.nemo2.model import DistillationModel
+from nemo_xtoken.recipes.layout import Layout, lay_out
 
 __all__ = ["GPUS", "Layout", "adamw", "bf16_trainer", "checkpoints", "from_checkpoint", "imported_student", "lay_out"]
 
 GPUS = 8  # on a node
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How student and teachers lie on the GPUs; what is left of them is data parallel.
-
-    Attributes:
-        tensor, pipeline, context: parallel sizes.
-        micro_batch: samples that a data-parallel rank computes at a time.
-    """
-
-    tensor: int = 1
-    pipeline: int = 1
-    context: int = 1
-    micro_batch: int = 1
-
-
-def lay_out(nodes: Optional[int], layouts: Mapping[int, Layout]) -> tuple[int, Layout]:
-    """The number of nodes of a run, and its layout: that of the largest number in ``layouts`` that is not above it.
-
-    The global batch is a recipe's own and the same on any number of nodes.
-
-    Args:
-        nodes: of 8 GPUs; None: those of the job that ``srun`` or ``torchrun`` started this process in, else 1.
-        layouts: by number of nodes, one of them for 1.
-
-    Raises:
-        InputError: less than one node.
-    """
-    if nodes is None:
-        place = placement(os.environ)
-        nodes = place.nodes if place else 1
-    if nodes < 1:
-        raise InputError(f"nodes={nodes}", "1 or more", "correct it, or leave it out: it follows the job")
-    return nodes, layouts[max(number for number in layouts if number <= nodes)]
 
 
 def imported_student(config: run.Config) -> run.Config:

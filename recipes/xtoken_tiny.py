@@ -46,12 +46,11 @@ from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig, named_teachers
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
 from nemo_xtoken.projection.build import ProjectionRule
 from nemo_xtoken.recipes import tiny_text
+from nemo_xtoken.recipes.tiny_models import STUDENT, TEACHER
 from nemo_xtoken.report.summary import report_runs
 
 __all__ = ["distill_tiny", "xtoken_tiny"]
 
-STUDENT = {"num_layers": 2, "hidden_size": 96, "ffn_hidden_size": 256, "num_attention_heads": 2}
-TEACHER = {"num_layers": 3, "hidden_size": 128, "ffn_hidden_size": 384, "num_attention_heads": 2}
 STEPS, TEACHER_STEPS = 120, 400
 STUDENT_LENGTH, TEACHER_LENGTH = 128, 192
 

@@ -29,7 +29,7 @@ ALLOWED = {
     "recipes": {*_CHAIN, "data", "report", "plugin", "launch"},
     "run_config": set(),
     "run_context": {"cli", "environment", "launch", "recipes", "run_config", "verbs"},
-    "nemo_cli": {"nemo_cli_light", "recipes", "run_context", "plugin", "launch"},
+    "nemo_cli": {"nemo_cli_light", "environment", "recipes", "run_context", "plugin", "launch"},
     "nemo_cli_light": {"cli"},
     "__main__": {"cli"},
     "errors": set(),

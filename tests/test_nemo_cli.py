@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from nemo_xtoken.environment import find_stack
+
 HERE = Path(__file__).parent
 
 
@@ -142,8 +144,8 @@ def test_dryrun_shows_the_overridden_run(with_nemo):
     ("name", "parts"),
     [
         ("wrong recipe", ["no recipe 'fake_recip'; did you mean 'fake_recipe'?", "A recipe that trains nothing."]),
-        ("recipe without name", ["--recipe needs a name", "fake_recipe  A recipe that trains nothing."]),
-        ("nothing", ["nemo llm distill --recipe NAME", "fake_recipe  A recipe that trains nothing."]),
+        ("recipe without name", ["--recipe needs a name", "A recipe that trains nothing."]),
+        ("nothing", ["nemo llm distill --recipe NAME", "A recipe that trains nothing."]),
         ("wrong option", ["no option '--dry-run'; did you mean '--dryrun'?", "--recipe", "--to-yaml"]),
         ("no override", ["'max_steps' is no override", "trainer.max_steps=20"]),
         ("wrong argument", ["no argument 'max_step' in trainer; did you mean 'max_steps'?", "devices"]),
@@ -225,12 +227,18 @@ def test_nemo_keeps_its_own_commands(with_nemo):
 
 def test_without_nemo_the_command_is_ours(tmp_path, third_party):
     commands = {"list": ["distill", "--list-recipes"], "run": [*RECIPE, "trainer.max_steps=20"], "no": ["distill"]}
+    commands["neither"] = ["distill", "--recipe", "xtoken_qwen3_llama1b"]
     results, loaded = _drive(tmp_path, third_party, commands, "--without-nemo")
     assert "nemo" not in loaded
     assert results["run"]["status"] == 0, results["run"]
     assert _ran(2, 20, "", 1.0) in results["run"]["out"]
     assert re.search(r"fake_recipe +A recipe that trains nothing\.", results["list"]["out"])
     assert results["no"]["status"] == 2
+    if find_stack()["Megatron-Bridge"].version is None:
+        assert results["neither"]["status"] == 2
+        for part in ("error: nothing to train with", "Megatron-Bridge is absent", "expected: NeMo 2", "pip install"):
+            assert part in results["neither"]["err"], results["neither"]
+        assert "Traceback" not in results["neither"]["err"]
 
 
 def test_nemo_xtoken_is_the_console_script(third_party):

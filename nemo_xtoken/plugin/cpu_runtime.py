@@ -4,8 +4,9 @@ Importing this module changes nothing.  Call :func:`enable` once per process, in
 trainer runs; :func:`disable` takes everything back.  Trainer, strategy, Megatron's schedules, optimizer and distributed
 checkpoints stay the stock code; tensors live on the CPU.  This is the only module that changes others.
 
-Holds for nemo-toolkit 2.6 to 2.7, megatron-core 0.15 (and 0.16, for the tests of Megatron-Bridge): TP, SP, PP, DP, CP, distributed optimizer, fp32, bf16, torch_dist
-checkpoints (synchronous and asynchronous), resume.  Dropout is exact on resume only if RNG states are saved too.
+Holds for nemo-toolkit 2.6 to 2.7, megatron-core 0.15 (0.16 in the tests of Megatron-Bridge): TP, SP, PP, DP, CP,
+distributed optimizer, fp32, bf16, torch_dist checkpoints (synchronous and asynchronous), resume.  Dropout is exact on
+resume only if RNG states are saved too.
 """
 
 import logging

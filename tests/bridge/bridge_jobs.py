@@ -65,6 +65,7 @@ class Job:
             max_steps=self.steps,
             val_check_interval=2,
             log_every_n_steps=1,
+            devices=int(os.environ["WORLD_SIZE"]),
             strategy=Strategy(**self.strategy),
             plugins=Precision(self.precision),
         )

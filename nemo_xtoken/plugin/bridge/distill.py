@@ -32,7 +32,7 @@ from nemo_xtoken.sizes.layout import (
     check_rows,
 )
 
-__all__ = ["configure", "distill"]
+__all__ = ["configure", "distill", "is_first", "train_one"]
 
 START = "resume.restore_config.path"
 
@@ -70,14 +70,40 @@ def distill(
     Raises:
         InputError: anything wrong with paths, tokenizers, W, layout or data.
     """
-    from megatron.bridge.training.pretrain import pretrain
-
-    container, run = configure(model, data, trainer, teacher, objective, optim, log, resume, teachers)
-    pretrain(container, run, callbacks=[run])
-    folder = run.records.folder
-    if _rank() == 0:
+    folder = train_one(model, data, trainer, teacher, objective, optim, log, resume, teachers)
+    if is_first():
         report_runs({folder.name: folder}, folder)
     return folder
+
+
+def train_one(
+    model: Student,
+    data: Data,
+    trainer: Trainer,
+    teacher: TeacherConfig | None,
+    objective: ObjectiveConfig | None,
+    optim: Optimizer | None,
+    log: Log | None,
+    resume: Resume | None,
+    teachers: dict[str, TeacherConfig] | None = None,
+    aligned_with: Sequence[TeacherSide] = (),
+) -> Path:
+    """One training run without its report; several may follow each other in one process.
+
+    Args:
+        aligned_with: see `configure`.
+    """
+    if not torch.cuda.is_available():
+        raise InputError(
+            "no CUDA device that PyTorch can use",
+            "a GPU: Megatron-Bridge trains on nothing else",
+            "run it in one of NVIDIA's containers on a GPU; where NeMo 2 is installed a CPU will do",
+        )
+    from megatron.bridge.training.pretrain import pretrain
+
+    container, run = configure(model, data, trainer, teacher, objective, optim, log, resume, teachers, aligned_with)
+    pretrain(container, run, callbacks=[run])
+    return run.records.folder
 
 
 def configure(
@@ -90,13 +116,15 @@ def configure(
     log: Optional[Log] = None,
     resume: Optional[Resume] = None,
     teachers: Optional[dict[str, TeacherConfig]] = None,
+    aligned_with: Sequence[TeacherSide] = (),
 ) -> tuple[Any, Distillation]:
     """Checks a run, reads its data, and configures it; for ``pretrain(container, run, callbacks=[run])``.
 
     Bridge's own settings can still be changed in the container.
 
     Args:
-        as `distill` takes them.
+        aligned_with: the teachers that the data is aligned with, for a run without any that is to see the same batches
+            as one with them.  The other arguments are those of `distill`.
 
     Returns:
         Bridge's ``ConfigContainer``, and the forward step.
@@ -130,7 +158,8 @@ def configure(
     if not start.bridge and provider.vocab_size is not None:
         provider.should_pad_vocab = False
     _check_run(provider, tokenizer, data, trainer, named)
-    train, held_out = _batches(data, tokenizer, named, trainer.max_steps)
+    sides = [t.side for t in named] or aligned_with or [TeacherSide(tokenizer.vocabulary)]
+    train, held_out = _batches(data, tokenizer, sides, trainer.max_steps)
     run = Distillation(
         tokenizer.vocabulary, named, objective, train, held_out, folder, load_teacher, trainer.log_every_n_steps
     )
@@ -147,11 +176,10 @@ def configure(
 
 
 def _batches(
-    data: Data, tokenizer: Tokenizer, teachers: Sequence[NamedTeacher], steps: int
+    data: Data, tokenizer: Tokenizer, sides: Sequence[TeacherSide], steps: int
 ) -> tuple[StepBatches, HeldOutBatches | None]:
     """Tokenises and aligns what is not in the cache yet.  Every rank calls it; one does the work."""
-    sides = [t.side for t in teachers] or [TeacherSide(tokenizer.vocabulary)]
-    text = dataclasses.replace(data.text, progress=data.text.progress and _rank() == 0)
+    text = dataclasses.replace(data.text, progress=data.text.progress and is_first())
     samples, held_out = text.build(tokenizer.vocabulary, sides, steps * data.global_batch_size)
     train = StepBatches(samples, data.micro_batch_size, data.loader_workers)
     if held_out is None:
@@ -194,6 +222,13 @@ def _check_run(
 ) -> None:
     """Checks layout, models and W against each other; reads configurations, and W where the user names a file."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes != trainer.devices * trainer.num_nodes:
+        raise InputError(
+            f"{processes} processes, trainer.num_nodes={trainer.num_nodes} and trainer.devices={trainer.devices}",
+            "a process for each device",
+            f"start it by `torchrun --nproc-per-node={trainer.devices} --no-python nemo llm distill ..` or by srun, or "
+            "set trainer.devices and trainer.num_nodes",
+        )
     if trainer.max_steps < 1:
         raise InputError(f"trainer.max_steps={trainer.max_steps}", "at least one step", "set trainer.max_steps=..")
     if trainer.val_check_interval < 1:
@@ -240,5 +275,6 @@ def _check_run(
             ProjectionMatrix.load(config.projection, tokenizer.vocabulary, other)
 
 
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
+def is_first() -> bool:
+    """Whether this is the first process of the run."""
+    return int(os.environ.get("RANK", "0")) == 0

@@ -1,0 +1,115 @@
+"""What ``xtoken_tiny`` does under Megatron-Bridge: trains the teacher, the student without it, the student with it."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Optional
+
+from filelock import FileLock
+
+from nemo_xtoken.data.config import TeacherSide
+from nemo_xtoken.files import atomic_path, digest_of
+from nemo_xtoken.losses.objective import ObjectiveConfig
+from nemo_xtoken.plugin.bridge.config import (
+    Data,
+    Log,
+    Optimizer,
+    Resume,
+    Student,
+    TeacherConfig,
+    TokenizerSource,
+    Trainer,
+)
+from nemo_xtoken.plugin.bridge.distill import is_first, train_one
+from nemo_xtoken.recipes import tiny_text
+from nemo_xtoken.recipes.tiny_models import STUDENT, TEACHER
+from nemo_xtoken.report.summary import report_runs
+from nemo_xtoken.vocab.loading import load_vocabulary
+
+__all__ = ["distill_tiny", "llama"]
+
+
+def distill_tiny(
+    model: Student,
+    data: Data,
+    trainer: Trainer,
+    teacher: TeacherConfig,
+    objective: Optional[ObjectiveConfig] = None,
+    optim: Optional[Optimizer] = None,
+    log: Optional[Log] = None,
+    resume: Optional[Resume] = None,
+    teacher_steps: int = 400,
+) -> Path:
+    """Trains the teacher if there is none, the student without it, the student with it; then compares.
+
+    Args:
+        teacher_steps: how long the teacher trains.  The other arguments are those of ``distill`` in
+            ``nemo_xtoken.plugin.bridge.distill``.
+
+    Returns:
+        the folder of the distilled student's run.
+    """
+    log, resume = log or Log(name="xtoken_tiny"), resume or Resume()
+    tokenizer = model.tokenizer.source or tiny_text.student_tokenizer()
+    if not resume.restore_config.path:
+        architecture = model.architecture or llama(tokenizer, data.text.student_length, STUDENT)
+        model = Student(TokenizerSource(tokenizer), architecture)
+    if teacher.path is None:
+        tokenizer = teacher.tokenizer or tiny_text.teacher_tokenizer()
+        path = _train_teacher(tokenizer, data, trainer, optim, teacher_steps)
+        teacher = dataclasses.replace(teacher, tokenizer=tokenizer, path=path)
+    folder = Path(log.log_dir) / log.name
+    alone = dataclasses.replace(log, log_dir=str(folder), name="ce_only")
+    sides = [TeacherSide(teacher.load_tokenizer().vocabulary, teacher.length)]
+    no_teacher = ObjectiveConfig(scale=0.0)
+    alone_folder = train_one(model, data, trainer, None, no_teacher, optim, alone, resume, aligned_with=sides)
+    train_one(model, data, trainer, teacher, objective, optim, log, resume)
+    if is_first():
+        report_runs({"cross-entropy only": alone_folder, "with the teacher": folder}, folder)
+    return folder
+
+
+def llama(tokenizer: str, length: int, sizes: dict[str, int]) -> str:
+    """The folder of a Hugging Face configuration of a small Llama, in the cache.
+
+    Args:
+        length: of its sequences.
+        sizes: by Megatron's names.
+    """
+    rows = -(-load_vocabulary(tokenizer).size // 128) * 128
+    content: dict[str, Any] = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": rows,
+        "num_hidden_layers": sizes["num_layers"],
+        "hidden_size": sizes["hidden_size"],
+        "intermediate_size": sizes["ffn_hidden_size"],
+        "num_attention_heads": sizes["num_attention_heads"],
+        "num_key_value_heads": sizes["num_attention_heads"],
+        "max_position_embeddings": length,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float32",
+    }
+    folder = tiny_text.folder() / f"llama-{digest_of(json.dumps(content))[:16]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "config.json").is_file():
+            with atomic_path(folder / "config.json") as temporary:
+                temporary.write_text(json.dumps(content, indent=1) + "\n")
+    return str(folder)
+
+
+def _train_teacher(tokenizer: str, data: Data, trainer: Trainer, optim: Optional[Optimizer], steps: int) -> str:
+    """The checkpoints of a teacher trained on cross-entropy, in the cache; trained now if it is not there yet."""
+    length = data.text.lengths[1]
+    key = digest_of(load_vocabulary(tokenizer).digest, repr(data.text), repr((TEACHER, steps)))[:16]
+    log = Log(str(tiny_text.folder()), f"bridge-{key}")
+    checkpoints = Path(log.log_dir) / log.name / "checkpoints"
+    if not (checkpoints / f"iter_{steps:07}").is_dir():
+        model = Student(TokenizerSource(tokenizer), llama(tokenizer, length, TEACHER))
+        text = dataclasses.replace(data, text=dataclasses.replace(data.text, student_length=length))
+        longer = dataclasses.replace(trainer, max_steps=steps, val_check_interval=steps)
+        train_one(model, text, longer, None, ObjectiveConfig(scale=0.0), optim, log, Resume())
+    return str(checkpoints)
