@@ -155,6 +155,7 @@ def run(root: str, name: str, tp: int = 1, pp: int = 1, steps: int = 2, done: in
     wrapped.eval()
     made.on_eval_start(context)
     with torch.no_grad():
+        shape["num_microbatches"] = len(made.held_out)
         schedule(forward_step_func=made, data_iterator=made.held_out, model=[wrapped], forward_only=True, **shape)
     made.on_eval_end(context)
     result: dict[str, Any] = {"records": read_history(Path(root, name)), "shown": [_plain(one) for one in shown]}

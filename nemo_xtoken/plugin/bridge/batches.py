@@ -1,6 +1,6 @@
 """Micro-batches for Bridge's training loop, which takes any iterator (``dataloader_type="external"``)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -84,7 +84,7 @@ class HeldOutBatches:
 
     def __init__(self, samples: Dataset[Any], size: int) -> None:
         self.samples, self.size = samples, size
-        self._order: Sequence[list[int]] | MicroBatches | None = None
+        self._order: MicroBatches | None = None
         self._loader: Iterator[dict[str, Any]] = iter(())
 
     def start(self, rank: int, ranks: int) -> None:
@@ -95,6 +95,11 @@ class HeldOutBatches:
         """
         self._order = MicroBatches(len(self.samples), 0, self.size, rank, ranks)  # type: ignore[arg-type]
         self._loader = iter(())
+
+    def __len__(self) -> int:
+        """Micro-batches of an evaluation, on this rank."""
+        assert self._order is not None, "start comes first"
+        return len(self._order)
 
     def __iter__(self) -> "HeldOutBatches":
         return self

@@ -19,7 +19,7 @@ from nemo_xtoken.losses.objective import DynamicScale, ObjectiveConfig, StepCoun
 from nemo_xtoken.losses.teacher_weights import TeacherWeights
 from nemo_xtoken.plugin.bridge.batches import HeldOutBatches, StepBatches
 from nemo_xtoken.plugin.bridge.records import Records
-from nemo_xtoken.plugin.inputs import model_inputs
+from nemo_xtoken.plugin.inputs import model_inputs, schedule_shape
 from nemo_xtoken.plugin.lessons import Lesson, make_lessons, select_of, shared, student_output
 from nemo_xtoken.plugin.loss import Report, add_up, distillation_terms, held_out_terms
 from nemo_xtoken.plugin.steps import from_last_stage, global_counts, select_chunks, take_in, with_teachers
@@ -140,9 +140,9 @@ class Distillation:
     # The callbacks, by Bridge's names; each gets Bridge's CallbackContext.
 
     def on_train_start(self, context: Any) -> None:
-        """Loads the teachers, makes W, and goes on where the checkpoint stands.
+        """Loads the teachers, makes W, and goes on where the checkpoint stands; a new run evaluates its start.
 
-        Collectives: those of loading the teachers; one broadcast of the records.
+        Collectives: those of loading the teachers, and of an evaluation; one broadcast of the records.
 
         Raises:
             InputError: a checkpoint without the records that go with it, or of a run on other data.
@@ -168,6 +168,9 @@ class Distillation:
         self.train.start(state.consumed_train_samples, rank, ranks)
         if self.held_out is not None:
             self.held_out.start(rank, ranks)
+            if state.step == 0:
+                self._evaluate(context.model[0], self.held_out)
+                self.on_eval_end(context)
 
     def on_train_step_start(self, context: Any) -> None:
         """Fetches the step's micro-batches, counts them, runs the teachers that must run first.
@@ -206,6 +209,25 @@ class Distillation:
         """Writes the means; collectives as at the end of a step."""
         totals = from_last_stage(add_up(self._reports) if self._tap is not None else {})
         self.records.write_held_out(context.state.train_state.step, totals)
+
+    def _evaluate(self, model: torch.nn.Module, held_out: HeldOutBatches) -> None:
+        """Before the first step, which Bridge does not."""
+        from megatron.core.pipeline_parallel import get_forward_backward_func
+
+        size, length = schedule_shape(held_out.size, len(held_out.samples[0]["student_tokens"]))
+        self._reports = []
+        model.eval()
+        with torch.no_grad():
+            get_forward_backward_func()(
+                forward_step_func=self,
+                data_iterator=held_out,
+                model=[model],
+                num_microbatches=len(held_out),
+                seq_length=length,
+                micro_batch_size=size,
+                forward_only=True,
+            )
+        model.train()
 
     def _take_in_again(self, record: dict[str, Any]) -> None:
         """What a step before the interruption left in the scale and the teachers' weights."""
