@@ -55,7 +55,8 @@ COMPONENTS = (
         "Megatron-Bridge",
         ("megatron-bridge",),
         "megatron/bridge",
-        "import and export without NeMo 2",
+        "`nemo llm distill` where there is no NeMo 2",
+        "0.3",
     ),
     Component(
         "Transformer Engine",

@@ -106,5 +106,12 @@ def test_checkpoints_of_bridge_start_students_and_teach(one, bridge_world):
     assert first["ce"] < _steps(one)[0]["ce"]
 
 
+def test_text_alone(one, bridge_world):
+    """Without a teacher; the cross-entropy of the first step is that beside one."""
+    steps = _steps(bridge_world.run("alone", scale=0.0, steps=2))
+    assert "kd" not in steps[0]
+    assert steps[1]["ce"] < steps[0]["ce"]
+
+
 def test_bfloat16(one, bridge_world):
     _same(_steps(bridge_world.run("half", precision="bf16-mixed"))[:1], _steps(one)[:1], 0.02)

@@ -1,0 +1,95 @@
+"""What is checked before Megatron-Bridge is asked, and the order of the batches that it gets; needs no Bridge."""
+
+import numpy as np
+import pytest
+import torch
+
+from nemo_xtoken.data.config import DataConfig
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.plugin.bridge.batches import HeldOutBatches, MicroBatches, StepBatches
+from nemo_xtoken.plugin.bridge.checkpoints import Checkpoint
+from nemo_xtoken.plugin.bridge.config import Data, Restore, Resume, Student, TeacherConfig, Trainer
+from nemo_xtoken.plugin.bridge.distill import configure
+
+TEXT = Data(DataConfig(paths=["text.txt"]))
+
+
+def test_ranks_share_global_batches_and_go_on_behind_what_was_consumed():
+    of_rank = [list(MicroBatches(26, 8, 2, rank, 2)) for rank in (0, 1)]
+    assert of_rank == [[[8, 9], [12, 13], [16, 17], [20, 21]], [[10, 11], [14, 15], [18, 19], [22, 23]]]
+    assert len(MicroBatches(26, 8, 2, 0, 2)) == 4
+
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor, **_: tensor)
+
+
+class _Samples:
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return {"student_tokens": np.array([index]), "teacher0_chunks": np.zeros((index % 2, 4), np.int64)}
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_a_step_gets_its_batches_at_once():
+    batches = StepBatches(_Samples(), 2)
+    batches.start(consumed=4, rank=0, ranks=1)
+    fetched = batches.fetch(2)
+    assert [batch["student_tokens"].flatten().tolist() for batch in fetched] == [[4, 5], [6, 7]]
+    assert fetched[0]["teacher0_chunks"].tolist() == [[1, 0, 0, 0, 0]]
+    batches.hand_out(iter(fetched))
+    assert next(batches) is fetched[0]
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_held_out_batches_begin_again():
+    batches = HeldOutBatches(_Samples(), 4)
+    batches.start(0, 1)
+    assert len(batches) == 2
+    seen = [next(batches)["student_tokens"].flatten().tolist() for _ in range(3)]
+    assert seen == [[0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 2, 3]]
+
+
+def test_checkpoints_are_told_apart(tmp_path):
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").write_text("{}")
+    for number in (9, 10):
+        folder = tmp_path / "run" / f"iter_{number:07}"
+        folder.mkdir(parents=True)
+        (folder / "run_config.yaml").write_text("model: {}\n")
+    assert Checkpoint.at(str(tmp_path / "hf"), "x") == Checkpoint(str(tmp_path / "hf"), False)
+    newest = Checkpoint.at(str(tmp_path / "run"), "x")
+    assert newest == Checkpoint(str(folder), True)
+    assert newest.root("x") == str(tmp_path / "run")
+    assert Checkpoint.at("Qwen/Qwen3-4B", "x") == Checkpoint("Qwen/Qwen3-4B", False)
+    older = Checkpoint.at(str(tmp_path / "run" / "iter_0000009"), "x")
+    with pytest.raises(InputError, match="the newest checkpoint of a run"):
+        older.root("x")
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [(("weights", "context"), "is a NeMo 2 checkpoint"), (("other",), "no checkpoint at teacher.path=")],
+    ids=["NeMo 2", "nothing"],
+)
+def test_what_bridge_does_not_load_is_refused(tmp_path, folders, message):
+    for name in folders:
+        (tmp_path / "model" / name).mkdir(parents=True)
+    with pytest.raises(InputError, match=message):
+        Checkpoint.at(str(tmp_path / "model"), "teacher.path")
+
+
+def test_all_that_is_missing_is_named_at_once():
+    with pytest.raises(InputError) as found:
+        configure(Student(), Data(), Trainer(), TeacherConfig())
+    for part in ("resume.restore_config.path (the student)", "teacher.path (a teacher)", "data.text.paths (the text)"):
+        assert part in found.value.found
+
+
+def test_learned_w_is_refused():
+    start = Resume(restore_config=Restore("student"))
+    with pytest.raises(InputError, match=r"teacher.learned under Megatron-Bridge"):
+        configure(Student(), TEXT, Trainer(), TeacherConfig(path="teacher", learned=True), resume=start)
