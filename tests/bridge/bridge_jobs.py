@@ -100,6 +100,34 @@ def train(job: Job) -> list[dict[str, Any]]:
     return read_history(run.records.folder)
 
 
+def export(root: str, name: str) -> float:
+    """Takes a run's last student to Hugging Face's format by Bridge; its cross-entropy on the held-out text there."""
+    from megatron.bridge import AutoBridge
+    from transformers import AutoModelForCausalLM
+
+    from nemo_xtoken.data.config import TeacherSide
+    from nemo_xtoken.data.dataset import collate
+    from nemo_xtoken.plugin.inputs import document_mask
+    from nemo_xtoken.vocab.loading import load_vocabulary
+
+    torch.set_num_threads(1)
+    pretend_cuda()
+    bridge = AutoBridge.from_hf_pretrained(f"{root}/student")
+    bridge.export_ckpt(f"{root}/runs/{name}/checkpoints/iter_0000004", f"{root}/exported", show_progress=False)
+    model = AutoModelForCausalLM.from_pretrained(f"{root}/exported", attn_implementation="eager").float().eval()
+    text = Job(root, name).arguments()[1].text
+    student, teacher = (load_vocabulary(f"{root}/{side}") for side in ("student", "teacher"))
+    _, held_out = text.build(student, [TeacherSide(teacher)], 16)
+    assert held_out is not None
+    batch = collate([held_out[i] for i in range(len(held_out))])
+    hidden = document_mask(batch["student_documents"])
+    mask = torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo(torch.float32).min)
+    with torch.no_grad():
+        made = model(batch["student_tokens"], attention_mask=mask, position_ids=batch["student_positions"]).logits
+    logits = made[..., : student.size].flatten(0, 1).double()
+    return float(torch.nn.functional.cross_entropy(logits, batch["student_labels"].flatten()))
+
+
 class World:
     """What all runs share: ``student`` and ``teacher``, with tokenizers of their own, and text."""
 

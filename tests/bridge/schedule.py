@@ -95,12 +95,15 @@ def _fill(name: str, parameter: torch.nn.Parameter, tp: int) -> None:
         parameter.copy_(part)
 
 
-def run(root: str, name: str, tp: int = 1, pp: int = 1, steps: int = 2, done: int = 0) -> dict[str, Any]:
-    """Steps of this rank, without an optimizer: records, and the last step's gradients (whole, on one rank alone).
+def run(
+    root: str, name: str, tp: int = 1, pp: int = 1, steps: int = 2, done: int = 0, dense: bool = False
+) -> dict[str, Any]:
+    """Steps of this rank, without an optimizer: their records, and the norm of the last step's gradients.
 
     Args:
         root: folder with ``text.txt``.
         done: steps before, of the run that this one goes on from.
+        dense: of one rank, also the gradients, and those of `_dense`.
     """
     from megatron.core import parallel_state
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
@@ -160,7 +163,7 @@ def run(root: str, name: str, tp: int = 1, pp: int = 1, steps: int = 2, done: in
     made.on_eval_end(context)
     result: dict[str, Any] = {"records": read_history(Path(root, name)), "shown": [_plain(one) for one in shown]}
     result["norm"] = _norm(module)
-    if tp * pp * ranks == 1:
+    if dense:
         result["gradients"] = {n: p.main_grad.clone().numpy() for n, p in module.named_parameters()}
         result["dense"] = _dense(samples, done + steps, result["records"], student, other)
     return result

@@ -10,8 +10,9 @@ pytestmark = pytest.mark.usefixtures("megatron")
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    from tokenizer_zoo import TEXT
+    from tokenizer_zoo import TEXT, zoo
 
+    zoo()  # once, before the ranks are forked
     folder = tmp_path_factory.mktemp("schedule")
     (folder / "text.txt").write_text(TEXT)
     return folder
@@ -28,7 +29,7 @@ def _run(root, name, ranks=1, **settings):
 
 @pytest.fixture(scope="module")
 def one(root):
-    [result] = _run(root, "one")
+    [result] = _run(root, "one", dense=True)
     return result
 
 

@@ -106,6 +106,14 @@ def test_checkpoints_of_bridge_start_students_and_teach(one, bridge_world):
     assert first["ce"] < _steps(one)[0]["ce"]
 
 
+def test_a_student_goes_back_to_hugging_face(one, bridge_world):
+    from bridge_jobs import export
+    from launcher import launch
+
+    [ce] = launch(export, str(bridge_world.root), "one", folder=bridge_world.root / "logs" / "export")
+    assert ce == pytest.approx(one[-1]["held_out_ce"], rel=1e-4)
+
+
 def test_text_alone(one, bridge_world):
     """Without a teacher; the cross-entropy of the first step is that beside one."""
     steps = _steps(bridge_world.run("alone", scale=0.0, steps=2))
