@@ -95,6 +95,8 @@ def test_the_layout_does_not_matter(one, bridge_world, name, settings):
 def test_an_interrupted_run_goes_on_exactly(one, bridge_world):
     assert [r["step"] for r in _steps(bridge_world.run("resumed", stop=2))] == [1, 2]
     _same(_steps(bridge_world.run("resumed")), _steps(one), 1e-9)
+    longer = bridge_world.run("resumed", steps=6)  # than it was to be
+    assert [r["step"] for r in _steps(longer)] == [1, 2, 3, 4, 5, 6]
 
 
 def test_checkpoints_of_bridge_start_students_and_teach(one, bridge_world):

@@ -85,6 +85,7 @@ def make_container(
             lr_decay_iters=trainer.max_steps,
             start_weight_decay=optim.config.weight_decay,
             end_weight_decay=optim.config.weight_decay,
+            override_opt_param_scheduler=True,  # a run that goes on with other settings has those
         ),
         ddp=DistributedDataParallelConfig(
             use_distributed_optimizer=True,

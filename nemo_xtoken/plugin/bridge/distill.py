@@ -132,12 +132,8 @@ def configure(
     Raises:
         InputError: as `distill`.
     """
-    objective, optim, log, resume = (
-        objective or ObjectiveConfig(),
-        optim or Optimizer(),
-        log or Log(),
-        resume or Resume(),
-    )
+    objective, resume = objective or ObjectiveConfig(), resume or Resume()
+    optim, log = optim or Optimizer(), log or Log()
     kernels_for(objective.kernels, torch.cuda.is_available())
     _check_given(model, data, resume, *((teacher, teachers) if objective.needs_teacher else (None, None)))
     start = Checkpoint.at(model.architecture, "model.architecture") if model.architecture else None
@@ -155,8 +151,6 @@ def configure(
     provider = start.provider(random_weights=model.architecture is not None or resumed)
     length = data.text.student_length
     prepare_student(provider, trainer.strategy, trainer.plugins.precision, length, data.micro_batch_size)
-    if not start.bridge and provider.vocab_size is not None:
-        provider.should_pad_vocab = False
     _check_run(provider, tokenizer, data, trainer, named)
     sides = [t.side for t in named] or aligned_with or [TeacherSide(tokenizer.vocabulary)]
     train, held_out = _batches(data, tokenizer, sides, trainer.max_steps)
@@ -170,8 +164,7 @@ def configure(
     dataset = AlignedText(dataloader_type="external", num_workers=0).with_batches(train, held_out)
     steps = 0 if held_out is None else len(held_out.samples) // data.global_batch_size  # type: ignore[arg-type]
     root = start.root(START) if start.bridge else None
-    go_on = resume.resume_if_exists
-    ids = tokenizer.vocab_size
+    go_on, ids = resume.resume_if_exists, tokenizer.vocab_size
     return make_container(provider, data, dataset, steps, trainer, optim, log, folder, root, go_on, ids), run
 
 
