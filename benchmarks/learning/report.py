@@ -25,6 +25,8 @@ COLUMNS = {
     "text_ce": ("text, nats/byte", 1, 4),
 }
 REFERENCE = "ce"
+#: Measures whose difference from cross-entropy only, seed by seed, has a column of its own.
+PAIRED = ("accuracy", "arithmetic_ce", "text_ce")
 COLORS = {
     "none": "#999999",
     "ce": "#000000",
@@ -97,17 +99,20 @@ def _plain(value: Estimate) -> dict[str, Any]:
 
 def table(summarized: Mapping[str, Any], teachers: Mapping[str, Any]) -> str:
     """Markdown: a row for each teacher, then for each arm."""
-    heads = [heading for heading, _, _ in COLUMNS.values()]
-    heads[1:1] = ["above CE only"]
+    heads = [word for name in COLUMNS for word in (COLUMNS[name][0], *["above CE only"] * (name in PAIRED))]
     lines = ["| | " + " | ".join(heads) + " | s a step |", "|---|" + "---:|" * (len(heads) + 1)]
     for name, found in teachers.items():
-        cells = [f"{factor * found['measures'][m]:.{digits}f}" for m, (_, factor, digits) in COLUMNS.items()]
-        cells[1:1] = [""]
+        cells = []
+        for measure, (_, factor, digits) in COLUMNS.items():
+            cells += [f"{factor * found['measures'][measure]:.{digits}f}", *[""] * (measure in PAIRED)]
         lines.append(f"| *teacher {name}* | " + " | ".join(cells) + " | |")
     for arm, row in summarized.items():
-        cells = [_cell(row["measures"][m], factor, digits) for m, (_, factor, digits) in COLUMNS.items()]
-        above = row["above_ce"].get("accuracy")
-        cells[1:1] = [_cell(above, 100, 1, sign=True) if above else ""]
+        cells = []
+        for measure, (_, factor, digits) in COLUMNS.items():
+            cells.append(_cell(row["measures"][measure], factor, digits))
+            if measure in PAIRED:
+                above = row["above_ce"].get(measure)
+                cells.append(_cell(above, factor, digits, sign=True) if above else "")
         cost = row["cost"]
         seconds = f"{cost['seconds'] / cost['steps']:.2f}" if cost.get("steps") else ""
         lines.append(f"| {arm} | " + " | ".join(cells) + f" | {seconds} |")
@@ -127,33 +132,40 @@ def _cell(value: Mapping[str, Any], factor: float, digits: int, sign: bool = Fal
 
 
 def draw(summarized: Mapping[str, Any], teachers: Mapping[str, Any], path: Path) -> None:
-    """Right answers by arm; the probability of numerals and of the right answer over training."""
+    """Right answers by arm and seed; arithmetic in nats a byte beside cross-entropy only; numerals over training."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     arms = list(summarized)
     figure = Figure(figsize=(15, max(4.2, 0.26 * len(arms) + 1.2)), layout="constrained")
     FigureCanvasAgg(figure)
-    bars, *courses = figure.subplots(1, 3)
-    means = [100 * summarized[a]["measures"]["accuracy"]["mean"] for a in arms]
-    halves = [100 * (summarized[a]["measures"]["accuracy"]["half"] or 0) for a in arms]
-    colors = [COLORS[a.partition("/")[0]] for a in arms]
-    bars.barh(range(len(arms)), means, xerr=halves, color=colors, ecolor="#555555", capsize=2)
-    bars.set_yticks(range(len(arms)), arms, fontsize=8.5)
-    bars.set(xlabel="right answers, %", ylim=(len(arms) - 0.4, -0.6), xlim=(0, None), title="Held-out questions")
+    answers, nats, course = figure.subplots(1, 3)
+    for row, arm in enumerate(arms):
+        color, found = COLORS[arm.partition("/")[0]], summarized[arm]
+        accuracy = found["measures"]["accuracy"]
+        answers.barh(row, 100 * accuracy["mean"], color=color, alpha=0.45)
+        for seed, value in accuracy["by_seed"].items():
+            answers.plot(100 * value, row, "osD^v<>"[int(seed) % 7], color=color, markersize=4)
+        if above := found["above_ce"].get("arithmetic_ce"):
+            nats.errorbar(above["mean"], row, xerr=above["half"] or 0, fmt="o", color=color, capsize=3, markersize=5)
     for name in ("digits", "matching"):
         if name in teachers:
-            bars.axvline(100 * teachers[name]["measures"]["accuracy"], color=COLORS[name], linestyle="--", linewidth=1)
-    titles = {"numerals": "Probability of a numeral where one is", "right_answer": "Probability of the right answer"}
-    for axes, (measure, title) in zip(courses, titles.items(), strict=True):
-        for arm, color in zip((a for a in DRAWN if a in summarized), LINES, strict=False):
-            _draw_course(axes, summarized[arm]["course"], measure, color, arm)
-        if "digits" in teachers:
-            ceiling = 100 * teachers["digits"]["measures"][measure]
-            axes.axhline(ceiling, color="#555555", linestyle="--", linewidth=1, label="the digits teacher")
-        axes.set(title=title, xlabel="step", ylabel="%")
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False, fontsize=8)
+            answers.axvline(
+                100 * teachers[name]["measures"]["accuracy"], color=COLORS[name], linestyle="--", linewidth=1
+            )
+    nats.axvline(0, color=COLORS[REFERENCE], linewidth=1)
+    answers.set(xlabel="right answers, % (a mark for each seed; dashed: the teachers)", xlim=(0, 100))
+    answers.set_title("Held-out questions")
+    nats.set(xlabel="nats/byte above cross-entropy only; less is better", title="Held-out arithmetic, paired by seed")
+    for axes in (answers, nats):
+        axes.set_yticks(range(len(arms)), arms, fontsize=8.5)
+        axes.set_ylim(len(arms) - 0.4, -0.6)
+        axes.grid(alpha=0.3, axis="x")
+    for arm, color in zip((a for a in DRAWN if a in summarized), LINES, strict=False):
+        _draw_course(course, summarized[arm]["course"], "numerals", color, arm)
+    course.set(title="Probability of a numeral where one is", xlabel="step", ylabel="%", ylim=(-3, 103))
+    course.grid(alpha=0.3)
+    course.legend(frameon=False, fontsize=8, loc="center right")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=130)
 
