@@ -7,20 +7,21 @@ does; the teacher's splits them into digits, as Qwen3's does.  Everything is kep
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from filelock import FileLock
 
 from nemo_xtoken.files import atomic_path, cache_root, digest_of
 
-__all__ = ["student_tokenizer", "teacher_tokenizer", "text_file"]
+__all__ = ["documents", "make_tokenizer", "student_tokenizer", "teacher_tokenizer", "text_file"]
 
 STUDENT_VOCABULARY, TEACHER_VOCABULARY = 3072, 1536
 SEED = 2605
 DOCUMENT_CHARACTERS = 1500
 SUMS = 600  # documents of arithmetic, LINES lines each
 LINES = 24
+REPEATS = 60  # of all numerals in what the tokenizers read
 # Words, numerals, signs and blanks, which no token crosses.
 WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{DIGITS}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
@@ -66,15 +67,29 @@ def text_file() -> str:
 
 def student_tokenizer() -> str:
     """Folder of the tokenizer that reads 201 as one token."""
-    return _tokenizer("student", "{1,3}", STUDENT_VOCABULARY)
+    return make_tokenizer(folder() / "student", documents(), "{1,3}", STUDENT_VOCABULARY, REPEATS)
 
 
 def teacher_tokenizer() -> str:
     """Folder of the tokenizer that reads 201 as 2, 0, 1."""
-    return _tokenizer("teacher", "", TEACHER_VOCABULARY)
+    return make_tokenizer(folder() / "teacher", documents(), "", TEACHER_VOCABULARY, REPEATS)
 
 
-def _tokenizer(name: str, digits: str, size: int) -> str:
+def make_tokenizer(folder: Path, texts: Iterable[str], digits: str, size: int, repeats: int) -> str:
+    """Trains a byte-level BPE, unless the folder has one.
+
+    Args:
+        folder: its own.
+        texts: where its words are from; not read where there is nothing to do.
+        digits: how many digits of a numeral may be one token, as a regular expression repeats them: ``{1,3}``; empty:
+            one.
+        size: tokens, with that of the end of a text.
+        repeats: how often it reads all numerals below 1000 beside the texts, so that they become tokens where they may.
+
+    Returns:
+        the folder.
+    """
+
     def write(path: Path) -> None:
         from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -88,16 +103,13 @@ def _tokenizer(name: str, digits: str, size: int) -> str:
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
-        # All numerals, often enough to become tokens where the pattern keeps their digits together.
-        numerals = [" ".join(map(str, range(1000)))] * 60
-        tokenizer.train_from_iterator([*documents(), *numerals], trainer)
+        tokenizer.train_from_iterator([*texts, *[" ".join(map(str, range(1000)))] * repeats], trainer)
         path.write_text(tokenizer.to_str())
 
-    target = folder() / name
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end_of_text|>"}
-    _once(target / "tokenizer_config.json", lambda path: path.write_text(json.dumps(settings)))
-    _once(target / "tokenizer.json", write)
-    return str(target)
+    _once(folder / "tokenizer_config.json", lambda path: path.write_text(json.dumps(settings)))
+    _once(folder / "tokenizer.json", write)
+    return str(folder)
 
 
 def _once(target: Path, write: Callable[[Path], object]) -> Path:

@@ -18,6 +18,7 @@ __all__ = ["TOKENIZERS", "documents", "held_out", "positions", "prepare", "sampl
 
 EVERY = 20  # one page of text in so many is held out
 LONGEST = 300  # characters of a held-out passage
+REPEATS = 200  # of all numerals in what the tokenizers read
 #: Name -> (how many digits a token may have, tokens, which half of the text its words are from; None: all).
 TOKENIZERS = {
     "student": ("{1,3}", 2048, None),  # packs numerals, as Llama-3 does
@@ -107,10 +108,10 @@ def prepare(folder: Path, length: Length) -> str:
     Returns:
         a digest of them all.
     """
-    for name, settings in TOKENIZERS.items():
-        target = Path(tokenizer(folder, name))
-        if not (target / "tokenizer.json").is_file():
-            _train_tokenizer(target, *settings)
+    pages = [(number, text) for number, text in enumerate(_pages()) if number % EVERY]
+    for name, (digits, size, half) in TOKENIZERS.items():
+        read = (text for number, text in pages if half in (None, number % 2))
+        tiny_text.make_tokenizer(Path(tokenizer(folder, name)), read, digits, size, REPEATS)
     content = "".join(json.dumps({"text": text}) + "\n" for text in documents(length, _fits(folder, length)))
     if not (file := training_text(folder)).is_file() or file.read_text() != content:
         with atomic_path(file) as temporary:
@@ -125,25 +126,3 @@ def _fits(folder: Path, length: Length) -> Callable[[str], bool]:
     teachers = {name: load_vocabulary(tokenizer(folder, name)) for name in ("digits", "matching")}
     longest = [(student, length.student_length), *((v, positions(name, length)) for name, v in teachers.items())]
     return lambda text: all(len(vocabulary.encode(text)) < most for vocabulary, most in longest)
-
-
-def _train_tokenizer(target: Path, digits: str, size: int, half: int | None) -> None:
-    """A byte-level BPE; numerals come often enough to become tokens where the pattern keeps their digits together."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    made = Tokenizer(models.BPE())
-    words = pre_tokenizers.Split(Regex(tiny_text.WORDS.replace("{DIGITS}", digits)), "isolated")
-    made.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(False, use_regex=False)])
-    made.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=["<|end_of_text|>"],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    pages = [text for number, text in enumerate(_pages()) if number % EVERY and half in (None, number % 2)]
-    made.train_from_iterator([*pages, *[" ".join(map(str, range(1000)))] * 200], trainer)
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end_of_text|>"}
-    for file, content in (("tokenizer_config.json", json.dumps(settings)), ("tokenizer.json", made.to_str())):
-        with atomic_path(target / file) as temporary:
-            temporary.write_text(content)
