@@ -35,13 +35,14 @@ class Arm:
     Attributes:
         name: the teacher (or two) and the loss.
         lessons: none: cross-entropy alone.
-        scale: of ``ObjectiveConfig``.
+        scale, teacher_weights: of ``ObjectiveConfig``.
         trained: False: the start itself.
     """
 
     name: str
     lessons: tuple[Lesson, ...] = ()
     scale: float | str = "dynamic"
+    teacher_weights: str = "static"
     trained: bool = True
 
     @property
@@ -80,8 +81,13 @@ _DIGITS: dict[str, dict[str, Any]] = {
     "p_kl_prefix_rule": {"loss": "p_kl", "rule": {"gamma": 0.0, "overflow": "truncate"}},
     "p_kl_truncate": {"loss": "p_kl", "rule": {"overflow": "truncate"}},
 }
-#: Two teachers, each by its loss.
-_TWO = {"prefix_kl": ("prefix_kl", "prefix_kl"), "p_kl_h_kl": ("p_kl", "h_kl")}
+#: Two teachers, each by its loss, and how they add up.
+_TWO: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "prefix_kl": ("prefix_kl", "prefix_kl", {}),
+    "prefix_kl_fixed": ("prefix_kl", "prefix_kl", {"scale": 1.0}),
+    "prefix_kl_confidence": ("prefix_kl", "prefix_kl", {"teacher_weights": "confidence"}),
+    "p_kl_h_kl": ("p_kl", "h_kl", {}),
+}
 
 
 def _arms() -> list[Arm]:
@@ -92,9 +98,12 @@ def _arms() -> list[Arm]:
         arms.append(Arm(f"digits/{name}_fixed", (Lesson("digits", **_BOTH[name]),), scale=1.0))
     for name, settings in _BOTH.items():
         arms.append(Arm(f"matching/{name}", (Lesson("matching", **settings),)))
+    for name in ("h_kl", "p_kl", "prefix_kl"):
+        arms.append(Arm(f"matching/{name}_fixed", (Lesson("matching", **_BOTH[name]),), scale=1.0))
     arms.append(Arm("own/same_tokenizer", (Lesson("own", "same_tokenizer"),)))
-    for name, (first, second) in _TWO.items():
-        arms.append(Arm(f"two/{name}", (Lesson("digits", first, weight=0.5), Lesson("matching", second, weight=0.5))))
+    for name, (first, second, settings) in _TWO.items():
+        lessons = (Lesson("digits", first, weight=0.5), Lesson("matching", second, weight=0.5))
+        arms.append(Arm(f"two/{name}", lessons, **settings))
     return arms
 
 

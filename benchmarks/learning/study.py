@@ -25,16 +25,18 @@ __all__ = ["Study", "Task"]
 
 TEACHER_NAMES = ("digits", "matching", "own")
 START = "start"
-#: Settings that are nothing to teachers and starts.
+#: Steps of the models that are trained on text alone: each is nothing to the other ones.
+STEPS = {"digits": "digits_steps", "matching": "matching_steps", "own": "weak_steps", START: "start_steps"}
+#: Other settings that are nothing to them.
 STUDENTS_ALONE = ("steps", "student_batch", "lr", "watched", "looks")
 
 
 @dataclass(frozen=True)
 class Task:
-    """A teacher, the start of a seed's students, or a student of one arm and seed.
+    """A teacher, the start of all students, or a student of one arm and seed.
 
     Attributes:
-        arm: None for a teacher and a start.
+        arm: None for a teacher and the start.
     """
 
     name: str
@@ -44,12 +46,21 @@ class Task:
     @property
     def label(self) -> str:
         """For people."""
-        return f"teacher {self.name}" if self.name in TEACHER_NAMES else f"{self.name}, seed {self.seed}"
+        if self.arm is None:
+            return f"teacher {self.name}" if self.name in TEACHER_NAMES else self.name
+        return f"{self.name}, seed {self.seed}"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The models that must be there before it can begin."""
+        return () if self.arm is None else (START, *(lesson.teacher for lesson in self.arm.lessons))
 
     @property
     def stem(self) -> str:
         """Of its files."""
-        return f"teacher-{self.name}" if self.name in TEACHER_NAMES else f"{self.name.replace('/', '-')}-{self.seed}"
+        if self.arm is None:
+            return self.label.replace(" ", "-")
+        return f"{self.name.replace('/', '-')}-{self.seed}"
 
 
 class Study:
@@ -63,11 +74,7 @@ class Study:
     def __init__(self, root: Path, length: Length) -> None:
         self.length = length
         self.base = root.resolve() / length.name
-        content = texts.prepare(self.base, length)
-        settings = {k: v for k, v in asdict(length).items() if k not in ("core", "seeds")}
-        self.key = digest_of(content, json.dumps(settings, sort_keys=True))[:16]
-        of_teachers = {k: v for k, v in settings.items() if k not in STUDENTS_ALONE}
-        self.teacher_key = digest_of(content, json.dumps(of_teachers, sort_keys=True))[:16]
+        self.content = texts.prepare(self.base, length)
 
     def arms(self, names: Sequence[str] = (), every: bool = False) -> list[Arm]:
         """Those named, else those of the length."""
@@ -105,23 +112,17 @@ class Study:
         return self.base / "runs" / f"{task.stem}-{self._key(task)[:8]}"
 
     def run(self, tasks: Sequence[Task], jobs: int) -> list[Task]:
-        """Does what is not done: first the teachers and the starts, then the students, so many at a time.
+        """Does what is not done, so many at a time: a student when its teachers and the start are there.
 
         Returns:
             those that failed; the end of their logs has been printed.
         """
         pending = self.pending(tasks)
-        needed = {lesson.teacher for task in pending if task.arm for lesson in task.arm.lessons}
-        first = [Task(name) for name in TEACHER_NAMES if name in needed]
-        first = self.pending(first + [Task(START, seed=seed) for seed in sorted({task.seed for task in pending})])
-        failed: list[Task] = []
+        needed = {name for task in pending for name in task.needs}
+        first = self.pending([Task(name) for name in STEPS if name in needed])
         if pending:
             from . import training  # noqa: F401  (NeMo, before the forks)
-        for part in (first, pending):
-            failed += _each(part, self._do, jobs, self.log)
-            if failed:
-                break
-        return failed
+        return _each([*first, *pending], self._do, jobs, self.log)
 
     def log(self, task: Task) -> Path:
         """What it prints."""
@@ -129,7 +130,7 @@ class Study:
 
     def _do(self, task: Task) -> None:
         """In its own process."""
-        from .training import run_arm, train_start, train_teacher
+        from .training import run_arm, train_alone
 
         run = self.run_folder(task)
         run.parent.mkdir(parents=True, exist_ok=True)
@@ -138,38 +139,48 @@ class Study:
                 return
             began = time.perf_counter()
             if task.arm is None:
-                if self._stale(run):
+                if self._stale(task, run):
                     shutil.rmtree(run, ignore_errors=True)
-                if task.name == START:
-                    result = train_start(task.seed, self.length, self.base, run)
-                else:
-                    result = train_teacher(task.name, self.length, self.base, run)
+                result = train_alone(task.name, self.length, self.base, run)
             else:
-                teachers = {name: self.run_folder(Task(name)) for name in TEACHER_NAMES}
-                start = self.run_folder(Task(START, seed=task.seed))
-                result = run_arm(task.arm, task.seed, self.length, self.base, run, start, teachers)
+                alone = {name: self.run_folder(Task(name)) for name in STEPS}
+                result = run_arm(task.arm, task.seed, self.length, self.base, run, alone)
             self.keep(task, result | {"wall_seconds": time.perf_counter() - began})
         if task.arm is not None:
             shutil.rmtree(run / "checkpoints", ignore_errors=True)
 
-    def _stale(self, run: Path) -> bool:
-        """Whether the folder of a teacher or a start is of other settings; marks it as of these."""
+    def _stale(self, task: Task, run: Path) -> bool:
+        """Whether the folder of a model that is trained on text alone is of other settings; marks it as of these."""
         mark = run.with_name(f"{run.name}.key")
-        stale = not mark.is_file() or mark.read_text() != self.teacher_key
-        mark.write_text(self.teacher_key)
+        stale = not mark.is_file() or mark.read_text() != self._key(task)
+        mark.write_text(self._key(task))
         return stale
 
     def _key(self, task: Task) -> str:
+        """Of all settings that its result follows from."""
+        settings = {k: v for k, v in asdict(self.length).items() if k not in ("core", "seeds")}
+        used = {STEPS[name] for name in (task.needs if task.arm else [task.name])}
+        unused = set(STEPS.values()) - used
         if task.arm is None:
-            return digest_of(self.teacher_key, task.stem)[:16]
-        return digest_of(self.key, json.dumps(asdict(task.arm), sort_keys=True), str(task.seed))[:16]
+            unused |= set(STUDENTS_ALONE)
+        settings = {k: v for k, v in settings.items() if k not in unused}
+        what = [task.name, str(task.seed)] + (
+            [] if task.arm is None else [json.dumps(asdict(task.arm), sort_keys=True)]
+        )
+        return digest_of(self.content, json.dumps(settings, sort_keys=True), *what)[:16]
 
     def _result_file(self, task: Task) -> Path:
         return self.base / "results" / f"{task.stem}.json"
 
 
 def _each(tasks: Sequence[Task], do: Callable[[Task], None], jobs: int, log: Callable[[Task], Path]) -> list[Task]:
-    """Forks a process for each task, ``jobs`` at a time, and says how it goes; the failed ones."""
+    """Forks a process for each task, ``jobs`` at a time, when what it needs is not among those that are still to do.
+
+    Says how it goes.
+
+    Returns:
+        those that failed; what needs one of them has not been begun.
+    """
     context = multiprocessing.get_context("fork")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through the end of this function, to the children
     waiting, failed = list(tasks), list[Task]()
@@ -177,8 +188,13 @@ def _each(tasks: Sequence[Task], do: Callable[[Task], None], jobs: int, log: Cal
     done, start = 0, time.perf_counter()
     try:
         while waiting or running:
-            while waiting and len(running) < jobs:
-                task = waiting.pop(0)
+            missing = {task.name for task in [*waiting, *failed, *(task for task, _ in running)]}
+            ready = [task for task in waiting if missing.isdisjoint(task.needs)]
+            if not ready and not running:
+                print(f"not begun: {'; '.join(task.label for task in waiting)}", file=sys.stderr)
+                break
+            for task in ready[: jobs - len(running)]:
+                waiting.remove(task)
                 process = context.Process(target=_child, args=(do, task, log(task)))
                 sys.stdout.flush()
                 process.start()

@@ -6,7 +6,7 @@ Imports NeMo: ten seconds, once; each training runs in a fork of the process tha
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,24 @@ from .arms import Arm, Lesson
 from .lengths import Length, Shape
 from .measures import measure
 
-__all__ = ["TEACHERS", "run_arm", "train_start", "train_teacher"]
+__all__ = ["ALONE", "run_arm", "train_alone"]
 
-#: Teacher -> its tokenizer.
-TEACHERS = {"digits": "digits", "matching": "matching", "own": "student"}
+
+@dataclass(frozen=True)
+class Alone:
+    """A model that is trained on text alone: its tokenizer, the setting that has its steps, its seed."""
+
+    tokenizer: str
+    steps: str
+    seed: int = 0
+
+
+ALONE = {
+    "digits": Alone("digits", "digits_steps"),
+    "matching": Alone("matching", "matching_steps"),
+    "own": Alone("student", "weak_steps"),
+    "start": Alone("student", "start_steps", seed=1000),
+}
 COURSE = "course.jsonl"
 
 
@@ -101,52 +115,41 @@ def read_course(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
-def train_teacher(name: str, length: Length, folder: Path, run: Path) -> dict[str, Any]:
-    """Trains a teacher on text alone, and measures it.
+def train_alone(name: str, length: Length, folder: Path, run: Path) -> dict[str, Any]:
+    """Trains a teacher, or what all students start from, on text alone, and measures it.
 
     Args:
+        name: one of `ALONE`.
         folder: of texts and tokenizers.
         run: its own.
     """
-    if name == "own":
-        return _train_alone(length, folder, run, "student", length.student, length.weak_steps, length.student_length, 0)
-    steps, positions = length.teacher_steps, length.teacher_length
-    return _train_alone(length, folder, run, TEACHERS[name], length.teacher, steps, positions, 0)
-
-
-def train_start(seed: int, length: Length, folder: Path, run: Path) -> dict[str, Any]:
-    """Trains what all students of a seed start from, on text alone, and measures it."""
-    steps, positions = length.start_steps, length.student_length
-    return _train_alone(length, folder, run, "student", length.student, steps, positions, 1000 + seed)
-
-
-def _train_alone(
-    length: Length, folder: Path, run: Path, tokenizer: str, shape: Shape, steps: int, positions: int, seed: int
-) -> dict[str, Any]:
-    model = _model(folder, tokenizer, shape, positions)
-    data = _data(length, folder, seed, student_length=positions, pack=True)
-    trainer = _trainer(steps)
-    trainer.callbacks.append(_Seed(seed))
-    _train(model, data, trainer, {}, 0.0, length.teacher_lr, length.warmup, run)
+    alone = ALONE[name]
+    large = name in ("digits", "matching")
+    positions = length.teacher_length if large else length.student_length
+    model = _model(folder, alone.tokenizer, length.teacher if large else length.student, positions)
+    data = _data(length, folder, alone.seed, student_length=positions, pack=True)
+    trainer = _trainer(getattr(length, alone.steps))
+    trainer.callbacks.append(_Seed(alone.seed))
+    _train(model, data, trainer, {}, ObjectiveConfig(scale=0.0), length.teacher_lr, length.warmup, run)
     return _result(model, length, run)
 
 
-def _finished(run: Path, steps: int) -> str:
-    """The checkpoint that a teacher or a start ended with."""
-    found = finished_checkpoint(run / "checkpoints", steps)
+def _finished(name: str, length: Length, runs: Mapping[str, Path]) -> str:
+    """The checkpoint that one of `ALONE` ended with."""
+    steps = getattr(length, ALONE[name].steps)
+    found = finished_checkpoint(runs[name] / "checkpoints", steps)
     if found is None:
-        raise FileNotFoundError(f"{run} is not trained for {steps} steps")
+        raise FileNotFoundError(f"{runs[name]} is not trained for {steps} steps")
     return str(found)
 
 
-def run_arm(
-    arm: Arm, seed: int, length: Length, folder: Path, run: Path, start: Path, teachers: Mapping[str, Path]
-) -> dict[str, Any]:
+def run_arm(arm: Arm, seed: int, length: Length, folder: Path, run: Path, alone: Mapping[str, Path]) -> dict[str, Any]:
     """Trains a student, or goes on with it, and measures it.
 
     Args:
         folder: of texts and tokenizers.
-        run, start, teachers: its own folder, those of its start and of the teachers.
+        run: its own folder.
+        alone: those of the models of `ALONE`, by name.
 
     Returns:
         ``measures``, ``course`` (the measures of a few questions by step), ``cost``.
@@ -159,9 +162,10 @@ def run_arm(
     untrained = _Untrained(length)
     trainer.callbacks.append(_Course(length, run / COURSE) if arm.trained else untrained)
     data = _data(length, folder, seed, length.student_length)
-    lessons = {f"{x.teacher}_{n}": _teacher(x, length, folder, teachers[x.teacher]) for n, x in enumerate(arm.lessons)}
-    side, begin = _side(folder, length), _finished(start, length.start_steps)
-    _train(model, data, trainer, lessons, arm.scale, length.lr, length.warmup // 4, run, [side], begin)
+    lessons = {f"{x.teacher}_{n}": _teacher(x, length, folder, alone) for n, x in enumerate(arm.lessons)}
+    objective = ObjectiveConfig(scale=arm.scale, teacher_weights=arm.teacher_weights)
+    side, begin = _side(folder, length), _finished("start", length, alone)
+    _train(model, data, trainer, lessons, objective, length.lr, length.warmup // 4, run, [side], begin)
     result = _result(model, length, run) if arm.trained else {"measures": untrained.measures, "cost": {}}
     return result | {"course": read_course(run / COURSE)}
 
@@ -189,10 +193,10 @@ def _side(folder: Path, length: Length) -> TeacherSide:
     return TeacherSide(vocabulary, texts.positions("digits", length))
 
 
-def _teacher(lesson: Lesson, length: Length, folder: Path, run: Path) -> TeacherConfig:
+def _teacher(lesson: Lesson, length: Length, folder: Path, alone: Mapping[str, Path]) -> TeacherConfig:
     return TeacherConfig(
-        path=_finished(run, length.weak_steps if lesson.teacher == "own" else length.teacher_steps),
-        tokenizer=texts.tokenizer(folder, TEACHERS[lesson.teacher]),
+        path=_finished(lesson.teacher, length, alone),
+        tokenizer=texts.tokenizer(folder, ALONE[lesson.teacher].tokenizer),
         loss=lesson.loss,
         options=DivergenceOptions(**lesson.options),
         chunks=ChunkLossConfig(**lesson.chunks),
@@ -237,7 +241,7 @@ def _train(
     data: DistillationData,
     trainer: nl.Trainer,
     teachers: Mapping[str, TeacherConfig],
-    scale: float | str,
+    objective: ObjectiveConfig,
     lr: float,
     warmup: int,
     run: Path,
@@ -260,7 +264,7 @@ def _train(
         data,
         trainer,
         None,
-        ObjectiveConfig(scale=scale),
+        objective,
         nl.MegatronOptimizerModule(config=config, lr_scheduler=schedule),
         nl.NeMoLogger(log_dir=str(run.parent), name=run.name, use_datetime_version=False, ckpt=ckpt),
         nl.AutoResume(

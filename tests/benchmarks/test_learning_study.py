@@ -1,5 +1,6 @@
 """The study's arithmetic and its split, what it keeps of what is done, its statistics and its measures."""
 
+import dataclasses
 import json
 import math
 import os
@@ -106,12 +107,31 @@ def test_what_is_done_is_kept_and_other_settings_are_other_students(study):
     tasks = study.tasks(arms, 2)
     assert [t.label for t in tasks] == ["ce, seed 0", "digits/p_kl, seed 0", "ce, seed 1", "digits/p_kl, seed 1"]
     assert study.pending(tasks) == tasks
+    assert [t.needs for t in tasks[:2]] == [("start",), ("start", "digits")]
     study.keep(tasks[1], {"measures": {"accuracy": 0.5}})
     assert study.pending(tasks) == [tasks[0], tasks[2], tasks[3]]
     assert Study(study.base.parent, SMOKE).result(tasks[1])["measures"] == {"accuracy": 0.5}
     (study.base / "results" / f"{tasks[1].stem}.json").write_text('{"key": "of other settings"}')
     assert tasks[1] in study.pending(tasks)
     assert len({study.run_folder(t) for t in tasks}) == 4
+
+
+def test_each_result_follows_from_the_settings_that_it_uses(study):
+    root = study.base.parent
+    tasks = [Task("digits"), Task("matching"), Task("start")]
+    tasks += study.tasks([arm_named("ce"), arm_named("digits/p_kl"), arm_named("matching/p_kl")], 1)
+    for task in tasks:
+        study.keep(task, {"measures": {}})
+    changed = {
+        "digits_steps": {"teacher digits", "digits/p_kl, seed 0"},
+        "start_steps": {"start", "ce, seed 0", "digits/p_kl, seed 0", "matching/p_kl, seed 0"},
+        "weak_steps": set(),
+        "steps": {"ce, seed 0", "digits/p_kl, seed 0", "matching/p_kl, seed 0"},
+        "warmup": {task.label for task in tasks},
+    }
+    for setting, wanted in changed.items():
+        other = Study(root, dataclasses.replace(SMOKE, **{setting: getattr(SMOKE, setting) + 1}))
+        assert {task.label for task in other.pending(tasks)} == wanted, setting
 
 
 def test_every_arm_has_a_name_of_its_own_and_a_loss_that_exists():
@@ -227,6 +247,25 @@ def test_tasks_run_in_processes_and_failures_are_counted(tmp_path, capfd):
     written = capfd.readouterr()
     assert "[3/3]" in written.out
     assert "ValueError: too bad" in written.err
+
+
+def test_a_student_waits_for_its_teachers_and_not_for_others(tmp_path, capfd):
+    teachers = [Task("digits"), Task("matching"), Task("start")]
+    students = [Task(name, arm_named(name)) for name in ("digits/p_kl", "matching/p_kl", "ce")]
+
+    def do(task):
+        with open(tmp_path / "order", "a") as file:
+            file.write(f"{task.label}\n")
+        time.sleep(0.2)
+        if task.name == "digits":
+            raise ValueError("it learned nothing")
+
+    _, status = os.waitpid(ended(tmp_path, [*teachers, *students], do), 0)
+    assert os.waitstatus_to_exitcode(status) == 1
+    order = (tmp_path / "order").read_text().splitlines()
+    assert set(order[:3]) == {"teacher digits", "teacher matching", "start"}
+    assert order[3:] == ["matching/p_kl, seed 0", "ce, seed 0"]
+    assert "not begun: digits/p_kl, seed 0" in capfd.readouterr().err
 
 
 def test_a_study_that_is_ended_ends_its_trainings(tmp_path):
