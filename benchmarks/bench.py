@@ -10,7 +10,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,8 +27,10 @@ __all__ = [
     "load_pair",
     "machine",
     "machine_line",
+    "markdown",
     "peak_memory",
     "ratio",
+    "show_table",
     "wide_console",
     "write_json",
 ]
@@ -166,6 +168,28 @@ def wide_console() -> "Console":
 
     console = Console()
     return console if console.width >= 110 else Console(width=110)
+
+
+def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table as Markdown."""
+    lines = [f"| {' | '.join(headings)} |", "|" + "---|" * len(headings)]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def show_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]], words: Sequence[int]) -> None:
+    """Prints a table on the terminal.
+
+    Args:
+        words: numbers of the columns that are no figures.
+    """
+    from rich.table import Table
+
+    table = Table(title=title, title_style="bold")
+    for number, name in enumerate(headings):
+        table.add_column(name, justify="left" if number in words else "right")
+    for row in rows:
+        table.add_row(*row)
+    wide_console().print(table)
 
 
 def write_json(path: Path | None, result: dict[str, Any]) -> None:

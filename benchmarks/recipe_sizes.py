@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import scaling
-from bench import Parser, wide_console, write_json
+from bench import Parser, markdown, show_table, write_json
 
 from nemo_xtoken.sizes.layout import ParallelSizes
 from nemo_xtoken.sizes.loss import GIB
@@ -126,24 +126,12 @@ def main(arguments: list[str]) -> None:
     from nemo_xtoken.recipes import available_recipes
 
     found = list(all_figures({name: recipe.load() for name, recipe in available_recipes().items() if name in MODELS}))
+    rows = [one.row() for one in found]
     if given.markdown:
-        print(markdown(found))
+        print(markdown(HEADINGS, rows))
     else:
-        from rich.table import Table
-
-        table = Table(title="The recipes, on paper", title_style="bold")
-        for i, name in enumerate(HEADINGS):
-            table.add_column(name, justify="left" if i in (0, 3) else "right")
-        for one in found:
-            table.add_row(*one.row())
-        wide_console().print(table)
+        show_table("The recipes, on paper", HEADINGS, rows, words=(0, 3))
     write_json(given.json, {"figures": [vars(one) for one in found]})
-
-
-def markdown(found: list[Figures]) -> str:
-    """The table as Markdown."""
-    lines = [f"| {' | '.join(HEADINGS)} |", "|" + "---|" * len(HEADINGS)]
-    return "\n".join([*lines, *(f"| {' | '.join(one.row())} |" for one in found)])
 
 
 if __name__ == "__main__":

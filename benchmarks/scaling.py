@@ -10,11 +10,10 @@ examples:
 """
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bench import Parser, wide_console, write_json
+from bench import Parser, markdown, show_table, write_json
 
 from nemo_xtoken.sizes.layout import ParallelSizes
 from nemo_xtoken.sizes.loss import BF16, FP32, GIB, LossSizes
@@ -154,12 +153,6 @@ def row(job: Job, gpu: Gpu) -> list[str]:
     ]
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """The table as Markdown."""
-    lines = ["| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS)]
-    return "\n".join([*lines, *("| " + " | ".join(line) + " |" for line in rows)])
-
-
 def main(arguments: list[str]) -> None:
     """Prints the table."""
     parser = Parser(__doc__)
@@ -169,16 +162,9 @@ def main(arguments: list[str]) -> None:
     gpu = Gpu()
     rows = [row(job, gpu) for job in jobs()]
     if given.markdown:
-        print(markdown(rows))
+        print(markdown(HEADINGS, rows))
     else:
-        from rich.table import Table
-
-        table = Table(title="A step, on paper", title_style="bold")
-        for i, name in enumerate(HEADINGS):
-            table.add_column(name, justify="left" if i in (0, 2) else "right")
-        for line in rows:
-            table.add_row(*line)
-        wide_console().print(table)
+        show_table("A step, on paper", HEADINGS, rows, words=(0, 2))
     write_json(given.json, {"estimates": [estimate(job, gpu) for job in jobs()]})
 
 
