@@ -42,8 +42,9 @@ from nemo_xtoken.plugin.nemo2.data import DistillationData
 from nemo_xtoken.plugin.nemo2.distill import again, run_folder, train_one
 from nemo_xtoken.plugin.nemo2.evaluation import EvaluationConfig
 from nemo_xtoken.plugin.nemo2.model import DistillationModel
-from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig, named_teachers
+from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
+from nemo_xtoken.plugin.teachers import named_teachers
 from nemo_xtoken.projection.build import ProjectionRule
 from nemo_xtoken.recipes import tiny_text
 from nemo_xtoken.recipes.tiny_models import STUDENT, TEACHER

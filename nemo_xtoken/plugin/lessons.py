@@ -1,6 +1,6 @@
 """What the teachers of a run say about a micro-batch, as the loss takes it; the same under every training loop."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +16,13 @@ from nemo_xtoken.losses.shares import Held, share
 from nemo_xtoken.parallel.head import OutputHead
 from nemo_xtoken.parallel.layout import VocabularyShard
 from nemo_xtoken.plugin.inputs import context_layout
-from nemo_xtoken.plugin.teachers import NamedTeacher
+from nemo_xtoken.plugin.teachers import NamedTeacher, one_model_each
 from nemo_xtoken.projection.build import load_or_build
 from nemo_xtoken.teachers.colocated import ColocatedTeacher
 from nemo_xtoken.teachers.output import HiddenStateTap, output_head
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
-__all__ = ["Lesson", "make_lessons", "select_of", "shared", "signals", "student_output"]
+__all__ = ["Lesson", "begin", "shared", "signals", "student_output"]
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,38 @@ class Lesson:
     learned: LearnedProjection | None
 
 
-def select_of(teachers: Sequence[NamedTeacher], student: Vocabulary) -> list[torch.nn.Module | None]:
-    """Which chunks of each teacher its loss scores, on the current device; None: all."""
+def begin(
+    teachers: Sequence[NamedTeacher],
+    load: Callable[[NamedTeacher, int], ColocatedTeacher],
+    student: Vocabulary,
+    output_layer: Any | None,
+) -> tuple[list[torch.nn.Module | None], list[ColocatedTeacher], list[Lesson]]:
+    """Loads the teachers' models and makes what the loss needs of them.
+
+    Args:
+        load: this rank's part of a teacher's model, by the teacher and the number of its side in the batches.
+        output_layer: the student's, Megatron's vocabulary-parallel one; None on all but the last pipeline stage.
+
+    Returns:
+        which chunks of each teacher its loss scores (None: all); the models, one for teachers that share it; the
+        lessons, none without an output layer.
+
+    Collectives: those of loading, and of ``ColocatedTeacher.lay_out``.
+    """
     selections = [chunk_selection(t.config.loss, student, t.tokenizer.vocabulary) for t in teachers]
-    return [None if one is None else one.to(torch.cuda.current_device()) for one in selections]
+    placed = [None if one is None else one.to(torch.cuda.current_device()) for one in selections]
+    sources = one_model_each(teachers)
+    numbers = sorted(set(sources))
+    models = [load(teachers[n], n) for n in numbers]
+    if output_layer is not None:
+        places = [numbers.index(n) for n in sources]
+        return placed, models, _make_lessons(teachers, models, places, student, output_layer)
+    for model in models:
+        model.lay_out()  # one with a layout of its own wants everyone
+    return placed, models, []
 
 
-def make_lessons(
+def _make_lessons(
     teachers: Sequence[NamedTeacher],
     models: Sequence[ColocatedTeacher],
     sources: Sequence[int],
@@ -61,9 +86,6 @@ def make_lessons(
 
     Args:
         sources: for each teacher the number of its model.
-        output_layer: the student's, Megatron's vocabulary-parallel one.
-
-    Collectives: those of ``ColocatedTeacher.lay_out``.
     """
     from megatron.core import parallel_state
 

@@ -4,21 +4,22 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Optional, Protocol, TypeVar
+from typing import Any, Optional, TypeVar
 
 import torch
 
 from nemo_xtoken.data.config import TeacherSide
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.base import ChunkLossConfig
+from nemo_xtoken.losses.objective import ObjectiveConfig
 from nemo_xtoken.losses.options import DivergenceOptions
 from nemo_xtoken.plugin.inputs import model_inputs, schedule_shape
+from nemo_xtoken.plugin.tokenizer import VocabularyTokenizer
 from nemo_xtoken.projection.build import ProjectionRule
 from nemo_xtoken.sizes.layout import ParallelSizes
 from nemo_xtoken.teachers.colocated import ColocatedTeacher
 from nemo_xtoken.teachers.groups import TeacherGroups
 from nemo_xtoken.teachers.own_layout import OwnLayoutTeacher
-from nemo_xtoken.vocab.vocabulary import Vocabulary
 
 __all__ = [
     "ALONE",
@@ -29,6 +30,7 @@ __all__ = [
     "named_teachers",
     "one_model_each",
     "teachers_by_argument",
+    "teachers_of_run",
 ]
 
 #: The name of the teacher that the argument ``teacher`` configures.
@@ -41,17 +43,6 @@ SHARED_WITH_STUDENT = (
     "fp16",
     "autocast_dtype",
 )
-
-
-class SizedTokenizer(Protocol):
-    """A framework's tokenizer made of a Vocabulary."""
-
-    vocabulary: Vocabulary
-
-    @property
-    def vocab_size(self) -> int:
-        """V."""
-        ...
 
 
 @dataclass
@@ -102,7 +93,7 @@ class TeacherSettings:
             self.expert_model_parallel_size,
         )
 
-    def load_tokenizer(self, where: str = "teacher") -> SizedTokenizer:
+    def load_tokenizer(self, where: str = "teacher") -> VocabularyTokenizer:
         """Its tokenizer, given or from its checkpoint.
 
         Args:
@@ -137,7 +128,7 @@ class NamedTeacher:
 
     name: str
     config: Any
-    tokenizer: SizedTokenizer
+    tokenizer: VocabularyTokenizer
 
     @property
     def where(self) -> str:
@@ -164,16 +155,39 @@ def teachers_by_argument(
     teacher: Settings | None, teachers: Mapping[str, Settings | None] | None
 ) -> dict[str, Settings]:
     """Those that are to teach, by what each is called on the command line; see `named_teachers`."""
-    configs = {_where(name): config for name, config in (teachers or {}).items() if config is not None}
+    return {_where(name): config for name, config in _configured(teacher, teachers).items()}
+
+
+def _configured(teacher: Settings | None, teachers: Mapping[str, Settings | None] | None) -> dict[str, Settings]:
+    """Those that are to teach, by name, in order."""
+    configs = {name: config for name, config in (teachers or {}).items() if config is not None}
     if teacher is not None and (teacher.path is not None or not configs):
         configs = {ALONE: teacher, **configs}
     return configs
 
 
+def teachers_of_run(
+    objective: ObjectiveConfig, teacher: TeacherSettings | None, teachers: Mapping[str, TeacherSettings | None] | None
+) -> tuple[NamedTeacher, ...]:
+    """`named_teachers`, where the objective needs any; none otherwise.
+
+    Raises:
+        InputError: as there, and where one is needed and there is none.
+    """
+    if not objective.needs_teacher:
+        return ()
+    named = named_teachers(teacher, teachers)
+    if not named:
+        raise InputError(
+            f"no teacher for objective.scale={objective.scale}", "a teacher", "set teacher.path=.., or scale=0"
+        )
+    return named
+
+
 def named_teachers(
     teacher: TeacherSettings | None, teachers: Mapping[str, TeacherSettings | None] | None
 ) -> tuple[NamedTeacher, ...]:
-    """The teachers of a run, their tokenizers loaded, in order: ``teacher``, then those of ``teachers``.
+    """The teachers, their tokenizers loaded, in order: ``teacher``, then those of ``teachers``.
 
     Args:
         teacher: left out when it names no checkpoint and there are others.
@@ -183,16 +197,14 @@ def named_teachers(
         InputError: a name that is none, two teachers that differ in their weights alone, no checkpoint, or a tokenizer
             that cannot be read.
     """
-    configs = {name: config for name, config in (teachers or {}).items() if config is not None}
-    for name in configs:
+    for name in (name for name, config in (teachers or {}).items() if config is not None):
         if name == ALONE or not re.fullmatch(r"[A-Za-z]\w*", name):
             raise InputError(
                 f"a teacher named {name!r}",
                 f"a name of letters, digits and _ that begins with a letter, and not {ALONE!r}",
                 "rename it: teachers.NAME.path=..",
             )
-    if teacher is not None and (teacher.path is not None or not configs):
-        configs = {ALONE: teacher, **configs}
+    configs = _configured(teacher, teachers)
     seen: dict[str, str] = {}
     for name, config in configs.items():
         key = repr(dataclasses.replace(config, weight=1.0))

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 from nemo_xtoken.data.config import DataConfig
-from nemo_xtoken.plugin.bridge.tokenizer import Tokenizer
 from nemo_xtoken.plugin.teachers import TeacherSettings
+from nemo_xtoken.plugin.tokenizer import VocabularyTokenizer
 
 __all__ = [
     "Checkpoints",
@@ -58,13 +58,13 @@ class TeacherConfig(TeacherSettings):
         path: folder or hub name of a Hugging Face model, or the folder of a Megatron-Bridge checkpoint.
     """
 
-    def load_tokenizer(self, where: str = "teacher") -> Tokenizer:
+    def load_tokenizer(self, where: str = "teacher") -> VocabularyTokenizer:
         """Its tokenizer, given or from its checkpoint."""
         from nemo_xtoken.plugin.bridge.checkpoints import Checkpoint
 
         if self.tokenizer is not None:
-            return Tokenizer(self.tokenizer)
-        return Tokenizer(Checkpoint.at(self.path, f"{where}.path").tokenizer(f"{where}.tokenizer"))
+            return VocabularyTokenizer(self.tokenizer)
+        return VocabularyTokenizer(Checkpoint.at(self.path, f"{where}.path").tokenizer(f"{where}.tokenizer"))
 
     def model(self, where: str = "teacher") -> tuple[str, ...]:
         """What tells its model from others."""

@@ -19,8 +19,8 @@ from nemo_xtoken.plugin.bridge.checkpoints import Checkpoint
 from nemo_xtoken.plugin.bridge.config import Data, Log, Optimizer, Resume, Student, TeacherConfig, Trainer
 from nemo_xtoken.plugin.bridge.models import load_teacher, prepare_student
 from nemo_xtoken.plugin.bridge.step import Distillation
-from nemo_xtoken.plugin.bridge.tokenizer import Tokenizer
-from nemo_xtoken.plugin.teachers import NamedTeacher, named_teachers, teachers_by_argument
+from nemo_xtoken.plugin.teachers import NamedTeacher, teachers_by_argument, teachers_of_run
+from nemo_xtoken.plugin.tokenizer import VocabularyTokenizer
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 from nemo_xtoken.report.summary import report_runs
 from nemo_xtoken.sizes.layout import (
@@ -138,14 +138,8 @@ def configure(
     _check_given(model, data, resume, *((teacher, teachers) if objective.needs_teacher else (None, None)))
     start = Checkpoint.at(model.architecture, "model.architecture") if model.architecture else None
     start = start or Checkpoint.at(resume.restore_config.path, START)
-    tokenizer = Tokenizer(model.tokenizer.source or start.tokenizer("model.tokenizer.source"))
-    named: tuple[NamedTeacher, ...] = ()
-    if objective.needs_teacher:
-        named = named_teachers(teacher, teachers)
-        if not named:
-            raise InputError(
-                f"no teacher for objective.scale={objective.scale}", "a teacher", "set teacher.path=.., or scale=0"
-            )
+    tokenizer = VocabularyTokenizer(model.tokenizer.source or start.tokenizer("model.tokenizer.source"))
+    named = teachers_of_run(objective, teacher, teachers)
     folder = Path(log.log_dir) / log.name
     resumed = resume.resume_if_exists and any((folder / "checkpoints").glob("latest*"))
     provider = start.provider(random_weights=model.architecture is not None or resumed)
@@ -169,7 +163,7 @@ def configure(
 
 
 def _batches(
-    data: Data, tokenizer: Tokenizer, sides: Sequence[TeacherSide], steps: int
+    data: Data, tokenizer: VocabularyTokenizer, sides: Sequence[TeacherSide], steps: int
 ) -> tuple[StepBatches, HeldOutBatches | None]:
     """Tokenises and aligns what is not in the cache yet.  Every rank calls it; one does the work."""
     text = dataclasses.replace(data.text, progress=data.text.progress and is_first())
@@ -211,7 +205,7 @@ def _check_given(
 
 
 def _check_run(
-    provider: Any, tokenizer: Tokenizer, data: Data, trainer: Trainer, teachers: Sequence[NamedTeacher]
+    provider: Any, tokenizer: VocabularyTokenizer, data: Data, trainer: Trainer, teachers: Sequence[NamedTeacher]
 ) -> None:
     """Checks layout, models and W against each other; reads configurations, and W where the user names a file."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))

@@ -20,10 +20,10 @@ from nemo_xtoken.losses.teacher_weights import TeacherWeights
 from nemo_xtoken.plugin.bridge.batches import HeldOutBatches, StepBatches
 from nemo_xtoken.plugin.bridge.records import Records
 from nemo_xtoken.plugin.inputs import model_inputs, schedule_shape
-from nemo_xtoken.plugin.lessons import Lesson, make_lessons, select_of, shared, student_output
+from nemo_xtoken.plugin.lessons import Lesson, begin, shared, student_output
 from nemo_xtoken.plugin.loss import Report, add_up, distillation_terms, held_out_terms
 from nemo_xtoken.plugin.steps import from_last_stage, global_counts, select_chunks, take_in, with_teachers
-from nemo_xtoken.plugin.teachers import NamedTeacher, one_model_each
+from nemo_xtoken.plugin.teachers import NamedTeacher
 from nemo_xtoken.teachers.colocated import ColocatedTeacher
 from nemo_xtoken.teachers.output import HiddenStateTap
 from nemo_xtoken.vocab.vocabulary import Vocabulary
@@ -150,16 +150,12 @@ class Distillation:
         from megatron.core import parallel_state
 
         config = _config_of(context.model[0])
-        self.selections = select_of(self.named, self.vocabulary)
-        sources = one_model_each(self.named)
-        numbers = sorted(set(sources))
-        self.models = [self.load_teacher(self.named[n], n, config) for n in numbers]
-        if self._output_layer is not None:
-            places = [numbers.index(n) for n in sources]
-            self._lessons = make_lessons(self.named, self.models, places, self.vocabulary, self._output_layer)
-        else:
-            for model in self.models:
-                model.lay_out()  # one with a layout of its own wants everyone
+        self.selections, self.models, self._lessons = begin(
+            self.named,
+            lambda teacher, number: self.load_teacher(teacher, number, config),
+            self.vocabulary,
+            self._output_layer,
+        )
         state = context.state.train_state
         fingerprint = str(getattr(self.train.samples, "fingerprint", ""))
         for record in self.records.resume(state.step, fingerprint):

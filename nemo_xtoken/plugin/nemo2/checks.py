@@ -9,8 +9,8 @@ import nemo.lightning as nl
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.registry import check_loss
 from nemo_xtoken.plugin.nemo2.data import DistillationData
-from nemo_xtoken.plugin.nemo2.teacher import NamedTeacher
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
+from nemo_xtoken.plugin.teachers import NamedTeacher
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 from nemo_xtoken.sizes.layout import (
     ParallelSizes,

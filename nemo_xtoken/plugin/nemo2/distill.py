@@ -30,7 +30,8 @@ from nemo_xtoken.plugin.nemo2.model import DistillationModel
 from nemo_xtoken.plugin.nemo2.random_state import RandomState
 from nemo_xtoken.plugin.nemo2.steps import DistillationSteps
 from nemo_xtoken.plugin.nemo2.student import check_architecture, check_given, starting_tokenizer
-from nemo_xtoken.plugin.nemo2.teacher import NamedTeacher, TeacherConfig, named_teachers
+from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig
+from nemo_xtoken.plugin.teachers import teachers_of_run
 from nemo_xtoken.report.summary import report_runs
 
 __all__ = ["again", "distill", "run_folder", "train_one"]
@@ -109,13 +110,7 @@ def train_one(
         resume.restore_config.load_artifacts = False
     if model.tokenizer is None:
         model = again(model, tokenizer=starting_tokenizer(resume))
-    named: tuple[NamedTeacher, ...] = ()
-    if objective.needs_teacher:
-        named = named_teachers(teacher, teachers)
-        if not named:
-            raise InputError(
-                f"no teacher for objective.scale={objective.scale}", "a teacher", "set teacher.path=.., or scale=0"
-            )
+    named = teachers_of_run(objective, teacher, teachers)
     model.learn_from(named, objective)
     folder = run_folder(log)
     check_run(model, data, trainer, named, resume)

@@ -16,7 +16,7 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.files import atomic_path, digest_of
 from nemo_xtoken.losses.learned import LearnedProjection
 from nemo_xtoken.losses.registry import resolve_loss
-from nemo_xtoken.plugin.nemo2.teacher import ALONE, NamedTeacher
+from nemo_xtoken.plugin.teachers import ALONE, NamedTeacher
 from nemo_xtoken.projection.compare import compare, describe_difference
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 from nemo_xtoken.projection.rows import readable

@@ -12,11 +12,12 @@ from nemo_xtoken.losses.base import ModelOutput, TeacherSignal
 from nemo_xtoken.losses.objective import DynamicScale, ObjectiveConfig, StepCounts
 from nemo_xtoken.losses.teacher_weights import STATIC, TeacherWeights
 from nemo_xtoken.plugin.inputs import model_inputs, prepare_config
-from nemo_xtoken.plugin.lessons import Lesson, make_lessons, select_of, shared, student_output
+from nemo_xtoken.plugin.lessons import Lesson, begin, shared, student_output
 from nemo_xtoken.plugin.nemo2.learned import ATTRIBUTE, LearnedProjections, check_checkpoint
 from nemo_xtoken.plugin.nemo2.loss import DistillationLoss, HeldOutLoss
-from nemo_xtoken.plugin.nemo2.teacher import NamedTeacher, build_teacher, one_model_each
+from nemo_xtoken.plugin.nemo2.teacher import build_teacher
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
+from nemo_xtoken.plugin.teachers import NamedTeacher
 from nemo_xtoken.teachers.colocated import ColocatedTeacher
 from nemo_xtoken.teachers.output import HiddenStateTap
 
@@ -97,22 +98,15 @@ class DistillationModel(llm.GPTModel):
         last_stage = parallel_state.is_pipeline_last_stage()
         if last_stage:
             self._tap = HiddenStateTap(self.module.output_layer, self.config.sequence_parallel)
-        self.selections = select_of(self._named, self.tokenizer.vocabulary)
-        sources = one_model_each(self._named)
-        numbers = sorted(set(sources))
-        self.teachers = [build_teacher(self._named[n], n, self.config, self.trainer) for n in numbers]
-        if last_stage:
-            places = [numbers.index(n) for n in sources]
-            student = self.tokenizer.vocabulary
-            self._lessons = make_lessons(self._named, self.teachers, places, student, self.module.output_layer)
-            if learned := {
-                lesson.teacher.name: lesson.learned for lesson in self._lessons if lesson.learned is not None
-            }:
-                self._learned = [LearnedProjections(learned, resumed)]
-                self.module.add_module(ATTRIBUTE, self._learned[0])
-        else:
-            for model in self.teachers:
-                model.lay_out()  # one with a layout of its own wants everyone
+        self.selections, self.teachers, self._lessons = begin(
+            self._named,
+            lambda teacher, number: build_teacher(teacher, number, self.config, self.trainer),
+            self.tokenizer.vocabulary,
+            self.module.output_layer if last_stage else None,
+        )
+        if learned := {lesson.teacher.name: lesson.learned for lesson in self._lessons if lesson.learned is not None}:
+            self._learned = [LearnedProjections(learned, resumed)]
+            self.module.add_module(ATTRIBUTE, self._learned[0])
 
     def data_step(self, dataloader_iter: Any) -> dict[str, Any]:
         """The next micro-batch; the step's callback has already moved it to the device."""

@@ -39,7 +39,8 @@ from nemo_xtoken.plugin.nemo2.distill import again, run_folder, train_one
 from nemo_xtoken.plugin.nemo2.hf.exporting import load_config
 from nemo_xtoken.plugin.nemo2.model import DistillationModel
 from nemo_xtoken.plugin.nemo2.student import starting_tokenizer
-from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig, named_teachers
+from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig
+from nemo_xtoken.plugin.teachers import named_teachers
 from nemo_xtoken.report.summary import report_runs
 from nemo_xtoken.vocab.loading import load_vocabulary
 from nemo_xtoken.vocab.vocabulary import Vocabulary

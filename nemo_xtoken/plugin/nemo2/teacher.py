@@ -12,28 +12,11 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.plugin.inputs import prepare_config
 from nemo_xtoken.plugin.nemo2.context import load_from_context, load_tokenizer
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
-from nemo_xtoken.plugin.teachers import (
-    ALONE,
-    NamedTeacher,
-    TeacherSettings,
-    frozen_teacher,
-    give_layout,
-    named_teachers,
-    one_model_each,
-    teachers_by_argument,
-)
+from nemo_xtoken.plugin.teachers import NamedTeacher, TeacherSettings, frozen_teacher, give_layout
 from nemo_xtoken.teachers.colocated import ColocatedTeacher
 from nemo_xtoken.teachers.groups import TeacherGroups
 
-__all__ = [
-    "ALONE",
-    "NamedTeacher",
-    "TeacherConfig",
-    "build_teacher",
-    "named_teachers",
-    "one_model_each",
-    "teachers_by_argument",
-]
+__all__ = ["TeacherConfig", "build_teacher"]
 
 
 @dataclass

@@ -9,30 +9,13 @@ from nemo.lightning import io
 from nemo.lightning.io.artifact import DirOrStringArtifact
 
 from nemo_xtoken.models.tokenizer_files import link_tokenizer
-from nemo_xtoken.vocab.loading import load_vocabulary
-from nemo_xtoken.vocab.vocabulary import Vocabulary
+from nemo_xtoken.plugin.tokenizer import VocabularyTokenizer
 
 __all__ = ["XTokenTokenizer"]
 
 
-class XTokenTokenizer(TokenizerSpec):
-    """The tokenizer of a student or teacher.  A local folder is copied into checkpoints, so that they are complete.
-
-    Args:
-        source: a folder or file with a tokenizer, or a hub name.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-
-    def __init__(self, source: str) -> None:
-        self.source = source
-        self.vocabulary: Vocabulary = load_vocabulary(source)
-
-    @property
-    def vocab_size(self) -> int:
-        """V: the largest id + 1; ids may have gaps."""
-        return self.vocabulary.size
+class XTokenTokenizer(VocabularyTokenizer, TokenizerSpec):
+    """The tokenizer of a student or teacher.  A local folder is copied into checkpoints, so that they are complete."""
 
     @property
     def unique_identifiers(self) -> dict[str, str]:

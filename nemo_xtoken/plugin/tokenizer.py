@@ -1,12 +1,12 @@
-"""A tokenizer as the adapter needs it: the vocabulary that everything below knows.  Bridge itself gets sizes alone."""
+"""A tokenizer made of a Vocabulary, as every adapter has it: any that nemo_xtoken.vocab can read, sized by its ids."""
 
 from nemo_xtoken.vocab.loading import load_vocabulary
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
-__all__ = ["Tokenizer"]
+__all__ = ["VocabularyTokenizer"]
 
 
-class Tokenizer:
+class VocabularyTokenizer:
     """The tokenizer of a student or teacher.
 
     Args:
