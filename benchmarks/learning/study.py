@@ -184,11 +184,11 @@ def _each(tasks: Sequence[Task], do: Callable[[Task], None], jobs: int, log: Cal
     context = multiprocessing.get_context("fork")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through the end of this function, to the children
     waiting, failed = list(tasks), list[Task]()
-    running: list[tuple[Task, Any]] = []
-    done, start = 0, time.perf_counter()
+    running: list[tuple[Task, Any, float]] = []
+    done, taken = 0, list[float]()  # seconds of the students: teachers take much longer
     try:
         while waiting or running:
-            missing = {task.name for task in [*waiting, *failed, *(task for task, _ in running)]}
+            missing = {task.name for task in [*waiting, *failed, *(task for task, _, _ in running)]}
             ready = [task for task in waiting if missing.isdisjoint(task.needs)]
             if not ready and not running:
                 print(f"not begun: {'; '.join(task.label for task in waiting)}", file=sys.stderr)
@@ -198,21 +198,23 @@ def _each(tasks: Sequence[Task], do: Callable[[Task], None], jobs: int, log: Cal
                 process = context.Process(target=_child, args=(do, task, log(task)))
                 sys.stdout.flush()
                 process.start()
-                running.append((task, process))
-            for task, process in list(running):
+                running.append((task, process, time.perf_counter()))
+            for task, process, began in list(running):
                 process.join(0.1)
                 if process.is_alive():
                     continue
-                running.remove((task, process))
+                running.remove((task, process, began))
                 done += 1
-                left = (time.perf_counter() - start) / done * (len(tasks) - done)
+                if task.arm is not None:
+                    taken.append(time.perf_counter() - began)
+                left = sum(taken) / max(len(taken), 1) * (len(tasks) - done) / jobs
                 print(f"[{done}/{len(tasks)}] {task.label}" + (f"; about {left / 60:.0f} min left" if left else ""))
                 if process.exitcode:
                     failed.append(task)
                     text = log(task).read_text(errors="replace") if log(task).is_file() else ""
                     print(f"failed (status {process.exitcode}):\n{text[-3000:]}", file=sys.stderr)
     finally:
-        for _, process in running:  # NeMo's checkpoint writers keep them from being daemons
+        for _, process, _ in running:  # NeMo's checkpoint writers keep them from being daemons
             process.terminate()
     return failed
 
