@@ -10,6 +10,7 @@ from typing import Any
 from nemo_xtoken.files import atomic_path
 
 from ..bench import machine, machine_line
+from .comparisons import compared
 from .statistics import Estimate, difference, estimate
 from .study import TEACHER_NAMES, Study, Task
 
@@ -61,7 +62,7 @@ def report(study: Study, tasks: Iterable[Task]) -> None:
     }
     with atomic_path(study.base / "results.json") as temporary:
         temporary.write_text(json.dumps(whole, indent=1) + "\n", "utf-8")
-    text = table(summarized, teachers)
+    text = "\n".join(part for part in (table(summarized, teachers), compared(summarized)) if part)
     with atomic_path(study.base / "table.md") as temporary:
         temporary.write_text(f"{machine_line()}\n\n{text}", "utf-8")
     draw(summarized, teachers, study.base / "learning.png")
@@ -100,12 +101,12 @@ def _plain(value: Estimate) -> dict[str, Any]:
 def table(summarized: Mapping[str, Any], teachers: Mapping[str, Any]) -> str:
     """Markdown: a row for each teacher, then for each arm."""
     heads = [word for name in COLUMNS for word in (COLUMNS[name][0], *["above CE only"] * (name in PAIRED))]
-    lines = ["| | " + " | ".join(heads) + " | s a step |", "|---|" + "---:|" * (len(heads) + 1)]
+    lines = ["| | " + " | ".join(heads) + " | s a step | seeds |", "|---|" + "---:|" * (len(heads) + 2)]
     for name, found in teachers.items():
         cells = []
         for measure, (_, factor, digits) in COLUMNS.items():
             cells += [f"{factor * found['measures'][measure]:.{digits}f}", *[""] * (measure in PAIRED)]
-        lines.append(f"| *teacher {name}* | " + " | ".join(cells) + " | |")
+        lines.append(f"| *teacher {name}* | " + " | ".join(cells) + " | | |")
     for arm, row in summarized.items():
         cells = []
         for measure, (_, factor, digits) in COLUMNS.items():
@@ -115,9 +116,8 @@ def table(summarized: Mapping[str, Any], teachers: Mapping[str, Any]) -> str:
                 cells.append(_cell(above, factor, digits, sign=True) if above else "")
         cost = row["cost"]
         seconds = f"{cost['seconds'] / cost['steps']:.2f}" if cost.get("steps") else ""
-        lines.append(f"| {arm} | " + " | ".join(cells) + f" | {seconds} |")
-    counts = sorted({len(row["seeds"]) for row in summarized.values()})
-    lines += ["", f"Mean ± half a 95% confidence interval (Student's t); seeds: {', '.join(map(str, counts))}. "
+        lines.append(f"| {arm} | " + " | ".join(cells) + f" | {seconds} | {len(row['seeds'])} |")
+    lines += ["", "Mean ± half a 95% confidence interval over the seeds (Student's t). "
               "*above CE only*: paired by seed, **bold** where its interval does not hold 0."]  # fmt: skip
     return "\n".join(lines) + "\n"
 
@@ -132,7 +132,7 @@ def _cell(value: Mapping[str, Any], factor: float, digits: int, sign: bool = Fal
 
 
 def draw(summarized: Mapping[str, Any], teachers: Mapping[str, Any], path: Path) -> None:
-    """Right answers by arm and seed; arithmetic in nats a byte beside cross-entropy only; numerals over training."""
+    """Right answers by arm and seed; nats a byte beside cross-entropy only; numerals over training."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -146,8 +146,18 @@ def draw(summarized: Mapping[str, Any], teachers: Mapping[str, Any], path: Path)
         answers.barh(row, 100 * accuracy["mean"], color=color, alpha=0.45)
         for seed, value in accuracy["by_seed"].items():
             answers.plot(100 * value, row, "osD^v<>"[int(seed) % 7], color=color, markersize=4)
-        if above := found["above_ce"].get("arithmetic_ce"):
-            nats.errorbar(above["mean"], row, xerr=above["half"] or 0, fmt="o", color=color, capsize=3, markersize=5)
+        for measure, at, fill in (("arithmetic_ce", row - 0.17, color), ("text_ce", row + 0.17, "white")):
+            if above := found["above_ce"].get(measure):
+                nats.errorbar(
+                    above["mean"],
+                    at,
+                    xerr=above["half"] or 0,
+                    fmt="o",
+                    color=color,
+                    mfc=fill,
+                    capsize=2,
+                    markersize=4.5,
+                )
     for name in ("digits", "matching"):
         if name in teachers:
             answers.axvline(
@@ -156,7 +166,8 @@ def draw(summarized: Mapping[str, Any], teachers: Mapping[str, Any], path: Path)
     nats.axvline(0, color=COLORS[REFERENCE], linewidth=1)
     answers.set(xlabel="right answers, % (a mark for each seed; dashed: the teachers)", xlim=(0, 100))
     answers.set_title("Held-out questions")
-    nats.set(xlabel="nats/byte above cross-entropy only; less is better", title="Held-out arithmetic, paired by seed")
+    nats.set(xlabel="nats/byte above cross-entropy only; less is better")
+    nats.set_title("Arithmetic (filled) and text (hollow), paired by seed", fontsize=11)
     for axes in (answers, nats):
         axes.set_yticks(range(len(arms)), arms, fontsize=8.5)
         axes.set_ylim(len(arms) - 0.4, -0.6)

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.learning import arithmetic, measures, statistics, texts
 from benchmarks.learning import study as study_module
 from benchmarks.learning.arms import ARMS, arm_named
+from benchmarks.learning.comparisons import COMPARED, compared
 from benchmarks.learning.lengths import LENGTHS, QUICK, SMOKE
 from benchmarks.learning.report import summary, table
 from benchmarks.learning.study import Study, Task
@@ -169,6 +170,11 @@ def test_table_has_every_arm_and_says_what_is_clear():
     results = {"ce": {0: result(0.1), 1: result(0.3)}, "digits/p_kl": {0: result(0.5), 1: result(0.7)}}
     found = summary(results)
     assert found["digits/p_kl"]["above_ce"]["accuracy"]["mean"] == pytest.approx(0.4)
+    assert compared(found) == ""
+    results["digits/p_kl_mean"] = {0: result(0.4), 1: result(0.5), 2: result(0.0)}
+    [line] = compared(summary(results)).splitlines()[2:3]
+    assert line.startswith("| chunks.merge, digits, p_kl | digits/p_kl | mean | -15.0 ± 63.5 |")
+    assert {arm for _, default, _, other in COMPARED for arm in (default, other)} <= {arm.name for arm in ARMS}
     lines = table(found, {}).splitlines()
     assert lines[2].startswith("| ce | 20.0 ± 127.1 |")
     assert "**+40.0 ± 0.0**" in lines[3]
