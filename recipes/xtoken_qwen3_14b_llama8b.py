@@ -8,7 +8,8 @@ from, neither from the text nor from the teacher.
     nemo llm distill --recipe xtoken_qwen3_14b_llama8b data.text.paths='["hf:allenai/tulu-3-sft-mixture"]' \\
         resume.restore_config.path=nemo/llama-8b teacher.path=nemo/qwen3-14b
 
-A base model has no chat template: ``data.text.chat_template=FILE`` gives it one.  ``teacher.learned=true`` trains W.
+A base model has no chat template: ``data.text.chat_template=FILE`` gives it one.  ``teacher.learned=true`` trains W;
+``teacher.loss=prefix_kl`` is the loss that docs/learning.md found to cost less, on small models.
 
 Settings
     The paper has no such run.  The nearest public configuration's, which made an 8B model of this data (arXiv

@@ -140,7 +140,7 @@ class ChunkLossConfig:
     Attributes:
         merge: how a chunk of several tokens becomes one term: ``chain_rule`` (the distribution at its first position
             times the continuation's probability), ``mean`` (of the distributions at its positions), ``first``.  A
-            divergence with its own ``merges`` does not ask.
+            divergence with its own ``merges`` does not ask.  Why chain_rule: docs/learning.md#defaults.
         temperature: tau; distillation terms carry ``tau**2``.
     """
 

@@ -26,11 +26,13 @@ class ObjectiveConfig:
         scale: the factor on the distillation term.  A number is fixed; 0 trains on cross-entropy alone and needs no
             teacher.  ``"dynamic"`` gives both terms the same size: the ratio of the previous step's global means (1 at
             the first step), which is the same in every layout.  ``"dynamic_per_microbatch"`` is the paper's form, the
-            ratio within each micro-batch, which is not, and makes every logit twice.
+            ratio within each micro-batch, which is not, and makes every logit twice.  Dynamic beside 1, loss by loss:
+            docs/learning.md#defaults.
         teacher_weights: the weights alpha of several teachers.  ``"static"``: each teacher's own ``weight``.  Others:
             the paper's adaptive forms, a softmax over the teachers of how well they know the text, by the previous
             step's global means per student token: ``"cross_entropy"`` (minus the teacher's own on the text),
-            ``"entropy"`` (minus that of its predictions), ``"confidence"`` (their largest probability).
+            ``"entropy"`` (minus that of its predictions), ``"confidence"`` (their largest probability).  Static beside
+            confidence: docs/learning.md#defaults.
         tile_mib: memory that the loss may use on a rank for a tile of logits, in MiB; by default what suits the device.
             It decides how many positions are compared at a time, and nothing of the result.
         kernels: what goes over a tile: ``"torch"``, ``"triton"`` (NVIDIA GPUs; fewer passes over the memory), or

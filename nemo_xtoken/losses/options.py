@@ -17,7 +17,8 @@ class DivergenceOptions:
 
     Attributes:
         direction: ``"forward"``, ``"reverse"`` or ``"js"`` (p_kl, same_tokenizer).
-        partial_kl: ``"rest"`` or ``"paper"`` (h_kl, gold); None is the loss's own, rest for h_kl and paper for gold.
+        partial_kl: ``"rest"`` or ``"paper"`` (h_kl, gold); None is the loss's own, rest for h_kl (why:
+            docs/learning.md#defaults) and paper for gold, as published.
         sorted_cap: values of a side that the sorted distance compares one by one (h_kl, gold, uld); None is 4096, with
             nrl_compat 8192.
         top_k: compare only the teacher's k most probable tokens, all others as one class (p_kl, same_tokenizer, and

@@ -11,6 +11,7 @@ import torch
 from nemo_xtoken.data.config import TeacherSide
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.base import ChunkLossConfig
+from nemo_xtoken.losses.default import DEFAULT_LOSS
 from nemo_xtoken.losses.objective import ObjectiveConfig
 from nemo_xtoken.losses.options import DivergenceOptions
 from nemo_xtoken.plugin.inputs import model_inputs, schedule_shape
@@ -54,8 +55,9 @@ class TeacherSettings:
         tokenizer: folder or hub name of its tokenizer; by default that of its checkpoint.
         projection: a W file made by ``xtoken build``; by default W is built from ``rule`` and cached.
         rule: how W is built.
-        loss: how the distributions of a chunk are compared: ``p_kl``, ``prefix_kl``, ``h_kl``, ``gold``, ``uld``,
-            ``strict_1to1``, ``same_tokenizer``, or ``auto``, which takes the one that the coverage audit recommends.
+        loss: how the distributions of a chunk are compared: ``prefix_kl`` (the default, by docs/learning.md#defaults),
+            ``p_kl``, ``h_kl``, ``gold``, ``uld``, ``strict_1to1``, ``same_tokenizer``, or ``auto``, which takes the one
+            that the coverage audit recommends.
         options: settings of that loss.
         chunks: how a chunk of several tokens becomes one term, and the temperature.
         weight: alpha, the factor of its distillation term; the weights of several teachers need not sum to 1.
@@ -72,7 +74,7 @@ class TeacherSettings:
     tokenizer: Optional[str] = None
     projection: Optional[str] = None
     rule: ProjectionRule = field(default_factory=ProjectionRule)
-    loss: str = "p_kl"
+    loss: str = DEFAULT_LOSS
     options: DivergenceOptions = field(default_factory=DivergenceOptions)
     chunks: ChunkLossConfig = field(default_factory=ChunkLossConfig)
     weight: float = 1.0

@@ -36,7 +36,8 @@ class ProjectionRule:
         beta: weight of the first piece before the row is normalised.
         gamma: factor from one piece to the next; 0 leaves all weight on the first.
         max_pieces: most pieces a row may have.
-        overflow: ``"empty"`` leaves the row of a longer token empty, ``"truncate"`` keeps its first pieces.
+        overflow: ``"empty"`` leaves the row of a longer token empty, ``"truncate"`` keeps its first pieces (beside each
+            other: docs/learning.md#defaults).
     """
 
     beta: float = 0.9

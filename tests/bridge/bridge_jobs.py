@@ -73,7 +73,7 @@ class Job:
             Student(),
             Data(text, self.micro, 4),
             trainer,
-            TeacherConfig(path=f"{root}/{self.learn}", **self.teacher) if self.scale else None,
+            TeacherConfig(path=f"{root}/{self.learn}", **{"loss": "p_kl", **self.teacher}) if self.scale else None,
             ObjectiveConfig(scale=self.scale),
             Optimizer(OptimizerSettings(lr=1e-3)),
             Log(f"{root}/runs", self.name, Checkpoints(2, 2)),

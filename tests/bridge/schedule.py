@@ -126,7 +126,7 @@ def run(
     samples, held_out = text.build(student, [TeacherSide(other)], 4 * GLOBAL)
     model = _model("student", student.size, tp, pp)
 
-    teacher = NamedTeacher("teacher", _Here(), SimpleNamespace(vocabulary=other, vocab_size=other.size))
+    teacher = NamedTeacher("teacher", _Here(loss="p_kl"), SimpleNamespace(vocabulary=other, vocab_size=other.size))
     made = Distillation(
         student,
         [teacher],

@@ -9,6 +9,7 @@ from tokenizer_zoo import zoo
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.common import CommonSet
+from nemo_xtoken.losses.default import DEFAULT_LOSS
 from nemo_xtoken.losses.gold import Gold
 from nemo_xtoken.losses.h_kl import HybridKL
 from nemo_xtoken.losses.nrl_compat import NrlGold, NrlProjectedKL
@@ -140,6 +141,13 @@ def test_w_is_needed_by_some_only():
                 made(name, matrix=None)
         else:
             made(name, matrix=None)
+
+
+@pytest.mark.parametrize("teacher", ["qwen", "sp_bpe", "llama"])
+def test_the_default_takes_any_pair_and_needs_no_w(teacher):
+    assert check_loss(DEFAULT_LOSS, zoo()["llama"], zoo()[teacher], DivergenceOptions()) == DEFAULT_LOSS
+    loss, sizes = made(DEFAULT_LOSS, teacher=teacher, matrix=None)
+    assert (compared(loss, *probabilities(sizes))[0][0] > 0).all()
 
 
 @pytest.mark.parametrize("name", ["pkl", "", "P_KL", "kl"])

@@ -7,6 +7,7 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.launch.preflight.findings import Finding, green, left_out, red, yellow
 from nemo_xtoken.launch.preflight.models import Side
 from nemo_xtoken.launch.preflight.plan import Plan
+from nemo_xtoken.losses.default import DEFAULT_LOSS
 from nemo_xtoken.sizes.layout import check_rows
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def projection(plan: Plan, side: Side, figures: dict[str, Any]) -> Iterator[Find
         yield left_out(name, "a tokenizer is not known")
         return
     config = plan.settings.teachers()[side.where]
-    loss = str(config.get("loss", "p_kl"))
+    loss = str(config.get("loss", DEFAULT_LOSS))
     yield from _options(config, loss, student, teacher, name)
     rule = {k: v for k, v in (config.get("rule") or {}).items() if not k.startswith("_")}
     try:
