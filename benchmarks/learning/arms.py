@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["ARMS", "SAID", "Arm", "Lesson", "arm_named"]
+__all__ = ["ALONE", "ARMS", "SAID", "START", "Alone", "Arm", "Lesson", "arm_named"]
 
 TOP_K = 32  # of a few hundred tokens of a teacher
 
@@ -50,6 +50,32 @@ class Arm:
         """What stands before the slash: who teaches."""
         return self.name.partition("/")[0]
 
+
+@dataclass(frozen=True)
+class Alone:
+    """A model that is trained on text alone.
+
+    Attributes:
+        tokenizer: one of `texts.TOKENIZERS`.
+        steps: the setting of a ``Length`` that has their number.
+        large: of the teachers' size and length, not of the students'.
+    """
+
+    tokenizer: str
+    steps: str
+    large: bool = False
+    seed: int = 0
+
+
+#: What all students start from.
+START = "start"
+#: The teachers, and the start.
+ALONE = {
+    "digits": Alone("digits", "digits_steps", large=True),
+    "matching": Alone("matching", "matching_steps", large=True),
+    "own": Alone("student", "weak_steps"),
+    START: Alone("student", "start_steps", seed=1000),
+}
 
 #: Who teaches, for people.
 SAID = {

@@ -18,16 +18,13 @@ from filelock import FileLock
 from nemo_xtoken.files import atomic_path, digest_of
 
 from . import texts
-from .arms import ARMS, Arm
+from .arms import ALONE, ARMS, START, Arm
 from .lengths import Length
 
 __all__ = ["Study", "Task"]
 
-TEACHER_NAMES = ("digits", "matching", "own")
-START = "start"
-#: Steps of the models that are trained on text alone: each is nothing to the other ones.
-STEPS = {"digits": "digits_steps", "matching": "matching_steps", "own": "weak_steps", START: "start_steps"}
-#: Other settings that are nothing to them.
+TEACHER_NAMES = tuple(name for name in ALONE if name != START)
+#: Settings that are nothing to the models that are trained on text alone.
 STUDENTS_ALONE = ("steps", "student_batch", "lr", "watched", "looks")
 
 
@@ -119,7 +116,7 @@ class Study:
         """
         pending = self.pending(tasks)
         needed = {name for task in pending for name in task.needs}
-        first = self.pending([Task(name) for name in STEPS if name in needed])
+        first = self.pending([Task(name) for name in ALONE if name in needed])
         if pending:
             from . import training  # noqa: F401  (NeMo, before the forks)
         return _each([*first, *pending], self._do, jobs, self.log)
@@ -143,7 +140,7 @@ class Study:
                     shutil.rmtree(run, ignore_errors=True)
                 result = train_alone(task.name, self.length, self.base, run)
             else:
-                alone = {name: self.run_folder(Task(name)) for name in STEPS}
+                alone = {name: self.run_folder(Task(name)) for name in ALONE}
                 result = run_arm(task.arm, task.seed, self.length, self.base, run, alone)
             self.keep(task, result | {"wall_seconds": time.perf_counter() - began})
         if task.arm is not None:
@@ -159,8 +156,8 @@ class Study:
     def _key(self, task: Task) -> str:
         """Of all settings that its result follows from."""
         settings = {k: v for k, v in asdict(self.length).items() if k not in ("core", "seeds")}
-        used = {STEPS[name] for name in (task.needs if task.arm else [task.name])}
-        unused = set(STEPS.values()) - used
+        used = {ALONE[name].steps for name in (task.needs if task.arm else [task.name])}
+        unused = {alone.steps for alone in ALONE.values()} - used
         if task.arm is None:
             unused |= set(STUDENTS_ALONE)
         settings = {k: v for k, v in settings.items() if k not in unused}

@@ -6,7 +6,7 @@ Imports NeMo: ten seconds, once; each training runs in a fork of the process tha
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,28 +32,12 @@ from nemo_xtoken.projection.build import ProjectionRule
 from nemo_xtoken.report.history import read_history
 
 from . import arithmetic, texts
-from .arms import Arm, Lesson
+from .arms import ALONE, START, Arm, Lesson
 from .lengths import Length, Shape
 from .measures import measure
 
-__all__ = ["ALONE", "run_arm", "train_alone"]
+__all__ = ["run_arm", "train_alone"]
 
-
-@dataclass(frozen=True)
-class Alone:
-    """A model that is trained on text alone: its tokenizer, the setting that has its steps, its seed."""
-
-    tokenizer: str
-    steps: str
-    seed: int = 0
-
-
-ALONE = {
-    "digits": Alone("digits", "digits_steps"),
-    "matching": Alone("matching", "matching_steps"),
-    "own": Alone("student", "weak_steps"),
-    "start": Alone("student", "start_steps", seed=1000),
-}
 COURSE = "course.jsonl"
 
 
@@ -119,14 +103,13 @@ def train_alone(name: str, length: Length, folder: Path, run: Path) -> dict[str,
     """Trains a teacher, or what all students start from, on text alone, and measures it.
 
     Args:
-        name: one of `ALONE`.
+        name: one of `arms.ALONE`.
         folder: of texts and tokenizers.
         run: its own.
     """
     alone = ALONE[name]
-    large = name in ("digits", "matching")
-    positions = length.teacher_length if large else length.student_length
-    model = _model(folder, alone.tokenizer, length.teacher if large else length.student, positions)
+    positions = length.teacher_length if alone.large else length.student_length
+    model = _model(folder, alone.tokenizer, length.teacher if alone.large else length.student, positions)
     data = _data(length, folder, alone.seed, student_length=positions, pack=True)
     trainer = _trainer(getattr(length, alone.steps))
     trainer.callbacks.append(_Seed(alone.seed))
@@ -135,7 +118,7 @@ def train_alone(name: str, length: Length, folder: Path, run: Path) -> dict[str,
 
 
 def _finished(name: str, length: Length, runs: Mapping[str, Path]) -> str:
-    """The checkpoint that one of `ALONE` ended with."""
+    """The checkpoint that one of `arms.ALONE` ended with."""
     steps = getattr(length, ALONE[name].steps)
     found = finished_checkpoint(runs[name] / "checkpoints", steps)
     if found is None:
@@ -149,7 +132,7 @@ def run_arm(arm: Arm, seed: int, length: Length, folder: Path, run: Path, alone:
     Args:
         folder: of texts and tokenizers.
         run: its own folder.
-        alone: those of the models of `ALONE`, by name.
+        alone: those of the models of `arms.ALONE`, by name.
 
     Returns:
         ``measures``, ``course`` (the measures of a few questions by step), ``cost``.
@@ -164,7 +147,7 @@ def run_arm(arm: Arm, seed: int, length: Length, folder: Path, run: Path, alone:
     data = _data(length, folder, seed, length.student_length)
     lessons = {f"{x.teacher}_{n}": _teacher(x, length, folder, alone) for n, x in enumerate(arm.lessons)}
     objective = ObjectiveConfig(scale=arm.scale, teacher_weights=arm.teacher_weights)
-    side, begin = _side(folder, length), _finished("start", length, alone)
+    side, begin = _side(folder, length), _finished(START, length, alone)
     _train(model, data, trainer, lessons, objective, length.lr, length.warmup // 4, run, [side], begin)
     result = _result(model, length, run) if arm.trained else {"measures": untrained.measures, "cost": {}}
     return result | {"course": read_course(run / COURSE)}
