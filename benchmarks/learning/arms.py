@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["ALONE", "ARMS", "SAID", "START", "Alone", "Arm", "Lesson", "arm_named"]
+__all__ = ["ALONE", "ARMS", "START", "Alone", "Arm", "Lesson", "arm_named"]
 
 TOP_K = 32  # of a few hundred tokens of a teacher
 
@@ -75,16 +75,6 @@ ALONE = {
     "matching": Alone("matching", "matching_steps", large=True),
     "own": Alone("student", "weak_steps"),
     START: Alone("student", "start_steps", seed=1000),
-}
-
-#: Who teaches, for people.
-SAID = {
-    "none": "not trained",
-    "ce": "cross-entropy only",
-    "digits": "teacher that splits numerals into digits",
-    "matching": "teacher whose numerals are the student's",
-    "own": "weak teacher with the student's own tokenizer",
-    "two": "the digit-splitting and the matching teacher",
 }
 
 #: Losses under both teachers that have another tokenizer.
