@@ -45,11 +45,6 @@ class Arm:
     teacher_weights: str = "static"
     trained: bool = True
 
-    @property
-    def group(self) -> str:
-        """What stands before the slash: who teaches."""
-        return self.name.partition("/")[0]
-
 
 @dataclass(frozen=True)
 class Alone:
