@@ -160,9 +160,9 @@ def draw(summarized: Mapping[str, Any], teachers: Mapping[str, Any], path: Path)
                 )
     for name in ("digits", "matching"):
         if name in teachers:
-            answers.axvline(
-                100 * teachers[name]["measures"]["accuracy"], color=COLORS[name], linestyle="--", linewidth=1
-            )
+            line = {"color": COLORS[name], "linestyle": "--", "linewidth": 1}
+            answers.axvline(100 * teachers[name]["measures"]["accuracy"], **line)
+            course.axhline(100 * teachers[name]["measures"]["numerals"], **line)
     nats.axvline(0, color=COLORS[REFERENCE], linewidth=1)
     answers.set(xlabel="right answers, % (a mark for each seed; dashed: the teachers)", xlim=(0, 100))
     answers.set_title("Held-out questions")
@@ -174,7 +174,9 @@ def draw(summarized: Mapping[str, Any], teachers: Mapping[str, Any], path: Path)
         axes.grid(alpha=0.3, axis="x")
     for arm, color in zip((a for a in DRAWN if a in summarized), LINES, strict=False):
         _draw_course(course, summarized[arm]["course"], "numerals", color, arm)
-    course.set(title="Probability of a numeral where one is", xlabel="step", ylabel="%", ylim=(-3, 103))
+    course.set(
+        title="Probability of a numeral where one is", xlabel="step (dashed: the teachers)", ylabel="%", ylim=(-3, 103)
+    )
     course.grid(alpha=0.3)
     course.legend(frameon=False, fontsize=8, loc="center right")
     with atomic_path(path) as temporary:
