@@ -110,7 +110,10 @@ CASES = {
         "whose tokens differ",
     ),
     "the same teacher twice": (
-        1, {"teachers": {"second": {"path": "{root}/teacher", "weight": 0.5}}}, nothing, "the same teacher",
+        1,
+        {"teachers": {"second": {"path": "{root}/teacher", "loss": "p_kl", "weight": 0.5}}},
+        nothing,
+        "the same teacher",
     ),
     "teacher with another's name": (
         1, {"teachers": {"teacher": {"path": "{root}/teacher", "loss": "h_kl"}}}, nothing, "named 'teacher'",
