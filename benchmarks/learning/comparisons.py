@@ -1,10 +1,9 @@
 """Defaults beside other settings: differences of two arms, seed by seed."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from .statistics import Estimate, difference
+from .statistics import difference
 
 __all__ = ["COMPARED", "compared"]
 
@@ -59,18 +58,10 @@ def compared(summarized: Mapping[str, Any]) -> str:
         cells = []
         for name, (_, factor, digits) in MEASURES.items():
             a, b = (summarized[arm]["measures"][name]["by_seed"] for arm in (other, default))
-            cells.append(_cell(difference(a, b), factor, digits))
+            found = difference(a, b)
+            cells.append(found.written(factor, digits, sign=True) if found else "")
         lines.append(f"| {' | '.join([last, default, value, *cells])} |")
     if not lines:
         return ""
     head = [f"| {' | '.join(headings)} |", "|---|---|---|" + "---:|" * len(MEASURES)]
     return "\n".join([*head, *lines, "", "What the value is above the default, paired by seed."]) + "\n"
-
-
-def _cell(found: Estimate | None, factor: float, digits: int) -> str:
-    if found is None:
-        return ""
-    text = f"{factor * found.mean:+.{digits}f}"
-    if math.isfinite(found.half):
-        text += f" ± {factor * found.half:.{digits}f}"
-    return f"**{text}**" if found.clear else text

@@ -123,12 +123,8 @@ def table(summarized: Mapping[str, Any], teachers: Mapping[str, Any]) -> str:
 
 
 def _cell(value: Mapping[str, Any], factor: float, digits: int, sign: bool = False) -> str:
-    half = value["half"]
-    text = f"{factor * value['mean']:{'+' if sign else ''}.{digits}f}"
-    if half is None:
-        return text
-    text += f" ± {factor * half:.{digits}f}"
-    return f"**{text}**" if sign and abs(value["mean"]) > half else text
+    half = math.inf if value["half"] is None else value["half"]
+    return Estimate(value["mean"], half, value["count"]).written(factor, digits, sign)
 
 
 def draw(summarized: Mapping[str, Any], teachers: Mapping[str, Any], path: Path) -> None:

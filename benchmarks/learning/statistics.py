@@ -22,6 +22,13 @@ class Estimate:
         """The interval does not hold 0."""
         return abs(self.mean) > self.half
 
+    def written(self, factor: float, digits: int, sign: bool = False) -> str:
+        """For a table; with its sign, for what may be 0, and then **bold** where it is clear."""
+        text = f"{factor * self.mean:{'+' if sign else ''}.{digits}f}"
+        if math.isfinite(self.half):
+            text += f" ± {factor * self.half:.{digits}f}"
+        return f"**{text}**" if sign and self.clear else text
+
 
 def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
     """Mean of independent values and its interval by Student's t distribution."""
