@@ -1,6 +1,6 @@
 """Time and peak memory of the loss, forward and backward, at the full size of two vocabularies.
 
-  fused     nemo_xtoken.losses.cross_tokenizer.cross_tokenizer_loss with P-KL: logits tile by tile, gradient at once
+  fused     nemo_xtoken.objective.terms.cross_tokenizer_loss with P-KL: logits tile by tile, gradient at once
   plain     the same loss the way one writes it first: both logits whole, two softmaxes, a sparse product with W, KL
             with a class REST, cross-entropy, autograd
   top-k     the public form: one set of the 8192 teacher tokens with the largest logits of the micro-batch, the
@@ -33,13 +33,13 @@ from torch import Tensor
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.kernels.choice import KERNELS, kernels_for
 from nemo_xtoken.losses.base import ChunkLossConfig, ModelOutput, TeacherSignal
-from nemo_xtoken.losses.cross_tokenizer import cross_tokenizer_loss
 from nemo_xtoken.losses.p_kl import ProjectedKL
-from nemo_xtoken.losses.tiles import rows_within
+from nemo_xtoken.objective.terms import cross_tokenizer_loss
+from nemo_xtoken.objective.tiles import rows_within
 from nemo_xtoken.parallel.exchange import VocabularyExchange
 from nemo_xtoken.parallel.head import OutputHead
-from nemo_xtoken.parallel.layout import VocabularyShard
 from nemo_xtoken.parallel.ownership import reorder_rows
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 from nemo_xtoken.projection.build import build_projection
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 

@@ -1,6 +1,6 @@
 """What a step costs on a cluster, and what part of it is the loss: FLOPs, bytes and memory of a rank, on paper.
 
-Every term of the loss is written out in nemo_xtoken/sizes/loss.py and held against counters of real runs by
+Every term of the loss is written out in nemo_xtoken/run/loss_time.py and held against counters of real runs by
 tests/benchmarks/test_scaling.py: FLOPs of the matrix products exactly, bytes of the collectives exactly.  What a GPU
 makes of them is a roofline with the efficiencies of `Gpu`: assumptions, to be replaced by measurements.
 
@@ -15,11 +15,11 @@ from typing import Any
 
 from bench import Parser, markdown, show_table, write_json
 
-from nemo_xtoken.sizes.layout import ParallelSizes
-from nemo_xtoken.sizes.loss import BF16, FP32, GIB, LossSizes
-from nemo_xtoken.sizes.memory import Recompute, TaughtBy, Training, memory_of
-from nemo_xtoken.sizes.model import Model
-from nemo_xtoken.sizes.step import Gpu, loss_sizes, step_time
+from nemo_xtoken.run.layout import ParallelSizes
+from nemo_xtoken.run.loss_time import BF16, FP32, GIB, LossSizes
+from nemo_xtoken.run.memory import Recompute, TaughtBy, Training, memory_of
+from nemo_xtoken.run.model_sizes import Model
+from nemo_xtoken.run.step_time import Gpu, loss_sizes, step_time
 
 __all__ = ["Gpu", "Job", "Layout", "LossSizes", "estimate", "jobs", "row"]
 

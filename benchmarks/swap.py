@@ -27,7 +27,7 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.evaluate.bits import bits_per_byte, take_bytes
 from nemo_xtoken.evaluate.results import identity_of
 from nemo_xtoken.files import atomic_path, digest_of
-from nemo_xtoken.report.history import read_history
+from nemo_xtoken.run.records import read_history
 
 __all__ = ["curve", "main", "measured", "models_of"]
 

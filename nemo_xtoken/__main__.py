@@ -2,7 +2,7 @@
 
 import sys
 
-from nemo_xtoken.cli import main
+from nemo_xtoken.commands.cli import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:] or ["env"], program="python -m nemo_xtoken"))

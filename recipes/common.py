@@ -12,7 +12,7 @@ from nemo.lightning.pytorch.optim import CosineAnnealingScheduler
 
 from nemo_xtoken.plugin.nemo2 import student
 from nemo_xtoken.plugin.nemo2.model import DistillationModel
-from nemo_xtoken.recipes.layout import Layout, lay_out
+from nemo_xtoken.recipes.node_layouts import Layout, lay_out
 
 __all__ = ["GPUS", "Layout", "adamw", "bf16_trainer", "checkpoints", "from_checkpoint", "imported_student", "lay_out"]
 

@@ -9,8 +9,8 @@ from filelock import FileLock
 
 from nemo_xtoken.data.config import TeacherSide
 from nemo_xtoken.files import atomic_path, digest_of
-from nemo_xtoken.losses.objective import ObjectiveConfig
-from nemo_xtoken.plugin.bridge.config import (
+from nemo_xtoken.objective.scale import ObjectiveConfig
+from nemo_xtoken.plugin.bridge.bridge_config import (
     Data,
     Log,
     Optimizer,
@@ -20,7 +20,7 @@ from nemo_xtoken.plugin.bridge.config import (
     TokenizerSource,
     Trainer,
 )
-from nemo_xtoken.plugin.bridge.distill import is_first, train_one
+from nemo_xtoken.plugin.bridge.distill_bridge import is_first, train_one
 from nemo_xtoken.recipes import tiny_text
 from nemo_xtoken.recipes.tiny_models import STUDENT, TEACHER
 from nemo_xtoken.report.summary import report_runs
@@ -44,7 +44,7 @@ def distill_tiny(
 
     Args:
         teacher_steps: how long the teacher trains.  The other arguments are those of ``distill`` in
-            ``nemo_xtoken.plugin.bridge.distill``.
+            ``nemo_xtoken.plugin.bridge.distill_bridge``.
 
     Returns:
         the folder of the distilled student's run.

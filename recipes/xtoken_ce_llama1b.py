@@ -22,7 +22,7 @@ import nemo_run as run
 from nemo.collections import llm
 
 from nemo_xtoken.data.config import DataConfig
-from nemo_xtoken.losses.objective import ObjectiveConfig
+from nemo_xtoken.objective.scale import ObjectiveConfig
 from nemo_xtoken.plugin.nemo2.data import DistillationData
 from nemo_xtoken.plugin.nemo2.distill import distill
 from nemo_xtoken.recipes.common import (

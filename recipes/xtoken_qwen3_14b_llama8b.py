@@ -33,8 +33,8 @@ from nemo.collections import llm
 
 from nemo_xtoken.data.config import DataConfig
 from nemo_xtoken.losses.base import ChunkLossConfig
-from nemo_xtoken.losses.objective import ObjectiveConfig
 from nemo_xtoken.losses.registry import DivergenceOptions
+from nemo_xtoken.objective.scale import ObjectiveConfig
 from nemo_xtoken.plugin.nemo2.data import DistillationData
 from nemo_xtoken.plugin.nemo2.distill import distill
 from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig

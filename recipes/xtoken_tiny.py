@@ -35,20 +35,20 @@ from nemo.lightning.pytorch.optim import CosineAnnealingScheduler
 from nemo_xtoken.data.config import DataConfig
 from nemo_xtoken.files import digest_of
 from nemo_xtoken.losses.base import ChunkLossConfig
-from nemo_xtoken.losses.objective import ObjectiveConfig
 from nemo_xtoken.losses.registry import DivergenceOptions
-from nemo_xtoken.plugin.nemo2.checkpoints import finished_checkpoint
+from nemo_xtoken.objective.scale import ObjectiveConfig
+from nemo_xtoken.plugin.nemo2.checkpoint_folders import finished_checkpoint
 from nemo_xtoken.plugin.nemo2.data import DistillationData
 from nemo_xtoken.plugin.nemo2.distill import again, run_folder, train_one
 from nemo_xtoken.plugin.nemo2.evaluation import EvaluationConfig
 from nemo_xtoken.plugin.nemo2.model import DistillationModel
 from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
-from nemo_xtoken.plugin.teachers import named_teachers
 from nemo_xtoken.projection.build import ProjectionRule
 from nemo_xtoken.recipes import tiny_text
 from nemo_xtoken.recipes.tiny_models import STUDENT, TEACHER
 from nemo_xtoken.report.summary import report_runs
+from nemo_xtoken.training.teacher_settings import named_teachers
 
 __all__ = ["distill_tiny", "xtoken_tiny"]
 

@@ -9,10 +9,10 @@ import pytest
 from tokenizer_zoo import write_folder
 
 import nemo_xtoken
-from nemo_xtoken.cli import main, report_error
+from nemo_xtoken.commands.cli import main, report_error
+from nemo_xtoken.commands.verb import Option, UsageError, Verb, parse_arguments
+from nemo_xtoken.commands.verbs import all_verbs
 from nemo_xtoken.projection.matrix import ProjectionMatrix
-from nemo_xtoken.verbs import all_verbs
-from nemo_xtoken.verbs.base import Option, UsageError, Verb, parse_arguments
 from nemo_xtoken.vocab import load_vocabulary
 
 TEXT = "In 1987 Fluß 🙂 = 12"
@@ -252,7 +252,7 @@ def test_align_names_what_is_wrong_with_a_text(content, message, tmp_path, capsy
 def test_light_verbs_load_no_framework(words, pair):
     arguments = words + (pair if words[0] != "--help" else [])
     program = (
-        "import sys\nfrom nemo_xtoken.cli import main\n"
+        "import sys\nfrom nemo_xtoken.commands.cli import main\n"
         "status = main(sys.argv[1:])\n"
         "heavy = {'torch', 'nemo', 'megatron', 'lightning', 'nemo_run', 'transformers'} & set(sys.modules)\n"
         "print('LOADED', status, sorted(heavy))\n"
@@ -262,7 +262,7 @@ def test_light_verbs_load_no_framework(words, pair):
 
 
 def test_a_closed_pipe_is_no_error(pair):
-    program = "import sys; from nemo_xtoken.cli import main; sys.exit(main(sys.argv[1:]))"
+    program = "import sys; from nemo_xtoken.commands.cli import main; sys.exit(main(sys.argv[1:]))"
     process = subprocess.Popen(
         [sys.executable, "-u", "-c", program, "align", *pair, "text=" + "word " * 20000, "--json"],
         stdout=subprocess.PIPE,

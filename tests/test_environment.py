@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from nemo_xtoken.cli import main
+from nemo_xtoken.commands.cli import main
 from nemo_xtoken.environment import COMPONENTS, find_stack, missing_requirements
 
 
@@ -30,7 +30,7 @@ def _elsewhere(folder):
         f"sys.path[:0] = [{str(folder)!r}]; sys.meta_path = [f for f in sys.meta_path if 'editable' not in str(f)]; "
         f"import types; package = types.ModuleType('nemo_xtoken'); package.__path__ = {list(nemo_xtoken.__path__)!r}; "
         "package.__version__ = '1'; sys.modules['nemo_xtoken'] = package; "
-        "from nemo_xtoken.cli import main; main(['env', '--json'])"
+        "from nemo_xtoken.commands.cli import main; main(['env', '--json'])"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     return json.loads(run.stdout)

@@ -67,10 +67,10 @@ def test_wheel_has_nothing_else(wheel):
 def test_wheel_declares_commands_and_entry_points(wheel):
     (name,) = (name for name in wheel if name.endswith("entry_points.txt"))
     text = wheel[name].decode()
-    assert "xtoken = nemo_xtoken.cli:main" in text
+    assert "xtoken = nemo_xtoken.commands.cli:main" in text
     nemo_run = text.partition("[nemo_run.cli]")[2]
-    assert "llm = nemo_xtoken.nemo_cli\n" in nemo_run
-    assert "xtoken = nemo_xtoken.nemo_cli_light\n" in nemo_run
+    assert "llm = nemo_xtoken.commands.nemo_cli\n" in nemo_run
+    assert "xtoken = nemo_xtoken.commands.nemo_cli_light\n" in nemo_run
 
 
 def _pins():

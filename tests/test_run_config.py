@@ -12,8 +12,8 @@ from fake_recipe import Callback, Student, Teacher, Trainer, distill, fake_recip
 from nemo_run.cli.cli_parser import parse_cli_args
 from nemo_run.cli.config import ConfigSerializer
 
+from nemo_xtoken.commands.run_config import add_named, config_from_dict
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.run_config import add_named, config_from_dict
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from tokenizer_zoo import write_folder, zoo
 
-from nemo_xtoken.models.tokenizer_files import copy_tokenizer
 from nemo_xtoken.vocab import load_vocabulary
+from nemo_xtoken.weights.tokenizer_files import copy_tokenizer
 
 __all__ = ["KINDS", "logits", "write_model"]
 

@@ -20,16 +20,16 @@ from nemo.lightning.pytorch.optim import CosineAnnealingScheduler
 from nemo_xtoken.data.config import TeacherSide
 from nemo_xtoken.files import atomic_path
 from nemo_xtoken.losses.base import ChunkLossConfig
-from nemo_xtoken.losses.objective import ObjectiveConfig
 from nemo_xtoken.losses.registry import DivergenceOptions
-from nemo_xtoken.plugin.nemo2.checkpoints import finished_checkpoint
+from nemo_xtoken.objective.scale import ObjectiveConfig
+from nemo_xtoken.plugin.nemo2.checkpoint_folders import finished_checkpoint
 from nemo_xtoken.plugin.nemo2.data import DistillationData
 from nemo_xtoken.plugin.nemo2.distill import train_one
 from nemo_xtoken.plugin.nemo2.model import DistillationModel
 from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
 from nemo_xtoken.projection.build import ProjectionRule
-from nemo_xtoken.report.history import read_history
+from nemo_xtoken.run.records import read_history
 
 from . import arithmetic, texts
 from .arms import ALONE, START, Arm, Lesson

@@ -6,7 +6,7 @@ import numpy as np
 
 from nemo_xtoken.alignment.aligner import Aligner
 from nemo_xtoken.certify.agreement import Agreement, Continuation
-from nemo_xtoken.certify.config import CertifyConfig
+from nemo_xtoken.certify.certify_config import CertifyConfig
 from nemo_xtoken.certify.spellings import Spellings, spread
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.projection.token_classes import class_of_bytes

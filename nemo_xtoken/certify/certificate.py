@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from nemo_xtoken.certify.cases import KINDS, Case, build_cases
-from nemo_xtoken.certify.config import CertifyConfig
+from nemo_xtoken.certify.certify_config import CertifyConfig
 from nemo_xtoken.certify.measure import Descent, descend
 from nemo_xtoken.certify.problem import Problem
 from nemo_xtoken.certify.reduced import Pair

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nemo_xtoken.certify.config import CertifyConfig
+from nemo_xtoken.certify.certify_config import CertifyConfig
 from nemo_xtoken.certify.problem import Problem
 from nemo_xtoken.certify.variants import Variant
 from nemo_xtoken.losses.base import LossTerms, ModelOutput, TeacherSignal
-from nemo_xtoken.losses.cross_tokenizer import cross_tokenizer_loss
 from nemo_xtoken.losses.registry import make_divergence
+from nemo_xtoken.objective.terms import cross_tokenizer_loss
 from nemo_xtoken.parallel.head import FreeLogits
 
 __all__ = ["Descent", "descend", "measure"]

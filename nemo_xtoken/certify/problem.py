@@ -13,7 +13,7 @@ from nemo_xtoken.certify.cases import Case
 from nemo_xtoken.certify.reduced import Pair, reduce_pair
 from nemo_xtoken.losses.base import ChunkDivergence, ModelOutput
 from nemo_xtoken.parallel.head import FreeLogits
-from nemo_xtoken.parallel.layout import VocabularyShard
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 
 __all__ = ["LEAK", "Problem"]
 

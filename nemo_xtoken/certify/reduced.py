@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from nemo_xtoken.losses.common import CommonSet
-from nemo_xtoken.losses.nrl_compat import nrl_relaxed_pairs
+from nemo_xtoken.losses.nrl import nrl_relaxed_pairs
+from nemo_xtoken.parallel.common_set import CommonSet
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 from nemo_xtoken.projection.prefixes import PrefixClasses
 from nemo_xtoken.vocab.vocabulary import Vocabulary

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemo_xtoken.data import readers
+from nemo_xtoken.data import file_readers as readers
 from nemo_xtoken.data.columns import Column, MessagesColumn, TextColumn
 from nemo_xtoken.data.indexed import INDEX, read_indexed
 from nemo_xtoken.errors import InputError

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.models.folder import ModelFolder
 from nemo_xtoken.vocab.loading import load_vocabulary
 from nemo_xtoken.vocab.vocabulary import Vocabulary
+from nemo_xtoken.weights.folder import ModelFolder
 
 __all__ = ["Bits", "bits_per_byte", "take_bytes", "windows"]
 

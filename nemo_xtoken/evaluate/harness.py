@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.evaluate.columns import Column, readings
+from nemo_xtoken.evaluate.benchmark_columns import Column, readings
 from nemo_xtoken.evaluate.local_data import Source, check_data, leaves, write_tasks
-from nemo_xtoken.evaluate.settings import Settings
+from nemo_xtoken.evaluate.task_settings import Settings
 
 __all__ = ["Harness", "check_harness", "harness_version", "sources_of"]
 

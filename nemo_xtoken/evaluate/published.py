@@ -15,7 +15,7 @@ class PublishedRow:
     Attributes:
         key: its name in files and on the command line.
         label: teachers and method.  P-KL with a learned W; KD between equal tokenizers; two teachers weigh .8 and .2.
-        scores: of `nemo_xtoken.evaluate.columns.PAPER_COLUMNS`, in their order.
+        scores: of `nemo_xtoken.evaluate.benchmark_columns.PAPER_COLUMNS`, in their order.
         average: as printed.
     """
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.evaluate.columns import PAPER_COLUMNS
-from nemo_xtoken.evaluate.settings import Settings
+from nemo_xtoken.evaluate.benchmark_columns import PAPER_COLUMNS
+from nemo_xtoken.evaluate.task_settings import Settings
 from nemo_xtoken.files import atomic_path, digest_of
 
 __all__ = ["Scores", "average", "fresh", "identity_of", "read_scores"]

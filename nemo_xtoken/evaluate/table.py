@@ -6,7 +6,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from nemo_xtoken.evaluate.columns import PAPER_COLUMNS, Column
+from nemo_xtoken.evaluate.benchmark_columns import PAPER_COLUMNS, Column
 from nemo_xtoken.evaluate.published import PAPER, PublishedRow, paper_row
 from nemo_xtoken.evaluate.results import Scores, average
 

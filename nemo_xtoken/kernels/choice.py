@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.kernels.base import TileKernels
 from nemo_xtoken.kernels.reference import TorchKernels
+from nemo_xtoken.kernels.tile_kernels import TileKernels
 
 __all__ = ["KERNELS", "active", "check_kernels", "kernels_for", "using"]
 
@@ -58,7 +58,7 @@ def kernels_for(name: str, cuda: bool) -> TileKernels:
             "the package triton, which PyTorch's CUDA builds for Linux bring along",
             "pip install triton, or choose kernels=torch",
         )
-    from nemo_xtoken.kernels.fused import INTERPRETED, TritonKernels
+    from nemo_xtoken.kernels.triton_kernels import INTERPRETED, TritonKernels
 
     if not cuda and not INTERPRETED:
         raise InputError(

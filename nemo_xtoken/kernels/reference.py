@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nemo_xtoken.kernels.base import Compared, Elementwise, Gather, LocalSoftmax, RowGradient, TileKernels
+from nemo_xtoken.kernels.tile_kernels import Compared, Elementwise, Gather, LocalSoftmax, RowGradient, TileKernels
 
 __all__ = ["TorchKernels"]
 

@@ -13,9 +13,9 @@ import nemo_run as run
 from nemo_run.core.execution.slurm import SlurmJobDetails
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.launch.config import SlurmConfig
 from nemo_xtoken.launch.job import Job, quote
 from nemo_xtoken.launch.sbatch import KILL, array_of, container_names, options, preamble, srun_options
+from nemo_xtoken.launch.slurm_config import SlurmConfig
 
 __all__ = ["Logs", "slurm_executor", "submit"]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.launch.config import SlurmConfig
 from nemo_xtoken.launch.secrets import check_words
+from nemo_xtoken.launch.slurm_config import SlurmConfig
 
 __all__ = ["Job", "distillation", "read_sweep"]
 

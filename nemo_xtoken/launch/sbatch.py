@@ -7,8 +7,8 @@ from pathlib import Path
 
 import nemo_xtoken
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.launch.config import SlurmConfig
 from nemo_xtoken.launch.job import Job, quote
+from nemo_xtoken.launch.slurm_config import SlurmConfig
 from nemo_xtoken.launch.unfinished import EXIT_STATUS, VARIABLE
 
 __all__ = ["KILL", "array_of", "options", "preamble", "render", "srun_options", "submit_lines", "unset_names"]

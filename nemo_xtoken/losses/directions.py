@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.kernels.base import smallest
+from nemo_xtoken.kernels.tile_kernels import smallest
 
 __all__ = ["DIRECTIONS", "Direction", "direction_named", "smallest"]
 

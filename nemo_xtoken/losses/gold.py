@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from nemo_xtoken.losses.base import ChunkDivergence, Comparison
-from nemo_xtoken.losses.common import CommonSet
 from nemo_xtoken.losses.partial_kl import make_partial_kl
 from nemo_xtoken.losses.sorted_l1 import DEFAULT_CAP, SortedL1
-from nemo_xtoken.parallel.layout import VocabularyShard
+from nemo_xtoken.parallel.common_set import CommonSet
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 
 __all__ = ["Gold"]
 

@@ -1,9 +1,9 @@
 """H-KL: GOLD with the common set widened by W (X-Token, arXiv 2605.21699)."""
 
-from nemo_xtoken.losses.common import CommonSet
 from nemo_xtoken.losses.gold import Gold
 from nemo_xtoken.losses.sorted_l1 import DEFAULT_CAP
-from nemo_xtoken.parallel.layout import VocabularyShard
+from nemo_xtoken.parallel.common_set import CommonSet
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 
 __all__ = ["HybridKL"]

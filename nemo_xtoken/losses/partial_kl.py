@@ -1,6 +1,6 @@
 """The KL over the common set C, in its published form and closed by a REST class.
 
-Both divergences take the exchange of a :class:`~nemo_xtoken.losses.common.CommonSet`, whose ``W^T p`` is
+Both divergences take the exchange of a :class:`~nemo_xtoken.parallel.common_set.CommonSet`, whose ``W^T p`` is
 ``q[t] = p_S[s]`` for the pair (s, t).  Softmaxes are over the full vocabularies and nothing is renormalised.
 """
 

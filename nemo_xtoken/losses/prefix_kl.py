@@ -18,9 +18,9 @@ from nemo_xtoken.losses.chunks import ScoredRows
 from nemo_xtoken.losses.directions import DIRECTIONS
 from nemo_xtoken.losses.spelling import Rows, SpelledClasses, compare_spellings
 from nemo_xtoken.parallel.exchange import Projection, VocabularyExchange
-from nemo_xtoken.parallel.layout import VocabularyShard
 from nemo_xtoken.parallel.ownership import Ownership
 from nemo_xtoken.parallel.softmax import all_reduce_sum
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 from nemo_xtoken.projection.prefixes import PrefixClasses, SpelledTokens
 

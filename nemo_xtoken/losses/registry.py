@@ -9,10 +9,9 @@ import torch
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.base import ChunkDivergence, ChunkLossConfig
-from nemo_xtoken.losses.common import CommonSet
 from nemo_xtoken.losses.gold import Gold
 from nemo_xtoken.losses.h_kl import HybridKL
-from nemo_xtoken.losses.nrl_compat import NRL_TOP_K, NrlGold, NrlProjectedKL, nrl_relaxed_pairs
+from nemo_xtoken.losses.nrl import NRL_TOP_K, NrlGold, NrlProjectedKL, nrl_relaxed_pairs
 from nemo_xtoken.losses.options import DivergenceOptions
 from nemo_xtoken.losses.p_kl import ProjectedKL
 from nemo_xtoken.losses.partial_kl import check_partial_kl
@@ -21,8 +20,9 @@ from nemo_xtoken.losses.same_tokenizer import SameTokenizerKL
 from nemo_xtoken.losses.sorted_l1 import DEFAULT_CAP
 from nemo_xtoken.losses.strict_1to1 import DEFAULT_TOP_K, ExactPairs, StrictOneToOne
 from nemo_xtoken.losses.uld import UniversalLogitDistance
+from nemo_xtoken.parallel.common_set import CommonSet
 from nemo_xtoken.parallel.exchange import VocabularyExchange
-from nemo_xtoken.parallel.layout import VocabularyShard
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 from nemo_xtoken.projection.audit import audit_coverage
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 from nemo_xtoken.projection.prefixes import PrefixClasses

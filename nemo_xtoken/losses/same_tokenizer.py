@@ -8,9 +8,9 @@ from nemo_xtoken.kernels.choice import active
 from nemo_xtoken.losses.base import ChunkDivergence, Comparison
 from nemo_xtoken.losses.directions import direction_named
 from nemo_xtoken.losses.top_k import TopKClasses
-from nemo_xtoken.parallel.layout import VocabularyShard
 from nemo_xtoken.parallel.ownership import Ownership
 from nemo_xtoken.parallel.softmax import all_reduce_sum
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 
 __all__ = ["SameTokenizerKL"]
 

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.base import ChunkDivergence, Comparison
-from nemo_xtoken.parallel.layout import VocabularyShard, group_rank, group_size
 from nemo_xtoken.parallel.ownership import Ownership
 from nemo_xtoken.parallel.softmax import all_reduce_sum
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard, group_rank, group_size
 
 __all__ = ["DEFAULT_CAP", "SortedL1"]
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from nemo_xtoken.losses.base import ChunkDivergence, Comparison
-from nemo_xtoken.losses.common import CommonSet
 from nemo_xtoken.losses.directions import DIRECTIONS
+from nemo_xtoken.parallel.common_set import CommonSet
 from nemo_xtoken.parallel.exchange import Projection
-from nemo_xtoken.parallel.layout import VocabularyShard
 from nemo_xtoken.parallel.softmax import all_reduce_sum
-from nemo_xtoken.parallel.top_k import top_k_mask
+from nemo_xtoken.parallel.top_k_over_ranks import top_k_mask
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 
 __all__ = ["DEFAULT_TOP_K", "ExactPairs", "StrictOneToOne"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nemo_xtoken.parallel.ownership import Ownership
-from nemo_xtoken.parallel.top_k import top_k_mask
+from nemo_xtoken.parallel.top_k_over_ranks import top_k_mask
 
 __all__ = ["TopKClasses"]
 

@@ -3,8 +3,8 @@
 import numpy as np
 
 from nemo_xtoken.losses.sorted_l1 import DEFAULT_CAP, SortedL1
-from nemo_xtoken.parallel.layout import VocabularyShard
 from nemo_xtoken.parallel.ownership import Ownership
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 
 __all__ = ["UniversalLogitDistance"]
 

@@ -15,10 +15,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.kernels.base import Gather
 from nemo_xtoken.kernels.choice import active
-from nemo_xtoken.parallel.layout import VocabularyShard, group_size
+from nemo_xtoken.kernels.tile_kernels import Gather
 from nemo_xtoken.parallel.ownership import Ownership
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard, group_size
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 
 __all__ = ["Projection", "VocabularyExchange"]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.parallel.layout import VocabularyShard
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 
 __all__ = ["FreeLogits", "OutputHead", "accumulation_dtype"]
 

@@ -5,7 +5,7 @@ token that equals a student token to the rank that holds the student token, at t
 rows of W are the identity on every rank, and only what the other rows send to other ranks has to travel.
 
 Once laid out, a teacher token goes by its *owned id*: rank r holds the owned ids ``[r*rows, (r+1)*rows)``, so that a
-:class:`~nemo_xtoken.parallel.layout.VocabularyShard` describes them as it does a student's.
+:class:`~nemo_xtoken.parallel.vocabulary_shard.VocabularyShard` describes them as it does a student's.
 """
 
 import dataclasses
@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.parallel.layout import VocabularyShard, group_size
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard, group_size
 from nemo_xtoken.projection.matrix import ProjectionMatrix
-from nemo_xtoken.sizes.layout import owned_rows
+from nemo_xtoken.run.layout import owned_rows
 
 __all__ = ["Ownership", "reorder_rows", "spread_rows"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from nemo_xtoken.kernels.choice import active
-from nemo_xtoken.parallel.layout import VocabularyShard, group_size
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard, group_size
 
 __all__ = ["all_reduce_sum", "log_normalizer_and_picked", "pick_local", "softmax_and_picked"]
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.base import ModelOutput
 from nemo_xtoken.parallel.head import OutputHead
-from nemo_xtoken.parallel.layout import VocabularyShard
 from nemo_xtoken.parallel.ownership import Ownership, reorder_rows
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 from nemo_xtoken.teachers.output import HiddenStateTap, output_head
 
 __all__ = ["ColocatedTeacher"]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from nemo_xtoken.sizes.layout import ParallelSizes
+from nemo_xtoken.run.layout import ParallelSizes
 
 __all__ = ["ParallelSizes", "TeacherGroups"]
 

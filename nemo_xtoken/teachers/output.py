@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nemo_xtoken.losses.base import ModelOutput
 from nemo_xtoken.parallel.head import OutputHead
-from nemo_xtoken.parallel.layout import VocabularyShard
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 
 __all__ = ["HiddenStateTap", "Teacher", "output_head"]
 

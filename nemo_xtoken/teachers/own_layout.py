@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nemo_xtoken.losses.base import ModelOutput
-from nemo_xtoken.parallel.context import ContextLayout, move_rows
+from nemo_xtoken.parallel.context_parallel import ContextLayout, move_rows
 from nemo_xtoken.parallel.head import OutputHead
 from nemo_xtoken.parallel.ownership import Ownership, spread_rows
 from nemo_xtoken.teachers.colocated import ColocatedTeacher

@@ -17,8 +17,8 @@ from cases import Problem  # noqa: E402
 from harness import signal_of, student_shard  # noqa: E402
 
 from nemo_xtoken.losses.base import ModelOutput  # noqa: E402
-from nemo_xtoken.losses.cross_tokenizer import cross_tokenizer_loss  # noqa: E402
 from nemo_xtoken.losses.p_kl import ProjectedKL  # noqa: E402
+from nemo_xtoken.objective.terms import cross_tokenizer_loss  # noqa: E402
 from nemo_xtoken.parallel.exchange import VocabularyExchange  # noqa: E402
 from nemo_xtoken.parallel.head import OutputHead  # noqa: E402
 

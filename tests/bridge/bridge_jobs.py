@@ -13,9 +13,8 @@ from tokenizer_zoo import TEXT, zoo
 from toy_models import KINDS, write_model
 
 from nemo_xtoken.data.config import DataConfig
-from nemo_xtoken.losses.objective import ObjectiveConfig
-from nemo_xtoken.plugin.bridge.checkpoints import Checkpoint
-from nemo_xtoken.plugin.bridge.config import (
+from nemo_xtoken.objective.scale import ObjectiveConfig
+from nemo_xtoken.plugin.bridge.bridge_config import (
     Checkpoints,
     Data,
     Log,
@@ -29,8 +28,9 @@ from nemo_xtoken.plugin.bridge.config import (
     TeacherConfig,
     Trainer,
 )
-from nemo_xtoken.plugin.bridge.distill import configure
-from nemo_xtoken.report.history import read_history
+from nemo_xtoken.plugin.bridge.checkpoints import Checkpoint
+from nemo_xtoken.plugin.bridge.distill_bridge import configure
+from nemo_xtoken.run.records import read_history
 
 LENGTHS = 64, 96  # T_S, T_T
 
@@ -107,7 +107,7 @@ def export(root: str, name: str) -> float:
 
     from nemo_xtoken.data.config import TeacherSide
     from nemo_xtoken.data.dataset import collate
-    from nemo_xtoken.plugin.inputs import document_mask
+    from nemo_xtoken.training.inputs import document_mask
     from nemo_xtoken.vocab.loading import load_vocabulary
 
     torch.set_num_threads(1)

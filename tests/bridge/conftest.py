@@ -20,7 +20,7 @@ def megatron():
     except ModuleNotFoundError as error:
         if error.name not in ("nemo", "nemo.collections", "nemo.lightning", "lightning"):
             raise
-    import nemo_xtoken.plugin.bridge.step  # noqa: F401
+    import nemo_xtoken.plugin.bridge.forward_step  # noqa: F401
 
     gc.enable()
     gc.collect()

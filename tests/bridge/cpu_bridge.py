@@ -79,8 +79,8 @@ def import_bridge() -> bool:
         for name in ("training.pretrain", "training.model_load_save", "models.conversion.auto_bridge"):
             importlib.import_module(f"megatron.bridge.{name}")
         import nemo_xtoken.plugin.bridge.container
-        import nemo_xtoken.plugin.bridge.distill
-        import nemo_xtoken.plugin.cpu_layers  # noqa: F401
+        import nemo_xtoken.plugin.bridge.distill_bridge
+        import nemo_xtoken.training.cpu.layers  # noqa: F401
     finally:
         sys.meta_path.remove(finder)
         for name in [name for name in sys.modules if name.split(".")[0] in STOOD_IN]:
@@ -100,7 +100,8 @@ def pretend_cuda() -> None:
     """In this fork: the CPU runtime, and what Bridge asserts and asks of CUDA beside it."""
     import megatron.bridge.training.initialize as initialize
 
-    from nemo_xtoken.plugin import cpu_layers, cpu_runtime
+    from nemo_xtoken.training.cpu import layers as cpu_layers
+    from nemo_xtoken.training.cpu import runtime as cpu_runtime
 
     cpu_runtime.enable()
     # Bridge tells by a layer's name how its weights are spread.
@@ -125,7 +126,7 @@ def pretend_cuda() -> None:
 
 def without_kernels(provider):
     """A model provider whose layers are torch's."""
-    from nemo_xtoken.plugin import cpu_layers
+    from nemo_xtoken.training.cpu import layers as cpu_layers
 
     provider.transformer_layer_spec = cpu_layers.layer_spec
     provider.use_cpu_initialization = True

@@ -12,14 +12,14 @@ from tokenizer_zoo import zoo
 
 from nemo_xtoken.data.config import DataConfig, TeacherSide
 from nemo_xtoken.data.whole import WholeBatches
-from nemo_xtoken.losses.objective import ObjectiveConfig
+from nemo_xtoken.objective.scale import ObjectiveConfig
 from nemo_xtoken.plugin.bridge.batches import HeldOutBatches, StepBatches
-from nemo_xtoken.plugin.bridge.config import TeacherConfig
-from nemo_xtoken.plugin.bridge.step import Distillation
-from nemo_xtoken.plugin.inputs import model_inputs
-from nemo_xtoken.plugin.teachers import NamedTeacher, frozen_teacher
+from nemo_xtoken.plugin.bridge.bridge_config import TeacherConfig
+from nemo_xtoken.plugin.bridge.forward_step import Distillation
 from nemo_xtoken.projection.build import ProjectionRule, load_or_build
-from nemo_xtoken.report.history import read_history
+from nemo_xtoken.run.records import read_history
+from nemo_xtoken.training.inputs import model_inputs
+from nemo_xtoken.training.teacher_settings import NamedTeacher, frozen_teacher
 
 LENGTHS, GLOBAL, MICRO = (32, 40), 4, 2
 SHAPES = {"student": (2, 32), "teacher": (4, 48)}  # layers, hidden size
@@ -36,7 +36,7 @@ def _model(side: str, size: int, tp: int, pp: int) -> torch.nn.Module:
     from megatron.core.models.gpt import GPTModel
     from megatron.core.transformer import TransformerConfig
 
-    from nemo_xtoken.plugin.cpu_layers import layer_spec
+    from nemo_xtoken.training.cpu.layers import layer_spec
 
     layers, hidden = SHAPES[side]
     config = TransformerConfig(
@@ -111,7 +111,7 @@ def run(
     from megatron.core.pipeline_parallel import get_forward_backward_func
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
-    from nemo_xtoken.plugin import cpu_runtime
+    from nemo_xtoken.training.cpu import runtime as cpu_runtime
 
     torch.set_num_threads(1)
     cpu_runtime.enable()

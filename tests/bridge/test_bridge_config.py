@@ -7,9 +7,9 @@ import torch
 from nemo_xtoken.data.config import DataConfig
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.plugin.bridge.batches import HeldOutBatches, MicroBatches, StepBatches
+from nemo_xtoken.plugin.bridge.bridge_config import Data, Restore, Resume, Student, TeacherConfig, Trainer
 from nemo_xtoken.plugin.bridge.checkpoints import Checkpoint
-from nemo_xtoken.plugin.bridge.config import Data, Restore, Resume, Student, TeacherConfig, Trainer
-from nemo_xtoken.plugin.bridge.distill import configure
+from nemo_xtoken.plugin.bridge.distill_bridge import configure
 
 TEXT = Data(DataConfig(paths=["text.txt"]))
 

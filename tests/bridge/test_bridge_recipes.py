@@ -121,7 +121,7 @@ def test_the_command_answers_where_bridge_is_there(tmp_path):
     assert "max_steps=7" in done["dry"]["out"]
     assert "path='teachers/qwen'" in done["dry"]["out"]
     written = yaml.safe_load((tmp_path / "run.yaml").read_text())
-    assert written["_target_"] == "nemo_xtoken.plugin.bridge.distill.distill"
+    assert written["_target_"] == "nemo_xtoken.plugin.bridge.distill_bridge.distill"
     assert (written["trainer"]["num_nodes"], written["data"]["micro_batch_size"]) == (16, 2)
     assert written["optim"]["config"]["lr"] == 1e-4
     assert "max_steps=9" in done["back"]["out"]

@@ -88,8 +88,8 @@ def test_a_checkpoint_without_its_records_is_refused(root):
 
 def test_other_data_is_refused(root, tmp_path):
     from nemo_xtoken.errors import InputError
-    from nemo_xtoken.plugin.bridge.records import Records
-    from nemo_xtoken.report.history import append_record
+    from nemo_xtoken.plugin.bridge.run_folder import Records
+    from nemo_xtoken.run.records import append_record
 
     append_record(tmp_path, {"step": 1, "ce": 1.0})
     (tmp_path / "data.json").write_text('{"fingerprint": "one"}')

@@ -33,8 +33,8 @@ def _reference(root):
 
     from nemo_xtoken.data.config import DataConfig, TeacherSide
     from nemo_xtoken.data.dataset import collate
-    from nemo_xtoken.plugin.inputs import document_mask
     from nemo_xtoken.projection.build import ProjectionRule, load_or_build
+    from nemo_xtoken.training.inputs import document_mask
     from nemo_xtoken.vocab.loading import load_vocabulary
 
     student, teacher = (load_vocabulary(str(root / side)) for side in ("student", "teacher"))

@@ -5,7 +5,7 @@ from said_strings import assert_agree
 from tokenizer_zoo import TEXT, zoo
 
 from nemo_xtoken.certify.cases import build_cases
-from nemo_xtoken.certify.config import DEFAULT_TEXT, CertifyConfig
+from nemo_xtoken.certify.certify_config import DEFAULT_TEXT, CertifyConfig
 from nemo_xtoken.certify.spellings import Spellings
 from nemo_xtoken.errors import InputError
 

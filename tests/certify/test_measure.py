@@ -6,7 +6,7 @@ from tokenizer_zoo import TEXT, zoo
 
 from nemo_xtoken.certify.cases import build_cases
 from nemo_xtoken.certify.certificate import ZERO, Finding
-from nemo_xtoken.certify.config import CertifyConfig
+from nemo_xtoken.certify.certify_config import CertifyConfig
 from nemo_xtoken.certify.measure import Descent, descend, measure
 from nemo_xtoken.certify.problem import Problem
 from nemo_xtoken.certify.reduced import Pair

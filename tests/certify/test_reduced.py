@@ -6,13 +6,13 @@ import torch
 from tokenizer_zoo import TEXT, zoo
 
 from nemo_xtoken.certify.cases import build_cases
-from nemo_xtoken.certify.config import CertifyConfig
+from nemo_xtoken.certify.certify_config import CertifyConfig
 from nemo_xtoken.certify.measure import measure
 from nemo_xtoken.certify.problem import Problem
 from nemo_xtoken.certify.reduced import Pair, reduce_pair
 from nemo_xtoken.certify.spellings import Spellings
 from nemo_xtoken.certify.variants import variants_for
-from nemo_xtoken.losses.common import CommonSet
+from nemo_xtoken.parallel.common_set import CommonSet
 from nemo_xtoken.projection.build import RULES, ProjectionRule, build_projection
 
 PAIRS = [("llama", "qwen"), ("sp_bpe", "llama"), ("sp_bpe", "sp_unigram")]

@@ -15,13 +15,13 @@ import pytest
 from fakes import STUDENT, TEACHER, TEACHER_BOS
 from tokenizer_zoo import write_folder
 
-from nemo_xtoken.cli import main
+from nemo_xtoken.commands.cli import main
+from nemo_xtoken.commands.verb import parse_arguments
+from nemo_xtoken.commands.verbs.prepare import VERB
 from nemo_xtoken.data import DataConfig, documents, prepare
 from nemo_xtoken.data.part import array_part, deal, prepare_part
 from nemo_xtoken.data.sources import Source
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.verbs.base import parse_arguments
-from nemo_xtoken.verbs.prepare import VERB
 from nemo_xtoken.vocab import load_vocabulary
 
 
@@ -214,7 +214,7 @@ def test_the_script_of_an_array(words, tmp_path, capsys, monkeypatch):
 _SLOW = """
 import sys, time
 from nemo_xtoken.alignment.aligner import Aligner
-from nemo_xtoken.cli import main
+from nemo_xtoken.commands.cli import main
 from nemo_xtoken.data import prepare, workers
 align = Aligner.align
 Aligner.align = lambda self, a, b: time.sleep(0.02) or align(self, a, b)

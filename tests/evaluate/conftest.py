@@ -23,7 +23,7 @@ def offline(monkeypatch):
 @pytest.fixture(scope="session")
 def sources():
     pytest.importorskip("lm_eval", reason="the extra `evaluate` is not installed")
-    from nemo_xtoken.evaluate.columns import PAPER_COLUMNS
+    from nemo_xtoken.evaluate.benchmark_columns import PAPER_COLUMNS
     from nemo_xtoken.evaluate.harness import sources_of
 
     return sources_of(PAPER_COLUMNS)

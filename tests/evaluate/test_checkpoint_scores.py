@@ -8,13 +8,13 @@ import threading
 
 import pytest
 
-from nemo_xtoken.cli import main
+from nemo_xtoken.commands.cli import main
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.evaluate import run as runs
-from nemo_xtoken.evaluate.columns import read_columns
-from nemo_xtoken.evaluate.settings import Settings
-from nemo_xtoken.report.evaluations import add_evaluations, curve_records, read_evaluations
+from nemo_xtoken.evaluate import suite as runs
+from nemo_xtoken.evaluate.benchmark_columns import read_columns
+from nemo_xtoken.evaluate.task_settings import Settings
 from nemo_xtoken.report.summary import report_runs
+from nemo_xtoken.run.evaluation_records import add_evaluations, curve_records, read_evaluations
 
 
 @pytest.fixture

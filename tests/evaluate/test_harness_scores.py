@@ -6,13 +6,13 @@ import pytest
 
 pytest.importorskip("lm_eval", reason="the extra `evaluate` is not installed")
 
-from nemo_xtoken.cli import main
-from nemo_xtoken.evaluate import model as evaluating
-from nemo_xtoken.evaluate.columns import PAPER_COLUMNS, read_columns
+from nemo_xtoken.commands.cli import main
+from nemo_xtoken.evaluate import scored_model as evaluating
+from nemo_xtoken.evaluate.benchmark_columns import PAPER_COLUMNS, read_columns
 from nemo_xtoken.evaluate.harness import Harness
-from nemo_xtoken.evaluate.model import evaluate_model
 from nemo_xtoken.evaluate.results import read_scores
-from nemo_xtoken.evaluate.settings import Settings
+from nemo_xtoken.evaluate.scored_model import evaluate_model
+from nemo_xtoken.evaluate.task_settings import Settings
 
 SUBJECTS = (
     "anatomy",

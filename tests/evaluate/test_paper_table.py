@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.evaluate.columns import PAPER_COLUMNS, Column, read_columns, readings
+from nemo_xtoken.evaluate.benchmark_columns import PAPER_COLUMNS, Column, read_columns, readings
 from nemo_xtoken.evaluate.published import PAPER, paper_row
 from nemo_xtoken.evaluate.results import Scores, average
 from nemo_xtoken.evaluate.table import as_json, differences, scores_table

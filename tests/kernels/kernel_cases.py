@@ -15,11 +15,11 @@ import harness
 from cases import Problem
 from ranks import run_ranks
 
-from nemo_xtoken.kernels.base import Gather, RowGradient
-from nemo_xtoken.kernels.fused import INTERPRETED, TritonKernels
 from nemo_xtoken.kernels.reference import TorchKernels
+from nemo_xtoken.kernels.tile_kernels import Gather, RowGradient
+from nemo_xtoken.kernels.triton_kernels import INTERPRETED, TritonKernels
 from nemo_xtoken.losses.directions import DIRECTIONS
-from nemo_xtoken.losses.nrl_compat import NrlProjectedKL
+from nemo_xtoken.losses.nrl import NrlProjectedKL
 from nemo_xtoken.losses.p_kl import ProjectedKL
 from nemo_xtoken.losses.partial_kl import PublishedPartialKL
 from nemo_xtoken.losses.same_tokenizer import SameTokenizerKL

@@ -12,7 +12,7 @@ import torch
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.kernels.choice import active, kernels_for, using
 from nemo_xtoken.kernels.reference import TorchKernels
-from nemo_xtoken.losses.objective import ObjectiveConfig
+from nemo_xtoken.objective.scale import ObjectiveConfig
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

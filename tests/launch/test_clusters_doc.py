@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nemo_xtoken.cli import main
-from nemo_xtoken.launch.config import SlurmConfig
+from nemo_xtoken.commands.cli import main
+from nemo_xtoken.launch.slurm_config import SlurmConfig
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "clusters.md").read_text()

@@ -13,10 +13,10 @@ pytest.importorskip("nemo_run")
 from nemo_run.config import get_nemorun_home, set_nemorun_home
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.launch.config import SlurmConfig
 from nemo_xtoken.launch.executors import submit
 from nemo_xtoken.launch.job import Job, distillation
 from nemo_xtoken.launch.sbatch import options
+from nemo_xtoken.launch.slurm_config import SlurmConfig
 
 GOLDEN = Path(__file__).parent / "golden" / "nemo_run_2_nodes.txt"
 

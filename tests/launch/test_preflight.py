@@ -11,9 +11,9 @@ import pytest
 import yaml
 from tokenizer_zoo import TEXT, write_folder
 
-from nemo_xtoken.cli import main
-from nemo_xtoken.launch.config import SlurmConfig
-from nemo_xtoken.launch.preflight import machine
+from nemo_xtoken.commands.cli import main
+from nemo_xtoken.launch.slurm_config import SlurmConfig
+from nemo_xtoken.preflight import machine
 from nemo_xtoken.projection.build import build_projection
 from nemo_xtoken.recipes import available_recipes
 from nemo_xtoken.vocab.loading import load_vocabulary
@@ -213,7 +213,7 @@ YELLOW = {
 def test_yellow(name, look, monkeypatch):
     words, check, text = YELLOW[name]
     if name == "hub":
-        monkeypatch.setattr("nemo_xtoken.launch.preflight.tokenizers.vocabularies", lambda plan: [])  # no network
+        monkeypatch.setattr("nemo_xtoken.preflight.tokenizers.vocabularies", lambda plan: [])  # no network
     status, report = look(*words)
     assert (status, report["status"]) == (0, "yellow"), of_status(report, "red")
     found = [c for c in of_status(report, "yellow") if c["check"] == check]
@@ -239,9 +239,9 @@ def test_nodes_and_gpus_are_the_jobs(look):
 
 
 def hub_findings(world, monkeypatch, slurm=None, **environment):
-    from nemo_xtoken.launch.preflight.models import student_side
-    from nemo_xtoken.launch.preflight.plan import Plan
-    from nemo_xtoken.launch.preflight.settings import Settings
+    from nemo_xtoken.preflight.plan import Plan
+    from nemo_xtoken.run.settings import Settings
+    from nemo_xtoken.run.sides import student_side
 
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -301,7 +301,7 @@ def test_a_login_node_with_pyyaml_alone(world):
     """Everything else is blocked; what needs it is left out, the rest is checked, and the table is plain text."""
     blocked = ["numpy", "torch", "rich", "tokenizers", "transformers", "safetensors", "datasets", "pyarrow"]
     program = (
-        f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); from nemo_xtoken.cli import main;"
+        f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); from nemo_xtoken.commands.cli import main;"
         "sys.exit(main(sys.argv[1:]))"
     )
     words = [
@@ -333,8 +333,8 @@ def test_a_recipe_by_name(capsys):
 
 
 def test_the_layout_of_a_recipe_follows_the_nodes(tmp_path, monkeypatch):
-    from nemo_xtoken.launch.preflight.settings import Settings
     from nemo_xtoken.recipes import Recipe
+    from nemo_xtoken.run.settings import Settings
 
     (tmp_path / "of_mine.py").write_text(
         '"""Mine."""\nLAYOUTS = {1: Layout(tensor=4, micro_batch=2), 8: Layout(context=2)}\n'
@@ -371,7 +371,7 @@ def test_what_is_no_run(words, text, capsys):
 
 
 def test_every_recipe_with_a_file_can_be_looked_at():
-    from nemo_xtoken.launch.preflight.settings import Settings
+    from nemo_xtoken.run.settings import Settings
 
     recipes = [recipe for recipe in available_recipes().values() if recipe.yaml is not None]
     assert recipes

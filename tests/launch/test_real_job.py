@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fake_slurm import end, install, sbatch, signal_steps
 
-from nemo_xtoken.cli import main
+from nemo_xtoken.commands.cli import main
 
 ROOT = Path(__file__).parents[2]
 STEPS = 24

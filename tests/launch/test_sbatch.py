@@ -13,11 +13,11 @@ import pytest
 from fake_slurm import directives, install, sbatch
 
 import nemo_xtoken
-from nemo_xtoken.cli import main
+from nemo_xtoken.commands.cli import main
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.launch.config import SlurmConfig, load_config
 from nemo_xtoken.launch.job import Job, distillation, read_sweep
 from nemo_xtoken.launch.sbatch import options, render, submit_lines
+from nemo_xtoken.launch.slurm_config import SlurmConfig, load_config
 from nemo_xtoken.recipes import available_recipes
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -309,7 +309,7 @@ def test_a_sweep_may_not_share_a_folder():
 
 
 def test_examples_of_the_help_work(tmp_path, monkeypatch, capsys):
-    from nemo_xtoken.verbs.sbatch import VERB
+    from nemo_xtoken.commands.verbs.sbatch import VERB
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))

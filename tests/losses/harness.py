@@ -5,10 +5,10 @@ import torch.distributed as dist
 from dense import chunk_losses
 
 from nemo_xtoken.losses.base import ChunkLossConfig, ModelOutput, TeacherSignal
-from nemo_xtoken.losses.cross_tokenizer import cross_tokenizer_loss
+from nemo_xtoken.objective.terms import cross_tokenizer_loss
 from nemo_xtoken.parallel.head import FreeLogits, OutputHead
-from nemo_xtoken.parallel.layout import VocabularyShard
 from nemo_xtoken.parallel.ownership import reorder_rows
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 
 WEIGHTS = (0.7, 1.3)  # of cross-entropy and distillation, so that a swapped gradient shows
 NAMES = ("cross-entropy", "distillation", "gradient by hidden", "gradient by weight")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizer_zoo import zoo
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.losses.common import CommonSet
+from nemo_xtoken.parallel.common_set import CommonSet
 from nemo_xtoken.projection.build import build_projection
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 

@@ -19,7 +19,7 @@ from nemo_xtoken.losses.chunks import MERGES
 from nemo_xtoken.losses.directions import DIRECTIONS
 from nemo_xtoken.losses.p_kl import ProjectedKL
 from nemo_xtoken.parallel.exchange import VocabularyExchange
-from nemo_xtoken.parallel.layout import VocabularyShard
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 
 #: rows empty and tokens unreached; no empty row; every token reached and rows empty; neither

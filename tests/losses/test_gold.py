@@ -16,13 +16,13 @@ from real_tokenizers import real
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.chunks import MERGES
-from nemo_xtoken.losses.common import CommonSet
 from nemo_xtoken.losses.gold import Gold
 from nemo_xtoken.losses.h_kl import HybridKL
 from nemo_xtoken.losses.p_kl import ProjectedKL
 from nemo_xtoken.losses.partial_kl import PARTIAL_KLS, PublishedPartialKL
+from nemo_xtoken.parallel.common_set import CommonSet
 from nemo_xtoken.parallel.exchange import VocabularyExchange
-from nemo_xtoken.parallel.layout import VocabularyShard
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 from nemo_xtoken.projection.build import build_projection
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 

@@ -17,22 +17,22 @@ from ranks import run_ranks
 
 from nemo_xtoken.losses.base import ChunkLossConfig, ModelOutput, TeacherSignal
 from nemo_xtoken.losses.chunks import MERGES
-from nemo_xtoken.losses.common import CommonSet
-from nemo_xtoken.losses.cross_tokenizer import cross_tokenizer_loss
 from nemo_xtoken.losses.gold import Gold
 from nemo_xtoken.losses.h_kl import HybridKL
 from nemo_xtoken.losses.p_kl import ProjectedKL
 from nemo_xtoken.losses.prefix_kl import PrefixKL
 from nemo_xtoken.losses.registry import LOSSES
 from nemo_xtoken.losses.same_tokenizer import SameTokenizerKL
-from nemo_xtoken.losses.shares import Held, share, sum_over
 from nemo_xtoken.losses.strict_1to1 import StrictOneToOne
 from nemo_xtoken.losses.uld import UniversalLogitDistance
-from nemo_xtoken.parallel.context import ContextLayout
+from nemo_xtoken.objective.shares import Held, share, sum_over
+from nemo_xtoken.objective.terms import cross_tokenizer_loss
+from nemo_xtoken.parallel.common_set import CommonSet
+from nemo_xtoken.parallel.context_parallel import ContextLayout
 from nemo_xtoken.parallel.exchange import VocabularyExchange
 from nemo_xtoken.parallel.head import OutputHead
-from nemo_xtoken.parallel.layout import VocabularyShard
 from nemo_xtoken.parallel.ownership import reorder_rows
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 
 RELATIVE = 1e-5
 RANKS = 8

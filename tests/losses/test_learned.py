@@ -15,12 +15,12 @@ from torch.func import functional_call
 
 from nemo_xtoken.losses.base import ModelOutput
 from nemo_xtoken.losses.chunks import MERGES
-from nemo_xtoken.losses.cross_tokenizer import cross_tokenizer_loss
-from nemo_xtoken.losses.learned import LearnedProjection
-from nemo_xtoken.losses.nrl_compat import NrlProjectedKL
+from nemo_xtoken.losses.nrl import NrlProjectedKL
 from nemo_xtoken.losses.p_kl import ProjectedKL
+from nemo_xtoken.objective.terms import cross_tokenizer_loss
 from nemo_xtoken.parallel.exchange import VocabularyExchange
 from nemo_xtoken.parallel.head import OutputHead
+from nemo_xtoken.parallel.learned_entries import LearnedProjection
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 
 K = 4  # places in a row of these problems
@@ -137,7 +137,7 @@ def test_tensor_parallel_ranks_equal_one_process(ranks, merge):
 
 
 def learned_of(matrix, rows=24):
-    from nemo_xtoken.parallel.layout import VocabularyShard
+    from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 
     exchange = VocabularyExchange.co_sharded(matrix, VocabularyShard(matrix.student_size, rows))
     return LearnedProjection(exchange, matrix), exchange

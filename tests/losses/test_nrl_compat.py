@@ -11,8 +11,8 @@ from dense import dense_w, largest, nrl_gold, nrl_p_kl, nrl_relaxed
 from harness import WEIGHTS, compare, compare_ranks, gradcheck, ours, student_shard, teacher_output
 from ranks import run_ranks
 
-from nemo_xtoken.losses.common import CommonSet
-from nemo_xtoken.losses.nrl_compat import NrlGold, NrlProjectedKL, nrl_relaxed_pairs
+from nemo_xtoken.losses.nrl import NrlGold, NrlProjectedKL, nrl_relaxed_pairs
+from nemo_xtoken.parallel.common_set import CommonSet
 from nemo_xtoken.parallel.exchange import VocabularyExchange
 
 LOSSES = ("p_kl", "gold", "h_kl")

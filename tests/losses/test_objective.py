@@ -7,7 +7,7 @@ import torch
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.base import LossSum
-from nemo_xtoken.losses.objective import DynamicScale, ObjectiveConfig, StepCounts, kd_weights
+from nemo_xtoken.objective.scale import DynamicScale, ObjectiveConfig, StepCounts, kd_weights
 
 
 def sums(total, count):

@@ -13,12 +13,12 @@ from ranks import run_ranks
 
 from nemo_xtoken.losses.base import ModelOutput
 from nemo_xtoken.losses.chunks import MERGES
-from nemo_xtoken.losses.cross_tokenizer import cross_tokenizer_loss
-from nemo_xtoken.losses.merge import bernoulli_kl
 from nemo_xtoken.losses.p_kl import ProjectedKL
+from nemo_xtoken.objective.merge import bernoulli_kl
+from nemo_xtoken.objective.terms import cross_tokenizer_loss
 from nemo_xtoken.parallel.exchange import VocabularyExchange
 from nemo_xtoken.parallel.head import OutputHead
-from nemo_xtoken.parallel.layout import VocabularyShard
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 
 
 def projected(problem):

@@ -14,11 +14,11 @@ from ranks import run_ranks
 from nemo_xtoken.certify.agreement import Agreement, Continuation
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.base import ChunkLossConfig, ModelOutput, TeacherSignal
-from nemo_xtoken.losses.cross_tokenizer import cross_tokenizer_loss
 from nemo_xtoken.losses.prefix_kl import PrefixKL
 from nemo_xtoken.losses.registry import chunk_selection, make_divergence
+from nemo_xtoken.objective.terms import cross_tokenizer_loss
 from nemo_xtoken.parallel.head import FreeLogits
-from nemo_xtoken.parallel.layout import VocabularyShard
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 from nemo_xtoken.projection.prefixes import MAX_PIECES, PrefixClasses
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 

@@ -8,19 +8,19 @@ from harness import compared
 from tokenizer_zoo import zoo
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.losses.common import CommonSet
 from nemo_xtoken.losses.default import DEFAULT_LOSS
 from nemo_xtoken.losses.gold import Gold
 from nemo_xtoken.losses.h_kl import HybridKL
-from nemo_xtoken.losses.nrl_compat import NrlGold, NrlProjectedKL
+from nemo_xtoken.losses.nrl import NrlGold, NrlProjectedKL
 from nemo_xtoken.losses.p_kl import ProjectedKL
 from nemo_xtoken.losses.prefix_kl import PrefixKL
 from nemo_xtoken.losses.registry import LOSSES, DivergenceOptions, check_loss, make_divergence, resolve_loss
 from nemo_xtoken.losses.same_tokenizer import SameTokenizerKL
 from nemo_xtoken.losses.strict_1to1 import StrictOneToOne
 from nemo_xtoken.losses.uld import UniversalLogitDistance
+from nemo_xtoken.parallel.common_set import CommonSet
 from nemo_xtoken.parallel.exchange import VocabularyExchange
-from nemo_xtoken.parallel.layout import VocabularyShard
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 from nemo_xtoken.projection.audit import audit_coverage
 from nemo_xtoken.projection.build import build_projection
 from nemo_xtoken.projection.prefixes import PrefixClasses

@@ -14,7 +14,7 @@ from ranks import run_ranks
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.chunks import MERGES
 from nemo_xtoken.losses.same_tokenizer import SameTokenizerKL
-from nemo_xtoken.parallel.layout import VocabularyShard
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 
 PADS = [(32, 32), (32, 48), (48, 32)]  # the student's and the teacher's
 

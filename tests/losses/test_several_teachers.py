@@ -11,12 +11,12 @@ from ranks import run_ranks
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.base import ChunkLossConfig, ModelOutput, TeacherSignal
-from nemo_xtoken.losses.common import CommonSet
-from nemo_xtoken.losses.cross_tokenizer import cross_tokenizer_loss
 from nemo_xtoken.losses.h_kl import HybridKL
 from nemo_xtoken.losses.p_kl import ProjectedKL
 from nemo_xtoken.losses.same_tokenizer import SameTokenizerKL
-from nemo_xtoken.losses.teacher_weights import STATISTICS, TeacherWeights
+from nemo_xtoken.objective.teacher_weights import STATISTICS, TeacherWeights
+from nemo_xtoken.objective.terms import cross_tokenizer_loss
+from nemo_xtoken.parallel.common_set import CommonSet
 from nemo_xtoken.parallel.exchange import VocabularyExchange
 from nemo_xtoken.parallel.head import OutputHead
 

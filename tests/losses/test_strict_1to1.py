@@ -16,10 +16,10 @@ from ranks import run_ranks
 from tokenizer_zoo import zoo
 
 from nemo_xtoken.losses.chunks import MERGES
-from nemo_xtoken.losses.common import CommonSet
 from nemo_xtoken.losses.registry import LOSSES, chunk_selection
 from nemo_xtoken.losses.strict_1to1 import ExactPairs, StrictOneToOne
-from nemo_xtoken.parallel.layout import VocabularyShard
+from nemo_xtoken.parallel.common_set import CommonSet
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 
 COMMON = CommonSet(np.array([0, 2, 3, 7, 8, 9]), np.array([4, 1, 0, 9, 14, 2]), 12, 15)
 SHARD = VocabularyShard(12, 13)

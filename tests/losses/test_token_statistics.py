@@ -8,9 +8,9 @@ from ranks import run_ranks
 
 from nemo_xtoken.losses.base import ModelOutput
 from nemo_xtoken.losses.chunks import IGNORED
-from nemo_xtoken.losses.token_statistics import token_statistics
+from nemo_xtoken.objective.token_statistics import token_statistics
 from nemo_xtoken.parallel.head import OutputHead
-from nemo_xtoken.parallel.layout import VocabularyShard
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 
 V, H, N = 21, 5, 30
 

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from ranks import run_ranks
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.losses.common import CommonSet
 from nemo_xtoken.losses.gold import Gold
 from nemo_xtoken.losses.h_kl import HybridKL
 from nemo_xtoken.losses.p_kl import ProjectedKL
 from nemo_xtoken.losses.same_tokenizer import SameTokenizerKL
+from nemo_xtoken.parallel.common_set import CommonSet
 from nemo_xtoken.parallel.exchange import VocabularyExchange
-from nemo_xtoken.parallel.layout import VocabularyShard
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 
 #: rows empty and tokens unreached; no empty row; every token reached and rows empty; neither
 CASES = {

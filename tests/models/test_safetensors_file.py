@@ -7,9 +7,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.models.folder import ModelFolder, new_folder
-from nemo_xtoken.models.safetensors_file import Entry, SafetensorsFile, from_float, to_float, write_safetensors
-from nemo_xtoken.models.shards import save_weights
+from nemo_xtoken.weights.folder import ModelFolder, new_folder
+from nemo_xtoken.weights.safetensors_file import Entry, SafetensorsFile, from_float, to_float, write_safetensors
+from nemo_xtoken.weights.shards import save_weights
 
 
 @pytest.fixture

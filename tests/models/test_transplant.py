@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from tokenizer_zoo import write_folder, zoo
 from toy_models import write_model
 
-from nemo_xtoken.cli import main
+from nemo_xtoken.commands.cli import main
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.models.transplant import transplant
+from nemo_xtoken.weights.transplant import transplant
 
 TOY = {"num_hidden_layers": 1}
 
@@ -237,7 +237,7 @@ def test_other_bad_input_is_refused(toy, llama, tmp_path, capsys):
 
 def test_the_verb_loads_no_torch(toy, llama, tmp_path):
     program = (
-        "import sys\nfrom nemo_xtoken.cli import main\nstatus = main(sys.argv[1:])\n"
+        "import sys\nfrom nemo_xtoken.commands.cli import main\nstatus = main(sys.argv[1:])\n"
         "heavy = {'torch', 'nemo', 'megatron', 'lightning', 'nemo_run', 'transformers'} & set(sys.modules)\n"
         "print('LOADED', status, sorted(heavy))\n"
     )

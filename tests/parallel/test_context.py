@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from ranks import run_ranks
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.parallel import context
-from nemo_xtoken.parallel.context import ContextLayout, move_rows
+from nemo_xtoken.parallel import context_parallel as context
+from nemo_xtoken.parallel.context_parallel import ContextLayout, move_rows
 
 
 @pytest.fixture

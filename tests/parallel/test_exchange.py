@@ -12,8 +12,8 @@ from ranks import run_ranks
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.parallel.exchange import VocabularyExchange
-from nemo_xtoken.parallel.layout import PlannedShard, VocabularyShard
 from nemo_xtoken.parallel.ownership import Ownership
+from nemo_xtoken.parallel.vocabulary_shard import PlannedShard, VocabularyShard
 
 V_S, V_T, PAD_S = 21, 30, 24
 LAYOUTS = ("co_sharded", "even", "shuffled")

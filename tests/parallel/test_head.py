@@ -5,10 +5,10 @@ import torch
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.base import ModelOutput
-from nemo_xtoken.losses.cross_tokenizer import cross_tokenizer_loss
+from nemo_xtoken.objective.terms import cross_tokenizer_loss
 from nemo_xtoken.parallel import head as module
 from nemo_xtoken.parallel.head import FreeLogits, OutputHead
-from nemo_xtoken.parallel.layout import VocabularyShard
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 
 KINDS = [{}, {"scale": 0.3}, {"softcap": 2.0}, {"scale": 1.7, "softcap": 3.0}]
 

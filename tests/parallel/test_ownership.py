@@ -12,8 +12,8 @@ from real_tokenizers import real
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.parallel.exchange import VocabularyExchange
-from nemo_xtoken.parallel.layout import VocabularyShard
 from nemo_xtoken.parallel.ownership import Ownership, reorder_rows, spread_rows
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 from nemo_xtoken.projection.build import build_projection
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 

@@ -5,8 +5,8 @@ import torch
 import torch.distributed as dist
 from ranks import run_ranks
 
-from nemo_xtoken.parallel.layout import VocabularyShard
 from nemo_xtoken.parallel.softmax import log_normalizer_and_picked, softmax_and_picked
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 
 PADDED = 12
 #: 10: padding on the last rank; 6: one of two ranks, and two of four, have nothing but padding

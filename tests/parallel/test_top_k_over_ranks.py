@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranks import run_ranks
 
-from nemo_xtoken.parallel.top_k import top_k_mask
+from nemo_xtoken.parallel.top_k_over_ranks import top_k_mask
 
 
 def by_sorting(x, ids, k):

@@ -20,14 +20,14 @@ from watchers import Watcher
 
 from nemo_xtoken.data.config import DataConfig
 from nemo_xtoken.losses.base import ChunkLossConfig
-from nemo_xtoken.losses.objective import ObjectiveConfig
-from nemo_xtoken.plugin import inputs
+from nemo_xtoken.objective.scale import ObjectiveConfig
 from nemo_xtoken.plugin.nemo2.data import DistillationData
 from nemo_xtoken.plugin.nemo2.distill import train_one
 from nemo_xtoken.plugin.nemo2.model import DistillationModel
 from nemo_xtoken.plugin.nemo2.steps import DistillationSteps
 from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
+from nemo_xtoken.training import inputs
 
 __all__ = ["Job", "World", "build", "train"]
 

@@ -75,7 +75,7 @@ def _load_plain(path):
     from nemo.lightning import io
     from watchers import digest
 
-    from nemo_xtoken.plugin import cpu_runtime
+    from nemo_xtoken.training.cpu import runtime as cpu_runtime
 
     class Found(Exception):
         pass
@@ -142,7 +142,7 @@ def test_the_context_holds_model_and_tokenizer(world, trained, tmp_path):
 
 
 def _finished(folder):
-    from nemo_xtoken.plugin.nemo2.checkpoints import finished_checkpoint
+    from nemo_xtoken.plugin.nemo2.checkpoint_folders import finished_checkpoint
 
     names = "r--step=9.0000-epoch=0-last", "r--step=19.0000-epoch=0", "r--step=19.0000-epoch=1-last"
     for name in names:

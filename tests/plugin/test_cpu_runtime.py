@@ -22,7 +22,7 @@ def _there_and_back():
     from torch._dynamo.eval_frame import _stance
     from torch.overrides import _len_torch_function_stack
 
-    from nemo_xtoken.plugin import cpu_runtime
+    from nemo_xtoken.training.cpu import runtime as cpu_runtime
 
     places = [torch.cuda, rng, optimizer, distrib, distrib.DistributedOptimizer, nemo_io, writer, base, rope_utils]
     places += [transformer_block, Timers, logging.getLogger(rng.__name__)]
@@ -83,7 +83,7 @@ def test_importing_it_changes_nothing(tmp_path):
     import sys
 
     code = (
-        "import torch; before = dict(vars(torch.cuda)); import nemo_xtoken.plugin.cpu_runtime as r; "
+        "import torch; before = dict(vars(torch.cuda)); import nemo_xtoken.training.cpu.runtime as r; "
         "after = dict(vars(torch.cuda)); assert all(after[k] is v for k, v in before.items()); "
         "assert not r.is_enabled(); import sys; assert 'nemo' not in sys.modules and 'megatron' not in sys.modules"
     )

@@ -25,10 +25,10 @@ def nemo_logits(checkpoint, tokens, **settings):
     import torch
     from nemo.collections import llm
 
-    from nemo_xtoken.plugin.inputs import document_mask
     from nemo_xtoken.plugin.nemo2.hf.exporting import load_config
     from nemo_xtoken.plugin.nemo2.hf.session import trainer_for
     from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
+    from nemo_xtoken.training.inputs import document_mask
 
     config = load_config(checkpoint)
     for name, value in settings.items():
@@ -145,8 +145,8 @@ def _convert(source, folder):
 def test_quantised_experts_are_read(tmp_path):
     import torch
 
-    from nemo_xtoken.models.folder import ModelFolder
     from nemo_xtoken.plugin.nemo2.hf.state import HFState
+    from nemo_xtoken.weights.folder import ModelFolder
 
     source = write_model("gpt_oss", tmp_path / "source", torch.bfloat16)
     weights = load_file(source / "model.safetensors")
@@ -234,7 +234,7 @@ def _nemo(*commands):
     """Runs ``nemo ..`` commands with this package installed; their output."""
     import sys
 
-    from nemo_xtoken.plugin import cpu_runtime
+    from nemo_xtoken.training.cpu import runtime as cpu_runtime
 
     cpu_runtime.enable()
     sys.argv = ["nemo", "llm"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.plugin import inputs
+from nemo_xtoken.training import inputs
 
 pytestmark = pytest.mark.usefixtures("nemo")
 

@@ -77,7 +77,7 @@ def test_the_rows_that_moved_most_are_reported(course, w, capsys):
     from rich.console import Console
 
     from nemo_xtoken.projection.rows import row_distances
-    from nemo_xtoken.report.learned import report_learned
+    from nemo_xtoken.report.learned_projection import report_learned
 
     job, _ = course(micro=4)
     record = json.loads((job.folder / "learned_projection.json").read_text())

@@ -5,7 +5,7 @@ import shlex
 import pytest
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.evaluate.run import UNFINISHED
+from nemo_xtoken.evaluate.suite import UNFINISHED
 
 pytestmark = pytest.mark.usefixtures("nemo")
 
@@ -87,8 +87,8 @@ def test_it_is_set_on_the_command_line_of_any_recipe():
     import nemo_run as run
     from nemo_run.cli.cli_parser import parse_cli_args
 
+    from nemo_xtoken.commands.run_config import add_named
     from nemo_xtoken.plugin.nemo2.distill import distill
-    from nemo_xtoken.run_config import add_named
 
     config = run.Partial(distill)
     words = ["evaluate.every=1000", "evaluate.tasks=mmlu,gsm8k", "evaluate.limit=0.5"]

@@ -16,7 +16,7 @@ def _counted(folder):
 
     from nemo_xtoken.plugin.nemo2.hf.importing import HFImporter
     from nemo_xtoken.plugin.nemo2.hf.session import trainer_for
-    from nemo_xtoken.sizes.model import Model
+    from nemo_xtoken.run.model_sizes import Model
 
     torch.set_num_threads(1)
     found = {}
@@ -78,11 +78,11 @@ def test_memory_of_the_ranks(name, world):
     """What Megatron pads its buffers by, and cuts them unevenly by, is all that may differ."""
     from jobs import train
 
-    from nemo_xtoken.launch.preflight.models import student_side, teacher_side
-    from nemo_xtoken.launch.preflight.plan import Plan
-    from nemo_xtoken.launch.preflight.settings import Settings
-    from nemo_xtoken.launch.preflight.tokenizers import vocabularies
-    from nemo_xtoken.sizes.memory import memory_of
+    from nemo_xtoken.preflight.plan import Plan
+    from nemo_xtoken.preflight.tokenizers import vocabularies
+    from nemo_xtoken.run.memory import memory_of
+    from nemo_xtoken.run.settings import Settings
+    from nemo_xtoken.run.sides import student_side, teacher_side
 
     ranks, layout, of_teacher, experts = RUNS[name]
     models = world.with_experts if experts else {"start": world.student, "teacher": world.teacher}

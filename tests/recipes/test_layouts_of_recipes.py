@@ -3,8 +3,8 @@
 import pytest
 from launcher import launch
 
-from nemo_xtoken.launch.preflight.settings import Settings
 from nemo_xtoken.recipes import available_recipes
+from nemo_xtoken.run.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("nemo")
 

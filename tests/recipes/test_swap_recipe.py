@@ -27,8 +27,8 @@ SMALL = [
 
 def _say(pipe, words):
     """One command of ``xtoken``, here; sends its exit status and what it prints."""
-    from nemo_xtoken.cli import main
-    from nemo_xtoken.evaluate.run import alone
+    from nemo_xtoken.commands.cli import main
+    from nemo_xtoken.evaluate.suite import alone
 
     kept = alone(os.environ)
     os.environ.clear()

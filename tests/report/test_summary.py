@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from nemo_xtoken.report.curves import draw_curves
-from nemo_xtoken.report.history import append_record, read_history
 from nemo_xtoken.report.summary import report_runs, summarize
+from nemo_xtoken.run.records import append_record, read_history
 
 
 @pytest.fixture

@@ -22,8 +22,8 @@ def _in_ranks():
     import torch.distributed as dist
     from megatron.core import parallel_state as ps
 
-    from nemo_xtoken.plugin import cpu_runtime
     from nemo_xtoken.teachers.groups import ParallelSizes, TeacherGroups
+    from nemo_xtoken.training.cpu import runtime as cpu_runtime
 
     cpu_runtime.enable()
     dist.init_process_group("gloo")

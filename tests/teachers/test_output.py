@@ -23,7 +23,7 @@ def _model(tied, tp=1, sequence_parallel=False, seed=3):
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
     from nemo.collections import llm
 
-    from nemo_xtoken.plugin import cpu_runtime
+    from nemo_xtoken.training.cpu import runtime as cpu_runtime
 
     torch.set_num_threads(1)
     cpu_runtime.enable()

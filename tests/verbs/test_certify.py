@@ -7,7 +7,7 @@ import pytest
 from real_tokenizers import ASSETS, real
 from tokenizer_zoo import write_folder
 
-from nemo_xtoken.cli import main
+from nemo_xtoken.commands.cli import main
 
 
 @pytest.fixture(autouse=True)

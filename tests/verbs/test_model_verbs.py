@@ -7,11 +7,11 @@ import pytest
 from safetensors.torch import load_file
 from toy_models import write_model
 
-from nemo_xtoken.cli import main
+from nemo_xtoken.commands.cli import main
 
 
 def command(*words):
-    words = [sys.executable, "-m", "nemo_xtoken.cli", *map(str, words)]
+    words = [sys.executable, "-m", "nemo_xtoken.commands.cli", *map(str, words)]
     return subprocess.run(words, capture_output=True, text=True, timeout=300)
 
 
@@ -45,7 +45,7 @@ def test_usage(words, message, capsys):
 
 def test_without_nemo_there_is_one_message(tmp_path):
     program = (
-        "import sys\nsys.modules['nemo'] = None\nfrom nemo_xtoken.cli import main\n"
+        "import sys\nsys.modules['nemo'] = None\nfrom nemo_xtoken.commands.cli import main\n"
         f"raise SystemExit(main(['import', 'model=m', 'out={tmp_path / 'x'}']))"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)

@@ -8,7 +8,7 @@ import pytest
 from nemo_rl_files import with_scale_trick
 from tokenizer_zoo import write_folder, zoo
 
-from nemo_xtoken.cli import main
+from nemo_xtoken.commands.cli import main
 from nemo_xtoken.projection.build import ProjectionRule, build_projection
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 
@@ -222,7 +222,7 @@ def test_convert_names_what_is_wrong(pair, words, message, capsys):
 )
 def test_they_load_no_framework_and_torch_only_for_its_files(words, torch, pair, folder, tmp_path):
     program = (
-        "import sys\nfrom nemo_xtoken.cli import main\nstatus = main(sys.argv[1:])\n"
+        "import sys\nfrom nemo_xtoken.commands.cli import main\nstatus = main(sys.argv[1:])\n"
         "heavy = {'torch', 'nemo', 'megatron', 'lightning', 'nemo_run', 'transformers'} & set(sys.modules)\n"
         "print('LOADED', status, sorted(heavy))\n"
     )

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from nemo_xtoken.data.dataset import collate
-from nemo_xtoken.plugin.steps import on_device
+from nemo_xtoken.training.step import on_device
 
 __all__ = ["HeldOutBatches", "MicroBatches", "StepBatches"]
 

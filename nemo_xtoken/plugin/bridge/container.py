@@ -19,9 +19,9 @@ from megatron.bridge.training.config import (
 from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
 from megatron.bridge.training.tokenizers.config import TokenizerConfig
 
-from nemo_xtoken.plugin.bridge.config import Data, Log, Optimizer, Trainer
-from nemo_xtoken.plugin.bridge.dataset import AlignedText
+from nemo_xtoken.plugin.bridge.bridge_config import Data, Log, Optimizer, Trainer
 from nemo_xtoken.plugin.bridge.models import BF16
+from nemo_xtoken.plugin.bridge.sample_dataset import AlignedText
 
 __all__ = ["make_container"]
 

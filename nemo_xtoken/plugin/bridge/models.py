@@ -6,13 +6,13 @@ from typing import Any
 import torch
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.plugin.bridge.bridge_config import Strategy
 from nemo_xtoken.plugin.bridge.checkpoints import Checkpoint
-from nemo_xtoken.plugin.bridge.config import Strategy
-from nemo_xtoken.plugin.inputs import prepare_config, uses_packed_attention
-from nemo_xtoken.plugin.teachers import NamedTeacher, frozen_teacher, give_layout
-from nemo_xtoken.sizes.layout import ParallelSizes
+from nemo_xtoken.run.layout import ParallelSizes
 from nemo_xtoken.teachers.colocated import ColocatedTeacher
 from nemo_xtoken.teachers.groups import TeacherGroups
+from nemo_xtoken.training.inputs import prepare_config, uses_packed_attention
+from nemo_xtoken.training.teacher_settings import NamedTeacher, frozen_teacher, give_layout
 
 __all__ = ["BF16", "FP32", "load_teacher", "prepare_student"]
 

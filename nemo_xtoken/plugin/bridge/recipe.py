@@ -15,7 +15,7 @@ __all__ = ["NEMO_ONLY", "from_nemo2", "lay_out_run"]
 
 #: What takes the place of NeMo 2's function under Bridge.
 TARGETS = {
-    "nemo_xtoken.plugin.nemo2.distill.distill": "nemo_xtoken.plugin.bridge.distill.distill",
+    "nemo_xtoken.plugin.nemo2.distill.distill": "nemo_xtoken.plugin.bridge.distill_bridge.distill",
     "nemo_xtoken.recipes.xtoken_tiny.distill_tiny": "nemo_xtoken.recipes.tiny_bridge.distill_tiny",
 }
 #: Settings of NeMo's and Lightning's that Bridge has no use for, or that are the same in every run here.

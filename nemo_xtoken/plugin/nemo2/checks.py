@@ -10,9 +10,8 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.registry import check_loss
 from nemo_xtoken.plugin.nemo2.data import DistillationData
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
-from nemo_xtoken.plugin.teachers import NamedTeacher
 from nemo_xtoken.projection.matrix import ProjectionMatrix
-from nemo_xtoken.sizes.layout import (
+from nemo_xtoken.run.layout import (
     ParallelSizes,
     check_divisible,
     check_length,
@@ -20,6 +19,7 @@ from nemo_xtoken.sizes.layout import (
     check_rows,
     check_virtual,
 )
+from nemo_xtoken.training.teacher_settings import NamedTeacher
 
 __all__ = ["check_run"]
 

@@ -16,7 +16,7 @@ from nemo_xtoken.data.dataset import DistillationDataset, collate
 from nemo_xtoken.data.mixture import MixedDataset
 from nemo_xtoken.data.whole import WholeBatches
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.sizes.layout import check_batches
+from nemo_xtoken.run.layout import check_batches
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
 __all__ = ["DistillationData"]

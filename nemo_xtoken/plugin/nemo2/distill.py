@@ -18,9 +18,8 @@ from nemo.lightning.pytorch.callbacks import PreemptionCallback
 from nemo_xtoken.data.config import TeacherSide
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.kernels.choice import kernels_for
-from nemo_xtoken.losses.objective import ObjectiveConfig
-from nemo_xtoken.plugin import cpu_runtime
-from nemo_xtoken.plugin.nemo2.checkpoints import remove_unfinished
+from nemo_xtoken.objective.scale import ObjectiveConfig
+from nemo_xtoken.plugin.nemo2.checkpoint_folders import remove_unfinished
 from nemo_xtoken.plugin.nemo2.checks import check_run
 from nemo_xtoken.plugin.nemo2.data import DistillationData
 from nemo_xtoken.plugin.nemo2.evaluation import Evaluation, EvaluationConfig
@@ -31,8 +30,9 @@ from nemo_xtoken.plugin.nemo2.random_state import RandomState
 from nemo_xtoken.plugin.nemo2.steps import DistillationSteps
 from nemo_xtoken.plugin.nemo2.student import check_architecture, check_given, starting_tokenizer
 from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig
-from nemo_xtoken.plugin.teachers import teachers_of_run
 from nemo_xtoken.report.summary import report_runs
+from nemo_xtoken.training.cpu import runtime as cpu_runtime
+from nemo_xtoken.training.teacher_settings import teachers_of_run
 
 __all__ = ["again", "distill", "run_folder", "train_one"]
 

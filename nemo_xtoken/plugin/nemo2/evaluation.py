@@ -18,12 +18,12 @@ import lightning.pytorch as pl
 import nemo.lightning as nl
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.evaluate.columns import read_columns
+from nemo_xtoken.evaluate.benchmark_columns import read_columns
 from nemo_xtoken.evaluate.harness import check_harness
 from nemo_xtoken.evaluate.local_data import check_data
-from nemo_xtoken.evaluate.run import alone
-from nemo_xtoken.evaluate.settings import Settings
-from nemo_xtoken.report.evaluations import FOLDER
+from nemo_xtoken.evaluate.suite import alone
+from nemo_xtoken.evaluate.task_settings import Settings
+from nemo_xtoken.run.evaluation_records import FOLDER
 
 __all__ = ["Evaluation", "EvaluationConfig"]
 

@@ -7,11 +7,11 @@ from typing import Any
 import lightning.pytorch as pl
 
 from nemo_xtoken.files import atomic_path
-from nemo_xtoken.plugin.nemo2.checkpoints import count_steps
+from nemo_xtoken.plugin.nemo2.checkpoint_folders import count_steps
 from nemo_xtoken.plugin.nemo2.steps import DistillationSteps
-from nemo_xtoken.plugin.steps import step_record
-from nemo_xtoken.report.evaluations import EVALUATIONS
-from nemo_xtoken.report.history import HISTORY, append_record, read_history
+from nemo_xtoken.run.evaluation_records import EVALUATIONS
+from nemo_xtoken.run.records import HISTORY, append_record, read_history
+from nemo_xtoken.training.step import step_record
 
 __all__ = ["History"]
 
@@ -21,7 +21,7 @@ KEPT = (HISTORY, EVALUATIONS)
 class History(pl.Callback):
     """Writes ``history.jsonl`` on global rank 0; evaluates on held-out text before the first step and after the last.
 
-    Records of a step: see ``plugin.steps.step_record``; of an evaluation: ``step, held_out_ce, held_out_accuracy``.
+    Records of a step: see ``training.step.step_record``; of an evaluation: ``step, held_out_ce, held_out_accuracy``.
     Records behind the step that a run resumes from are dropped.
 
     Args:

@@ -14,13 +14,13 @@ from nemo.lightning import OptimizerModule
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.files import atomic_path, digest_of
-from nemo_xtoken.losses.learned import LearnedProjection
 from nemo_xtoken.losses.registry import resolve_loss
-from nemo_xtoken.plugin.teachers import ALONE, NamedTeacher
+from nemo_xtoken.parallel.learned_entries import LearnedProjection
 from nemo_xtoken.projection.compare import compare, describe_difference
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 from nemo_xtoken.projection.rows import readable
-from nemo_xtoken.report.learned import LEARNED
+from nemo_xtoken.report.learned_projection import LEARNED
+from nemo_xtoken.training.teacher_settings import ALONE, NamedTeacher
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
 __all__ = ["ATTRIBUTE", "LearnedProjections", "ProjectionLearning", "check_checkpoint", "learn_projections", "set_rate"]

@@ -8,7 +8,7 @@ from nemo.lightning.megatron_parallel import MegatronLossReduction
 from torch import Tensor
 
 from nemo_xtoken.losses.base import ModelOutput
-from nemo_xtoken.plugin.loss import Report, add_up, distillation_terms, held_out_terms, kd_means
+from nemo_xtoken.training.loss_terms import Report, add_up, distillation_terms, held_out_terms, kd_means
 
 if TYPE_CHECKING:
     from nemo_xtoken.plugin.nemo2.model import DistillationModel
@@ -28,7 +28,7 @@ class StepSums(MegatronLossReduction):
 
 
 class DistillationLoss(StepSums):
-    """Cross-entropy and distillation: see ``plugin.loss.distillation_terms``."""
+    """Cross-entropy and distillation: see ``training.loss_terms.distillation_terms``."""
 
     def __init__(self, model: "DistillationModel") -> None:
         super().__init__()

@@ -9,17 +9,17 @@ from nemo.lightning import OptimizerModule
 from torch import Tensor
 
 from nemo_xtoken.losses.base import ModelOutput, TeacherSignal
-from nemo_xtoken.losses.objective import DynamicScale, ObjectiveConfig, StepCounts
-from nemo_xtoken.losses.teacher_weights import STATIC, TeacherWeights
-from nemo_xtoken.plugin.inputs import model_inputs, prepare_config
-from nemo_xtoken.plugin.lessons import Lesson, begin, shared, student_output
+from nemo_xtoken.objective.scale import DynamicScale, ObjectiveConfig, StepCounts
+from nemo_xtoken.objective.teacher_weights import STATIC, TeacherWeights
 from nemo_xtoken.plugin.nemo2.learned import ATTRIBUTE, LearnedProjections, check_checkpoint
 from nemo_xtoken.plugin.nemo2.loss import DistillationLoss, HeldOutLoss
 from nemo_xtoken.plugin.nemo2.teacher import build_teacher
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
-from nemo_xtoken.plugin.teachers import NamedTeacher
 from nemo_xtoken.teachers.colocated import ColocatedTeacher
 from nemo_xtoken.teachers.output import HiddenStateTap
+from nemo_xtoken.training.inputs import model_inputs, prepare_config
+from nemo_xtoken.training.lessons import Lesson, begin, shared, student_output
+from nemo_xtoken.training.teacher_settings import NamedTeacher
 
 __all__ = ["DistillationModel"]
 

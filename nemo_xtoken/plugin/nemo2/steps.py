@@ -7,10 +7,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from nemo_xtoken.losses.objective import DynamicScale
-from nemo_xtoken.losses.teacher_weights import TeacherWeights
-from nemo_xtoken.plugin.inputs import schedule_shape
-from nemo_xtoken.plugin.steps import (
+from nemo_xtoken.objective.scale import DynamicScale
+from nemo_xtoken.objective.teacher_weights import TeacherWeights
+from nemo_xtoken.training.inputs import schedule_shape
+from nemo_xtoken.training.step import (
     from_last_stage,
     global_counts,
     on_device,
@@ -25,7 +25,7 @@ __all__ = ["DistillationSteps"]
 class DistillationSteps(pl.Callback):
     """Surrounds every Megatron step.  Dynamic scale and teachers' weights are its state, which the checkpoint keeps.
 
-    See ``plugin.steps`` for what it does.
+    See ``training.step`` for what it does.
 
     Args:
         scale, weights: the model's.

@@ -11,7 +11,7 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.plugin.nemo2.context import load_from_context, load_tokenizer
 from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
-from nemo_xtoken.plugin.teachers import teachers_by_argument
+from nemo_xtoken.training.teacher_settings import teachers_by_argument
 
 __all__ = ["check_architecture", "check_given", "fused_rope", "starting_tokenizer", "tokenizer"]
 

@@ -29,21 +29,21 @@ from nemo_xtoken.data.sources import resolve_sources
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.evaluate.bits import take_bytes
 from nemo_xtoken.evaluate.results import identity_of
-from nemo_xtoken.evaluate.run import alone
+from nemo_xtoken.evaluate.suite import alone
 from nemo_xtoken.files import atomic_path, cache_root, digest_of
-from nemo_xtoken.losses.objective import ObjectiveConfig
-from nemo_xtoken.models.folder import ModelFolder
-from nemo_xtoken.models.transplant import transplant
+from nemo_xtoken.objective.scale import ObjectiveConfig
 from nemo_xtoken.plugin.nemo2.data import DistillationData
 from nemo_xtoken.plugin.nemo2.distill import again, run_folder, train_one
 from nemo_xtoken.plugin.nemo2.hf.exporting import load_config
 from nemo_xtoken.plugin.nemo2.model import DistillationModel
 from nemo_xtoken.plugin.nemo2.student import starting_tokenizer
 from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig
-from nemo_xtoken.plugin.teachers import named_teachers
 from nemo_xtoken.report.summary import report_runs
+from nemo_xtoken.training.teacher_settings import named_teachers
 from nemo_xtoken.vocab.loading import load_vocabulary
 from nemo_xtoken.vocab.vocabulary import Vocabulary
+from nemo_xtoken.weights.folder import ModelFolder
+from nemo_xtoken.weights.transplant import transplant
 
 __all__ = ["BITS", "HELD_OUT", "Swap", "convert", "held_out_texts", "swap_tokenizer"]
 

@@ -9,12 +9,12 @@ from typing import Optional
 from nemo.collections import llm
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.plugin.inputs import prepare_config
 from nemo_xtoken.plugin.nemo2.context import load_from_context, load_tokenizer
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
-from nemo_xtoken.plugin.teachers import NamedTeacher, TeacherSettings, frozen_teacher, give_layout
 from nemo_xtoken.teachers.colocated import ColocatedTeacher
 from nemo_xtoken.teachers.groups import TeacherGroups
+from nemo_xtoken.training.inputs import prepare_config
+from nemo_xtoken.training.teacher_settings import NamedTeacher, TeacherSettings, frozen_teacher, give_layout
 
 __all__ = ["TeacherConfig", "build_teacher"]
 

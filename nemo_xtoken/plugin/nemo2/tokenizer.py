@@ -8,8 +8,8 @@ from nemo.collections.common.tokenizers.tokenizer_spec import TokenizerSpec
 from nemo.lightning import io
 from nemo.lightning.io.artifact import DirOrStringArtifact
 
-from nemo_xtoken.models.tokenizer_files import link_tokenizer
-from nemo_xtoken.plugin.tokenizer import VocabularyTokenizer
+from nemo_xtoken.training.vocabulary_tokenizer import VocabularyTokenizer
+from nemo_xtoken.weights.tokenizer_files import link_tokenizer
 
 __all__ = ["XTokenTokenizer"]
 

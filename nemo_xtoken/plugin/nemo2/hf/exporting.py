@@ -11,11 +11,6 @@ from nemo.lightning import io
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.models.folder import check_out, new_folder, read_json, write_json
-from nemo_xtoken.models.safetensors_file import Entry
-from nemo_xtoken.models.shards import save_weights
-from nemo_xtoken.models.tokenizer_files import copy_tokenizer, special_ids
-from nemo_xtoken.plugin import cpu_runtime
 from nemo_xtoken.plugin.nemo2.context import load_from_context
 from nemo_xtoken.plugin.nemo2.hf.families import family_of_config
 from nemo_xtoken.plugin.nemo2.hf.family import Family, Holder, convert
@@ -23,6 +18,11 @@ from nemo_xtoken.plugin.nemo2.hf.importing import DTYPES
 from nemo_xtoken.plugin.nemo2.hf.session import prepare, refuse_in_training, trainer_for
 from nemo_xtoken.plugin.nemo2.model import DistillationModel
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
+from nemo_xtoken.training.cpu import runtime as cpu_runtime
+from nemo_xtoken.weights.folder import check_out, new_folder, read_json, write_json
+from nemo_xtoken.weights.safetensors_file import Entry
+from nemo_xtoken.weights.shards import save_weights
+from nemo_xtoken.weights.tokenizer_files import copy_tokenizer, special_ids
 
 __all__ = ["HFExporter", "export_model", "find_checkpoint", "load_config"]
 

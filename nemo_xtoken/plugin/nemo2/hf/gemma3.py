@@ -37,7 +37,7 @@ def layer_spec(config: Any) -> ModuleSpec:
     """
     from nemo.collections.llm.gpt.model.base import HAVE_TE
 
-    from nemo_xtoken.plugin import cpu_layers
+    from nemo_xtoken.training.cpu import layers as cpu_layers
 
     if not HAVE_TE:
         config.qk_layernorm = True

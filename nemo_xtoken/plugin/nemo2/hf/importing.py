@@ -11,8 +11,6 @@ import torch
 from nemo.lightning import io
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.models.folder import ModelFolder, check_out, new_folder
-from nemo_xtoken.models.tokenizer_files import copy_tokenizer
 from nemo_xtoken.plugin.nemo2.hf.families import family_of_model_type
 from nemo_xtoken.plugin.nemo2.hf.family import Holder, convert
 from nemo_xtoken.plugin.nemo2.hf.session import prepare, refuse_in_training, trainer_for
@@ -20,6 +18,8 @@ from nemo_xtoken.plugin.nemo2.hf.state import HFState
 from nemo_xtoken.plugin.nemo2.model import DistillationModel
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
 from nemo_xtoken.vocab.loading import load_vocabulary
+from nemo_xtoken.weights.folder import ModelFolder, check_out, new_folder
+from nemo_xtoken.weights.tokenizer_files import copy_tokenizer
 
 __all__ = ["DTYPES", "HFImporter", "hf_text_config", "import_model"]
 

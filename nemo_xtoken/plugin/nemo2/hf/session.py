@@ -12,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from megatron.core import parallel_state
 from nemo.lightning import teardown
 
-from nemo_xtoken.plugin import cpu_runtime
+from nemo_xtoken.training.cpu import runtime as cpu_runtime
 
 __all__ = ["prepare", "refuse_in_training", "trainer_for"]
 

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.models.folder import ModelFolder
+from nemo_xtoken.weights.folder import ModelFolder
 
 __all__ = ["HFState"]
 

@@ -1,0 +1,1 @@
+"""The command line: `xtoken VERB`, `nemo xtoken VERB` and `nemo llm distill`."""

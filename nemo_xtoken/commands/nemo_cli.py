@@ -1,0 +1,128 @@
+"""What ``nemo llm distill`` loads: the recipes as factories, and the option ``--recipe``.
+
+Loaded by nemo_run through the entry point ``llm`` of group ``nemo_run.cli``.  Where NeMo 2 is installed, its own
+``distill`` command stays and only its run context becomes :class:`RecipeRunContext`, so all that it could do still
+works; elsewhere the command is registered here, and recipes run with Megatron-Bridge where that is installed.
+"""
+
+import contextlib
+import gc
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import nemo_run as run
+from rich.markup import escape
+
+import nemo_xtoken.commands.nemo_cli_light  # noqa: F401  (first: `nemo xtoken VERB` runs there and needs nothing of the below)
+from nemo_xtoken.commands.run_context import RecipeRunContext
+from nemo_xtoken.environment import find_stack
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.recipes import Recipe, available_recipes, describe_recipes
+
+__all__ = ["HOST", "distill"]
+
+HELP = """Distil a teacher into a student, also one with another tokenizer.
+
+Start from a recipe and change what you like:
+
+    nemo llm distill --recipe NAME trainer.max_steps=20
+
+The recipes (`--list-recipes` prints this list alone):
+
+{recipes}
+
+`--dryrun` shows the run without starting it; `--to-yaml run.yaml` writes it to a file and `--yaml run.yaml` runs that
+file, with further changes after it. `--factory NAME` is the same as `--recipe NAME`.
+"""
+
+
+def distill(recipe: str = "") -> None:
+    """Distil a teacher into a student, also one with another tokenizer."""
+    raise InputError(
+        f"a distillation without a configured run (recipe={recipe!r})",
+        "a recipe that this installation can run",
+        "`nemo llm distill --list-recipes` names them; they need NeMo 2 (pip install 'nemo_xtoken[nemo]') or "
+        "Megatron-Bridge, in NVIDIA's containers since 26.04",
+    )
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Imports make many lasting objects; not looking through them again and again saves a third of NeMo's import."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if enabled:
+            gc.enable()
+
+
+def _host() -> Callable[..., Any]:
+    """The function that owns ``nemo llm distill``: NeMo 2's where installed, else the one here."""
+    try:
+        with _no_garbage_collection():
+            from nemo.collections import llm
+    except ModuleNotFoundError as error:
+        # NeMo 3 and the images that follow have no such package; anything else is an installation to be repaired.
+        if error.name not in ("nemo", "nemo.collections", "nemo.collections.llm"):
+            print(f"nemo_xtoken: NeMo 2 is installed but cannot be loaded: {error}", file=sys.stderr)
+    except Exception as error:
+        print(f"nemo_xtoken: NeMo 2 is installed but cannot be loaded: {error}", file=sys.stderr)
+    else:
+        return llm.distill
+    return run.cli.entrypoint(name="distill", namespace="llm")(distill)
+
+
+def _register(host: Callable[..., Any], recipe: Recipe) -> None:
+    """Makes a recipe a factory of ``host`` without importing it."""
+
+    def load(**arguments: Any) -> run.Partial:
+        if host is distill and recipe.yaml is not None:  # one of this package's, and no NeMo 2
+            return _under_bridge(recipe, **arguments)
+        return recipe.load()(**arguments)
+
+    load.__name__, load.__doc__ = recipe.name, recipe.summary
+    run.cli.factory(target=host, name=recipe.name)(load)
+
+
+def _under_bridge(recipe: Recipe, nodes: int | None = None) -> run.Partial:
+    """A recipe's settings for Megatron-Bridge.
+
+    Args:
+        nodes: of 8 GPUs, where the recipe has layouts; None: the job's.
+
+    Raises:
+        InputError: no Megatron-Bridge, or a recipe that needs NeMo 2.
+    """
+    stack = find_stack()
+    if stack["Megatron-Bridge"].version is None:
+        found = f"NeMo {stack['NeMo'].remark or 'is absent'}, Megatron-Bridge is absent"
+        raise InputError(
+            f"nothing to train with: {found}",
+            "NeMo 2 (nemo-toolkit 2.6 or 2.7, with nemo.collections.llm) or Megatron-Bridge 0.3 and later",
+            "pip install 'nemo_xtoken[nemo]', or use one of NVIDIA's NeMo containers (`xtoken env` says what is here)",
+        )
+    import yaml
+
+    from nemo_xtoken.plugin.bridge.recipe import from_nemo2, lay_out_run
+    from nemo_xtoken.recipes.node_layouts import Layout, lay_out
+
+    assert recipe.yaml is not None
+    configured = from_nemo2(yaml.safe_load(recipe.yaml.read_text("utf-8")), recipe.name)
+    if layouts := recipe.layouts:
+        number, layout = lay_out(nodes, {n: Layout(**sizes) for n, sizes in layouts.items()})
+        lay_out_run(configured, number, layout.tensor, layout.pipeline, layout.context, layout.micro_batch)
+    elif nodes is not None:
+        raise InputError(f"{recipe.name}(nodes={nodes})", "no argument: it has one layout", "leave it out")
+    return configured
+
+
+HOST = _host()
+_entrypoint = HOST.cli_entrypoint
+_entrypoint.run_ctx_cls = RecipeRunContext
+_entrypoint.help_str = HELP.format(recipes=escape(describe_recipes()))
+for _recipe in available_recipes().values():
+    _register(HOST, _recipe)

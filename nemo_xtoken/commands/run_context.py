@@ -1,0 +1,294 @@
+"""What ``nemo llm distill`` does with its command line, beyond nemo_run's own run context."""
+
+import inspect
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NoReturn
+
+import nemo_run as run
+from nemo_run.cli.api import RunContext, RunContextError
+from nemo_run.cli.cli_parser import CLIException, ParseError
+from nemo_run.cli.config import ConfigSerializer
+from nemo_run.cli.lazy import LazyEntrypoint
+
+from nemo_xtoken.commands.cli import report_error
+from nemo_xtoken.commands.run_config import add_named, config_from_dict
+from nemo_xtoken.commands.verb import nearest
+from nemo_xtoken.environment import find_stack
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.launch.job import distillation, read_sweep
+from nemo_xtoken.launch.ranks import adopt_slurm_ranks, fit_trainer
+from nemo_xtoken.launch.sbatch import unset_names
+from nemo_xtoken.launch.slurm_config import PREFIX, load_config
+from nemo_xtoken.launch.unfinished import report_unfinished
+from nemo_xtoken.recipes import available_recipes, describe_recipes
+
+__all__ = ["RecipeRunContext"]
+
+logger = logging.getLogger(__name__)
+
+
+class RecipeRunContext(RunContext):
+    """Adds to nemo_run's run context:
+
+    - ``--recipe NAME`` (also ``NAME(argument=value)``), the same as ``--factory`` but checked, and ``--list-recipes``;
+    - ``--executor slurm``, with ``slurm=FILE``, ``executor.KEY=VALUE`` and ``sweep=FILE``, submits the run;
+    - under ``srun`` and ``torchrun``, the trainer has the nodes and devices that the job has;
+    - ``--yaml`` reads what ``--to-yaml`` wrote, exactly, whatever function the recipe configures;
+    - no question where standard input is no terminal;
+    - an unknown option is refused, not ignored; wrong input is one message and exit status 2; other failures show
+      their traceback and give exit status 1.
+    """
+
+    known_options: ClassVar[list[str]] = []
+    slurm_words: list[str] | None = None  # what a job on Slurm is configured by; None for a run right here
+
+    @classmethod
+    def cli_command(cls, *args: Any, **kwargs: Any) -> Any:
+        """Registers the command as nemo_run does, and notes its options for messages about others."""
+        command = super().cli_command(*args, **kwargs)
+        defaults = (parameter.default for parameter in inspect.signature(command).parameters.values())
+        declared = " ".join(text for default in defaults for text in getattr(default, "param_decls", None) or ())
+        cls.known_options = sorted({*re.findall(r"--[\w-]+", declared), "--executor", "--recipe", "--list-recipes"})
+        return command
+
+    def cli_execute(
+        self, fn: Callable[..., Any], args: list[str], entrypoint_type: Literal["task", "experiment"] = "task"
+    ) -> None:
+        """Runs the command; ``args`` holds what the command's own options left, in their order."""
+        try:
+            adopt_slurm_ranks(os.environ)
+            _show_log()
+            super().cli_execute(fn, self._take_options(list(args)), entrypoint_type)
+        except InputError as error:
+            _leave(str(error))
+        except RunContextError:
+            raise
+        except Exception as error:  # nemo_run would show the message alone
+            traceback.print_exc()
+            raise SystemExit(1) from error
+
+    def _execute_task(self, fn: Callable[..., Any], task_args: list[str]) -> None:
+        """Runs the configured run here, exports it, or submits it."""
+        export = self.to_yaml or self.to_toml or self.to_json
+        if self.slurm_words is not None and not export:
+            self._submit(fn, task_args)
+            return
+        with report_unfinished():
+            if _rank() == 0 or export:
+                super()._execute_task(fn, task_args)
+            elif not self.dryrun:  # the first rank shows the configuration
+                run.run(self.parse_fn(fn, task_args), direct=True)
+
+    def _submit(self, fn: Callable[..., Any], overrides: list[str]) -> None:
+        """Submits the run to Slurm, after it has been parsed with all that would be found wrong later."""
+        from nemo_xtoken.launch.executors import submit
+
+        words = dict(word.split("=", 1) for word in self.slurm_words or () if not word.startswith(PREFIX))
+        config = load_config(words.get("slurm"), [w for w in self.slurm_words or () if w.startswith(PREFIX)])
+        sweep = read_sweep(words["sweep"]) if "sweep" in words else []
+        recipe, yaml = (self.factory if isinstance(self.factory, str) else None), self.yaml
+        job = distillation(config, recipe, yaml, overrides, sweep)
+        for task in sweep or [[]]:
+            self.factory, self.yaml = recipe, yaml  # parse_fn replaces them by what it read
+            self.parse_fn(fn, [*overrides, *task])
+        for name in unset_names(config):
+            logger.warning("%s is in pass_env and not set in this shell: the job will not have it", name)
+        if self.dryrun or self._should_continue(self.skip_confirmation):
+            submit(config, job, self.dryrun, self.tail_logs)
+
+    def parse_fn(self, fn: Any, args: list[str], **default_kwargs: Any) -> Any:
+        """The configured run: from the recipe, or from the file of ``--yaml``, with the overrides applied."""
+        exported = self._exported()
+        if exported is not None:
+            self.factory, self.yaml = (lambda: exported), None
+        given = exported
+        parser_log = logging.getLogger("nemo_run.cli.cli_parser")  # it prints the whole configuration before it raises
+        level = parser_log.level
+        parser_log.setLevel(logging.CRITICAL)
+        try:
+            if self.factory and given is None:
+                given = LazyEntrypoint(fn, factory=self.factory).resolve(ctx=self)
+                self.factory = lambda: given
+            if given is not None:
+                add_named(given, [*args, *self._paths_in_yaml()])
+            config = super().parse_fn(fn, args, **default_kwargs)
+            fit_trainer(config, args, os.environ)
+            return config
+        except CLIException as error:
+            chain = [error, *_causes(error)]
+            inner = [e for e in chain if isinstance(e, CLIException)][-1]
+            if type(inner) is CLIException and inner.__cause__ is not None:
+                raise inner.__cause__ from None  # raised by a recipe or a factory
+            hints = (_unknown_name(given, override) for override in args)
+            _leave(next(filter(None, hints), "") or _readable(inner, args))
+        finally:
+            parser_log.setLevel(level)
+
+    def _should_continue(self, skip_confirmation: bool) -> bool:
+        go_on = super()._should_continue(skip_confirmation or not sys.stdin.isatty())
+        if go_on and self.slurm_words is None:
+            logger.info(find_stack().line())
+        return go_on
+
+    def _take_options(self, args: list[str]) -> list[str]:
+        """Takes our options out, checks the rest, and returns the overrides."""
+        rest: list[str] = []
+        words = iter(args)
+        recipe, executor = None, ""
+        for word in words:
+            if word == "--list-recipes":
+                print(describe_recipes())
+                raise SystemExit(0)
+            if word == "--recipe":
+                recipe = next(words, "")
+            elif word.startswith("--recipe="):
+                recipe = word.partition("=")[2]
+            elif word == "--executor":
+                executor = next(words, "")
+            elif word.startswith(("--executor=", "executor=")):
+                executor = word.partition("=")[2]
+            elif word.startswith("-"):
+                hint = nearest(word.partition("=")[0], self.known_options)
+                _leave(f"there is no option {word!r}{hint}\n  the options: {' '.join(self.known_options)}")
+            elif "=" not in word:
+                _leave(f"{word!r} is no override: write key=value, for instance trainer.max_steps=20")
+            else:
+                rest.append(word)
+        rest = self._take_executor(executor, rest)
+        if recipe is not None:
+            if self.factory:
+                _leave("--recipe and --factory are given, which are the same: leave one out")
+            _check_recipe(recipe)
+            self.factory = recipe
+        if not (self.factory or self.yaml or rest):
+            _leave(f"name a recipe: nemo llm distill --recipe NAME\n  the recipes:\n{describe_recipes()}")
+        return rest
+
+    def _take_executor(self, executor: str, words: list[str]) -> list[str]:
+        """Takes what configures the executor out of the overrides; executors other than ours are nemo_run's."""
+        ours = [word for word in words if word.startswith(("slurm=", "sweep=", PREFIX))]
+        if executor == "slurm":
+            self.slurm_words = ours
+        elif executor:
+            return [f"run.executor={executor}", *(f"run.{w}" if w.startswith(PREFIX) else w for w in words)]
+        elif ours:
+            _leave(f"{ours[0]} without an executor: add --executor slurm")
+        return [word for word in words if word not in ours]
+
+    def parse_executor(self, name: str, *args: str) -> Any:
+        """nemo_run's own executors, by the names of their factories."""
+        try:
+            return super().parse_executor(name, *args)
+        except ValueError:
+            _leave(f"there is no executor {name!r}{nearest(name, ['slurm'])}: slurm, or a factory that nemo_run knows")
+
+    def _exported(self) -> run.Partial | None:
+        """The run in the file of ``--yaml`` when that holds a whole one, as ``--to-yaml`` writes it."""
+        if not isinstance(self.yaml, str):
+            return None
+        if not Path(self.yaml).is_file():
+            raise InputError(f"no file {self.yaml}", "a file written by --to-yaml", "fix the path after --yaml")
+        try:
+            content = ConfigSerializer().load_dict(self.yaml)
+        except Exception as error:  # each format has its own
+            raise InputError(
+                f"{self.yaml} cannot be read ({error})", "a .yaml, .json or .toml file", "see the place named"
+            ) from error
+        if not isinstance(content, dict) or "_target_" not in content:
+            return None  # single values, which nemo_run applies to the recipe
+        if self.factory:
+            raise InputError(
+                f"{self.yaml} holds a whole run, and a recipe is named as well", "one of the two", "leave --recipe out"
+            )
+        return config_from_dict({**content, "_partial_": True}, self.yaml)
+
+    def _paths_in_yaml(self) -> list[str]:
+        """The names of the single values in the file of ``--yaml``, as on the command line."""
+        content = ConfigSerializer().load_dict(self.yaml) if isinstance(self.yaml, str) else {}
+
+        def paths(value: Any, prefix: str) -> Iterator[str]:
+            if isinstance(value, dict):
+                for key, inner in value.items():
+                    yield from paths(inner, f"{prefix}.{key}" if prefix else str(key))
+            else:
+                yield prefix
+
+        return list(paths(content, ""))
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+class _Printer(logging.Handler):
+    """Prints to what is standard error at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"[nemo_xtoken] {self.format(record)}", file=sys.stderr)
+
+
+def _show_log() -> None:
+    """Shows what this package says at level INFO, once, unless logging is set up otherwise."""
+    log = logging.getLogger("nemo_xtoken")
+    if log.level == logging.NOTSET:
+        log.setLevel(logging.INFO if _rank() == 0 else logging.WARNING)
+    if not log.hasHandlers():
+        log.addHandler(_Printer())
+
+
+def _leave(message: str) -> NoReturn:
+    report_error(message)
+    raise SystemExit(2)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    while error.__cause__ is not None:
+        error = error.__cause__
+        yield error
+
+
+def _check_recipe(text: str) -> None:
+    """Leaves with the list of recipes unless ``text`` is ``NAME`` or ``NAME(..)`` of one."""
+    recipes = available_recipes()
+    name = text.partition("(")[0]
+    if name not in recipes:
+        found = f"there is no recipe {name!r}{nearest(name, recipes)}" if name else "--recipe needs a name"
+        _leave(f"{found}\n  the recipes:\n{describe_recipes(recipes)}")
+
+
+def _readable(error: CLIException, overrides: Sequence[str]) -> str:
+    """nemo_run's message without the dump of the whole configuration that follows it."""
+    if not isinstance(error, ParseError):
+        return str(error).partition(" (Argument:")[0] + f"\n  in: {error.arg}"
+    override = next((o for o in overrides if o.partition("=")[2] == error.value), error.value)
+    wanted = getattr(error.expected_type, "__name__", error.expected_type)
+    return f"{override}: {error.reason} ({wanted} is expected)"
+
+
+def _unknown_name(config: Any, override: str) -> str:
+    """What to say when ``override`` names an argument that ``config`` does not have; "" when that is not the matter."""
+    path = re.split(r"[*+\-/|&]?=", override, maxsplit=1)[0]
+    at = ""
+    for name in (re.sub(r"\[.*", "", part) for part in path.split(".")):
+        target = getattr(config, "__fn_or_cls__", None)
+        if target is None:
+            return ""
+        if target is dict:
+            config, at = getattr(config, name, None), f"{at}.{name}"
+            continue
+        parameters = inspect.signature(target).parameters
+        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            return ""
+        if name not in parameters:
+            return (
+                f"there is no argument {name!r} in {at or 'the run'}{nearest(name, parameters)}\n"
+                f"  in: {override}\n  its arguments: {', '.join(parameters)}"
+            )
+        config, at = getattr(config, name, None), f"{at}.{name}" if at else name
+    return ""

@@ -1,0 +1,179 @@
+"""``xtoken certify``: what each loss does to a student that already agrees with its teacher."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemo_xtoken.commands.verb import Option, Verb
+from nemo_xtoken.commands.verbs.texts import read_text
+from nemo_xtoken.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from nemo_xtoken.certify.certificate import Certificates, Finding
+
+__all__ = ["VERB"]
+
+VERDICT_STYLES = {"certified": "bold green", "kept": "green", "falling": "yellow", "lost": "bold red"}
+
+
+def _run(arguments: Mapping[str, Any]) -> int:
+    from rich.console import Console
+
+    from nemo_xtoken.certify.certificate import certify
+    from nemo_xtoken.certify.certify_config import DEFAULT_TEXT, CertifyConfig
+    from nemo_xtoken.certify.variants import variants_for
+    from nemo_xtoken.vocab.loading import load_vocabulary
+
+    folder = Path(arguments["out"]) if arguments["out"] else None
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise InputError(f"out={folder} is a file", "a folder, which is made when missing", "name another")
+    config = CertifyConfig(**{name: arguments[name] for name in ("probability", "chunks", "steps", "rate")})
+    text = DEFAULT_TEXT if arguments["text"] is None else read_text(arguments["text"])
+    student, teacher = load_vocabulary(arguments["student"]), load_vocabulary(arguments["teacher"])
+    variants = variants_for(arguments["loss"], student, teacher)
+    with Console(stderr=True).status("what both say") as status:
+        found = certify(
+            student,
+            teacher,
+            text,
+            variants,
+            config,
+            lambda name, number, total: status.update(f"{number + 1} of {total}: {name}"),
+        )
+    data = json.dumps(found.to_json(), ensure_ascii=False)
+    written = _write(found, data, folder) if folder is not None else []
+    if arguments["json"]:
+        print(data)
+    else:
+        _print(found, written)
+    return 0
+
+
+def _write(found: "Certificates", data: str, folder: Path) -> list[Path]:
+    from nemo_xtoken.certify.cases import KINDS
+    from nemo_xtoken.files import atomic_path
+    from nemo_xtoken.report.certificates import Curve, draw_certificates
+
+    file, picture = folder / "certificates.json", folder / "certificates.png"
+    with atomic_path(file) as temporary:
+        temporary.write_text(data + "\n", encoding="utf-8")
+    panels: dict[str, dict[str, list[Curve]]] = {}
+    for d in found.descents:
+        for kind, which in found.kinds.items():
+            curves = panels.setdefault(d.variant.loss, {}).setdefault(KINDS[kind], [])
+            if d.scored[which].any():
+                curves.append((d.variant.settings, d.steps.tolist(), d.probability[:, which].mean(axis=1).tolist()))
+    draw_certificates(f"{Path(found.student).name} -> {Path(found.teacher).name}", panels, picture)
+    return [file, picture]
+
+
+def _print(found: "Certificates", written: list[Path]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from nemo_xtoken.certify.cases import KINDS
+
+    console = Console()
+    _print_chunks(found, console)
+    table = Table(title=escape(f"{found.student} -> {found.teacher}"), title_style="bold", show_edge=False)
+    table.add_column("loss")
+    table.add_column("chunks", no_wrap=True)
+    for name in ("value there", "least", "gradient", "right token"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("says then", overflow="fold")
+    table.add_column("verdict", no_wrap=True)
+    for descent in found.descents:
+        labels = [f"[bold]{descent.variant.loss}[/]", *descent.variant.settings.split(", ")]
+        for kind, finding in found.findings(descent).items():
+            label = labels.pop(0) if labels else ""
+            if kind == "all":
+                label = ", ".join([label, *labels]).strip(", ")
+            chunks = KINDS.get(kind, kind)
+            if 0 < finding.scored < finding.chunks:
+                chunks += f" ({finding.scored} of {finding.chunks} compared)"
+            table.add_row(label, chunks, *_cells(finding), style="bold" if kind == "all" else "")
+        table.add_section()
+    console.print(table)
+    plain: dict[str, Any] = {"highlight": False, "soft_wrap": True}
+    console.print(
+        f"\nEach row is the worst of its chunks. There: where student and teacher agree. Least: there and along "
+        f"{found.config.steps} steps of gradient descent (rate {found.config.rate:g}) on free logits over "
+        f"{found.sizes[0]:,} and {found.sizes[1]:,} tokens. Right token: its probability before and after, "
+        "and the first token that is most probable then, where it did not stay.\n"
+        "Certified: never negative, and 0 there, and no gradient there, and the right token stays. Kept, falling, "
+        "lost: not so, and the right token stays, has less, or has less than half.",
+        **plain,
+    )
+    for path in written:
+        console.print(f"saved in {path}", markup=False, **plain)
+
+
+def _print_chunks(found: "Certificates", console: "Console") -> None:
+    from nemo_xtoken.certify.cases import KINDS
+
+    console.print("chunks, by their student and teacher tokens", highlight=False)
+    for kind, which in found.kinds.items():
+        texts = "  ".join(repr(found.cases[i].text) for i in which)
+        console.print(f"  {KINDS[kind]}: {texts}", markup=False, highlight=False, soft_wrap=True)
+    console.print()
+
+
+def _cells(finding: "Finding") -> list[str]:
+    if not finding.scored:
+        return ["", "", "", "", "", "[dim]not compared[/]"]
+
+    def judged(text: str, good: bool) -> str:
+        return text if good else f"[red]{text}[/]"
+
+    from rich.markup import escape
+
+    style = VERDICT_STYLES[finding.verdict]
+    return [
+        judged(_number(finding.value), finding.zero_there),
+        judged(_number(finding.least), finding.never_negative),
+        judged(_number(finding.gradient), finding.still_there),
+        judged(f"{finding.before:.3f} -> {finding.after:.3f}", finding.keeps),
+        "" if finding.keeps else f"{escape(repr(finding.instead))} {finding.instead_probability:.3f}",
+        f"[{style}]{finding.verdict}[/]",
+    ]
+
+
+def _number(value: float) -> str:
+    from nemo_xtoken.certify.certificate import ZERO
+
+    return "0" if abs(value) <= ZERO else f"{value:.2g}" if abs(value) < 0.1 else f"{value:.3f}"
+
+
+VERB = Verb(
+    name="certify",
+    summary="show what each loss does to a student that already agrees with its teacher",
+    description=(
+        "Takes chunks of a text and lets a student and a teacher agree perfectly on what is said there: both define "
+        "the same distribution over strings, each in its own tokens. A loss that is to be trusted is 0 there, has no "
+        "gradient, is never negative, and leaves the student where it is. Each loss is measured, through the code "
+        "that trains, by the kind of chunk: tokens that both have; a student token that the teacher writes as several, "
+        "such as 201; several student tokens that the teacher writes as one."
+    ),
+    options=(
+        Option("student", "the student's tokenizer: a folder, a tokenizer file or a hub name", required=True),
+        Option("teacher", "the teacher's, likewise", required=True),
+        Option("loss", "a loss, several with commas, auto (what the audit recommends), or all", default="all"),
+        Option("text", "the text; @FILE reads a UTF-8 file, - standard input; by default one of many kinds"),
+        Option("probability", "of the right token where both agree", float, 0.986),
+        Option("chunks", "chunks of each kind, at most", int, 4),
+        Option("steps", "steps of gradient descent", int, 200),
+        Option("rate", "its step size; a plain KL is stable below 4", float, 2.0),
+        Option("out", "a folder for certificates.json and certificates.png"),
+        Option("json", "print JSON", bool, False),
+    ),
+    examples=(
+        ("certify student=models/llama teacher=models/qwen", "every loss on the embedded text"),
+        ("certify student=a teacher=b loss=p_kl,gold text=@sample.txt out=certificates", "two losses on a file"),
+        ("certify student=a teacher=b loss=auto --json", "the recommended loss, as JSON"),
+    ),
+    run=_run,
+)

@@ -1,0 +1,37 @@
+"""``xtoken export``: a trained student, or another NeMo 2 checkpoint, for transformers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from nemo_xtoken.commands.verb import Option, Verb
+from nemo_xtoken.commands.verbs.import_model import DTYPE, OVERWRITE, converted
+
+__all__ = ["VERB"]
+
+
+def _run(arguments: Mapping[str, Any]) -> int:
+    print(f"saved in {converted('exporting', 'export_model', **arguments)}")
+    return 0
+
+
+VERB = Verb(
+    name="export",
+    summary="write a trained student for transformers (loads NeMo)",
+    description=(
+        "Writes the newest checkpoint of a run, or the checkpoint named, in Hugging Face's format: safetensors, "
+        "config.json, generation_config.json and the tokenizer's files. transformers loads it and computes the logits "
+        "of the trained model. Rows that were added to the vocabulary for the layout are left out. One process, no "
+        "GPU, as much memory as the model has weights."
+    ),
+    options=(
+        Option("run", "a run's folder, or a checkpoint's (with `weights` and `context`)", required=True),
+        Option("out", "the folder to write", required=True),
+        DTYPE,
+        OVERWRITE,
+    ),
+    examples=(
+        ("export run=runs/xtoken_tiny out=student", "the newest checkpoint of a run"),
+        ("export run=runs/mine/checkpoints/step=99-last out=student dtype=bfloat16", "one checkpoint, in bfloat16"),
+    ),
+    run=_run,
+)

@@ -1,0 +1,200 @@
+"""``xtoken preflight``: whether a run can work, before it waits in a queue; needs neither a GPU nor NeMo."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemo_xtoken.commands.verb import Option, Verb, nearest
+from nemo_xtoken.errors import InputError
+
+if TYPE_CHECKING:
+    from nemo_xtoken.launch.slurm_config import SlurmConfig
+    from nemo_xtoken.preflight.findings import Report
+    from nemo_xtoken.recipes import Recipe
+    from nemo_xtoken.run.settings import Settings
+
+__all__ = ["VERB"]
+
+STYLES = {"green": "green", "yellow": "yellow", "red": "bold red", "left out": "dim"}
+#: What the packaged default configuration leaves to the user is no error of a run that has nothing to do with Slurm.
+NO_SLURM = "none"
+
+
+def _run(arguments: Mapping[str, Any]) -> int:
+    from nemo_xtoken.launch.slurm_config import PREFIX
+    from nemo_xtoken.preflight.checkup import check
+
+    if bool(arguments["recipe"]) == bool(arguments["yaml"]):
+        raise InputError("not one of recipe= and yaml=", "exactly one of them", "see `xtoken preflight --help`")
+    words = [word for word in arguments["rest"] if not word.startswith(PREFIX)]
+    of_slurm = [word for word in arguments["rest"] if word.startswith(PREFIX)]
+    recipe, given_nodes = (None, arguments["nodes"])
+    if arguments["recipe"]:
+        recipe, of_recipe = _recipe(arguments["recipe"])
+        given_nodes = given_nodes if given_nodes is not None else of_recipe
+    for name, number in (("nodes", given_nodes), ("gpus", arguments["gpus"])):
+        if number is not None and number < 1:
+            raise InputError(f"{name}={number}", "1 or more", "correct it")
+    source = arguments["slurm"] or "default"
+    slurm = _slurm(source, of_slurm, given_nodes) if source != NO_SLURM else None
+    nodes, gpus = given_nodes, arguments["gpus"]
+    if slurm is not None and not isinstance(slurm, InputError):
+        nodes, gpus = nodes or slurm.nodes, gpus or slurm.tasks
+    settings = _settings(recipe, arguments["yaml"], words, nodes)
+    nodes = nodes or int(settings.number("trainer.num_nodes", 1))
+    gpus = gpus or _devices(settings)
+    stages = None if arguments["json"] else _progress()
+    try:
+        say = stages.update if stages is not None else lambda stage: None
+        asked = bool(arguments["slurm"] or of_slurm)
+        report = check(settings, nodes, gpus, arguments["gpu_memory"], slurm, asked, say)
+    finally:
+        if stages is not None:
+            stages.stop()
+    if arguments["json"]:
+        print(json.dumps(report.to_json(), ensure_ascii=False))
+    else:
+        _print(report, f"{arguments['recipe'] or arguments['yaml']} on {nodes} x {gpus} GPUs")
+    return 1 if report.status == "red" else 0
+
+
+def _recipe(text: str) -> "tuple[Recipe, int | None]":
+    """The recipe, and the nodes in ``NAME(nodes=N)``."""
+    from nemo_xtoken.recipes import available_recipes
+
+    name, _, given = text.partition("(")
+    recipes = available_recipes()
+    if name not in recipes:
+        raise InputError(
+            f"there is no recipe {name!r}{nearest(name, recipes)}", f"one of {', '.join(recipes)}", "correct the name"
+        )
+    nodes = re.fullmatch(r"nodes=(\d+)\)", given)
+    if given and nodes is None:
+        raise InputError(
+            f"recipe={text}", "NAME or NAME(nodes=N)", "write other arguments as overrides: key=value after the recipe"
+        )
+    return recipes[name], int(nodes[1]) if nodes else None
+
+
+def _settings(recipe: "Recipe | None", yaml: str | None, words: list[str], nodes: int | None) -> "Settings":
+    """Of the run on so many nodes (None: as it says), with its overrides."""
+    from nemo_xtoken.run.settings import Settings
+
+    if recipe is None:
+        path = Path(yaml or "")
+    elif recipe.yaml is None:
+        raise InputError(
+            f"the recipe {recipe.name} has no YAML file here",
+            "one beside it",
+            f"`nemo llm distill --recipe {recipe.name} --to-yaml {recipe.name}.yaml`, then yaml={recipe.name}.yaml",
+        )
+    else:
+        path = recipe.yaml
+    settings = Settings.read(path)
+    layouts = recipe.layouts if recipe is not None else {}
+    if nodes is not None or layouts:
+        settings.lay_out(nodes or int(settings.number("trainer.num_nodes", 1)), layouts)
+    for word in words:
+        settings.override(word)
+    return settings
+
+
+def _devices(settings: "Settings") -> int:
+    found = settings.get("trainer.devices", 1)
+    return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else 8
+
+
+def _slurm(source: str, words: list[str], nodes: int | None) -> "SlurmConfig | InputError":
+    """The job's configuration, or why there is none."""
+    from nemo_xtoken.launch.slurm_config import load_config
+
+    try:
+        return load_config(source, [*words, *([f"nodes={nodes}"] if nodes else [])])
+    except InputError as error:
+        return error
+
+
+def _progress() -> Any:
+    """A line that says what is being looked at, on a terminal; None elsewhere."""
+    try:
+        from rich.console import Console
+    except ImportError:
+        return None
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return None
+    status = console.status("looking")
+    status.start()
+    return status
+
+
+def _print(report: "Report", title: str) -> None:
+    counts = {status: sum(f.status == status for f in report.findings) for status in STYLES}
+    summary = ", ".join(f"{n} {status}" for status, n in counts.items() if n)
+    verdict = {"red": "It would fail.", "yellow": "It can run; look at what is yellow."}.get(
+        report.status, "It can run."
+    )
+    try:
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Table
+    except ImportError:
+        for f in report.findings:
+            more = "".join(
+                f"\n    {what}: {text}" for what, text in (("expected", f.expected), ("to fix", f.fix)) if text
+            )
+            print(f"[{f.status}] {f.check}: {f.found}{more}")
+        print(f"{summary}. {verdict}")
+        return
+    table = Table(title=escape(title), title_style="bold", show_lines=True)
+    table.add_column("")
+    table.add_column("check", overflow="fold")
+    table.add_column("found", overflow="fold", ratio=1)
+    for f in report.findings:
+        text = escape(f.found)
+        if f.expected:
+            text += f"\n[dim]expected:[/] {escape(f.expected)}"
+        if f.fix:
+            text += f"\n[dim]to fix:[/]   {escape(f.fix)}"
+        style = STYLES[f.status]
+        table.add_row(f"[{style}]{f.status}[/]", escape(f.check), text if f.status != "left out" else f"[dim]{text}[/]")
+    console = Console()
+    console.print(table)
+    console.print(f"{summary}. [{STYLES[report.status]}]{verdict}[/]", highlight=False)
+
+
+VERB = Verb(
+    name="preflight",
+    summary="look for all that can be wrong with a run, on a login node without a GPU",
+    description=(
+        "Reads a recipe with its overrides, checkpoints and tokenizers, and checks paths, vocabularies, layout, W and "
+        "its coverage, memory of a GPU, tokens, data, disk and the Slurm configuration. Red fails, yellow runs and is "
+        "perhaps not as meant. The exit status is 0 with nothing red, 1 with something red, 2 for a wrong command "
+        "line. Memory and time are estimates, not measured on a GPU. It needs no NeMo, and says what it leaves out "
+        "for want of a package."
+    ),
+    options=(
+        Option("recipe", "the recipe to run"),
+        Option("yaml", "or the file of a run, from `nemo llm distill .. --to-yaml`"),
+        Option("nodes", "machines; by default the Slurm configuration's, else the recipe's", int),
+        Option("gpus", "GPUs of each, likewise", int),
+        Option("gpu_memory", "GiB of a GPU's memory", float, 80.0),
+        Option("slurm", "the cluster's configuration: a YAML file, a name (default), or none to leave it out"),
+        Option("json", "print JSON", bool, False),
+    ),
+    examples=(
+        ("preflight recipe=xtoken_tiny nodes=1 gpus=1 slurm=none", "a run on one GPU"),
+        (
+            "preflight recipe=xtoken_tiny slurm=venv executor.nodes=2 trainer.max_steps=500 --json",
+            "for scripts; the words after the recipe are those of nemo llm distill",
+        ),
+        ("preflight yaml=mine.yaml nodes=16 gpu_memory=141", "a run from a file, on H200s"),
+    ),
+    run=_run,
+    rest=(
+        "executor.KEY=VALUE changes the Slurm configuration, every other key=value the run, as with sbatch and "
+        "`nemo llm distill`."
+    ),
+)

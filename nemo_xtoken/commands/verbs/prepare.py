@@ -1,0 +1,194 @@
+"""``xtoken prepare``: text tokenised and aligned once, in parts, so that training only reads."""
+
+import json
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemo_xtoken.commands.verb import Option, UsageError, Verb
+from nemo_xtoken.errors import InputError
+
+if TYPE_CHECKING:
+    from nemo_xtoken.data.config import DataConfig
+    from nemo_xtoken.data.part import PartReport
+
+__all__ = ["VERB"]
+
+_OF_DATA = (
+    "format",
+    "text_key",
+    "messages_key",
+    "chat_template",
+    "text_split",
+    "split",
+    "indexed_tokenizer",
+    "align",
+)
+_OF_THE_JOB = ("sbatch", "slurm", "part", "json", "rest")
+
+
+def _run(arguments: Mapping[str, Any]) -> int:
+    for word in arguments["rest"]:
+        if not word.startswith("executor."):
+            raise UsageError(f"'prepare' has no argument {word.partition('=')[0]!r}")
+    if arguments["sbatch"]:
+        return _write_script(arguments)
+    if arguments["rest"]:
+        raise UsageError(f"{arguments['rest'][0]} is for sbatch=FILE only")
+    import os
+
+    from nemo_xtoken.data.part import array_part, prepare_part
+    from nemo_xtoken.launch.unfinished import VARIABLE, report_unfinished
+    from nemo_xtoken.vocab.loading import load_vocabulary
+
+    part, parts = array_part(arguments["part"], arguments["parts"], os.environ)
+    data = _data(arguments)
+    student = load_vocabulary(arguments["student"])
+    teachers = [load_vocabulary(name) for name in _names(arguments["teacher"], "teacher")]
+
+    def stop(*_: Any) -> None:
+        # Status 0 where a job's script looks for the file that says "not finished": see report_unfinished.
+        raise SystemExit(0 if os.environ.get(VARIABLE) else 128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with report_unfinished():
+            report = prepare_part(data, student, teachers, part, parts)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if arguments["json"]:
+        print(json.dumps(report.as_dict()))
+    else:
+        _print(report, data)
+    return 0
+
+
+def _data(arguments: Mapping[str, Any]) -> "DataConfig":
+    import os
+
+    from nemo_xtoken.data.config import DataConfig
+
+    workers = arguments["workers"]
+    if workers is None:
+        cores = len(os.sched_getaffinity(0))
+        workers = cores if cores > 1 else 0
+    options = {name: arguments[name] for name in _OF_DATA if arguments[name] is not None}
+    return DataConfig(_names(arguments["paths"], "paths"), workers=workers, cache_dir=arguments["out"], **options)
+
+
+def _names(text: str, name: str) -> list[str]:
+    names = [part.strip() for part in text.split(",")]
+    if not all(names):
+        raise InputError(f"{name}={text!r}", "names with commas between them", "correct it")
+    return names
+
+
+def _print(report: "PartReport", data: "DataConfig") -> None:
+    where = f" (part {report.part} of {report.parts})" if report.parts > 1 else ""
+    print(f"{report.documents:,} documents, {report.characters:,} characters in {report.files:,} files{where}")
+    for one in report.teachers:
+        tokens = one.student_tokens + one.teacher_tokens
+        print(f"{one.name}:")
+        print(f"  tokens          {one.student_tokens:,} student, {one.teacher_tokens:,} teacher")
+        print(f"  chunks          {one.chunks:,}, {one.scored_chunks:,} of them with a predictor on both sides")
+        print(f"  labels in one   {one.student_coverage:.2%} student, {one.teacher_coverage:.2%} teacher")
+        per_token = one.bytes / max(tokens, 1)
+        print(f"  on disk         {one.bytes:,} bytes in {one.shards:,} files, {per_token:.1f} a token of either side")
+        if one.new_tokens:
+            speed = one.new_tokens / max(one.seconds, 1e-9)
+            print(f"  new             {one.new_tokens:,} tokens in {one.seconds:.1f} s, {speed:,.0f} a second")
+        else:
+            print("  new             nothing: all of it was there")
+    cache = f" data.text.cache_dir={data.cache_dir}" if data.cache_dir else ""
+    print(f"train with: data.text.paths='{json.dumps(data.paths)}'{cache}")
+
+
+def _write_script(arguments: Mapping[str, Any]) -> int:
+    """A script for sbatch: an array with a task per part."""
+    import dataclasses
+
+    from nemo_xtoken.data.sources import resolve_sources
+    from nemo_xtoken.files import atomic_path
+    from nemo_xtoken.launch.job import Job
+    from nemo_xtoken.launch.sbatch import render, submit_lines
+    from nemo_xtoken.launch.slurm_config import PREFIX, load_config
+
+    parts = arguments["parts"]
+    if not parts or parts < 1:
+        raise InputError("sbatch= without parts=", "how many tasks share the work", "say parts=64, for example")
+    data = _data(arguments)
+    resolve_sources(data.paths, data.reading)  # on the login node, before anything is queued
+    config = load_config(arguments["slurm"], arguments["rest"])
+    limit = config.array or ""
+    if limit and not limit.startswith("%"):
+        raise InputError(f"{PREFIX}array={limit}", "%N: at most N tasks at once", "leave it out, or say array=%16")
+    config = dataclasses.replace(config, array=f"0-{parts - 1}{limit}")
+    given = {name: value for name, value in arguments.items() if name not in _OF_THE_JOB and value is not None}
+    program = "xtoken" if config.program == "nemo" else str(Path(config.program).with_name("xtoken"))
+    words = [f"{name}={value}" for name, value in given.items()]
+    job = Job(config.job_name or "prepare", (program, "prepare", *words))
+    path = Path(arguments["sbatch"])
+    script = render(config, job)
+    config.log_folder.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        temporary.write_text(script, encoding="utf-8")
+    path.chmod(path.stat().st_mode | 0o111)
+    print(f"{path}: {job.name}, {parts} tasks; logs in {config.log_folder}\nsubmit with:")
+    print("\n".join(f"  {line}" for line in submit_lines(config, path)))
+    return 0
+
+
+VERB = Verb(
+    name="prepare",
+    summary="tokenise and align a data set once, in parts over a Slurm array, so that training only reads",
+    description=(
+        "Writes every document's ids on both sides and its chunks into the cache, where training with the same "
+        "tokenizers finds them. What is there already is not done again, so the same command goes on after a kill. "
+        "In a Slurm array each task takes its own part of the files and writes files of its own; sbatch=FILE "
+        "writes the script of such an array."
+    ),
+    options=(
+        Option("student", "folder, file or hub name of the student's tokenizer", required=True),
+        Option("teacher", "the teacher's; several with commas between them", required=True),
+        Option(
+            "paths",
+            "files, globs, folders, hf:owner/name; several with commas between them",
+            required=True,
+        ),
+        Option("format", "what the documents are", default="text", choices=("text", "chat")),
+        Option("text_key", "the column that holds the text", default="text"),
+        Option("messages_key", "for chat the column that holds the messages", default="messages"),
+        Option("chat_template", "a file with the student's chat template, where its tokenizer has none"),
+        Option(
+            "text_split", "what a document is in a .txt file", default="file", choices=("file", "paragraph", "line")
+        ),
+        Option("split", "which split of a Hugging Face data set", default="train"),
+        Option("indexed_tokenizer", "the tokenizer that made an indexed data set (.bin and .idx)"),
+        Option("align", "exact spans, or the paper's dynamic programme", default="spans", choices=("spans", "dp")),
+        Option("out", "the cache folder; the same as data.text.cache_dir in training; default $NEMO_XTOKEN_CACHE"),
+        Option("workers", "processes; default one for each core that this one may use", int),
+        Option("part", "which part this is, from 0; default the task's number in a Slurm array", int),
+        Option("parts", "how many parts there are; default the tasks of the Slurm array, else 1", int),
+        Option("sbatch", "write a script for Slurm to this file instead: an array of `parts` tasks"),
+        Option("slurm", "for sbatch: the cluster's configuration, a YAML file or a name", default="cpu"),
+        Option("json", "print the counts as JSON", bool, False),
+    ),
+    examples=(
+        (
+            "prepare student=tok/llama3 teacher=tok/qwen3 paths='web/*.parquet' out=/shared/cache",
+            "everything, on this machine",
+        ),
+        (
+            "prepare student=tok/llama3 teacher=tok/qwen3,tok/phi4 paths=web out=/shared/cache parts=64 "
+            "sbatch=prepare.sh executor.array=%16",
+            "a script for an array of 64 tasks, at most 16 at once",
+        ),
+        (
+            "prepare student=tok/llama3 teacher=tok/qwen3 paths=chat.jsonl format=chat part=0 parts=4",
+            "the first quarter of a set of conversations",
+        ),
+    ),
+    run=_run,
+    rest="executor.KEY=VALUE changes the cluster's configuration for sbatch=.",
+)

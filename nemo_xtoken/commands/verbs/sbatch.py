@@ -1,0 +1,114 @@
+"""``xtoken sbatch``: a run, or any command, as a job script for Slurm; needs neither NeMo nor nemo_run."""
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemo_xtoken.commands.verb import Option, Verb, nearest
+from nemo_xtoken.errors import InputError
+
+if TYPE_CHECKING:
+    from nemo_xtoken.launch.job import Job
+    from nemo_xtoken.launch.slurm_config import SlurmConfig
+
+__all__ = ["VERB"]
+
+
+def _run(arguments: Mapping[str, Any]) -> int:
+    from nemo_xtoken.files import atomic_path
+    from nemo_xtoken.launch.sbatch import render, submit_lines, unset_names
+    from nemo_xtoken.launch.slurm_config import PREFIX, load_config
+
+    settings = [word for word in arguments["rest"] if word.startswith(PREFIX)]
+    config = load_config(arguments["slurm"], settings)
+    job = _job(config, arguments, [word for word in arguments["rest"] if word not in settings])
+    script = render(config, job)
+    for name in unset_names(config):
+        print(f"warning: {name} is in pass_env and not set in this shell: the job will not have it", file=sys.stderr)
+    out = arguments["out"]
+    if not out:
+        if arguments["submit"]:
+            raise InputError("submit without a file", "the script's file", "say out=job.sh as well")
+        print(script, end="")
+        return 0
+    path = Path(out)
+    config.log_folder.mkdir(parents=True, exist_ok=True)  # without it Slurm ends the job before it starts
+    with atomic_path(path) as temporary:
+        temporary.write_text(script, encoding="utf-8")
+    path.chmod(path.stat().st_mode | 0o111)
+    commands = submit_lines(config, path)
+    print(f"{path}: {job.name}, {config.shape}; logs in {config.log_folder}")
+    if not arguments["submit"]:
+        print("\n".join(["submit with:", *(f"  {command}" for command in commands)]))
+        return 0
+    try:
+        return subprocess.run(
+            ["bash", "-euc", "\n".join([*commands, *['echo "last job: $job"'] * (config.chain > 1)])]
+        ).returncode
+    except FileNotFoundError as error:
+        raise InputError("no bash on this machine", "a login node", "submit there") from error
+
+
+def _job(config: "SlurmConfig", arguments: Mapping[str, Any], overrides: list[str]) -> "Job":
+    """The job that the arguments name."""
+    from nemo_xtoken.launch.job import Job, distillation, read_sweep
+    from nemo_xtoken.recipes import available_recipes
+
+    recipe, yaml, command = (arguments[name] for name in ("recipe", "yaml", "command"))
+    if sum(bool(x) for x in (recipe, yaml, command)) != 1:
+        raise InputError("not one of recipe=, yaml= and command=", "exactly one of them", "see `xtoken sbatch --help`")
+    sweep = read_sweep(arguments["sweep"]) if arguments["sweep"] else []
+    if command:
+        words = shlex.split(command)
+        name = config.job_name or re.sub(r"[^\w.-]+", "-", "-".join(Path(word).name for word in words[:2]))
+        return Job(name, (*words, *overrides), tuple(map(tuple, sweep)))
+    if recipe:
+        name, recipes = recipe.partition("(")[0], available_recipes()
+        if name not in recipes:
+            raise InputError(
+                f"there is no recipe {name!r}{nearest(name, recipes)}",
+                f"one of {', '.join(recipes)}",
+                "correct the name",
+            )
+    return distillation(config, recipe, yaml, overrides, sweep)
+
+
+VERB = Verb(
+    name="sbatch",
+    summary="write a run as a job script for Slurm: containers, several nodes, requeue, chains, sweeps",
+    description=(
+        "Renders a script for sbatch from a configuration of your cluster; nothing but this package is needed for it. "
+        "The job starts one process per GPU on every node, saves a checkpoint before the time limit or a preemption, "
+        "and goes on from there. Without out= the script is printed. "
+        "`nemo llm distill --recipe .. --executor slurm` submits the same through nemo_run."
+    ),
+    options=(
+        Option("recipe", "the recipe to run"),
+        Option("yaml", "or the file of a run, from `nemo llm distill .. --to-yaml`"),
+        Option("command", "or another command, such as 'xtoken prepare ..'; it runs in every task"),
+        Option("slurm", "the cluster's configuration: a YAML file, or a name", default="default"),
+        Option("sweep", "a file with overrides, a line per task of a job array"),
+        Option("out", "the script's file"),
+        Option("submit", "also submit it", bool, False),
+    ),
+    examples=(
+        (
+            "sbatch recipe=xtoken_tiny slurm=venv executor.gpus_per_node=2 out=job.sh",
+            "a script; how to submit it is printed",
+        ),
+        ("sbatch recipe=xtoken_tiny slurm=mine.yaml executor.nodes=2 trainer.max_steps=500", "on two nodes, printed"),
+        (
+            "sbatch recipe=xtoken_tiny slurm=mine executor.chain=4 out=job.sh submit=true",
+            "four jobs in a row, submitted",
+        ),
+    ),
+    run=_run,
+    rest=(
+        "executor.KEY=VALUE changes the configuration (nodes, time, account, chain, ..; conf/slurm/default.yaml has "
+        "them all); every other key=value goes to the run."
+    ),
+)

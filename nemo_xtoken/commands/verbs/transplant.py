@@ -1,0 +1,65 @@
+"""``xtoken transplant``: a Hugging Face checkpoint with another tokenizer."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from nemo_xtoken.commands.verb import Option, Verb
+
+__all__ = ["VERB"]
+
+
+def _run(arguments: Mapping[str, Any]) -> int:
+    from rich import progress as bars
+    from rich.console import Console
+
+    from nemo_xtoken.weights.transplant import transplant
+
+    console = Console(stderr=True)
+    columns = (
+        bars.TextColumn("writing"),
+        bars.BarColumn(),
+        bars.DownloadColumn(),
+        bars.TransferSpeedColumn(),
+        bars.TimeRemainingColumn(),
+    )
+    with bars.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("writing", total=None)
+        done = transplant(
+            arguments["model"],
+            arguments["tokenizer"],
+            arguments["out"],
+            multiple_of=arguments["multiple_of"],
+            overwrite=arguments["overwrite"],
+            progress=lambda written, total: bar.update(task, completed=written, total=total),
+        )
+    print(
+        f"saved in {done.out}: {done.rows:,} rows (before: {done.old_rows:,}), of which {done.exact:,} are tokens of "
+        f"both tokenizers, {done.pieces:,} are made of the old one's pieces, {done.mean:,} are the mean of all"
+    )
+    print("It has to learn to speak again: distil it from the original.")
+    return 0
+
+
+VERB = Verb(
+    name="transplant",
+    summary="give a Hugging Face checkpoint another tokenizer",
+    description=(
+        "Writes a copy of a checkpoint whose embeddings (and output layer, where it is not tied to them) are those of "
+        "another tokenizer: a token that both tokenizers have keeps its row, any other gets the mean of the rows of "
+        "the pieces that the old tokenizer cuts it into, and one that cannot be cut the mean of all. Weights keep "
+        "their type and their files, and are streamed: a model of any size needs little memory. The result loads in "
+        "transformers. It has lost much of its fluency until it is distilled from the original."
+    ),
+    options=(
+        Option("model", "the checkpoint: a folder in Hugging Face's format, or a hub name", required=True),
+        Option("tokenizer", "the new tokenizer: a folder, a tokenizer.json, or a hub name", required=True),
+        Option("out", "the folder to write", required=True),
+        Option("multiple_of", "round the number of rows up to a multiple of this", int, default=1),
+        Option("overwrite", "replace a checkpoint at out=", bool, default=False),
+    ),
+    examples=(
+        ("transplant model=models/smollm2 tokenizer=models/llama3 out=models/smollm2-llama3", "swap the tokenizer"),
+        ("transplant model=HuggingFaceTB/SmolLM2-135M tokenizer=Qwen/Qwen3-0.6B out=swapped", "by hub names"),
+    ),
+    run=_run,
+)

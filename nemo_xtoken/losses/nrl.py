@@ -1,0 +1,165 @@
+"""The losses of NVIDIA's NeMo-RL as they are there, for comparison: P-KL on one set of tokens, GOLD and H-KL.
+
+They are what a run there minimises, chunk by chunk, to the precision of floating point, in any tensor-parallel layout.
+How they differ from ours of the same names:
+
+- P-KL looks at one set of k teacher tokens for the whole micro-batch, those with the largest logits anywhere in it.
+  The teacher is renormalised within it at every position, and the logarithms are averaged over the chunk; the student
+  is averaged, then renormalised.  The teacher's average does not sum to 1: the value can be negative, and is not 0
+  where the two agree in a chunk of several tokens.
+- GOLD and H-KL average logarithms on both sides, and compare no more of the sorted remainders than the shorter has.
+- A pair of H-KL needs a weight of 0.6.
+
+Only the chunks' sum is theirs.  It is divided by the chunks of the global batch, in every layout; there the divisor
+counts tensor-parallel ranks too, and every micro-batch divides by its own.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nemo_xtoken.losses.base import ChunkDivergence, Comparison, ModelOutput
+from nemo_xtoken.losses.gold import Gold
+from nemo_xtoken.parallel.common_set import CommonSet
+from nemo_xtoken.parallel.exchange import Projection, VocabularyExchange
+from nemo_xtoken.parallel.head import accumulation_dtype
+from nemo_xtoken.parallel.softmax import all_reduce_sum
+from nemo_xtoken.parallel.top_k_over_ranks import top_k_mask
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
+from nemo_xtoken.projection.matrix import ProjectionMatrix
+
+__all__ = ["NRL_TOP_K", "NrlGold", "NrlProjectedKL", "nrl_relaxed_pairs"]
+
+#: The public configuration's, of P-KL's set and of the sorted remainders.
+NRL_TOP_K = 8192
+#: Added where the student is renormalised, and in its logarithm.
+EPSILON = 1e-10
+#: The least weight of a pair of H-KL.
+LEAST_WEIGHT = 0.6
+#: Teacher positions whose logits are made at a time in the search for the set.
+POSITIONS = 256
+
+
+class NrlProjectedKL(ChunkDivergence):
+    """P-KL on the micro-batch's k tokens with the largest logits; the set is found before the tiles.
+
+    Args:
+        exchange: W.
+        top_k: k; ties go to the smaller id.
+    """
+
+    metric_names: tuple[str, ...] = ("student_left_out", "exchange_bytes")
+    merges = ("mean", "geometric_mean")
+    tokens: Tensor
+
+    def __init__(self, exchange: VocabularyExchange, top_k: int = NRL_TOP_K) -> None:
+        super().__init__()
+        self.exchange, self.ownership = exchange, exchange.ownership
+        self.top_k = min(top_k, exchange.teacher.size)
+        self.register_buffer("tokens", torch.from_numpy(self.ownership.local_tokens), persistent=False)
+
+    def for_batch(self, teacher: ModelOutput) -> "ChunkDivergence":
+        """The divergence on this micro-batch's set.
+
+        Every position of the teacher counts, padding too.  Its logits are made once more than without: that is the
+        price of the set.  Collectives: those of ``top_k_mask`` for one row.
+        """
+        shard = self.ownership.shard
+        here = slice(0, shard.valid_rows)
+        dtype = accumulation_dtype(teacher.hidden.dtype)
+        largest = teacher.hidden.new_full((shard.valid_rows,), float("-inf"), dtype=dtype)
+        for hidden in teacher.hidden.detach().split(POSITIONS) if teacher.hidden.shape[0] else ():
+            largest = torch.maximum(largest, teacher.head.logits(hidden)[:, here].amax(0))
+        kept = torch.zeros(shard.rows, dtype=torch.bool, device=largest.device)
+        kept[here] = top_k_mask(largest.unsqueeze(0), self.tokens[here], self.top_k, shard.group)[0]
+        return _OnSet(self.exchange, kept)
+
+
+class _OnSet(ChunkDivergence):
+    """``sum_t u (log u - log s)`` over a set of teacher tokens.
+
+    u is the geometric mean of the teacher within the set, ``s = q / (q(set) + eps) + eps`` the student's, and q its
+    mean projected distribution.  The derivative by q is, on the set, ``(v - u / s) / (q(set) + eps)`` with
+    ``v = sum_t (u / s) q / (q(set) + eps)``.
+
+    Args:
+        exchange: W.
+        kept: bool ``[V_T/tp]``, the set, this rank's columns.
+    """
+
+    metric_names = NrlProjectedKL.metric_names
+    merges = NrlProjectedKL.merges
+
+    def __init__(self, exchange: VocabularyExchange, kept: Tensor) -> None:
+        super().__init__()
+        self.exchange, self.ownership, self.kept = exchange, exchange.ownership, kept
+
+    def start(self, p_student: Tensor, entry_weights: Tensor | None = None) -> Projection:
+        """``W^T p_S`` under way; see ``VocabularyExchange.start``."""
+        return self.exchange.start(p_student, entry_weights)
+
+    def teacher_rows(self, p: Tensor) -> Tensor:
+        """Renormalised within the set.  Collectives: one all-reduce of a column."""
+        p = p * self.kept
+        inside = all_reduce_sum(p.sum(1, keepdim=True), self.exchange.group)
+        return p.div_(inside.clamp_min_(torch.finfo(p.dtype).tiny))
+
+    def finish(self, started: Projection, p_teacher: Tensor, coefficients: Tensor | None) -> Comparison:
+        """The loss, the student's mass outside the set, the bytes a rank sends.
+
+        Args:
+            p_teacher: ``[k, V_T/tp]``, this rank's columns of u, 0 outside the set.
+
+        Collectives: an all-reduce of k values and one of 2k; with a gradient those of ``Projection.pull``.
+        """
+        q, rest = started.finish()
+        group = self.exchange.group
+        q.mul_(self.kept)
+        inside = all_reduce_sum(q.sum(1), group)
+        size = (inside + EPSILON).unsqueeze(1)
+        share = q / size
+        s = share + EPSILON
+        ratio = p_teacher / s
+        terms = torch.xlogy(p_teacher, ratio).sum(1)
+        value, v = all_reduce_sum(torch.stack([terms, (ratio * share).sum(1)]), group)
+        sent = torch.full_like(rest, self.exchange.bytes_a_chunk(rest.itemsize))
+        values = torch.stack([value, 1 - inside, sent])
+        if coefficients is None:
+            return Comparison(values)
+        slope = (v.unsqueeze(1) - ratio).mul_(coefficients.unsqueeze(1) / size).mul_(self.kept)
+        return Comparison(values, *started.pull(slope, torch.zeros_like(rest)))
+
+
+class NrlGold(Gold):
+    """GOLD and, on wider pairs, H-KL: the published partial KL and the L1 distance of the largest of the remainders.
+
+    Both take ``exp`` of the mean log-probability over a chunk for its probability.
+
+    Args:
+        common: the pairs: ``CommonSet.of_exact_rows`` for GOLD, ``nrl_relaxed_pairs`` for H-KL.
+        student: layout of its output layer.
+        cap: probabilities of a remainder that are compared, at most; never more than the smaller remainder has.
+    """
+
+    merges = ("geometric_mean", "geometric_mean")
+
+    def __init__(self, common: CommonSet, student: VocabularyShard, cap: int = NRL_TOP_K) -> None:
+        shorter = min(int(outside.sum()) for outside in (common.student_outside, common.teacher_outside))
+        super().__init__(common, student, "paper", min(cap, shorter), beyond_cap=False)
+
+
+def nrl_relaxed_pairs(matrix: ProjectionMatrix) -> CommonSet:
+    """The pairs of H-KL there: each row's heaviest entry, if it weighs 0.6 or more.
+
+    Of several student tokens that bring the same teacher token the one with the larger weight wins, then the one with
+    the smaller id.
+    """
+    weights = np.where(matrix.ids >= 0, matrix.weights, 0)
+    heaviest = weights.argmax(axis=1)
+    every = np.arange(matrix.student_size)
+    weight, target = weights[every, heaviest], matrix.ids[every, heaviest].astype(np.int64)
+    rows = np.flatnonzero(weight >= np.float32(LEAST_WEIGHT))
+    rows = rows[np.lexsort((rows, -weight[rows]))]
+    _, winners = np.unique(target[rows], return_index=True)
+    student = np.sort(rows[winners])
+    return CommonSet(student, target[student], matrix.student_size, matrix.teacher_size)

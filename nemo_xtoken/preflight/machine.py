@@ -1,0 +1,189 @@
+"""What this machine and the cluster have: packages, image, tokens for gated models, space, the Slurm configuration."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nemo_xtoken.environment import find_stack
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.files import cache_root
+from nemo_xtoken.launch.sbatch import unset_names
+from nemo_xtoken.launch.slurm_config import SlurmConfig
+from nemo_xtoken.preflight.findings import Finding, green, left_out, red, yellow
+from nemo_xtoken.preflight.plan import Plan
+from nemo_xtoken.run.loss_time import GIB
+
+__all__ = ["disk", "hub", "run_folder", "slurm_job", "versions"]
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+TOKEN = "HF_TOKEN"
+OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+#: Bytes of a checkpoint for a parameter: weights in half precision, and what the optimizer keeps.
+SAVED = 2 + 12
+#: Share of free space that a run may fill.
+ROOM = 0.9
+
+
+def versions(slurm: SlurmConfig | InputError | None) -> Iterator[Finding]:
+    """Of what the run will meet: this Python, or an image that cannot be looked into from here."""
+    stack = find_stack()
+    image = slurm.container_image if isinstance(slurm, SlurmConfig) else None
+    if image:
+        if image.startswith(("/", "~", "./")) and not Path(image).expanduser().exists():
+            yield yellow(
+                "versions",
+                f"no file {image} on this machine",
+                "an image that the compute nodes see, and this one as well where it is on a shared file system",
+                "fix executor.container_image; docs/clusters.md, step 2, makes one",
+            )
+        else:
+            yield green("versions", f"the job runs in {image}; `srun --container-image .. xtoken env` says what it has")
+        return
+    odd = [f"{f.component.name} {f.version} ({f.remark})".replace("  ", " ") for f in stack.found if f.remark]
+    needed = [name for name in ("NeMo", "Megatron-core", "PyTorch", "NeMo-Run") if stack[name].version is None]
+    if needed:
+        yield yellow(
+            "versions",
+            f"no {', '.join(needed)} in this Python, and no image is named",
+            "an image, or this environment on the compute nodes",
+            "executor.container_image=.., or look at `xtoken env` where the job will run",
+        )
+    if odd:
+        yield yellow("versions", "; ".join(odd), "the versions that the tests ran with", "see `xtoken env`")
+    if not needed and not odd:
+        yield green("versions", stack.line())
+
+
+def hub(plan: Plan, slurm: SlurmConfig | InputError | None) -> Iterator[Finding]:
+    """Names on the Hugging Face hub: some models are given to those alone who have agreed to a licence."""
+    paths = plan.settings.get("data.text.paths") or []
+    names = {s.tokenizer for s in plan.sides if s.tokenizer and _on_hub(s.tokenizer)}
+    names |= {p.removeprefix("hf:") for p in paths if isinstance(p, str) and p.startswith("hf:")}
+    listed = ", ".join(sorted(names))
+    if not names:
+        yield green("hub", "nothing is taken from the Hugging Face hub")
+        return
+    passed = ("ALL",) if not isinstance(slurm, SlurmConfig) else slurm.pass_env
+    variables = slurm.env_vars if isinstance(slurm, SlurmConfig) else {}
+    if any(variables.get(name, os.environ.get(name, "0")) in ("1", "true", "True") for name in OFFLINE):
+        yield yellow(
+            "hub", f"{listed}, and the hub is switched off", "folders on the shared file system", "name folders instead"
+        )
+    elif not os.environ.get(TOKEN):
+        yield yellow(
+            "hub",
+            f"{listed} from the Hugging Face hub, and {TOKEN} is not set",
+            "a token, where a licence has to be agreed to (Llama, Gemma, Mistral)",
+            f"agree to it on the model's page, `export {TOKEN}=..` in this shell, or name a folder",
+        )
+    elif "ALL" not in passed and TOKEN not in passed:
+        yield yellow(
+            "hub",
+            f"{listed} from the Hugging Face hub; {TOKEN} is set here, and the job will not have it",
+            f"{TOKEN} in pass_env",
+            f"executor.pass_env=[{', '.join([*passed, TOKEN])}]",
+        )
+    else:
+        yield green("hub", f"{listed} from the Hugging Face hub, with {TOKEN}")
+
+
+def _on_hub(name: str) -> bool:
+    return bool(HUB_NAME.fullmatch(name)) and not Path(name).expanduser().exists()
+
+
+def disk(plan: Plan, figures: dict[str, Any]) -> Iterator[Finding]:
+    """Room for aligned text and for checkpoints."""
+    cache = Path(plan.settings.get("data.text.cache_dir") or cache_root())
+    if need := figures.get("cache_bytes"):
+        there = cache / "alignment"
+        kept = sum(f.stat().st_size for f in there.rglob("*.safetensors")) if there.is_dir() else 0
+        yield _room("tokenised and aligned text", need, cache, kept, "set NEMO_XTOKEN_CACHE to a folder with room")
+    elif not os.access(_existing(cache), os.W_OK):
+        yield red("disk", _not_writable(cache, "set NEMO_XTOKEN_CACHE"))
+    else:
+        yield left_out("disk", "how much aligned text there will be is not known")
+    if plan.student.model is not None:
+        size = plan.student.model.parameters * SAVED
+        copies = int(plan.settings.number("log.ckpt.save_top_k", 1)) + 2  # the last, and the one being written
+        figures["checkpoint_bytes"] = round(size)
+        fix = "set log.log_dir to a folder with room, or lower log.ckpt.save_top_k"
+        yield _room(f"{copies} checkpoints of {size / GIB:.1f} GiB", copies * size, _run_folder(plan), 0, fix)
+
+
+def _room(what: str, need: float, folder: Path, kept: float, fix: str) -> Finding:
+    at = _existing(folder)
+    if not os.access(at, os.W_OK):
+        return red("disk", _not_writable(folder, fix))
+    free = shutil.disk_usage(at).free
+    already = f", {kept / GIB:.1f} GiB are there already" if kept >= GIB / 10 else ""
+    found = f"about {need / GIB:.1f} GiB for {what}{already}; {free / GIB:.0f} GiB are free in {folder}"
+    if need - kept > free:
+        return red("disk", InputError(found, "room for them", fix))
+    if need - kept > ROOM * free:
+        return yellow("disk", found, f"at most {ROOM:.0%} of what is free", fix)
+    return green("disk", found)
+
+
+def _not_writable(folder: Path, fix: str) -> InputError:
+    return InputError(f"{folder} cannot be written", "a folder that you may write to", fix)
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    folder = folder.expanduser().absolute()
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def _run_folder(plan: Plan) -> Path:
+    explicit = plan.settings.get("log.explicit_log_dir")
+    if explicit:
+        return Path(explicit)
+    return Path(plan.settings.get("log.log_dir") or "nemo_experiments") / str(plan.settings.get("log.name", "default"))
+
+
+def run_folder(plan: Plan) -> Iterator[Finding]:
+    """Where the run writes, and whether it is one that goes on."""
+    folder = _run_folder(plan)
+    if not os.access(_existing(folder), os.W_OK):
+        yield red("run folder", _not_writable(folder, "set log.log_dir"))
+        return
+    begun = sorted((folder / "checkpoints").glob("*")) if (folder / "checkpoints").is_dir() else []
+    resumes = plan.settings.get("resume.resume_if_exists", False)
+    if begun and not resumes:
+        yield yellow(
+            "run folder",
+            f"{folder} has {len(begun)} checkpoints, and resume.resume_if_exists is not set",
+            "a folder of its own",
+            "set log.name to another, or resume.resume_if_exists=true",
+        )
+    else:
+        yield green("run folder", f"{folder}" + (", goes on from its last checkpoint" if begun else ""))
+
+
+def slurm_job(slurm: SlurmConfig | InputError, asked: bool) -> Iterator[Finding]:
+    """Whether the configuration is filled in."""
+    if isinstance(slurm, InputError):
+        if asked:
+            raise slurm
+        yield yellow("Slurm", slurm.found, slurm.expected, f"{slurm.fix}; slurm=none leaves this out")
+        return
+    yield green(
+        "Slurm",
+        f"{slurm.shape}, {slurm.time}, account {slurm.account or 'by default'}, "
+        f"partition {slurm.partition or 'by default'}, logs in {slurm.log_folder}",
+    )
+    if not slurm.account or not slurm.partition:
+        missing = " and ".join(n for n in ("account", "partition") if not getattr(slurm, n))
+        yield yellow(
+            "Slurm", f"no {missing}", "what your cluster wants", "executor.account=.. executor.partition=.., if it asks"
+        )
+    for name in unset_names(slurm):
+        yield yellow(
+            "Slurm",
+            f"{name} is in pass_env and not set in this shell",
+            "a value",
+            f"`export {name}=..` before you submit",
+        )

@@ -1,0 +1,115 @@
+"""Tokenizers against output layers, and W: whether it can be built, what it covers, and the loss that fits it."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.losses.default import DEFAULT_LOSS
+from nemo_xtoken.preflight.findings import Finding, green, left_out, red, yellow
+from nemo_xtoken.preflight.plan import Plan
+from nemo_xtoken.run.layout import check_rows
+from nemo_xtoken.run.sides import Side
+
+if TYPE_CHECKING:
+    from nemo_xtoken.projection.audit import CoverageAudit
+    from nemo_xtoken.vocab import Vocabulary
+
+__all__ = ["projection", "vocabularies"]
+
+#: Losses that compare common tokens, which a class outside of C is left out of.
+OF_COMMON_TOKENS = ("h_kl", "gold", "strict_1to1")
+
+
+def vocabularies(plan: Plan) -> Iterator[Finding]:
+    """Every tokenizer can be read, and the output layer has a row for each of its ids."""
+    from nemo_xtoken.vocab.loading import load_vocabulary
+
+    for side in plan.sides:
+        if side.tokenizer is None:
+            if side.problem is None and not (side.path is None and plan.settings.makes_its_teacher):
+                error = InputError(
+                    f"no tokenizer for the {side.label}",
+                    "its folder or hub name, or a checkpoint that names one",
+                    f"set {side.tokenizer_name}=..",
+                )
+                yield red("vocabularies", error)
+            continue
+        try:
+            side.vocabulary = load_vocabulary(side.tokenizer)
+        except InputError as error:
+            yield red("vocabularies", error)
+            continue
+        size = side.vocabulary.size
+        own_rows = side.config.get("vocab_size")
+        try:
+            check_rows(side.label, own_rows, size, side.path or side.where, side.sizes.tensor)
+        except InputError as error:
+            yield red("vocabularies", error)
+            continue
+        rows, tensor = side.rows or 0, side.sizes.tensor
+        share = f", {rows // tensor:,} on each of {tensor} ranks" if tensor > 1 else ""
+        padded = f"{rows:,} rows{share}" if side.known or own_rows else "its output layer is not known"
+        yield green("vocabularies", f"{side.label}: {size:,} ids in {side.tokenizer}; {padded}")
+
+
+def projection(plan: Plan, side: Side, figures: dict[str, Any]) -> Iterator[Finding]:
+    """W between the student and a teacher, its coverage, and whether the loss is the one that fits."""
+    from nemo_xtoken.projection.audit import audit_coverage
+    from nemo_xtoken.projection.build import ProjectionRule, load_or_build
+
+    name = f"W, {side.label}"
+    student, teacher = plan.student.vocabulary, side.vocabulary
+    if student is None or teacher is None:
+        yield left_out(name, "a tokenizer is not known")
+        return
+    config = plan.settings.teachers()[side.where]
+    loss = str(config.get("loss", DEFAULT_LOSS))
+    yield from _options(config, loss, student, teacher, name)
+    rule = {k: v for k, v in (config.get("rule") or {}).items() if not k.startswith("_")}
+    try:
+        matrix = load_or_build(student, teacher, ProjectionRule(**rule), config.get("projection"))
+    except TypeError as error:
+        raise InputError(f"{side.where}.rule: {error}", "a setting that a rule has", "correct its name") from error
+    audit = audit_coverage(student, teacher, matrix)
+    kinds, reached = matrix.coverage, int(matrix.reached.sum())
+    figures.setdefault("projections", {})[side.label] = {**kinds, "reached": reached, "recommended": audit.loss}
+    pieces = kinds.get("multi", 0) + kinds.get("truncated", 0)
+    text = (
+        f"of {student.size:,} student tokens {kinds.get('exact', 0):,} are the teacher's, {pieces:,} are cut into its "
+        f"tokens, {int(matrix.empty_rows.sum()):,} have none; W reaches {reached / max(teacher.size, 1):.0%} of its "
+        f"{teacher.size:,}"
+    )
+    yield from _fitting(loss, audit, side, name, text)
+
+
+def _options(
+    config: Mapping[str, Any], loss: str, student: "Vocabulary", teacher: "Vocabulary", name: str
+) -> Iterator[Finding]:
+    """What the run checks of a loss and its options; needs torch."""
+    try:
+        from nemo_xtoken.losses.registry import DivergenceOptions, check_loss
+    except ImportError as error:
+        yield left_out(name, f"the options of loss={loss}: {error}")
+        return
+    options = {k: v for k, v in (config.get("options") or {}).items() if not k.startswith("_")}
+    try:
+        merge = (config.get("chunks") or {}).get("merge")
+        check_loss("p_kl" if loss == "auto" else loss, student, teacher, DivergenceOptions(**options), merge=merge)
+    except TypeError as error:
+        yield red(name, InputError(f"options: {error}", "a setting that a loss has", "correct its name"))
+    except InputError as error:
+        yield red(name, error)
+
+
+def _fitting(loss: str, audit: "CoverageAudit", side: Side, name: str, text: str) -> Iterator[Finding]:
+    change = f"set {side.where}.loss={audit.loss}"
+    clash = {
+        "same_tokenizer": loss not in ("same_tokenizer", "auto"),
+        "p_kl": loss in OF_COMMON_TOKENS,
+        "h_kl": loss == "p_kl",
+    }.get(audit.loss, False)
+    if clash:
+        yield yellow(name, f"{text}. loss={loss}: {audit.reason}", f"loss={audit.loss} for this pair", change)
+    else:
+        chosen = f"auto, which is {audit.loss}" if loss == "auto" else loss
+        yield green(name, f"{text}; loss={chosen}")

@@ -1,0 +1,245 @@
+"""What a student or teacher is, read from what lies beside its weights: plain data, no code of it, no pickle."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.run.classes import class_defaults
+from nemo_xtoken.run.layout import ParallelSizes, padded_rows
+from nemo_xtoken.run.model_sizes import Model
+from nemo_xtoken.run.settings import Settings, resolved
+
+if TYPE_CHECKING:
+    from nemo_xtoken.vocab import Vocabulary
+
+__all__ = ["START", "Side", "checkpoint_config", "student_side", "teacher_side"]
+
+START = "resume.restore_config.path"
+NOT_TAKEN = ("vocab_size", "make_vocab_size_divisible_by", "recompute_")
+_IMPORT = "`xtoken import model={} out=FOLDER` makes one from a Hugging Face model"
+
+
+@dataclass
+class Side:
+    """One model of a run.
+
+    Attributes:
+        label: what messages call it.
+        where: what its settings are called on the command line.
+        path_name: what its checkpoint is called there.
+        path: its checkpoint; None: not set.
+        problem: what is wrong with the checkpoint.
+        config: its configuration by Megatron's names; empty where it is not known.
+        config_from: whence.
+        given: what of the configuration the run sets itself.
+        tokenizer: folder, file or hub name; None: not known.
+        tokenizer_name: what it is called on the command line.
+        sizes: its layout.
+        length, length_name: positions of a sample, and what they are called.
+        vocabulary: once loaded.
+    """
+
+    label: str
+    where: str
+    path_name: str
+    path: str | None
+    problem: InputError | None
+    config: dict[str, Any]
+    config_from: str
+    given: dict[str, Any]
+    tokenizer: str | None
+    tokenizer_name: str
+    sizes: ParallelSizes
+    length: int
+    length_name: str
+    vocabulary: "Vocabulary | None" = None
+
+    @property
+    def known(self) -> bool:
+        """Whether its architecture is."""
+        return all(self.config.get(name) for name in ("num_layers", "hidden_size", "num_attention_heads"))
+
+    @property
+    def rows(self) -> int | None:
+        """Of its output layer; None where they follow from a tokenizer that is not known."""
+        if self.config.get("vocab_size"):
+            return int(self.config["vocab_size"])
+        if self.vocabulary is None:
+            return None
+        return padded_rows(self.vocabulary.size, self.config.get("make_vocab_size_divisible_by"), self.sizes.tensor)
+
+    @property
+    def model(self) -> Model | None:
+        """Its sizes; None where they are not known."""
+        rows = self.rows
+        return Model.from_config(self.label, self.config, rows) if self.known and rows is not None else None
+
+
+def student_side(settings: Settings) -> Side:
+    """The student: its checkpoint's configuration, or that of NeMo's class, under what the run sets."""
+    path = settings.get(START)
+    starts = settings.get("resume.restore_config") is not None
+    given = {k: v for k, v in settings.part("model.config").items() if not isinstance(v, Mapping)}
+    found, origin, problem = _checkpoint(path, START, "the student") if starts else ({}, "", None)
+    target = str(given.get("_target_", ""))
+    defaults = {k: v for k, v in class_defaults(target).items() if v is not None}
+    if defaults and not origin:
+        origin = target.rpartition(".")[2]
+    own = {**defaults, **given}
+    # the run's own settings, where they are not known the checkpoint's; it never takes those that are no architecture
+    config = {k: v for k, v in found.get("config", {}).items() if not k.startswith(NOT_TAKEN)} | own
+    tokenizer = resolved(settings.get("model.tokenizer.source"))
+    strategy = settings.part("trainer.strategy")
+    return Side(
+        label="student",
+        where="trainer.strategy",
+        path_name=START,
+        path=str(path) if path is not None else None,
+        problem=problem,
+        config=config,
+        config_from=origin or "the run's settings",
+        given=given,
+        tokenizer=str(tokenizer) if tokenizer else found.get("tokenizer"),
+        tokenizer_name="model.tokenizer.source",
+        sizes=ParallelSizes.of(strategy, experts=bool(config.get("num_moe_experts"))),
+        length=settings.number("data.text.student_length", 4096),
+        length_name="data.text.student_length",
+    )
+
+
+def teacher_side(settings: Settings, where: str, teacher: Mapping[str, Any]) -> Side:
+    """A teacher.
+
+    Args:
+        where: what it is called on the command line.
+        teacher: its settings.
+    """
+    name = where.partition(".")[2]
+    label = f"teacher {name}" if name else "teacher"
+    path = teacher.get("path")
+    made = path is None and settings.makes_its_teacher
+    found, origin, problem = ({}, "", None) if made else _checkpoint(path, f"{where}.path", f"the {label}")
+    given = {k: v for k, v in (teacher.get("config") or {}).items() if not isinstance(v, Mapping)}
+    config = {**found.get("config", {}), **given}
+    strategy = settings.part("trainer.strategy")
+    student = ParallelSizes.of(strategy, experts=bool(config.get("num_moe_experts")))
+    sizes = [teacher.get(f"{axis}_parallel_size") for axis in _AXES]
+    length = teacher.get("length")
+    shared = settings.number("data.text.teacher_length") or settings.number("data.text.student_length", 4096)
+    tokenizer = resolved(teacher.get("tokenizer")) or found.get("tokenizer")
+    return Side(
+        label=label,
+        where=where,
+        path_name=f"{where}.path",
+        path=str(path) if path is not None else None,
+        problem=problem,
+        config=config,
+        config_from=origin or "the run's settings",
+        given={},
+        tokenizer=str(tokenizer) if tokenizer else None,
+        tokenizer_name=f"{where}.tokenizer",
+        sizes=student.but(*sizes),
+        length=length or shared,
+        length_name=f"{where}.length" if length else "data.text.teacher_length",
+    )
+
+
+_AXES = ("tensor_model", "pipeline_model", "context", "expert_model")
+
+
+def _checkpoint(path: Any, name: str, who: str) -> tuple[dict[str, Any], str, InputError | None]:
+    """What a NeMo 2 checkpoint says of its model: configuration and tokenizer, whence, and what is wrong with it."""
+    if path is None:
+        error = InputError(f"{name} is not set ({who})", "the folder of a NeMo 2 checkpoint", _fix("MODEL", name))
+        return {}, "", error
+    if "://" in str(path):
+        return {}, "", None  # NeMo's own cache has it
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        hub = "/" in str(path) and not str(path).startswith((".", "/", "~"))
+        fix = _fix(str(path) if hub else "MODEL", name)
+        return {}, "", InputError(f"no folder {path} ({who})", "the folder of a NeMo 2 checkpoint", fix)
+    if not (folder / "weights").is_dir():
+        hugging_face = (folder / "config.json").is_file()
+        what = "a model in Hugging Face's format" if hugging_face else "no checkpoint"
+        error = InputError(
+            f"{what} in {folder} ({who})",
+            "a folder with `weights` and `context`, as NeMo 2 saves them",
+            _fix(str(folder), name),
+        )
+        found = {"config": _hugging_face(folder), "tokenizer": str(folder)} if hugging_face else {}
+        return found, f"{folder}/config.json" if hugging_face else "", error
+    if not any((folder / "weights").iterdir()):
+        error = InputError(f"no weights in {folder / 'weights'} ({who})", "a whole checkpoint", _fix("MODEL", name))
+        return {}, "", error
+    file = folder / "context" / "model.yaml"
+    try:
+        content = yaml.safe_load(file.read_text("utf-8"))
+        config = content["config"]
+        if not isinstance(config, dict):
+            raise TypeError(f"config is a {type(config).__name__}")
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        return (
+            {},
+            "",
+            InputError(
+                f"{file} cannot be read ({reason})", "what NeMo 2 saves beside the weights", _fix("MODEL", name)
+            ),
+        )
+    return {"config": config, "tokenizer": _tokenizer(content.get("tokenizer"), file.parent)}, str(file), None
+
+
+def checkpoint_config(path: str) -> dict[str, Any]:
+    """The configuration in a NeMo 2 checkpoint; empty where there is none that can be read."""
+    found, _, problem = _checkpoint(path, START, "the student")
+    return found.get("config", {}) if problem is None else {}
+
+
+def _fix(model: str, name: str) -> str:
+    return f"{_IMPORT.format(model)}; then {name}=FOLDER"
+
+
+def _tokenizer(settings: Any, folder: Path) -> str | None:
+    """Folder or hub name of the tokenizer that a context names."""
+    if not isinstance(settings, Mapping):
+        return None
+    name = next((settings[k] for k in ("source", "pretrained_model_name", "model_path") if settings.get(k)), None)
+    if not isinstance(name, str):
+        return None
+    return str(folder / name) if (folder / name).exists() else name
+
+
+def _hugging_face(folder: Path) -> dict[str, Any]:
+    """A configuration of Hugging Face's by Megatron's names, for sizes alone: the model has to be imported yet."""
+    from nemo_xtoken.weights.folder import read_json
+
+    config = read_json(folder / "config.json")
+    text = {**config, **(config.get("text_config") or {})}
+    experts = text.get("num_local_experts") or text.get("num_experts")
+    kind = str(text.get("model_type", ""))
+    return {
+        "_target_": kind,
+        "num_layers": text.get("num_hidden_layers"),
+        "hidden_size": text.get("hidden_size"),
+        "ffn_hidden_size": text.get("intermediate_size"),
+        "num_attention_heads": text.get("num_attention_heads"),
+        "num_query_groups": text.get("num_key_value_heads"),
+        "kv_channels": text.get("head_dim"),
+        "vocab_size": text.get("vocab_size"),
+        "seq_length": text.get("max_position_embeddings"),
+        "share_embeddings_and_output_weights": text.get("tie_word_embeddings", kind.startswith("gemma")),
+        "num_moe_experts": experts,
+        "moe_router_topk": text.get("num_experts_per_tok"),
+        "moe_ffn_hidden_size": text.get("moe_intermediate_size"),
+        "gated_linear_unit": True,
+        "add_qkv_bias": kind == "qwen2" or kind == "gpt_oss",
+        "add_bias_linear": kind == "gpt_oss",
+        "qk_layernorm": kind in ("qwen3", "qwen3_moe", "gemma3", "gemma3_text"),
+        "normalization": "RMSNorm",
+        "softmax_type": "learnable" if kind == "gpt_oss" else "vanilla",
+    }

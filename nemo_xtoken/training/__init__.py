@@ -1,0 +1,1 @@
+"""What every training loop shares: batches, inputs, lessons, the step, and the CPU runtime."""

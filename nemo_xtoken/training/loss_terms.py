@@ -1,0 +1,104 @@
+"""The losses of a micro-batch as Megatron's schedule wants them: ``(sum, count, report)``, divided once at the end."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nemo_xtoken.losses.base import ModelOutput, TeacherSignal
+from nemo_xtoken.objective.scale import DynamicScale, StepCounts, kd_weights
+from nemo_xtoken.objective.shares import Held, share, sum_over
+from nemo_xtoken.objective.teacher_weights import TeacherWeights
+from nemo_xtoken.objective.terms import cross_tokenizer_loss
+from nemo_xtoken.objective.tiles import rows_within
+from nemo_xtoken.objective.token_statistics import token_statistics
+from nemo_xtoken.training.inputs import context_layout
+
+__all__ = ["Learner", "Report", "add_up", "distillation_terms", "held_out_terms", "kd_means"]
+
+Report = dict[str, Tensor]
+
+
+class Learner(Protocol):
+    """A student with teachers, in some framework.
+
+    Attributes:
+        scale, teacher_weights: of the objective; they change from step to step.
+        counts: of the global batch at hand.
+    """
+
+    scale: DynamicScale
+    teacher_weights: TeacherWeights
+    counts: StepCounts
+
+    @property
+    def teacher_names(self) -> tuple[str, ...]:
+        """In the order of their sides in a batch."""
+        ...
+
+    def shared(self, batch: dict[str, Any], output: ModelOutput) -> tuple[ModelOutput, Tensor, list[TeacherSignal]]:
+        """What this context-parallel rank scores of a micro-batch: student, its labels, teachers."""
+        ...
+
+
+def distillation_terms(learner: Learner, batch: dict[str, Any], output: ModelOutput) -> tuple[Tensor, Tensor, Report]:
+    """``CE + scale * sum_m alpha_m KD_m`` of a micro-batch, times the global number of tokens.
+
+    See ``objective.scale.kd_weights``.
+
+    Returns:
+        ``(loss, tokens, report)`` as Megatron's schedule expects them with ``calculate_per_token_loss``.  The report
+        has the sums ``ce``, ``tokens``, and of each teacher ``kd/NAME``, ``chunks/NAME`` and the divergence's metrics.
+    """
+    from megatron.core import parallel_state
+
+    output, labels, signals = learner.shared(batch, output)
+    heads = [signal.output.head for signal in signals]
+    config = learner.scale.config
+    tile_rows = rows_within(config.tile_mib, output.head, heads)
+    weights: list[float | Tensor] = []
+    if signals:
+        factor = learner.scale.known
+        if factor is None:  # it follows from the sums of this very micro-batch
+            with torch.no_grad():
+                sums = cross_tokenizer_loss(output, labels, signals, tile_rows=tile_rows, kernels=config.kernels)
+            ce, *kd = sum_over(parallel_state.get_context_parallel_group(), [sums.ce, *sums.kd])
+            factor = learner.scale.within(ce, kd, learner.teacher_weights.alphas)
+        weights = kd_weights(factor, learner.teacher_weights.alphas, learner.counts)
+    terms = cross_tokenizer_loss(output, labels, signals, 1.0, weights, tile_rows, config.kernels)
+    ce, device = terms.ce, terms.objective.device
+    report = {"ce": ce.total, "tokens": torch.tensor(ce.count, device=device)}
+    for name, kd in zip(learner.teacher_names, terms.kd, strict=True):
+        found = {"kd": kd.total, "chunks": torch.tensor(kd.count, device=device), **kd.metrics}
+        report |= {f"{metric}/{name}": value for metric, value in found.items()}
+    return terms.objective, torch.tensor(ce.count, dtype=torch.int, device=device), report
+
+
+def held_out_terms(batch: dict[str, Any], output: ModelOutput) -> tuple[Tensor, Tensor, Report]:
+    """Cross-entropy and next-token accuracy of a micro-batch, as sums; nothing is differentiated."""
+    output, labels, _ = share(Held(output, context_layout(batch, "student")), batch["student_labels"])
+    statistics = token_statistics(output, labels.reshape(-1))
+    report = {"ce": statistics.total, "correct": statistics.metrics["correct"]}
+    tokens = torch.tensor(statistics.count, device=statistics.total.device)
+    return statistics.total, tokens.int(), {**report, "tokens": tokens}
+
+
+def add_up(reports: Sequence[Report]) -> dict[str, float]:
+    """The sums of a global batch from those of its micro-batches, on the last pipeline stage.
+
+    Collective: one all-reduce of a few float64 over the data-parallel group with context parallel ranks.
+    """
+    from megatron.core import parallel_state
+
+    names = tuple(reports[0])
+    values = torch.stack([torch.stack([r[name].double() for name in names]) for r in reports]).sum(0)
+    dist.all_reduce(values, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+    return dict(zip(names, values.tolist(), strict=True))
+
+
+def kd_means(sums: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
+    """Each teacher's distillation loss in nats a chunk, from the global sums; only of those that have chunks."""
+    chunks = {name: sums.get(f"chunks/{name}", 0) for name in names}
+    return {name: sums[f"kd/{name}"] / count for name, count in chunks.items() if count}

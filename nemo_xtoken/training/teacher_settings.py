@@ -1,0 +1,284 @@
+"""The teachers of a run, as every adapter configures them: checkpoint, tokenizer, W, loss, weight, layout."""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+
+from nemo_xtoken.data.config import TeacherSide
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.losses.base import ChunkLossConfig
+from nemo_xtoken.losses.default import DEFAULT_LOSS
+from nemo_xtoken.losses.options import DivergenceOptions
+from nemo_xtoken.objective.scale import ObjectiveConfig
+from nemo_xtoken.projection.build import ProjectionRule
+from nemo_xtoken.run.layout import ParallelSizes
+from nemo_xtoken.teachers.colocated import ColocatedTeacher
+from nemo_xtoken.teachers.groups import TeacherGroups
+from nemo_xtoken.teachers.own_layout import OwnLayoutTeacher
+from nemo_xtoken.training.inputs import model_inputs, schedule_shape
+from nemo_xtoken.training.vocabulary_tokenizer import VocabularyTokenizer
+
+__all__ = [
+    "ALONE",
+    "NamedTeacher",
+    "TeacherSettings",
+    "frozen_teacher",
+    "give_layout",
+    "named_teachers",
+    "one_model_each",
+    "teachers_by_argument",
+    "teachers_of_run",
+]
+
+#: The name of the teacher that the argument ``teacher`` configures.
+ALONE = "teacher"
+SHARED_WITH_STUDENT = (
+    "sequence_parallel",
+    "pipeline_dtype",
+    "params_dtype",
+    "bf16",
+    "fp16",
+    "autocast_dtype",
+)
+
+
+@dataclass
+class TeacherSettings:
+    """A frozen teacher in the student's processes, and how the student learns from it.
+
+    Attributes:
+        path: its checkpoint.
+        tokenizer: folder or hub name of its tokenizer; by default that of its checkpoint.
+        projection: a W file made by ``xtoken build``; by default W is built from ``rule`` and cached.
+        rule: how W is built.
+        loss: how the distributions of a chunk are compared: ``prefix_kl`` (the default, by docs/learning.md#defaults),
+            ``p_kl``, ``h_kl``, ``gold``, ``uld``, ``strict_1to1``, ``same_tokenizer``, or ``auto``, which takes the one
+            that the coverage audit recommends.
+        options: settings of that loss.
+        chunks: how a chunk of several tokens becomes one term, and the temperature.
+        weight: alpha, the factor of its distillation term; the weights of several teachers need not sum to 1.
+        length: T_T, input positions of a sample on its side; by default ``data.text.teacher_length``.
+        tensor_model_parallel_size, pipeline_model_parallel_size, context_parallel_size, expert_model_parallel_size: its
+            layout over the run's processes; by default the student's.  In one of its own, its copies divide the
+            micro-batches of a step among them.
+        learned: W is trained with the student (``p_kl``): its entries stay where they are, their weights move.  The run
+            ends with a W file that any other can start from as its ``projection``.
+        learned_lr: W's learning rate at the peak of the schedule, which it follows in proportion to the student's.
+    """
+
+    path: str | None = None
+    tokenizer: str | None = None
+    projection: str | None = None
+    rule: ProjectionRule = field(default_factory=ProjectionRule)
+    loss: str = DEFAULT_LOSS
+    options: DivergenceOptions = field(default_factory=DivergenceOptions)
+    chunks: ChunkLossConfig = field(default_factory=ChunkLossConfig)
+    weight: float = 1.0
+    length: int | None = None
+    tensor_model_parallel_size: int | None = None
+    pipeline_model_parallel_size: int | None = None
+    context_parallel_size: int | None = None
+    expert_model_parallel_size: int | None = None
+    learned: bool = False
+    learned_lr: float = 1e-2
+
+    def sizes(self, student: ParallelSizes) -> ParallelSizes:
+        """Its layout, where the student has this one."""
+        return student.but(
+            self.tensor_model_parallel_size,
+            self.pipeline_model_parallel_size,
+            self.context_parallel_size,
+            self.expert_model_parallel_size,
+        )
+
+    def load_tokenizer(self, where: str = "teacher") -> VocabularyTokenizer:
+        """Its tokenizer, given or from its checkpoint.
+
+        Args:
+            where: what this configuration is called on the command line.
+
+        Raises:
+            InputError: no checkpoint, or a tokenizer that cannot be read.
+        """
+        raise NotImplementedError
+
+    def model(self, where: str = "teacher") -> tuple[str, ...]:
+        """What tells its model from others.
+
+        Raises:
+            InputError: no checkpoint.
+        """
+        raise NotImplementedError
+
+
+Settings = TypeVar("Settings", bound=TeacherSettings)
+
+
+@dataclass(frozen=True)
+class NamedTeacher:
+    """One teacher of a run.
+
+    Attributes:
+        name: in metrics and messages; ``teacher`` for the one of the argument of that name.
+        config: what it is, as its adapter configures it.
+        tokenizer: its tokenizer, loaded.
+    """
+
+    name: str
+    config: Any
+    tokenizer: VocabularyTokenizer
+
+    @property
+    def where(self) -> str:
+        """What its configuration is called on the command line."""
+        return _where(self.name)
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return "teacher" if self.name == ALONE else f"teacher {self.name}"
+
+    @property
+    def side(self) -> TeacherSide:
+        """What the data has to know of it."""
+        return TeacherSide(self.tokenizer.vocabulary, self.config.length)
+
+
+def _where(name: str) -> str:
+    """What a teacher's configuration is called on the command line."""
+    return ALONE if name == ALONE else f"teachers.{name}"
+
+
+def teachers_by_argument(
+    teacher: Settings | None, teachers: Mapping[str, Settings | None] | None
+) -> dict[str, Settings]:
+    """Those that are to teach, by what each is called on the command line; see `named_teachers`."""
+    return {_where(name): config for name, config in _configured(teacher, teachers).items()}
+
+
+def _configured(teacher: Settings | None, teachers: Mapping[str, Settings | None] | None) -> dict[str, Settings]:
+    """Those that are to teach, by name, in order."""
+    configs = {name: config for name, config in (teachers or {}).items() if config is not None}
+    if teacher is not None and (teacher.path is not None or not configs):
+        configs = {ALONE: teacher, **configs}
+    return configs
+
+
+def teachers_of_run(
+    objective: ObjectiveConfig, teacher: TeacherSettings | None, teachers: Mapping[str, TeacherSettings | None] | None
+) -> tuple[NamedTeacher, ...]:
+    """`named_teachers`, where the objective needs any; none otherwise.
+
+    Raises:
+        InputError: as there, and where one is needed and there is none.
+    """
+    if not objective.needs_teacher:
+        return ()
+    named = named_teachers(teacher, teachers)
+    if not named:
+        raise InputError(
+            f"no teacher for objective.scale={objective.scale}", "a teacher", "set teacher.path=.., or scale=0"
+        )
+    return named
+
+
+def named_teachers(
+    teacher: TeacherSettings | None, teachers: Mapping[str, TeacherSettings | None] | None
+) -> tuple[NamedTeacher, ...]:
+    """The teachers, their tokenizers loaded, in order: ``teacher``, then those of ``teachers``.
+
+    Args:
+        teacher: left out when it names no checkpoint and there are others.
+        teachers: by name; one that is None (``teachers.NAME=None``) is left out.
+
+    Raises:
+        InputError: a name that is none, two teachers that differ in their weights alone, no checkpoint, or a tokenizer
+            that cannot be read.
+    """
+    for name in (name for name, config in (teachers or {}).items() if config is not None):
+        if name == ALONE or not re.fullmatch(r"[A-Za-z]\w*", name):
+            raise InputError(
+                f"a teacher named {name!r}",
+                f"a name of letters, digits and _ that begins with a letter, and not {ALONE!r}",
+                "rename it: teachers.NAME.path=..",
+            )
+    configs = _configured(teacher, teachers)
+    seen: dict[str, str] = {}
+    for name, config in configs.items():
+        key = repr(dataclasses.replace(config, weight=1.0))
+        if key in seen:
+            raise InputError(
+                f"{_where(name)} and {_where(seen[key])} are the same teacher with the same loss",
+                "teachers that differ in more than their weights",
+                f"leave one of them out, or set {_where(name)}.path=.. or {_where(name)}.loss=..",
+            )
+        seen[key] = name
+    return tuple(NamedTeacher(n, config, config.load_tokenizer(_where(n))) for n, config in configs.items())
+
+
+def one_model_each(teachers: Sequence[NamedTeacher]) -> list[int]:
+    """For each teacher the number of the first that has the same model and sees the same tokens: it is loaded once."""
+    keys = [
+        (
+            *t.config.model(t.where),
+            t.tokenizer.vocabulary.digest,
+            t.config.length,
+            t.config.tensor_model_parallel_size,
+            t.config.pipeline_model_parallel_size,
+            t.config.context_parallel_size,
+            t.config.expert_model_parallel_size,
+        )
+        for t in teachers
+    ]
+    return [keys.index(key) for key in keys]
+
+
+def give_layout(config: Any, settings: TeacherSettings, student: Any, dtype: torch.dtype) -> ParallelSizes | None:
+    """Gives a teacher's Megatron configuration the student's precision, and its own layout or the student's.
+
+    Args:
+        config: of the teacher; changed.
+        student: the student's configuration.
+        dtype: of the student's parameters in computation.
+
+    Returns:
+        its layout where that is not the student's.
+    """
+    for name in SHARED_WITH_STUDENT:
+        setattr(config, name, getattr(student, name))
+    students = ParallelSizes.of(student, experts=bool(config.num_moe_experts))
+    sizes = settings.sizes(students)
+    config.tensor_model_parallel_size, config.pipeline_model_parallel_size = sizes.tensor, sizes.pipeline
+    config.context_parallel_size, config.expert_model_parallel_size = sizes.context, sizes.expert
+    config.expert_tensor_parallel_size = sizes.expert_tensor
+    if sizes == students:
+        return None
+    config.sequence_parallel = sizes.tensor > 1 and (config.sequence_parallel or sizes.expert > 1)
+    config.pipeline_dtype = config.pipeline_dtype or dtype
+    return sizes
+
+
+def frozen_teacher(
+    module: torch.nn.Module, teacher: NamedTeacher, number: int, dtype: torch.dtype, groups: TeacherGroups | None
+) -> ColocatedTeacher:
+    """A teacher made of this rank's part of a loaded Megatron model: frozen, in evaluation mode.
+
+    Args:
+        number: of its side in the batches.
+        groups: those that it was built in, where they are not the student's.
+    """
+    module = module.to(device=torch.cuda.current_device(), dtype=dtype).requires_grad_(False).eval()
+    side = f"teacher{number}"
+    arguments = (
+        module,
+        teacher.tokenizer.vocab_size,
+        lambda batch: model_inputs(batch, side),
+        schedule_shape,
+        side,
+        teacher.label,
+    )
+    return ColocatedTeacher(*arguments) if groups is None else OwnLayoutTeacher(groups, *arguments)

@@ -1,0 +1,176 @@
+"""A checkpoint in Hugging Face's format: configuration, safetensors files, and a folder that is whole or absent."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.files import atomic_path
+from nemo_xtoken.weights.safetensors_file import SafetensorsFile
+from nemo_xtoken.weights.tokenizer_files import TOKENIZER_FILES
+
+__all__ = ["INDEX", "WEIGHTS", "ModelFolder", "check_out", "new_folder", "read_json", "write_json"]
+
+INDEX = "model.safetensors.index.json"
+WEIGHTS = "model.safetensors"
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_UNSAFE = ("pytorch_model*.bin", "*.pth", "*.gguf")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; {} where there is no file.
+
+    Raises:
+        InputError: no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text("utf-8-sig"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error})", "a JSON object", "copy the file once more") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: a {type(content).__name__}", "a JSON object", "copy the file once more")
+    return content
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes it as transformers does: two spaces, sorted."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
+
+
+class ModelFolder:
+    """A model in Hugging Face's format.  Only headers are read; weights are safetensors, never pickles.
+
+    Args:
+        source: a folder with ``config.json`` and ``*.safetensors``, or the name of a model on the Hugging Face hub, the
+            files of which are taken from the cache or downloaded.
+
+    Attributes:
+        name: as given.
+        path: the folder.
+        config: what ``config.json`` says.
+        files: the safetensors files by name.
+        where: tensor -> name of the file that has it.
+
+    Raises:
+        InputError: not there, or not whole.
+    """
+
+    def __init__(self, source: str | Path) -> None:
+        self.name = str(source)
+        self.path = _locate(self.name)
+        self.config = read_json(self.path / "config.json")
+        if not self.config.get("model_type"):
+            raise InputError(
+                f"{self.path} has no config.json with a model_type",
+                "a checkpoint as transformers saves it: config.json, *.safetensors, tokenizer files",
+                "name the folder that holds these files",
+            )
+        self.files = {name: SafetensorsFile(self.path / name) for name in self._file_names()}
+        self.where = {tensor: name for name, file in self.files.items() for tensor in file.tensors}
+
+    @property
+    def text_config(self) -> dict[str, Any]:
+        """The part of the configuration that describes the language model."""
+        return self.config.get("text_config") or self.config
+
+    def tensor(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """``(dtype, shape)`` of a tensor."""
+        return self.files[self.where[name]].tensors[name]
+
+    def _file_names(self) -> list[str]:
+        if not (self.path / INDEX).is_file():
+            if (self.path / WEIGHTS).is_file():
+                return [WEIGHTS]
+            pickles = sorted(p.name for pattern in _UNSAFE for p in self.path.glob(pattern))
+            raise InputError(
+                f"no safetensors in {self.path}" + (f", but {', '.join(pickles[:3])}" if pickles else ""),
+                f"{WEIGHTS}, or {INDEX} and the files it names",
+                "save the model once more with transformers: model.save_pretrained(folder)",
+            )
+        index = read_json(self.path / INDEX).get("weight_map")
+        names = sorted(set(index.values())) if isinstance(index, dict) else []
+        missing = [n for n in names if not (self.path / n).is_file()]
+        outside = [n for n in names if Path(n).name != n]
+        if missing or outside or not names:
+            raise InputError(
+                f"{self.path / INDEX} names {', '.join((missing or outside)[:3]) or 'no files'}"
+                + (f" ({len(missing)} of {len(names)} files missing)" if missing else ""),
+                "files that lie beside it",
+                "download the missing files",
+            )
+        return names
+
+
+def _locate(name: str) -> Path:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    expected = "a folder with config.json and *.safetensors, or the name of a model on the Hugging Face hub"
+    if path.exists() or not _HUB_NAME.fullmatch(name):
+        raise InputError(f"{name} is no folder", expected, "check the path")
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", *TOKENIZER_FILES]))
+    except Exception as error:  # of the network, the hub, the cache
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"{name!r} is no folder here, and the Hugging Face hub does not give it: {reason}",
+            expected,
+            "check the name; gated models need HF_TOKEN; without network, download it elsewhere and give its folder",
+        ) from error
+
+
+def check_out(out: Path, overwrite: bool) -> None:
+    """
+    Raises:
+        InputError: there is something at ``out`` that must not be replaced.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    checkpoint = out.is_dir() and any((out / part).exists() for part in ("config.json", "weights"))
+    if not overwrite or not checkpoint:
+        raise InputError(
+            f"{out} exists" + ("" if checkpoint else ", and is no checkpoint"),
+            "a folder that does not exist yet",
+            "name another with out=.." + ("; --overwrite replaces a checkpoint" if checkpoint else ""),
+        )
+
+
+@contextlib.contextmanager
+def new_folder(out: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yields an empty folder beside ``out``; on success it is renamed to ``out``, on error removed.
+
+    Raises:
+        InputError: see `check_out`.
+    """
+    check_out(out, overwrite)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp"))
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+        if out.exists():
+            old = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".old"))
+            out.rename(old / out.name)
+            temporary.rename(out)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
