@@ -73,7 +73,13 @@ COMPONENTS = (
         gpu=True,
     ),
     Component("ModelOpt", ("nvidia-modelopt",), "modelopt", "`nemo.collections.llm`, which imports it"),
-    Component("Triton", ("triton", "pytorch-triton"), "triton", "compiled kernels of torch.compile", gpu=True),
+    Component(
+        "Triton",
+        ("triton", "pytorch-triton"),
+        "triton",
+        "the kernels of objective.kernels=triton; torch's run instead",
+        gpu=True,
+    ),
 )
 
 

@@ -14,8 +14,8 @@ Then a table and a figure compare them.
     nemo llm distill --recipe xtoken_tiny teacher.chunks.merge=mean objective.scale=0.5 log.name=mean
     nemo llm distill --recipe xtoken_tiny teacher.loss=h_kl log.name=h_kl
     nemo llm distill --recipe xtoken_tiny data.text.paths='["my/*.txt"]' log.name=mine
-    nemo llm distill --recipe xtoken_tiny teacher.path=.. teacher.tokenizer=.. model.tokenizer.source=..
-    nemo llm distill --recipe xtoken_tiny teachers.second.path=.. teachers.second.loss=h_kl teachers.second.weight=0.5
+    nemo llm distill --recipe xtoken_tiny teacher.path=PATH teacher.tokenizer=FOLDER model.tokenizer.source=FOLDER
+    nemo llm distill --recipe xtoken_tiny teachers.second.path=PATH teachers.second.loss=h_kl teachers.second.weight=0.5
 
 Needs no GPU: 2 CPU cores, 2 GB of memory, 5 minutes the first time.  Other settings need another ``log.name``.
 """

@@ -91,7 +91,7 @@ def _verb_help(verb: Verb, program: str) -> str:
     rest = [f"  {'':<{width}}  {line}" for line in textwrap.wrap(verb.rest, 100)]
     return "\n".join(
         [
-            f"usage: {program} {verb.name} {' '.join([*map(_usage, verb.options), *['[key=value ..]'] * bool(rest)])}",
+            f"usage: {program} {verb.name} {' '.join([*map(_usage, verb.options), *['[KEY=VALUE ..]'] * bool(rest)])}",
             "",
             *textwrap.wrap(verb.description, 100),
             "",
@@ -106,7 +106,7 @@ def _verb_help(verb: Verb, program: str) -> str:
 
 
 def _usage(option: Option) -> str:
-    text = f"--{option.name}" if option.kind is bool else f"{option.name}=.."
+    text = f"--{option.name}" if option.kind is bool else f"{option.name}=VALUE"
     return text if option.required else f"[{text}]"
 
 

@@ -69,10 +69,10 @@ def add_named(config: Any, overrides: Sequence[str]) -> None:
     """Lets overrides reach into an argument that holds dataclasses by name: ``teachers: dict[str, TeacherConfig]``.
 
     nemo_run follows a name into a configuration alone, and only where it is there already.  So a dictionary becomes the
-    configuration of one, and a name that an override such as ``teachers.second.path=..`` speaks of is added to it; so
+    configuration of one, and a name that an override such as ``teachers.second.path=PATH`` speaks of is added to it; so
     is a dataclass that a recipe left out: ``evaluate: Optional[EvaluationConfig] = None``.
 
-    Configurations inside of this one likewise: ``data.text.sources.web.paths=..``.
+    Configurations inside of this one likewise: ``data.text.sources.web.paths=PATHS``.
 
     Args:
         config: the run; changed in place.

@@ -242,7 +242,7 @@ class DataConfig:
             raise InputError(
                 "paths beside sources",
                 "either",
-                "name the paths of each source: sources.NAME.paths=.., or leave them out",
+                "name the paths of each source: sources.NAME.paths=PATHS, or leave them out",
             )
         parts = {}
         for name, source in self.sources.items():

@@ -84,20 +84,20 @@ def array_part(part: int | None, parts: int | None, environment: Mapping[str, st
     """
     task = environment.get("SLURM_ARRAY_TASK_ID")
     if parts is None and part is not None:
-        raise InputError(f"part={part} without parts", "both", "say parts=.. as well")
+        raise InputError(f"part={part} without parts", "both", "say parts=N as well")
     if parts is None and task is not None:
         numbers = [int(environment.get(f"SLURM_ARRAY_TASK_{name}", "-1")) for name in ("MIN", "MAX", "COUNT")]
         low, high, count = numbers
         if high - low + 1 != count:
             raise InputError(
                 f"an array of {count} tasks, numbered {low} to {high}",
-                "every number in between, or parts=..",
-                "say parts=.. with the number of tasks of the whole array, numbered from 0",
+                "every number in between, or parts=N",
+                "say parts=N with the number of tasks of the whole array, numbered from 0",
             )
         part, parts = int(task) - low, count
     elif parts is not None and part is None:
         if task is None and parts != 1:
-            raise InputError(f"parts={parts} without part", "part=0 and so on, or a Slurm array", "say part=.. as well")
+            raise InputError(f"parts={parts} without part", "part=0 and so on, or a Slurm array", "say part=N as well")
         part = int(task or 0)
     part, parts = part or 0, 1 if parts is None else parts
     if not 0 <= part < parts:

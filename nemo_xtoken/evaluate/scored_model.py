@@ -71,7 +71,7 @@ def evaluate_model(
             raise InputError(
                 f"{out} has scores that differ in {difference}",
                 "one model and the same settings in a file",
-                "name another file with out=.., or replace it with --again",
+                "name another file with out=FILE, or replace it with --again",
             )
         if not difference:
             scores.columns = before.columns

@@ -195,7 +195,7 @@ def load_config(source: str | None, overrides: Iterable[str] = ()) -> SlurmConfi
         raise InputError(
             f"{' and '.join(missing)} not set in {path}",
             "a value for your cluster",
-            f"{' '.join(f'{PREFIX}{name}=..' for name in missing)}, a file of yours, or slurm=venv",
+            f"{' '.join(f'{PREFIX}{name}=VALUE' for name in missing)}, a file of yours, or slurm=venv",
         )
     return SlurmConfig(**{name: _convert(name, value, hints[name]) for name, value in content.items()})
 

@@ -86,7 +86,7 @@ def steps(plan: Plan, figures: dict[str, Any]) -> Iterator[Finding]:
     """Tokens of a step, steps, tokens in all; whether schedule and checkpoints fit into them."""
     total, warm_up = plan.max_steps, plan.settings.number("optim.lr_scheduler.warmup_steps", 0)
     if total < 1:
-        raise InputError(f"trainer.max_steps={total}", "at least one step", "set trainer.max_steps=..")
+        raise InputError(f"trainer.max_steps={total}", "at least one step", "set trainer.max_steps=N")
     if plan.global_batch < 1 or plan.micro_batch < 1:
         raise InputError(
             f"a global batch of {plan.global_batch} samples, a micro-batch of {plan.micro_batch}",

@@ -49,7 +49,7 @@ def versions(slurm: SlurmConfig | InputError | None) -> Iterator[Finding]:
             "versions",
             f"no {', '.join(needed)} in this Python, and no image is named",
             "an image, or this environment on the compute nodes",
-            "executor.container_image=.., or look at `xtoken env` where the job will run",
+            "executor.container_image=IMAGE, or look at `xtoken env` where the job will run",
         )
     if odd:
         yield yellow("versions", "; ".join(odd), "the versions that the tests ran with", "see `xtoken env`")
@@ -77,7 +77,7 @@ def hub(plan: Plan, slurm: SlurmConfig | InputError | None) -> Iterator[Finding]
             "hub",
             f"{listed} from the Hugging Face hub, and {TOKEN} is not set",
             "a token, where a licence has to be agreed to (Llama, Gemma, Mistral)",
-            f"agree to it on the model's page, `export {TOKEN}=..` in this shell, or name a folder",
+            f"agree to it on the model's page, `export {TOKEN}=TOKEN` in this shell, or name a folder",
         )
     elif "ALL" not in passed and TOKEN not in passed:
         yield yellow(
@@ -178,12 +178,15 @@ def slurm_job(slurm: SlurmConfig | InputError, asked: bool) -> Iterator[Finding]
     if not slurm.account or not slurm.partition:
         missing = " and ".join(n for n in ("account", "partition") if not getattr(slurm, n))
         yield yellow(
-            "Slurm", f"no {missing}", "what your cluster wants", "executor.account=.. executor.partition=.., if it asks"
+            "Slurm",
+            f"no {missing}",
+            "what your cluster wants",
+            "executor.account=ACCOUNT executor.partition=PARTITION, if it asks",
         )
     for name in unset_names(slurm):
         yield yellow(
             "Slurm",
             f"{name} is in pass_env and not set in this shell",
             "a value",
-            f"`export {name}=..` before you submit",
+            f"`export {name}=VALUE` before you submit",
         )

@@ -30,7 +30,7 @@ def vocabularies(plan: Plan) -> Iterator[Finding]:
                 error = InputError(
                     f"no tokenizer for the {side.label}",
                     "its folder or hub name, or a checkpoint that names one",
-                    f"set {side.tokenizer_name}=..",
+                    f"set {side.tokenizer_name}=FOLDER",
                 )
                 yield red("vocabularies", error)
             continue

@@ -46,7 +46,7 @@ class ProjectionMatrix:
             raise InputError(
                 f"a projection matrix that is not valid: {problem}",
                 "rows of distinct teacher ids with positive weights that sum to 1, or empty rows",
-                "build it again with `xtoken build student=.. teacher=..`",
+                "build it again with `xtoken build student=FOLDER teacher=FOLDER`",
             )
 
     def _problem(self) -> str | None:

@@ -106,7 +106,7 @@ def check_divisible(
         raise InputError(
             f"the {side} has no experts, expert_model_parallel_size is {layout.expert}",
             "1",
-            "set expert_model_parallel_size of a teacher that has experts (teacher.expert_model_parallel_size=..)",
+            "set expert_model_parallel_size of a teacher that has experts (teacher.expert_model_parallel_size=N)",
         )
     for what, number, size, name in (
         ("attention heads", heads, layout.tensor, "tensor_model_parallel_size"),

@@ -181,7 +181,7 @@ def teachers_of_run(
     named = named_teachers(teacher, teachers)
     if not named:
         raise InputError(
-            f"no teacher for objective.scale={objective.scale}", "a teacher", "set teacher.path=.., or scale=0"
+            f"no teacher for objective.scale={objective.scale}", "a teacher", "set teacher.path=PATH, or scale=0"
         )
     return named
 
@@ -204,7 +204,7 @@ def named_teachers(
             raise InputError(
                 f"a teacher named {name!r}",
                 f"a name of letters, digits and _ that begins with a letter, and not {ALONE!r}",
-                "rename it: teachers.NAME.path=..",
+                "rename it: teachers.NAME.path=PATH",
             )
     configs = _configured(teacher, teachers)
     seen: dict[str, str] = {}
@@ -214,7 +214,7 @@ def named_teachers(
             raise InputError(
                 f"{_where(name)} and {_where(seen[key])} are the same teacher with the same loss",
                 "teachers that differ in more than their weights",
-                f"leave one of them out, or set {_where(name)}.path=.. or {_where(name)}.loss=..",
+                f"leave one of them out, or set {_where(name)}.path=PATH or {_where(name)}.loss=LOSS",
             )
         seen[key] = name
     return tuple(NamedTeacher(n, config, config.load_tokenizer(_where(n))) for n, config in configs.items())

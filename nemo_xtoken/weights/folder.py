@@ -142,7 +142,7 @@ def check_out(out: Path, overwrite: bool) -> None:
         raise InputError(
             f"{out} exists" + ("" if checkpoint else ", and is no checkpoint"),
             "a folder that does not exist yet",
-            "name another with out=.." + ("; --overwrite replaces a checkpoint" if checkpoint else ""),
+            "name another with out=FOLDER" + ("; --overwrite replaces a checkpoint" if checkpoint else ""),
         )
 
 

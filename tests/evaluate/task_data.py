@@ -1,4 +1,4 @@
-"""A few questions for every task, with the columns of the real data, where `xtoken evaluate data=..` finds them."""
+"""A few questions for every task, with the columns of the real data, where `xtoken evaluate data=FOLDER` finds them."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The script that `xtoken prepare sbatch=..` writes, as an array of processes; one task is stopped and requeued."""
+"""The script that `xtoken prepare sbatch=FILE` writes, as an array of processes; one task is stopped and requeued."""
 
 import json
 import os

@@ -37,7 +37,7 @@ class Checkpoint:
         """
         expected = "a Hugging Face model (folder or hub name), or the folder of a Megatron-Bridge checkpoint"
         if not path:
-            raise InputError(f"{where} is not set", expected, f"set {where}=..")
+            raise InputError(f"{where} is not set", expected, f"set {where}=PATH")
         folder = Path(path)
         if not folder.exists() and not folder.is_absolute() and len(folder.parts) <= 2:
             return cls(path, False)  # a name on the hub
@@ -102,7 +102,7 @@ class Checkpoint:
             raise InputError(
                 f"the checkpoint {self.source} does not say which tokenizer it was trained with",
                 "the tokenizer's folder or hub name",
-                f"set {override}=..",
+                f"set {override}=FOLDER",
             )
         return str(name)
 

@@ -62,7 +62,7 @@ def distill(
         optim: optimizer and learning rate.
         log: where checkpoints and the report go.
         resume: from where to resume, and what the student starts from (``restore_config``).
-        teachers: more of them, by name: ``teachers.NAME.path=..``.
+        teachers: more of them, by name: ``teachers.NAME.path=PATH``.
 
     Returns:
         the run's folder, with checkpoints, ``history.jsonl`` and the report.
@@ -200,7 +200,7 @@ def _check_given(
         raise InputError(
             f"not set: {', '.join(f'{name} ({what})' for name, what in missing.items())}",
             "Hugging Face models (folders or hub names) or checkpoints of Megatron-Bridge, and files of text",
-            f"add {' '.join(f'{name}=..' for name in missing)}",
+            f"add {' '.join(f'{name}=PATH' for name in missing)}",
         )
 
 
@@ -217,7 +217,7 @@ def _check_run(
             "set trainer.devices and trainer.num_nodes",
         )
     if trainer.max_steps < 1:
-        raise InputError(f"trainer.max_steps={trainer.max_steps}", "at least one step", "set trainer.max_steps=..")
+        raise InputError(f"trainer.max_steps={trainer.max_steps}", "at least one step", "set trainer.max_steps=N")
     if trainer.val_check_interval < 1:
         raise InputError(
             f"trainer.val_check_interval={trainer.val_check_interval}",

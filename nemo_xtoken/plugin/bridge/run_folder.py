@@ -65,13 +65,13 @@ class Records:
                 raise InputError(
                     f"a checkpoint of step {step} and no record of that step in {self.folder / HISTORY}",
                     "the history that belongs to the checkpoints: the dynamic scale follows from it",
-                    "put the file back, or start a new run in another folder (log.name=..)",
+                    "put the file back, or start a new run in another folder (log.name=NAME)",
                 )
             if data.is_file() and json.loads(data.read_text())["fingerprint"] != fingerprint:
                 raise InputError(
                     "the checkpoint to resume from was trained on other data, or with other lengths or another seed",
                     "the data set, tokenizers, sequence lengths and seed of the run that is resumed",
-                    "restore those settings, or start a new run in another folder (log.name=..)",
+                    "restore those settings, or start a new run in another folder (log.name=NAME)",
                 )
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(data) as temporary:

@@ -49,6 +49,6 @@ def remove_unfinished(folder: Path, first_rank: bool) -> None:
             raise InputError(
                 f"unfinished checkpoints in {folder} that the first rank does not remove",
                 "a run folder that all ranks see",
-                f"set log.log_dir=.. to a folder on a shared file system, or remove *{marker} and what they mark",
+                f"set log.log_dir=FOLDER to a folder on a shared file system, or remove *{marker} and what they mark",
             )
         time.sleep(0.1)

@@ -87,7 +87,7 @@ def _check_trainer(trainer: nl.Trainer) -> None:
             "set trainer.strategy to nemo.lightning.MegatronStrategy",
         )
     if trainer.max_steps < 1:
-        raise InputError(f"trainer.max_steps={trainer.max_steps}", "at least one step", "set trainer.max_steps=..")
+        raise InputError(f"trainer.max_steps={trainer.max_steps}", "at least one step", "set trainer.max_steps=N")
     check_virtual(strategy.virtual_pipeline_model_parallel_size)
 
 
@@ -101,7 +101,7 @@ def _check_checkpoint(side: str, path: Path, tokenizer: XTokenTokenizer, where: 
         raise InputError(
             f"no checkpoint that can be read in {path} ({type(error).__name__}: {error})",
             "a folder with `weights` and `context`, as NeMo 2 saves them",
-            f"fix {where}; `nemo llm import` makes one from a Hugging Face model",
+            f"fix {where}; `xtoken import model=MODEL out=FOLDER` makes one",
         ) from error
     for name, tensor in found.items():
         if name.endswith(EMBEDDING) and not name.startswith("optimizer"):

@@ -55,5 +55,5 @@ def load_tokenizer(checkpoint: Path, override: str, fix: str) -> XTokenTokenizer
     raise InputError(
         f"a tokenizer of type {type(found).__name__} in {checkpoint}",
         "a Hugging Face tokenizer",
-        f"name the tokenizer's folder with {override}=..",
+        f"name the tokenizer's folder with {override}=FOLDER",
     )

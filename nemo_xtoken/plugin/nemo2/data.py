@@ -111,7 +111,7 @@ class DistillationData(pl.LightningDataModule, io.IOMixin):
             raise InputError(
                 "the checkpoint to resume from was trained on other data, or with other lengths or another seed",
                 "the data set, tokenizers, sequence lengths and seed of the run that is resumed",
-                "restore those settings, or start a new run in another folder (log.name=..)",
+                "restore those settings, or start a new run in another folder (log.name=NAME)",
             )
         consumed = state_dict["consumed_samples"]
         self._position = consumed, state_dict["global_step"]

@@ -65,7 +65,7 @@ def distill(
         optim: optimizer; the model's own by default.
         log: where checkpoints and the report go.
         resume: from where to resume, and which checkpoint the student starts from (``restore_config``).
-        teachers: more of them, by name: ``teachers.NAME.path=..``.
+        teachers: more of them, by name: ``teachers.NAME.path=PATH``.
         evaluate: benchmarks every N steps, beside training: ``evaluate.every=1000 evaluate.tasks=mmlu``.
 
     Returns:

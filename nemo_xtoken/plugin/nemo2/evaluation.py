@@ -1,9 +1,9 @@
 """Scores of the student while it trains: every N steps its checkpoint is evaluated by a process of its own.
 
-The harness's questions are thousands of forward passes of one whole model; under TP, PP and CP no rank has that, and
-hundreds of GPUs should not wait for it.  So training does no more than it does anyway, which is to save checkpoints:
-global rank 0 starts ``xtoken evaluate run=.. watch=true`` beside it, and that process exports and evaluates, or submits
-a job that does.  It is the same under every layout, and what it finds is what the exported student is.
+A benchmark takes thousands of forward passes of one whole model.  Under TP, PP and CP no rank has a whole model, and
+hundreds of GPUs should not wait for it.  So training only saves checkpoints, as it does anyway: global rank 0 starts
+``xtoken evaluate run=FOLDER watch=true`` as a second process, which exports and evaluates them, or submits a job that
+does.  The scores are the same under every layout, and belong to the exported student.
 """
 
 import logging

@@ -101,7 +101,7 @@ def check_checkpoint(path: str | Path, teachers: Sequence[NamedTeacher]) -> None
         raise InputError(
             f"this run with {say(wanted)}, its checkpoint {path} with {say(found)}",
             "a run that goes on as it began",
-            "set log.name=.. for a run of its own; it can start from that student with resume.restore_config.path=..",
+            "set log.name=NAME for a run of its own; resume.restore_config.path=PATH starts it from that student",
         )
 
 
@@ -232,7 +232,7 @@ class ProjectionLearning(pl.Callback):
                 raise InputError(
                     f"{what} than the checkpoint that the run is to go on from",
                     "the tokenizers, the rule or file of W, and the rates that the run began with",
-                    "set them back, or set log.name=.. for a run of its own",
+                    "set them back, or set log.name=NAME for a run of its own",
                 )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -249,8 +249,8 @@ class ProjectionLearning(pl.Callback):
                 group["lr"] = rate * group["pre_lr_mult"]
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Writes ``learned_projection.safetensors``, a W file for ``teacher.projection=..`` of any run, and a ``.json``
-        with the rows that moved most; of a teacher with a name, ``learned_projection_NAME``.
+        """Writes ``learned_projection.safetensors``, a W file for ``teacher.projection=FILE`` of another run, and a
+        ``.json`` with the rows that moved most.  Of a named teacher the files are called ``learned_projection_NAME``.
 
         Collectives: those of ``LearnedProjection.whole`` on the last pipeline stage, then a barrier.
         """

@@ -32,7 +32,7 @@ class DistillationModel(llm.GPTModel):
 
     Args:
         config: the student's architecture, any of NeMo's GPT configs.
-        tokenizer: the student's; ``model.tokenizer.source=..`` on the command line.
+        tokenizer: the student's; ``model.tokenizer.source=FOLDER`` on the command line.
         optim: optimizer, as for any NeMo model.
     """
 

@@ -74,7 +74,7 @@ def check_given(
             f"not set: {', '.join(f'{name} ({what})' for name, what in missing.items())}",
             "folders of NeMo 2 checkpoints, and files of text",
             "`xtoken import model=HF_FOLDER_OR_NAME out=FOLDER` makes a checkpoint, of the student as of a teacher; "
-            f"then add {' '.join(f'{name}=..' for name in missing)}",
+            f"then add {' '.join(f'{name}=PATH' for name in missing)}",
         )
 
 
@@ -89,11 +89,11 @@ def starting_tokenizer(resume: Optional[nl.AutoResume]) -> XTokenTokenizer:
         raise InputError(
             "no tokenizer for the student",
             "its folder or hub name, or a checkpoint that the student starts from",
-            f"set model.tokenizer.source=.., or {START}=..",
+            f"set model.tokenizer.source=FOLDER, or {START}=PATH",
         )
     if not path.is_dir():
         raise InputError(f"no folder {path}", "the folder of a NeMo 2 checkpoint", f"fix {START}")
-    return load_tokenizer(path, "model.tokenizer.source", f"fix {START}, or set model.tokenizer.source=..")
+    return load_tokenizer(path, "model.tokenizer.source", f"fix {START}, or set model.tokenizer.source=FOLDER")
 
 
 def check_architecture(config: Any, resume: Optional[nl.AutoResume]) -> None:

@@ -196,7 +196,7 @@ def _check_given(model: str | None, tokenizer: str | None, text: DataConfig) -> 
         raise InputError(
             f"not set: {', '.join(names)}",
             "a model in Hugging Face's format, the tokenizer it is to have, and files of text",
-            f"add {' '.join(f'{name}=..' for name in names)}",
+            f"add {' '.join(f'{name}=PATH' for name in names)}",
         )
 
 

@@ -43,7 +43,7 @@ class TeacherConfig(TeacherSettings):
             raise InputError(
                 f"no teacher: {where}.path is not set",
                 "the folder of a NeMo 2 checkpoint",
-                f"set {where}.path=..; `nemo llm import` makes one from a Hugging Face model; "
+                f"set {where}.path=PATH; `xtoken import model=MODEL out=FOLDER` makes one; "
                 "or train without a teacher by objective.scale=0",
             )
         path = Path(self.path)
@@ -51,7 +51,7 @@ class TeacherConfig(TeacherSettings):
             raise InputError(
                 f"no checkpoint in {path}",
                 "a folder with `weights` and `context`, as NeMo 2 saves them",
-                f"fix {where}.path; `nemo llm import` makes one from a Hugging Face model",
+                f"fix {where}.path; `xtoken import model=MODEL out=FOLDER` makes one",
             )
         return path
 
@@ -73,7 +73,7 @@ class TeacherConfig(TeacherSettings):
 
     @staticmethod
     def _fix(where: str) -> str:
-        return f"set {where}.tokenizer=.. and {where}.config=.., or import the checkpoint again"
+        return f"set {where}.tokenizer=FOLDER and {where}.config=CONFIG, or import the checkpoint again"
 
 
 def build_teacher(
