@@ -1,0 +1,155 @@
+"""README and docs name files, modules, commands, arguments, recipes and headings that exist; their code is valid."""
+
+import ast
+import builtins
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from nemo_xtoken.commands.verbs import all_verbs
+
+ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
+DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
+TEXTS = {path: path.read_text() for path in DOCUMENTS}
+
+
+def _code(text):
+    """The text of all code spans, indented and fenced blocks; continued lines are joined."""
+    fenced = re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S)
+    indented = re.findall(r"^(?:    |\t)(.*(?:\\\n.*)*)", text, re.M)
+    spans = re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
+    return [re.sub(r"\s*\\\n\s*", " ", part) for part in [*fenced, *indented, *spans]]
+
+
+CODE = [(path.name, line) for path, text in TEXTS.items() for part in _code(text) for line in part.splitlines()]
+
+
+def _exists(found):
+    """Whether a path of this repository exists; documents may leave the package's own name out."""
+    return any((base / found).exists() for base in (ROOT, ROOT / "nemo_xtoken"))
+
+
+def test_files():
+    named = [(name, path) for name, line in CODE for path in re.findall(r"(?<![\w/.-])(?:[\w-]+/)+[\w-]+\.py\b", line)]
+    assert len(named) > 40
+    assert not [(name, path) for name, path in named if not _exists(path)]
+
+
+def test_folders_of_the_package():
+    """As ``kernels/`` and ``plugin/bridge/``; a run's own folders are called by other names."""
+    named = [(name, line) for name, line in CODE if re.fullmatch(r"(?:[a-z_0-9]+/)+", line)]
+    assert not [(name, path) for name, path in named if not _exists(path) and path != "results/"]
+
+
+def test_links():
+    problems = []
+    for path, text in TEXTS.items():
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            if not target.startswith("http"):
+                file, _, anchor = target.partition("#")
+                found = path.parent / file if file else path
+                if not found.exists() or (anchor and anchor not in _anchors(found)):
+                    problems.append((path.name, target))
+    assert not problems
+
+
+def _anchors(file):
+    headings = re.findall(r"^#+ (.*)$", file.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_verbs_and_their_arguments():
+    verbs, problems, seen = all_verbs(), [], 0
+    for name, line in CODE:
+        for verb, rest in re.findall(r"(?:^|[;&|(>] *|nemo |\) )xtoken ([a-z][\w-]*)([^|;&`#]*)", line):
+            seen += 1
+            given = re.findall(r"(?<=\s)(?:--)?([a-z_]+)=", re.sub(r"'[^']*'|\"[^\"]*\"", "", rest))
+            known = {option.name for option in verbs[verb].options} if verb in verbs else set()
+            if verb not in verbs or not (verbs[verb].rest or known.issuperset(given)):
+                problems.append((name, line))
+    assert seen > 40
+    assert not problems
+
+
+def test_recipes_and_make_targets():
+    recipes = {path.stem for path in ROOT.glob("**/recipes/*.py") if ".venv" not in path.parts} | {"NAME"}
+    targets = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.M))
+    named = [(name, r) for name, line in CODE for r in re.findall(r"(?:--recipe |recipe=)[\"']?(\w+)", line)]
+    made = [(name, t) for name, line in CODE for t in re.findall(r"^make ([a-z][\w-]*)", line)]
+    assert named
+    assert made
+    assert not [item for item in named if item[1] not in recipes]
+    assert not [item for item in made if item[1] not in targets]
+
+
+def test_modules():
+    named = [(name, p) for name, line in CODE for p in re.findall(r"\bnemo_xtoken(?!\.sqsh)(?:\.\w+)+", line)]
+    assert named
+    assert not [(name, path) for name, path in named if not _resolves(path)]
+
+
+def _module(path):
+    """The source file of a module, or None."""
+    base = ROOT.joinpath(*path.split("."))
+    return next((file for file in (base.with_suffix(".py"), base / "__init__.py") if file.is_file()), None)
+
+
+@cache
+def _defined(file):
+    """Name -> definition of what a module has; None for what it imports, lazily as well, or assigns."""
+    tree, found = ast.parse(file.read_text()), {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom | ast.Import):
+            found |= {(alias.asname or alias.name): None for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.setdefault(node.value, None)  # in `__all__`, or in a table of lazy exports
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.setdefault(node.id, None)
+    return found | {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+
+
+def _resolves(path):
+    """Whether a dotted path is a module, or a name in one."""
+    module, _, last = path.rpartition(".")
+    return bool(_module(path)) or (bool(_module(module)) and last in _defined(_module(module)))
+
+
+PYTHON = [
+    (path.name, block)
+    for path, text in TEXTS.items()
+    for block in re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+]
+
+
+@pytest.mark.parametrize(("name", "block"), PYTHON, ids=[f"{name}-{i}" for i, (name, _) in enumerate(PYTHON)])
+def test_python_is_complete(name, block):
+    """It compiles, every name is bound, what it imports of ours exists and takes the arguments that it is given."""
+    nodes = list(ast.walk(ast.parse(block)))
+    bound = {alias.asname or alias.name.split(".")[0] for n in nodes for alias in getattr(n, "names", [])}
+    bound |= {n.id for n in nodes if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)}
+    bound |= {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    bound |= {n.arg for n in nodes if isinstance(n, ast.arg)}
+    used = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    assert used <= bound | set(dir(builtins))
+    ours = {}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("nemo_xtoken"):
+            for alias in node.names:
+                assert _resolves(f"{node.module}.{alias.name}"), (node.module, alias.name)
+                if _module(node.module):
+                    ours[alias.asname or alias.name] = _defined(_module(node.module)).get(alias.name)
+    for call in (n for n in nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)):
+        if (names := _parameters(ours.get(call.func.id))) is not None:
+            assert len(call.args) <= len(names), ast.unparse(call)
+            assert {keyword.arg for keyword in call.keywords} <= set(names), ast.unparse(call)
+
+
+def _parameters(node):
+    """The parameters of a function or dataclass; None where they are not known."""
+    if isinstance(node, ast.FunctionDef):
+        return [a.arg for a in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]]
+    if isinstance(node, ast.ClassDef) and not node.bases:
+        return [n.target.id for n in node.body if isinstance(n, ast.AnnAssign)]
+    return None
