@@ -1,18 +1,52 @@
-"""Test set-up: one thread a process, no network, helpers importable by their file names.
+"""Test set-up: one thread a process, no network; tiers by folder; NeMo imported once a process.
+
+``unit`` needs no NeMo; ``stack`` runs NeMo and Megatron in processes that are forked from this one, which has imported
+them; ``jobs`` starts commands, and whole runs.  What several folders use is in ``support``.
 
 The properties are tried on the same examples every time, so that two runs of one tree agree; for new ones run
 ``pytest --hypothesis-profile=default``.
 """
 
+import gc
 import os
-import sys
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-for folder in (Path(__file__).parent, Path(__file__).parent / "losses"):
-    sys.path.insert(0, str(folder))
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+TIERS = ("unit", "stack", "jobs")
+
+
+def pytest_collection_modifyitems(items):
+    """Marks each test with the folder of its tier."""
+    for item in items:
+        tier = item.path.relative_to(Path(__file__).parent).parts[0]
+        if tier in TIERS:
+            item.add_marker(tier)
+
+
+@pytest.fixture(scope="session")
+def nemo():
+    """The NeMo stack, imported (10 to 20 s) and frozen, so that forks share its memory."""
+    pytest.importorskip("nemo.collections.llm", reason="the NeMo stack is not installed")
+    gc.disable()
+    import nemo_xtoken.plugin.nemo2.distill  # noqa: F401
+
+    gc.enable()
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def world(nemo, tmp_path_factory):
+    """Tokenizers, texts, checkpoints of a teacher and a student, written at TP=1: see ``jobs.World``."""
+    from jobs import World
+
+    made = World(tmp_path_factory.mktemp("plugin"))
+    made.write()
+    return made

@@ -1,6 +1,6 @@
 """What the loss costs on a rank: each term of its products, its traffic and its memory.
 
-``tests/benchmarks/test_scaling.py`` holds FLOPs and bytes against counters of real runs, exactly.
+``tests/unit/benchmarks/test_scaling.py`` holds FLOPs and bytes against counters of real runs, exactly.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ BF16, FP32 = 2, 4
 GIB, MIB = 2**30, 2**20
 #: Full reads or writes of a tile of [n, V/tp] float32 in the torch path, on either side.
 STUDENT_PASSES, TEACHER_PASSES = 14, 16
-#: Entries that a rank sends for a chunk, mean over the ranks, Llama-3 -> Qwen3 (tests/parallel/test_ownership.py).
+#: Entries that a rank sends for a chunk, mean over the ranks, Llama-3 -> Qwen3 (tests/unit/parallel/test_ownership.py).
 CROSSING = {1: 0.0, 2: 1476.0, 4: 909.0, 8: 870.6}
 MULTI_ENTRIES = 42_158
 

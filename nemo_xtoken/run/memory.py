@@ -1,6 +1,6 @@
 """Memory of a rank in training, by part, on paper.
 
-Parameters are counted exactly (``tests/plugin/test_sizes.py``); optimizer and gradient buffers follow Megatron's
+Parameters are counted exactly (``tests/stack/plugin/test_sizes.py``); optimizer and gradient buffers follow Megatron's
 distributed optimizer.  Activations are those of fused attention, as in section 4 of Korthikanti et al. (arXiv
 2205.05198), for gated feed-forward blocks, grouped queries and whatever recomputation is set.  What the allocator
 wastes, CUDA's own and NCCL's buffers are in none of it.

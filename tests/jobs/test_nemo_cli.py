@@ -1,0 +1,264 @@
+"""`nemo llm distill --recipe NAME` and `nemo xtoken VERB`, through nemo_run's own application."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nemo_xtoken.environment import find_stack
+
+SUPPORT = Path(__file__).parents[1] / "support"
+
+
+@pytest.fixture(scope="module")
+def third_party(tmp_path_factory):
+    """A folder for PYTHONPATH that looks like an installed package with a recipe of its own."""
+    folder = tmp_path_factory.mktemp("site")
+    metadata = folder / "fake_recipes-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: fake-recipes\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[nemo_xtoken.recipes]\nfake_recipe = fake_recipe:fake_recipe\n")
+    return folder
+
+
+def _environment(third_party):
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(third_party), str(SUPPORT)]), "COLUMNS": "200"}
+
+
+def _drive(folder, third_party, commands, *flags):
+    (folder / "commands.json").write_text(json.dumps([["llm", *words] for words in commands.values()]))
+    subprocess.run(
+        [sys.executable, SUPPORT / "nemo_driver.py", "commands.json", "results.json", *flags],
+        env=_environment(third_party),
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        check=True,
+        timeout=300,
+    )
+    results = json.loads((folder / "results.json").read_text())
+    return dict(zip(commands, results["done"], strict=True)), results["loaded"]
+
+
+RECIPE = ["distill", "--recipe", "fake_recipe"]
+COMMANDS = {
+    # First, while nothing has been confirmed in the process: it must not ask.
+    "run": [*RECIPE, "trainer.max_steps=20"],
+    "equals": ["distill", "--recipe=fake_recipe(layers=7)", "scale=0.5"],
+    "factory": ["distill", "--factory", "fake_recipe", "--dryrun", "log=here"],
+    "wrong recipe": ["distill", "--recipe", "fake_recip"],
+    "recipe without name": ["distill", "--recipe"],
+    "nothing": ["distill"],
+    "list": ["distill", "--list-recipes"],
+    "help": ["distill", "--help"],
+    "wrong option": [*RECIPE, "--dry-run"],
+    "no override": [*RECIPE, "max_steps"],
+    "wrong argument": [*RECIPE, "trainer.max_step=20"],
+    "wrong deep argument": [*RECIPE, "trainer.foo.bar=20"],
+    "more teachers": [*RECIPE, "teachers.second.layers=8", "teachers.third.layers=3", "--yaml", "teachers.yaml"],
+    "wrong argument of a teacher": [*RECIPE, "teachers.second.layer=8"],
+    "wrong value": [*RECIPE, "trainer.max_steps=many"],
+    "input error in run": [*RECIPE, "scale=-1"],
+    "input error in recipe": ["distill", "--recipe", "fake_recipe(layers=0)"],
+    "failure": [*RECIPE, "scale=0"],
+    "to yaml": [*RECIPE, "--to-yaml", "run.yaml", "trainer.max_steps=33", "log=a b: c"],
+    "from yaml": ["distill", "--yaml", "run.yaml", "scale=0.25"],
+    "to json": [*RECIPE, "--to-json", "run.json", "trainer.max_steps=33", "log=a b: c"],
+    "from json": ["distill", "--yaml", "run.json", "scale=0.25"],
+    "yaml and recipe": [*RECIPE, "--yaml", "run.yaml"],
+    "values from yaml": [*RECIPE, "--yaml", "values.yaml"],
+    "no yaml": ["distill", "--yaml", "absent.yaml"],
+    "foreign yaml": ["distill", "--yaml", "foreign.yaml"],
+    "wrong argument after yaml": ["distill", "--yaml", "run.yaml", "scal=1"],
+    "slurm": [*RECIPE, "--executor", "slurm", "slurm=venv", "executor.nodes=2", "log=it's", "--dryrun"],
+    "slurm sweep": [*RECIPE, "--executor=slurm", "slurm=venv", "sweep=sweep.txt", "--dryrun"],
+    "slurm wrong sweep": [*RECIPE, "--executor=slurm", "slurm=venv", "sweep=wrong.txt", "--dryrun"],
+    "slurm wrong run": [*RECIPE, "--executor", "slurm", "slurm=venv", "trainer.max_step=20", "--dryrun"],
+    "slurm wrong job": [*RECIPE, "--executor", "slurm", "slurm=venv", "executor.node=2", "--dryrun"],
+    "wrong executor": [*RECIPE, "--executor", "slrum", "executor.nodes=2"],
+    "slurm without executor": [*RECIPE, "executor.nodes=2"],
+    "group": ["--help"],
+}
+
+
+@pytest.fixture(scope="module")
+def with_nemo(tmp_path_factory, third_party):
+    folder = tmp_path_factory.mktemp("commands")
+    (folder / "values.yaml").write_text("trainer:\n  max_steps: 44\n")
+    (folder / "sweep.txt").write_text("scale=0.5\nscale=0.25\n")
+    (folder / "wrong.txt").write_text("scale=0.5\nscal=0.25\n")
+    (folder / "foreign.yaml").write_text("_target_: nowhere_at_all.distill\n_partial_: true\n")
+    (folder / "teachers.yaml").write_text("teachers:\n  fourth:\n    layers: 9\n")
+    results, _ = _drive(folder, third_party, COMMANDS)
+    return results
+
+
+def _ran(layers, steps, log, scale):
+    return (
+        f"RAN Student(layers={layers}) Teacher(layers=4, like=Student(layers={layers})) "
+        f"Trainer(max_steps={steps}, devices=1, callbacks=[Callback(every=3)]) {log!r} {scale}"
+    )
+
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("run", _ran(2, 20, "", 1.0)),
+        ("equals", _ran(7, 500, "", 0.5)),
+        ("from yaml", _ran(2, 33, "a b: c", 0.25)),
+        ("from json", _ran(2, 33, "a b: c", 0.25)),
+        ("values from yaml", _ran(2, 44, "", 1.0)),
+    ],
+)
+def test_recipe_runs_with_overrides_and_without_a_question(with_nemo, name, expected):
+    result = with_nemo[name]
+    assert result["status"] == 0, result
+    assert expected in result["out"]
+
+
+def test_more_teachers_by_name(with_nemo):
+    out = with_nemo["more teachers"]["out"]
+    for part in ("'second': Teacher(layers=8,", "'third': Teacher(layers=3,", "'fourth': Teacher(layers=9,"):
+        assert part in out, with_nemo["more teachers"]
+
+
+@pytest.mark.parametrize("name", ["factory", "to yaml", "to json"])
+def test_dryrun_and_export_do_not_run(with_nemo, name):
+    result = with_nemo[name]
+    assert result["status"] == 0, result
+    assert "RAN" not in result["out"]
+
+
+def test_dryrun_shows_the_overridden_run(with_nemo):
+    assert "'here'" in with_nemo["factory"]["out"]
+    assert "max_steps=500" in with_nemo["factory"]["out"]
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("wrong recipe", ["no recipe 'fake_recip'; did you mean 'fake_recipe'?", "A recipe that trains nothing."]),
+        ("recipe without name", ["--recipe needs a name", "A recipe that trains nothing."]),
+        ("nothing", ["nemo llm distill --recipe NAME", "A recipe that trains nothing."]),
+        ("wrong option", ["no option '--dry-run'; did you mean '--dryrun'?", "--recipe", "--to-yaml"]),
+        ("no override", ["'max_steps' is no override", "trainer.max_steps=20"]),
+        ("wrong argument", ["no argument 'max_step' in trainer; did you mean 'max_steps'?", "devices"]),
+        ("wrong deep argument", ["no argument 'foo' in trainer", "in: trainer.foo.bar=20"]),
+        ("wrong argument of a teacher", ["no argument 'layer' in teachers.second; did you mean 'layers'?"]),
+        ("wrong value", ["trainer.max_steps=many", "int is expected"]),
+        ("input error in run", ["error: scale=-1.0", "expected: 0 or more"]),
+        ("input error in recipe", ["error: layers=0", "expected: 1 or more"]),
+        ("yaml and recipe", ["run.yaml holds a whole run", "leave --recipe out"]),
+        ("no yaml", ["no file absent.yaml"]),
+        ("foreign yaml", ["'nowhere_at_all.distill'", "cannot be imported"]),
+        ("slurm wrong sweep", ["no argument 'scal' in the run; did you mean 'scale'?"]),
+        ("slurm wrong run", ["no argument 'max_step' in trainer"]),
+        ("slurm wrong job", ["there is no executor.node"]),
+        ("wrong executor", ["there is no executor 'slrum'; did you mean 'slurm'?"]),
+        ("slurm without executor", ["executor.nodes=2 without an executor: add --executor slurm"]),
+        ("wrong argument after yaml", ["no argument 'scal' in the run; did you mean 'scale'?"]),
+    ],
+)
+def test_wrong_input_is_one_message_and_status_2(with_nemo, name, parts):
+    result = with_nemo[name]
+    assert result["status"] == 2
+    for part in parts:
+        assert part in result["err"]
+    assert "Traceback" not in result["err"]
+    assert "RAN" not in result["out"]
+
+
+def test_slurm_submits_the_same_command_without_what_configures_the_job(with_nemo):
+    assert with_nemo["slurm"]["status"] == 0, with_nemo["slurm"]
+    out = with_nemo["slurm"]["out"]
+    assert "#SBATCH --nodes=2\n" in out
+    assert """exec nemo llm distill --recipe fake_recipe 'log=it'"'"'s'\n""" in out
+    assert "RAN" not in out
+    out = with_nemo["slurm sweep"]["out"]
+    assert "#SBATCH --array=0-1\n" in out
+    assert "    1) words=(log.name=fake_recipe-1 scale=0.25) ;;" in out
+
+
+UNDER_SRUN = {"SLURM_JOB_ID": "9", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2",
+              "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NODEID": "1", "SLURM_LOCALID": "1"}  # fmt: skip
+
+
+@pytest.mark.parametrize("rank", ["0", "5"])
+def test_under_srun_the_trainer_has_the_jobs_devices(tmp_path, third_party, rank, monkeypatch):
+    for name, value in {**UNDER_SRUN, "SLURM_PROCID": rank}.items():
+        monkeypatch.setenv(name, value)
+    commands = {"run": [*RECIPE, "trainer.max_steps=20"], "conflict": [*RECIPE, "trainer.devices=8"]}
+    results, _ = _drive(tmp_path, third_party, commands, "--without-nemo")
+    assert results["run"]["status"] == 0, results["run"]
+    assert "Trainer(max_steps=20, devices=4, " in results["run"]["out"]
+    assert ("Resolved Arguments" in results["run"]["out"]) == (rank == "0")  # shown once, not by every rank
+    assert results["conflict"]["status"] == 2
+    assert "trainer.devices=8 in a job of 2 x 4 processes" in results["conflict"]["err"]
+
+
+def test_a_failing_run_shows_its_traceback(with_nemo):
+    assert with_nemo["failure"]["status"] == 1
+    assert "RuntimeError: broken on purpose" in with_nemo["failure"]["err"]
+    assert "fake_recipe.py" in with_nemo["failure"]["err"]
+
+
+def test_help_teaches(with_nemo):
+    out = with_nemo["help"]["out"]
+    assert with_nemo["help"]["status"] == 0
+    assert "nemo llm distill --recipe NAME trainer.max_steps=20" in out
+    assert re.search(r"fake_recipe +A recipe that trains nothing\.", out)
+    assert with_nemo["list"]["status"] == 0
+    assert re.search(r"fake_recipe +A recipe that trains nothing\.", with_nemo["list"]["out"])
+
+
+def test_nemo_keeps_its_own_commands(with_nemo):
+    out = with_nemo["group"]["out"]
+    for command in ("pretrain", "finetune", "import", "export", "generate", "distill"):
+        assert f" {command} " in out
+    assert out.count(" distill ") == 1
+    assert "student_model_path" in with_nemo["help"]["out"]  # NeMo's own distill, not one beside it
+
+
+def test_without_nemo_the_command_is_ours(tmp_path, third_party):
+    commands = {"list": ["distill", "--list-recipes"], "run": [*RECIPE, "trainer.max_steps=20"], "no": ["distill"]}
+    commands["neither"] = ["distill", "--recipe", "xtoken_qwen3_llama1b"]
+    results, loaded = _drive(tmp_path, third_party, commands, "--without-nemo")
+    assert "nemo" not in loaded
+    assert results["run"]["status"] == 0, results["run"]
+    assert _ran(2, 20, "", 1.0) in results["run"]["out"]
+    assert re.search(r"fake_recipe +A recipe that trains nothing\.", results["list"]["out"])
+    assert results["no"]["status"] == 2
+    if find_stack()["Megatron-Bridge"].version is None:
+        assert results["neither"]["status"] == 2
+        for part in ("error: nothing to train with", "Megatron-Bridge is absent", "expected: NeMo 2", "pip install"):
+            assert part in results["neither"]["err"], results["neither"]
+        assert "Traceback" not in results["neither"]["err"]
+
+
+def test_nemo_xtoken_is_the_console_script(third_party):
+    program = (
+        "import sys\n"
+        "sys.argv = ['nemo', 'xtoken', *sys.argv[1:]]\n"
+        "try:\n    import nemo_run.__main__\n"
+        "except SystemExit as end:\n    print('STATUS', end.code)\n"
+        "from importlib_metadata import entry_points\n"
+        "first = next(iter(entry_points(group='nemo_run.cli'))).value\n"
+        "print('LATE', 'nemo.collections.llm' in sys.modules and first.startswith('nemo_xtoken'))\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program, "align", "--help"],
+        env=_environment(third_party),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    assert "usage: nemo xtoken align student=" in run.stdout
+    assert "STATUS 0" in run.stdout
+    assert "LATE False" in run.stdout

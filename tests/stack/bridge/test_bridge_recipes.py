@@ -1,0 +1,130 @@
+"""Recipes where NeMo 2 is absent: their settings for Megatron-Bridge, and what `nemo llm distill` answers."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import fiddle as fdl
+import pytest
+import yaml
+
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.recipes import available_recipes
+
+SUPPORT = Path(__file__).parents[2] / "support"
+RECIPES = {name: recipe for name, recipe in available_recipes().items() if recipe.yaml}
+NEEDS_NEMO = {"xtoken_swap"}
+#: A setting, where the recipe's file has it, and where Bridge's run has it.
+SETTINGS = (
+    "data.global_batch_size",
+    "data.micro_batch_size",
+    "data.text.student_length",
+    "data.text.held_out",
+    "log.name",
+    "log.ckpt.every_n_train_steps",
+    "objective.scale",
+    "optim.config.lr",
+    "optim.config.adam_beta2",
+    "optim.lr_scheduler.min_lr",
+    "optim.lr_scheduler.warmup_steps",
+    "trainer.max_steps",
+    "trainer.val_check_interval",
+    "trainer.plugins.precision",
+    "trainer.strategy.sequence_parallel",
+    "trainer.strategy.tensor_model_parallel_size",
+)
+
+
+def _content(name):
+    return yaml.safe_load(RECIPES[name].yaml.read_text())
+
+
+def _at(thing, path):
+    for part in path.split("."):
+        thing = thing.get(part) if isinstance(thing, dict) else getattr(thing, part)
+    return thing
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES.keys() - NEEDS_NEMO))
+def test_a_recipe_has_the_same_settings_under_bridge(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("NEMO_XTOKEN_CACHE", str(tmp_path))
+    from nemo_xtoken.plugin.bridge.recipe import from_nemo2
+
+    content = _content(name)
+    configured = from_nemo2(content, name)
+    for path in SETTINGS:
+        group, _, key = path.rpartition(".")
+        if key in (_at(content, group) or {}):
+            assert _at(configured, path) == _at(content, path), path
+    for argument in ("trainer", "optim", "log", "resume", "objective"):
+        fdl.build(getattr(configured, argument))
+    teachers = [configured.teacher] if "teacher" in content else []
+    teachers += [getattr(configured.teachers, name) for name in content.get("teachers", {}) if name != "_target_"]
+    losses = [content["teacher"]["loss"]] if "teacher" in content else []
+    losses += [one["loss"] for name, one in content.get("teachers", {}).items() if name != "_target_"]
+    assert [fdl.build(teacher).loss for teacher in teachers] == losses
+
+
+@pytest.mark.parametrize("name", sorted(NEEDS_NEMO))
+def test_a_recipe_that_does_more_than_distil_is_refused(name):
+    from nemo_xtoken.plugin.bridge.recipe import from_nemo2
+
+    with pytest.raises(InputError, match=f"the recipe {name} under Megatron-Bridge"):
+        from_nemo2(_content(name), name)
+
+
+def test_a_setting_that_bridge_does_not_have_is_not_lost():
+    from nemo_xtoken.plugin.bridge.recipe import from_nemo2
+
+    content = _content("xtoken_qwen3_llama1b")
+    content["trainer"]["gradient_clip_val"] = 0.5
+    with pytest.raises(InputError, match="trainer sets gradient_clip_val"):
+        from_nemo2(content, "mine")
+
+
+def _drive(folder, commands, *path):
+    (folder / "commands.json").write_text(json.dumps([["llm", "distill", *words] for words in commands.values()]))
+    subprocess.run(
+        [sys.executable, SUPPORT / "nemo_driver.py", "commands.json", "results.json", "--without-nemo"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (*path, SUPPORT))), "COLUMNS": "200"},
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        check=True,
+        timeout=300,
+    )
+    return dict(zip(commands, json.loads((folder / "results.json").read_text())["done"], strict=True))
+
+
+@pytest.mark.slow
+def test_the_command_answers_where_bridge_is_there(tmp_path):
+    """Without NeMo 2; a dry run and an export need to know that Bridge is installed, and nothing of it."""
+    (tmp_path / "site" / "megatron" / "bridge").mkdir(parents=True)
+    recipe = ["--recipe", "xtoken_qwen3_llama1b"]
+    done = _drive(
+        tmp_path,
+        {
+            "list": ["--list-recipes"],
+            "dry": [*recipe, "--dryrun", "trainer.max_steps=7", "teacher.path=teachers/qwen"],
+            "nodes": ["--recipe", "xtoken_qwen3_llama1b(nodes=16)", "--to-yaml", "run.yaml", "optim.config.lr=1e-4"],
+            "back": ["--yaml", "run.yaml", "--dryrun", "trainer.max_steps=9"],
+            "wrong": [*recipe, "trainer.max_step=7"],
+            "swap": ["--recipe", "xtoken_swap"],
+            "slurm": [*recipe, "--executor", "slurm", "slurm=venv", "executor.nodes=2", "--dryrun"],
+        },
+        tmp_path / "site",
+    )
+    statuses = {name: result["status"] for name, result in done.items()}
+    assert statuses == {"list": 0, "dry": 0, "nodes": 0, "back": 0, "wrong": 2, "swap": 2, "slurm": 0}, done
+    assert "xtoken_qwen3_llama1b " in done["list"]["out"]
+    assert "max_steps=7" in done["dry"]["out"]
+    assert "path='teachers/qwen'" in done["dry"]["out"]
+    written = yaml.safe_load((tmp_path / "run.yaml").read_text())
+    assert written["_target_"] == "nemo_xtoken.plugin.bridge.distill_bridge.distill"
+    assert (written["trainer"]["num_nodes"], written["data"]["micro_batch_size"]) == (16, 2)
+    assert written["optim"]["config"]["lr"] == 1e-4
+    assert "max_steps=9" in done["back"]["out"]
+    assert "did you mean 'max_steps'?" in done["wrong"]["err"]
+    assert "this one needs NeMo 2" in done["swap"]["err"]
+    assert "exec nemo llm distill --recipe xtoken_qwen3_llama1b\n" in done["slurm"]["out"]

@@ -1,0 +1,329 @@
+"""Hugging Face -> NeMo -> Hugging Face: the logits of every architecture stay what transformers computes."""
+
+import json
+import shutil
+
+import pytest
+from launcher import launch
+from real_tokenizers import ASSETS
+from safetensors.torch import load_file, save_file
+from tokenizer_zoo import zoo
+from toy_models import KINDS, logits, nemo_logits, write_model
+
+pytestmark = pytest.mark.usefixtures("nemo")
+LENGTH = 80  # longer than windows and original lengths of the toys
+
+
+def in_rank(folder, function, *args):
+    """The result of a function in a process of its own."""
+    [result] = launch(function, *args, folder=folder / "logs")
+    return result
+
+
+def some_tokens(size):
+    import torch
+
+    torch.set_num_threads(1)
+    return torch.randint(0, size, (2, LENGTH), generator=torch.Generator().manual_seed(5))
+
+
+def read(file):
+    return json.loads(file.read_text())
+
+
+# --- there and back
+
+
+def _round_trip(source, folder):
+    """In one process; the largest differences of the logits, there and back."""
+    from nemo_xtoken.plugin.nemo2.hf.exporting import export_model
+    from nemo_xtoken.plugin.nemo2.hf.importing import import_model
+
+    imported = import_model(source, folder / "nemo")
+    exported = export_model(imported, folder / "hf")
+    size = read(source / "config.json")["vocab_size"]
+    tokens = some_tokens(size)
+    there, here, back = logits(source, tokens), nemo_logits(imported, tokens), logits(exported, tokens)
+    assert here.shape[-1] % 128 == 0
+    assert back.shape == there.shape
+    assert there.std() > 1
+    return float((here[..., :size] - there).abs().max()), float((back - there).abs().max())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_are_kept_there_and_back(kind, tmp_path):
+    source = write_model(kind, tmp_path / "source")
+    there, back = in_rank(tmp_path, _round_trip, source, tmp_path)
+    assert there < 1e-4
+    assert back == 0  # the same weights under the same names
+    assert differences(read(tmp_path / "hf" / "config.json"), read(source / "config.json")) == {}
+    assert read(tmp_path / "hf" / "generation_config.json") == read(source / "generation_config.json")
+    assert (tmp_path / "hf" / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
+
+
+def differences(one, other):
+    """What two configurations say differently, defaults filled in."""
+    from transformers import CONFIG_MAPPING
+
+    one, other = (CONFIG_MAPPING[c["model_type"]].from_dict(c).to_dict() for c in (one, other))
+    return {k: (one.get(k), other.get(k)) for k in {*one, *other} if one.get(k) != other.get(k)}
+
+
+def _of_types(folder):
+    """An import in bfloat16 of a model in several files, and exports in its type and another."""
+    from nemo_xtoken.plugin.nemo2.hf.exporting import export_model
+    from nemo_xtoken.plugin.nemo2.hf.importing import import_model
+
+    stages = []
+    import_model(folder / "source", folder / "nemo", say=stages.append)
+    export_model(folder / "nemo", folder / "same")
+    export_model(folder / "nemo", folder / "float32", dtype="float32")
+    return stages
+
+
+def test_types_and_files(tmp_path):
+    import torch
+
+    source = write_model("qwen3-tied", tmp_path / "source", torch.bfloat16, shard="100KB")
+    assert len(list(source.glob("*.safetensors"))) > 2
+    stages = in_rank(tmp_path, _of_types, tmp_path)
+    assert "converting the weights" in stages
+    before = {k: v for file in source.glob("*.safetensors") for k, v in load_file(file).items()}
+    same, wide = (load_file(tmp_path / name / "model.safetensors") for name in ("same", "float32"))
+    assert same.keys() == before.keys() == wide.keys()
+    assert all(torch.equal(same[name], tensor) for name, tensor in before.items())
+    assert all(torch.equal(wide[name], tensor.float()) for name, tensor in before.items())
+    assert read(tmp_path / "float32" / "config.json")["dtype"] == "float32"
+
+
+def test_the_language_model_inside_a_model_that_sees(tmp_path):
+    source = write_model("gemma3", tmp_path / "alone")
+    inside = shutil.copytree(source, tmp_path / "source")
+    config = read(source / "config.json")
+    (inside / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": config}))
+    weights = load_file(source / "model.safetensors")
+    inner = {k.replace("model.", "language_model.model.", 1): v for k, v in weights.items()}
+    inner["vision_tower.weight"] = weights["model.norm.weight"].clone()
+    save_file(inner, inside / "model.safetensors", {"format": "pt"})
+    in_rank(tmp_path, _convert, inside, tmp_path)
+    exported = load_file(tmp_path / "hf" / "model.safetensors")
+    assert exported.keys() == weights.keys()
+    assert all((exported[name] == weights[name]).all() for name in weights)
+
+
+def _convert(source, folder):
+    from nemo_xtoken.plugin.nemo2.hf.exporting import export_model
+    from nemo_xtoken.plugin.nemo2.hf.importing import import_model
+
+    export_model(import_model(source, folder / "nemo"), folder / "hf")
+
+
+def test_quantised_experts_are_read(tmp_path):
+    import torch
+
+    from nemo_xtoken.plugin.nemo2.hf.state import HFState
+    from nemo_xtoken.weights.folder import ModelFolder
+
+    source = write_model("gpt_oss", tmp_path / "source", torch.bfloat16)
+    weights = load_file(source / "model.safetensors")
+    name = "model.layers.0.mlp.experts.down_proj"
+    experts, inner, hidden = weights.pop(name).shape
+    blocks = torch.full((experts, hidden, inner // 16, 8), 0x21, dtype=torch.uint8)  # 0.5 and 1.0, two to a byte
+    scales = torch.full((experts, hidden, inner // 16), 128, dtype=torch.uint8)  # times 2
+    save_file({**weights, f"{name}_blocks": blocks, f"{name}_scales": scales}, source / "model.safetensors")
+    state = HFState(ModelFolder(source))
+    assert set(state) == {*weights, name}
+    assert state[name].shape == (experts, inner, hidden)
+    assert state[name][0, :4, 0].tolist() == [1.0, 2.0, 1.0, 2.0]
+
+
+# --- a trained student
+
+
+def _exported(run, folder):
+    """The largest difference between the logits of the trained model and those of its export; its embeddings' rows."""
+    from nemo_xtoken.plugin.nemo2.hf.exporting import export_model, find_checkpoint
+
+    exported = export_model(run, folder)
+    size = read(exported / "config.json")["vocab_size"]
+    tokens = some_tokens(size)
+    here, back = nemo_logits(find_checkpoint(run), tokens), logits(exported, tokens)
+    return float((here[..., :size] - back).abs().max()), back.shape[-1]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_trained_student_is_exported(world, tied, tmp_path):
+    from transformers import AutoTokenizer
+
+    start = world.tied if tied else world.student
+    # on two ranks the vocabulary is rounded up to another size than on one
+    job = world.distillation(f"export-{tied}", tied=tied, start=start, tp=2, steps=2, lr=1e-2)
+    world.run(job, ranks=2)
+    assert (job.folder / "checkpoints").is_dir()
+    difference, rows = in_rank(tmp_path, _exported, job.folder, tmp_path / "hf")
+    vocabulary = zoo()["llama"]
+    assert difference < 1e-4
+    assert rows == vocabulary.size
+    assert ("lm_head.weight" in load_file(tmp_path / "hf" / "model.safetensors")) == (not tied)
+    config = read(tmp_path / "hf" / "config.json")
+    assert (config["bos_token_id"], config["eos_token_id"]) == (vocabulary.bos_id, vocabulary.eos_id)
+    assert read(tmp_path / "hf" / "generation_config.json")["eos_token_id"] == vocabulary.eos_id
+    ids = AutoTokenizer.from_pretrained(tmp_path / "hf")("It was 201", add_special_tokens=False).input_ids
+    assert ids == vocabulary.encode("It was 201").tolist()
+
+
+def _train_imported(job, imported):
+    from jobs import train
+
+    from nemo_xtoken.plugin.nemo2.hf.exporting import load_config
+    from nemo_xtoken.plugin.nemo2.model import DistillationModel
+    from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
+
+    model = DistillationModel(load_config(imported), XTokenTokenizer(str(imported / "context" / "tokenizer")))
+    return train(job, model=model)
+
+
+def _import(source, out):
+    from nemo_xtoken.plugin.nemo2.hf.importing import import_model
+
+    return import_model(source, out)
+
+
+def test_a_student_that_was_imported_is_exported_like_the_original(world, tmp_path):
+    source = write_model("llama-tied", tmp_path / "source")
+    imported = in_rank(tmp_path, _import, source, tmp_path / "nemo")
+    job = world.distillation("imported", start=str(imported), steps=2, lr=1e-2)
+    launch(_train_imported, job, imported, folder=tmp_path / "logs")
+    difference, rows = in_rank(tmp_path, _exported, job.folder, tmp_path / "hf")
+    assert difference < 1e-4
+    assert rows == read(source / "config.json")["vocab_size"]
+    assert differences(read(tmp_path / "hf" / "config.json"), read(source / "config.json")) == {}
+    assert read(tmp_path / "hf" / "generation_config.json")["temperature"] == 0.5
+    before, after = (load_file(folder / "model.safetensors") for folder in (source, tmp_path / "hf"))
+    assert not (before["model.norm.weight"] == after["model.norm.weight"]).all()  # it has learnt
+
+
+# --- NeMo's own commands
+
+
+def _nemo(*commands):
+    """Runs ``nemo ..`` commands with this package installed; their output."""
+    import sys
+
+    from nemo_xtoken.training.cpu import runtime as cpu_runtime
+
+    cpu_runtime.enable()
+    sys.argv = ["nemo", "llm"]
+    from nemo.lightning import base
+    from nemo_run.__main__ import app
+    from typer.testing import CliRunner
+
+    out = []
+    for words in commands:
+        result = CliRunner().invoke(app, ["llm", *words])
+        assert result.exit_code == 0, (words, result.stdout, result.exception)
+        out.append(result.stdout)
+        import torch.distributed as dist
+
+        if dist.is_initialized():  # NeMo's export leaves them
+            base.teardown(_NoTrainer())
+    return out
+
+
+class _NoTrainer:
+    def _teardown(self):
+        pass
+
+
+def test_nemo_llm_import_and_export_work_with_the_plugin(tmp_path):
+    source = write_model("llama", tmp_path / "source")
+    in_rank(
+        tmp_path,
+        _nemo,
+        ["import", "-y", "model=llama32_1b", f"source=hf://{source}", f"output_path={tmp_path / 'nemo'}"],
+        ["export", "-y", f"path={tmp_path / 'nemo'}", "target=hf", f"output_path={tmp_path / 'hf'}"],
+    )
+    before, after = (load_file(folder / "model.safetensors") for folder in (source, tmp_path / "hf"))
+    assert before.keys() == after.keys()
+    rows = after["model.embed_tokens.weight"].shape[0]  # NeMo keeps as many as its tokenizer has ids
+    assert all((before[name][:rows] == after[name][:rows]).all() for name in before)
+
+
+def test_nemo_llm_export_takes_a_distilled_student(world, tmp_path):
+    in_rank(
+        tmp_path,
+        _nemo,
+        ["export", "-y", f"path={world.student}", "target=hf", f"output_path={tmp_path / 'hf'}"],
+    )
+    assert load_file(tmp_path / "hf" / "model.safetensors")["lm_head.weight"].shape[0] == zoo()["llama"].size
+
+
+# --- what is wrong
+
+WRONG = [
+    ({"model_type": "mamba"}, "a model of type 'mamba'"),
+    ({"model_type": None}, "no config.json with a model_type"),
+    ({"attention_bias": True}, "attention_bias=true"),
+    ({"hidden_act": "relu"}, "the activation function relu"),
+    ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_scaling of type dynamic"),
+    ({"vocab_size": 99}, "vocab_size 99"),
+    ({"num_hidden_layers": 2}, "weights without a counterpart: model.layers.2"),
+    ({"intermediate_size": 96}, "as the configuration says"),
+    ({"quantization_config": {"quant_method": "gptq"}}, "is quantised (gptq)"),
+]
+
+
+def _refusals(sources, out, run):
+    """What is said about each source, about a run without checkpoints, and about an ``out`` that exists."""
+    from nemo_xtoken.errors import InputError
+    from nemo_xtoken.plugin.nemo2.hf.exporting import export_model
+    from nemo_xtoken.plugin.nemo2.hf.importing import import_model
+
+    calls = [(import_model, source, out) for source in sources]
+    calls += [(export_model, run, out), (export_model, run, sources[0])]
+    said = []
+    for function, *arguments in calls:
+        try:
+            function(*arguments)
+            said.append("nothing")
+        except InputError as error:
+            said.append(str(error))
+    return said
+
+
+def test_what_cannot_be_converted_is_refused(tmp_path):
+    toy = write_model("llama", tmp_path / "toy")
+    sources = []
+    for i, (changes, _) in enumerate(WRONG):
+        sources.append(shutil.copytree(toy, tmp_path / f"source{i}"))
+        config = {**read(toy / "config.json"), **changes}
+        (sources[-1] / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    (tmp_path / "empty").mkdir()
+    said = in_rank(tmp_path, _refusals, sources, tmp_path / "out", tmp_path / "empty")
+    for (changes, message), text in zip(WRONG, said, strict=False):
+        assert message in text, changes
+    assert "no finished checkpoint" in said[-2]
+    assert "exists" in said[-1]
+    assert not list(tmp_path.glob("*out*"))
+
+
+# --- a real model
+
+
+@pytest.mark.slow
+def test_a_real_model(tmp_path):
+    source = ASSETS / "models" / "smollm2-135m-instruct"
+    if not source.is_dir():
+        pytest.skip(f"no {source}")
+    difference, largest = in_rank(tmp_path, _real, source, tmp_path)
+    assert largest > 10
+    assert difference < 1e-4
+
+
+def _real(source, folder):
+    from nemo_xtoken.plugin.nemo2.hf.importing import import_model
+
+    imported = import_model(source, folder / "nemo", dtype="float32")
+    tokens = some_tokens(49152)
+    there, here = logits(source, tokens), nemo_logits(imported, tokens)
+    return float((here - there).abs().max()), float(there.abs().max())

@@ -1,0 +1,161 @@
+"""Tiny Hugging Face models with random weights: the real configuration and model classes, at toy width."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizer_zoo import write_folder, zoo
+
+from nemo_xtoken.vocab import load_vocabulary
+from nemo_xtoken.weights.tokenizer_files import copy_tokenizer
+
+__all__ = ["KINDS", "logits", "write_model"]
+
+_SHAPE = {
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+_YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 64,
+}
+_WINDOWS = ["sliding_attention", "full_attention", "sliding_attention"]
+#: name -> (model_type, tokenizer of the zoo, settings beside `_SHAPE`).  Windows are narrower than the tests' texts.
+KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "llama": ("llama", "llama", {}),
+    "llama-tied": ("llama", "llama", {"tie_word_embeddings": True, "rope_scaling": _LLAMA3, "rope_theta": 5e5}),
+    "llama-linear": ("llama", "llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "head_dim": 8}),
+    "qwen2": ("qwen2", "qwen", {}),
+    "qwen2-tied": ("qwen2", "qwen", {"tie_word_embeddings": True}),
+    "qwen3": ("qwen3", "qwen", {"head_dim": 16}),
+    "qwen3-tied": ("qwen3", "qwen", {"head_dim": 16, "tie_word_embeddings": True}),
+    "phi3": (
+        "phi3",
+        "tiktoken_json",
+        {
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "tie_word_embeddings": True,
+            "partial_rotary_factor": 0.75,
+            "original_max_position_embeddings": 64,
+            "sliding_window": 262144,
+            "pad_token_id": 0,
+            "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 6, "long_factor": [1.0, 1.2, 1.5, 2, 3, 4]},
+        },
+    ),
+    "gemma3": (
+        "gemma3_text",
+        "sp_unigram",
+        {
+            "head_dim": 16,
+            "tie_word_embeddings": True,
+            "query_pre_attn_scalar": 24,
+            "sliding_window": 16,
+            "layer_types": _WINDOWS,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        },
+    ),
+    "mistral": ("mistral", "sp_bpe", {"sliding_window": 16, "head_dim": 16}),
+    "gpt_oss": (
+        "gpt_oss",
+        "tiktoken_json",
+        {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "head_dim": 16,
+            "sliding_window": 16,
+            "layer_types": _WINDOWS,
+            "rope_scaling": _YARN,
+        },
+    ),
+}
+_TOKENIZERS = {"tiktoken_json": "llama"}  # transformers has no use for a rank file
+
+
+def write_model(
+    kind: str,
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    spare_rows: int = 30,
+    shard: str = "5GB",
+    tokenizer: str | Path | None = None,
+    **changes: Any,
+) -> Path:
+    """Writes a model with its tokenizer; every weight is random, norms and biases included.
+
+    Args:
+        tokenizer: another of the zoo, or the folder of one.
+        spare_rows: rows of the embeddings beyond the tokenizer's ids, as published models have them.
+    """
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig
+
+    model_type, usual, settings = KINDS[kind]
+    tokenizer = tokenizer or _TOKENIZERS.get(usual, usual)
+    vocabulary = load_vocabulary(tokenizer) if isinstance(tokenizer, Path) else zoo()[tokenizer]
+    ids = {"bos_token_id": vocabulary.bos_id, "eos_token_id": vocabulary.eos_id, "pad_token_id": vocabulary.pad_id}
+    settings = {**_SHAPE, "tie_word_embeddings": False, **ids, **settings, **changes}
+    config = CONFIG_MAPPING[model_type](vocab_size=vocabulary.size + spare_rows, **settings)
+    generator = torch.Generator().manual_seed(11)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            noise = torch.randn(parameter.shape, generator=generator)
+            centre = 1.0 if "norm" in name and model_type != "gemma3_text" else 0.0
+            parameter.copy_(centre + noise * (0.3 if parameter.ndim == 1 else 0.2))
+    model.to(dtype)
+    model.generation_config = GenerationConfig(**{k: v for k, v in ids.items() if v is not None}, temperature=0.5)
+    model.generation_config.do_sample = True
+    model.save_pretrained(folder, max_shard_size=shard)
+    if isinstance(tokenizer, Path):
+        copy_tokenizer(tokenizer, folder, vocabulary, loadable=False)
+    else:
+        write_folder(tokenizer, folder)
+    return folder
+
+
+def logits(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
+    """float32 ``[b, T, V]`` of the model in ``folder``, as transformers computes them."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    with torch.no_grad():
+        return model(tokens).logits.float()
+
+
+def nemo_logits(checkpoint, tokens, **settings):
+    """float32 ``[b, T, V]`` of a NeMo checkpoint, by Megatron's own forward pass; with changes of its configuration."""
+    import torch
+    from nemo.collections import llm
+
+    from nemo_xtoken.plugin.nemo2.hf.exporting import load_config
+    from nemo_xtoken.plugin.nemo2.hf.session import trainer_for
+    from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
+    from nemo_xtoken.training.inputs import document_mask
+
+    config = load_config(checkpoint)
+    for name, value in settings.items():
+        setattr(config, name, value)
+    model = llm.GPTModel(config, tokenizer=XTokenTokenizer(str(next(checkpoint.glob("context/*tokenizer*")))))
+    with trainer_for(model, ddp="pytorch", setup_optimizers=False) as trainer:
+        trainer.strategy.setup(trainer)
+        trainer.strategy.load_checkpoint(checkpoint)
+        model.module.eval()
+        mask = document_mask(torch.zeros_like(tokens))
+        positions = torch.arange(tokens.shape[1]).expand_as(tokens)
+        with torch.no_grad():
+            return model.module(input_ids=tokens, position_ids=positions, attention_mask=mask, labels=None).float()

@@ -1,0 +1,52 @@
+"""The commands in docs/clusters.md that can run here are run, and what it quotes is what the program says."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from nemo_xtoken.commands.cli import main
+from nemo_xtoken.launch.slurm_config import SlurmConfig
+
+ROOT = Path(__file__).parents[3]
+TEXT = (ROOT / "docs" / "clusters.md").read_text()
+SOURCES = "".join(p.read_text() for folder in ("nemo_xtoken", "recipes") for p in sorted((ROOT / folder).rglob("*.py")))
+RENDERED = re.findall(r"^    (xtoken sbatch [^#\n]*=[^#\n]*)", TEXT, re.M)
+
+
+@pytest.mark.parametrize("command", RENDERED)
+def test_scripts_are_rendered_as_said(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [word for word in shlex.split(command)[1:] if word != "submit=true"]
+    assert main([*words, "executor.container_image=/SHARED/nemo_xtoken.sqsh"]) == 0
+
+
+def test_there_is_something_to_run():
+    assert len(RENDERED) >= 2
+
+
+def test_every_key_is_one():
+    keys = set(re.findall(r"executor\.(\w+)", TEXT))
+    assert {"nodes", "chain", "array"} <= keys
+    assert keys - set(SlurmConfig.__dataclass_fields__) == {"KEY"}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "not set in",
+        "put srun before the command",
+        "the same number on each",
+        " processes",
+        "that the first rank does not",
+    ],
+)
+def test_quoted_messages_are_in_the_program(message):
+    assert message in TEXT
+    assert message in SOURCES
+
+
+def test_the_image_is_the_dockerfiles():
+    base = re.findall(r"^FROM (nvcr\S+)", (ROOT / "Dockerfile").read_text(), re.M)
+    assert f"`{base[0]}`" in TEXT

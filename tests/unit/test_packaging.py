@@ -1,0 +1,159 @@
+"""What is in the wheel, what the pins cover, and what `make` says when it cannot start."""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = pytest.importorskip("tomli")
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel's files, name to content, built from a copy so that the tree stays clean."""
+    folder = tmp_path_factory.mktemp("wheel")
+    tree = folder / "tree"
+    skip = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info", "runs")
+    shutil.copytree(ROOT, tree, ignore=skip)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", folder, tree]
+    subprocess.run(command, check=True, timeout=300)
+    (path,) = folder.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def _expected():
+    for folder, package in (
+        ("nemo_xtoken", "nemo_xtoken"),
+        ("recipes", "nemo_xtoken/recipes"),
+        ("conf", "nemo_xtoken/conf"),
+    ):
+        for pattern in ("*.py", "*.yaml") if folder == "conf" else ("*.py",):
+            for path in (ROOT / folder).rglob(pattern):
+                yield f"{package}/{path.relative_to(ROOT / folder).as_posix()}"
+
+
+def test_wheel_has_every_module_recipe_and_configuration(wheel):
+    expected = set(_expected())
+    assert "nemo_xtoken/recipes/__init__.py" in expected
+    assert "nemo_xtoken/conf/__init__.py" in expected
+    assert sorted(expected - set(wheel)) == []
+
+
+def test_wheel_has_nothing_else(wheel):
+    tops = {name.split("/")[0] for name in wheel}
+    (info,) = tops - {"nemo_xtoken"}
+    assert info.endswith(".dist-info")
+    assert not [name for name in wheel if re.search(r"(^|/)(tests?|benchmarks|docs)/|conftest|test_", name)]
+    assert f"{info}/licenses/LICENSE" in wheel
+    assert b"Apache License" in wheel[f"{info}/licenses/LICENSE"]
+
+
+def test_wheel_declares_commands_and_entry_points(wheel):
+    (name,) = (name for name in wheel if name.endswith("entry_points.txt"))
+    text = wheel[name].decode()
+    assert "xtoken = nemo_xtoken.commands.cli:main" in text
+    nemo_run = text.partition("[nemo_run.cli]")[2]
+    assert "llm = nemo_xtoken.commands.nemo_cli\n" in nemo_run
+    assert "xtoken = nemo_xtoken.commands.nemo_cli_light\n" in nemo_run
+
+
+def _pins():
+    lines = (line.partition("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines())
+    return {canonicalize_name(r.name): r for r in map(Requirement, filter(None, lines))}
+
+
+def test_every_declared_dependency_is_pinned_within_its_bounds():
+    pins = _pins()
+    optional = PROJECT["optional-dependencies"]
+    for line in [*PROJECT["dependencies"], *optional["nemo"], *optional["dev"]]:
+        wanted = Requirement(line)
+        pin = pins.get(canonicalize_name(wanted.name))
+        assert pin is not None, f"{wanted.name} has no pin"
+        (version,) = (specifier.version for specifier in pin.specifier)
+        assert wanted.specifier.contains(version, prereleases=True), f"{line} and {pin}"
+
+
+def test_pins_are_exact_and_without_local_builds():
+    for pin in _pins().values():
+        (specifier,) = pin.specifier
+        assert specifier.operator == "=="
+        assert "+" not in specifier.version, f"{pin} can be had from one index only"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+class TestMake:
+    @pytest.fixture
+    def tree(self, tmp_path):
+        for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+            shutil.copy(ROOT / name, tmp_path)
+        return tmp_path
+
+    def _make(self, tree, *words):
+        # Of its own, also when the tests are run by make.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+        command = ["make", *words]
+        return subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=60)
+
+    def _python(self, tree, version):
+        """A stand-in for an interpreter of that version, which notes how it is called."""
+        path = tree / "python"
+        path.write_text(
+            f'#!/bin/sh\necho "$@" >> {tree}/calls\n'
+            f'case "$1" in\n  --version) echo Python {version};;\n'
+            f'  -c) exec {sys.executable} -c "import sys; sys.version_info = ($(echo {version} | tr . ,)); $2";;\n'
+            f'  -m) if [ "$2" = venv ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; fi;;\nesac\n'
+        )
+        path.chmod(0o755)
+        return f"PYTHON={path}"
+
+    @pytest.mark.parametrize("version", ["3.9.18", "3.13.0", "4.0.0"])
+    def test_another_python_is_refused_clearly(self, tree, version):
+        run = self._make(tree, "install", self._python(tree, version))
+        assert run.returncode != 0
+        assert "Python 3.10, 3.11 or 3.12 is needed" in run.stdout
+        assert f"Python {version}" in run.stdout
+        assert not (tree / ".venv").exists()
+
+    @pytest.mark.parametrize("version", ["3.10.0", "3.11.7", "3.12.4"])
+    def test_one_install_then_none(self, tree, version):
+        python = self._python(tree, version)
+        first = self._make(tree, "install", python, "TORCH_INDEX=file:///wheels")
+        assert first.returncode == 0, first.stdout + first.stderr
+        calls = (tree / "calls").read_text()
+        assert calls.count(" install -c ") == 1
+        beside = importlib.util.find_spec("triton") is None  # a PyTorch for CUDA brings it
+        assert calls.count(" install ") == 1 + beside == 1 + calls.count("--target .venv/triton triton==")
+        assert "-c constraints.txt --extra-index-url file:///wheels -e .[nemo,dev]" in calls
+        assert (tree / ".venv/.installed").exists()
+        again = self._make(tree, "install", python)
+        assert again.returncode == 0
+        assert "install" not in again.stdout.replace("Nothing to be done for 'install'", "")
+        assert (tree / "calls").read_text() == calls
+
+    def test_help_lists_the_targets(self, tree):
+        out = self._make(tree).stdout
+        for target in ("demo", "test", "test-fast", "lint", "clean", "help"):
+            assert f"make {target} " in out
+
+
+def test_continuous_integration_runs_make_test():
+    assert (ROOT / ".ci/run").stat().st_mode & 0o111
+    lines = (ROOT / ".ci/run").read_text().splitlines()
+    assert "set -euo pipefail" in lines
+    assert lines[-1] == "exec make test"
