@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Optional, TypeVar
 
 import torch
 
@@ -70,19 +70,19 @@ class TeacherSettings:
         learned_lr: W's learning rate at the peak of the schedule, which it follows in proportion to the student's.
     """
 
-    path: str | None = None
-    tokenizer: str | None = None
-    projection: str | None = None
+    path: Optional[str] = None
+    tokenizer: Optional[str] = None
+    projection: Optional[str] = None
     rule: ProjectionRule = field(default_factory=ProjectionRule)
     loss: str = DEFAULT_LOSS
     options: DivergenceOptions = field(default_factory=DivergenceOptions)
     chunks: ChunkLossConfig = field(default_factory=ChunkLossConfig)
     weight: float = 1.0
-    length: int | None = None
-    tensor_model_parallel_size: int | None = None
-    pipeline_model_parallel_size: int | None = None
-    context_parallel_size: int | None = None
-    expert_model_parallel_size: int | None = None
+    length: Optional[int] = None
+    tensor_model_parallel_size: Optional[int] = None
+    pipeline_model_parallel_size: Optional[int] = None
+    context_parallel_size: Optional[int] = None
+    expert_model_parallel_size: Optional[int] = None
     learned: bool = False
     learned_lr: float = 1e-2
 
