@@ -15,6 +15,7 @@ from typing import Any
 import nemo_run as run
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.run.renamed_paths import current_path
 
 __all__ = ["add_named", "config_from_dict"]
 
@@ -45,7 +46,7 @@ def _convert(value: Any, source: str, where: str, done: dict[int, Any]) -> Any:
         done[id(value)] = result = {}
         result.update((k, _convert(v, source, f"{where}.{k}".lstrip("."), done)) for k, v in value.items())
         return result
-    target = _import(str(value["_target_"]), source, where)
+    target = _import(current_path(str(value["_target_"])), source, where)
     if value.get("_call_", True) is False:
         return target
     arguments = {

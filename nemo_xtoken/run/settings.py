@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.run.renamed_paths import current_path
 
 __all__ = ["Settings", "resolved"]
 
@@ -119,12 +120,12 @@ class Settings:
     @property
     def target(self) -> str:
         """The full name of the function that runs."""
-        return str(self.content["_target_"])
+        return current_path(str(self.content["_target_"]))
 
     @property
     def makes_its_teacher(self) -> bool:
         """Whether a teacher without a path is trained by the run itself, which is a function of the recipe's own."""
-        return not self.target.endswith(".distill.distill")
+        return not self.target.endswith((".distill.distill", ".distill_bridge.distill"))
 
     def teachers(self) -> dict[str, dict[str, Any]]:
         """Settings of those that are to teach, by what each is called on the command line, as `distill` picks them."""
