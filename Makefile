@@ -54,6 +54,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@# folder beside the packages, since much of the NeMo stack changes its ways where it finds one.  Without it they skip.
 	$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python -m pip install --no-deps --upgrade \
 	    --target $(VENV)/triton triton==3.4.0 || echo "warning: no Triton here; the tests of its kernels will skip"
+	@# Transformers 5, whose checkpoints tests exchange with those of the installed version 4.  Without it they skip.
+	$(BIN)/python -m pip install --no-deps --upgrade --target $(VENV)/transformers5 transformers==5.24.0 \
+	    huggingface_hub==2.4.0 tokenizers==0.23.3 httpx2==2.16.2 httpcore2==2.16.2 truststore==0.10.5 || \
+	    echo "warning: no transformers 5 here; the tests that need it will skip"
 	@# Clean with the pinned versions.  With others (3.10, or pins changed) NeMo's many bounds may contradict each other
 	@# without harm, so this warns and does not stop.
 	$(BIN)/python -m pip check || echo "warning: the packages above disagree about versions; the tests tell whether it matters"

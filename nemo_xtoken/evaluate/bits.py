@@ -19,6 +19,7 @@ import numpy as np
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.vocab.loading import load_vocabulary
 from nemo_xtoken.vocab.vocabulary import Vocabulary
+from nemo_xtoken.weights.configuration import readable_folder
 from nemo_xtoken.weights.folder import ModelFolder
 
 __all__ = ["Bits", "bits_per_byte", "take_bytes", "windows"]
@@ -143,7 +144,8 @@ def _load(folder: ModelFolder, dtype: str) -> Any:
 
     logging.disable_progress_bar()
     try:
-        return AutoModelForCausalLM.from_pretrained(folder.path, dtype=dtype, trust_remote_code=False)
+        with readable_folder(folder) as path:
+            return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as error:
         raise InputError(
             f"{folder.name} does not load in transformers ({error})",

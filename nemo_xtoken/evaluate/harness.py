@@ -17,6 +17,8 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.evaluate.benchmark_columns import Column, readings
 from nemo_xtoken.evaluate.local_data import Source, check_data, leaves, write_tasks
 from nemo_xtoken.evaluate.task_settings import Settings
+from nemo_xtoken.weights.configuration import readable_folder
+from nemo_xtoken.weights.folder import ModelFolder
 
 __all__ = ["Harness", "check_harness", "harness_version", "sources_of"]
 
@@ -131,7 +133,8 @@ class Harness:
                 raise InputError(
                     "several processes on a CPU", "one, or as many as there are GPUs", "leave torchrun out"
                 )
-        with quiet():
+        folder = ModelFolder(model)
+        with quiet(), readable_folder(folder) as path:
             from lm_eval.models.huggingface import HFLM
 
             batch = self.settings.batch_size
@@ -139,11 +142,11 @@ class Harness:
                 batch = str(CPU_BATCH)
             try:
                 self._model = HFLM(
-                    pretrained=model,
+                    pretrained=str(path),
                     device=device,
                     dtype=self.settings.dtype,
                     batch_size=batch if batch == "auto" else int(batch),
-                    max_length=min(self.settings.max_length, _longest(model)),
+                    max_length=min(self.settings.max_length, _longest(folder)),
                     trust_remote_code=False,
                 )
             except Exception as error:  # of transformers, the hub, the device
@@ -209,12 +212,9 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in numbers.items()}
 
 
-def _longest(model: str) -> int:
+def _longest(folder: ModelFolder) -> int:
     """The tokens that a model was made for."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(model)
-    return int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2048)
+    return int(folder.text_config.get("max_position_embeddings") or 2048)
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from nemo_xtoken.projection.rows import row_kinds
 from nemo_xtoken.vocab.loading import load_vocabulary
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 from nemo_xtoken.weights.folder import INDEX, ModelFolder, new_folder, read_json, write_json
+from nemo_xtoken.weights.rotary import classic_rotary
 from nemo_xtoken.weights.safetensors_file import Entry, SafetensorsFile, from_float, to_float, write_safetensors
 from nemo_xtoken.weights.tokenizer_files import copy_tokenizer, translated_ids
 
@@ -217,9 +218,11 @@ def _plan(file: SafetensorsFile, names: tuple[str, ...], maker: _Rows) -> dict[s
 
 
 def _write_configs(source: ModelFolder, folder: Path, old: Vocabulary, new: Vocabulary, rows: int) -> None:
-    config = translated_ids(source.config, old, new)
+    name = str(source.path / "config.json")
+    config = classic_rotary(translated_ids(source.config, old, new), name)
     if isinstance(config.get("text_config"), dict):
-        config["text_config"] = {**translated_ids(config["text_config"], old, new), "vocab_size": rows}
+        text = classic_rotary(translated_ids(config["text_config"], old, new), name)
+        config["text_config"] = {**text, "vocab_size": rows}
     if "text_config" not in config or "vocab_size" in config:
         config["vocab_size"] = rows
     write_json(folder / "config.json", config)

@@ -327,3 +327,43 @@ def _real(source, folder):
     tokens = some_tokens(49152)
     there, here = logits(source, tokens), nemo_logits(imported, tokens)
     return float((here - there).abs().max()), float(there.abs().max())
+
+
+# --- configurations in the form of transformers 5
+
+
+def _in_the_new_form(config):
+    """A configuration with ``rope_parameters`` in place of the classic keys."""
+    config = dict(config)
+    scaling = config.pop("rope_scaling", None) or {}
+    new = {"rope_theta": config.pop("rope_theta"), "rope_type": scaling.get("type", "default"), **scaling}
+    new.pop("type", None)
+    if "partial_rotary_factor" in config:
+        new["partial_rotary_factor"] = config.pop("partial_rotary_factor")
+    if "rope_local_base_freq" in config:
+        local = {"rope_type": "default", "rope_theta": config.pop("rope_local_base_freq")}
+        new = {"full_attention": new, "sliding_attention": local}
+    return {**config, "rope_parameters": new}
+
+
+@pytest.mark.parametrize("kind", ["llama-tied", "gemma3", "phi3"])
+def test_a_configuration_of_transformers_5_is_the_same_model(kind, tmp_path):
+    source, classic = write_model(kind, tmp_path / "source"), tmp_path / "classic"
+    shutil.copytree(source, classic)
+    config = read(classic / "config.json")
+    (source / "config.json").write_text(json.dumps(_in_the_new_form(config)))
+    there = in_rank(tmp_path, _imports_like, source, classic, tmp_path)
+    assert there < 1e-4
+    assert differences(read(tmp_path / "hf" / "config.json"), config) == {}
+    assert "rope_parameters" not in read(tmp_path / "hf" / "config.json")
+
+
+def _imports_like(source, classic, folder):
+    from nemo_xtoken.plugin.nemo2.hf.exporting import export_model
+    from nemo_xtoken.plugin.nemo2.hf.importing import import_model
+
+    imported = import_model(source, folder / "nemo")
+    export_model(imported, folder / "hf")
+    size = read(source / "config.json")["vocab_size"]
+    tokens = some_tokens(size)
+    return float((nemo_logits(imported, tokens)[..., :size] - logits(classic, tokens)).abs().max())

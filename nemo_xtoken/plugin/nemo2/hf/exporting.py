@@ -20,6 +20,7 @@ from nemo_xtoken.plugin.nemo2.model import DistillationModel
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
 from nemo_xtoken.training.cpu import runtime as cpu_runtime
 from nemo_xtoken.weights.folder import check_out, new_folder, read_json, write_json
+from nemo_xtoken.weights.rotary import classic_rotary
 from nemo_xtoken.weights.safetensors_file import Entry
 from nemo_xtoken.weights.shards import save_weights
 from nemo_xtoken.weights.tokenizer_files import copy_tokenizer, special_ids
@@ -177,7 +178,7 @@ def _original(tokenizer: Any, family: Family) -> tuple[dict[str, Any], dict[str,
     config = config.get("text_config") or config
     if config.get("model_type") != family.model_type:
         return {}, {}
-    return config, read_json(source / "generation_config.json")
+    return classic_rotary(config, str(source / "config.json")), read_json(source / "generation_config.json")
 
 
 def _hf_config(family: Family, config: Any, base: dict[str, Any], vocab_size: int, tokenizer: Any) -> Any:

@@ -1,6 +1,5 @@
 """From Hugging Face's format into a NeMo 2 checkpoint."""
 
-import copy
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from nemo_xtoken.plugin.nemo2.hf.state import HFState
 from nemo_xtoken.plugin.nemo2.model import DistillationModel
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
 from nemo_xtoken.vocab.loading import load_vocabulary
+from nemo_xtoken.weights.configuration import configured, understood
 from nemo_xtoken.weights.folder import ModelFolder, check_out, new_folder
 from nemo_xtoken.weights.tokenizer_files import copy_tokenizer
 
@@ -112,19 +112,14 @@ class HFImporter(io.ModelConnector[Any, DistillationModel]):
 
 
 def hf_text_config(folder: ModelFolder) -> Any:
-    """transformers' configuration of the language model; no code of the checkpoint is run."""
-    from transformers import CONFIG_MAPPING
+    """transformers' configuration of the language model; no code of the checkpoint is run.
 
-    config = copy.deepcopy(folder.text_config)
-    family_of_model_type(str(config.get("model_type")))
-    try:
-        return CONFIG_MAPPING[config["model_type"]].from_dict(config)
-    except Exception as error:  # each configuration checks itself in its own way
-        raise InputError(
-            f"{folder.path / 'config.json'} is not accepted by transformers ({error})",
-            f"a configuration of type {config['model_type']}",
-            "copy the file once more",
-        ) from error
+    Raises:
+        InputError: an architecture that cannot be imported, or a configuration with keys that are unknown.
+    """
+    family_of_model_type(str(folder.text_config.get("model_type")))
+    source = str(folder.path / "config.json")
+    return configured(understood(folder.text_config, source), source)
 
 
 def _tokenizer(source: ModelFolder, folder: Path) -> XTokenTokenizer:
