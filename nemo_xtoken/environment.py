@@ -21,7 +21,7 @@ class Component:
     """Something that may be installed.
 
     Attributes:
-        name: for people.
+        name: readable.
         packages: distributions that have it, for the version; the first one that is installed counts.
         module: a top-level module, or a submodule of one that is not imported by looking for it, that only the real
             thing has.
@@ -164,7 +164,7 @@ def _look_for(component: Component) -> Found:
             break
     there = _has(component.module)
     if version is not None and not there:
-        remark = f"a package {package} {version} is installed, which is not it or is not whole"
+        remark = f"a package {package} {version} is installed, which is another project or incomplete"
     elif there and component.tested and version and not f"{version}.".startswith(f"{component.tested}."):
         remark = f"tested with {component.tested}"
     return Found(component, (version or "") if there else None, remark)

@@ -141,7 +141,7 @@ class Aligner:
 def _regions(student: Side, teacher: Side, cuts: np.ndarray, equal: np.ndarray) -> np.ndarray:
     """int64 ``[R, 4]``, token ranges of the differing regions.
 
-    Each has the tokens without bytes at both its ends, but for those that the region before it already took.
+    Each includes the tokens without bytes at both its ends, except those that the region before it already took.
     """
     after_equal = np.concatenate([[True], equal[:-1]])[~equal]
     columns = []

@@ -51,7 +51,7 @@ def text_digest(text: str) -> bytes:
 class AlignedDocument(NamedTuple):
     """One text: int32 ids ``[n_S]`` and ``[n_T]`` with BOS and EOS, and the aligner's chunks, int32 ``[K, 4]``.
 
-    A token that is context alone, no label, is there as ``~id`` (the negative number of equal bits, inverted).
+    A token that is only context, not a label, is stored as ``~id`` (the bitwise complement, a negative number).
     """
 
     digest: bytes
@@ -87,7 +87,7 @@ class Shard:
         metadata: its header.
 
     Raises:
-        DamagedShard: cut off, changed, of another pair of tokenizers, or no such file at all.
+        DamagedShard: the file is truncated, changed, missing, or belongs to another pair of tokenizers.
     """
 
     def __init__(self, path: Path, pair_digest: str) -> None:
@@ -180,7 +180,7 @@ class AlignmentCache:
     Args:
         folder: where they lie; made when something is written.
         pair_digest: of everything that decides ids and chunks: both tokenizers, the aligner, BOS and EOS.
-        about: goes into every header, for people and tools.
+        about: written into every header, to be read by people and tools.
         part: a folder of its own below ``folder`` for what is written here, so that tasks of one job write at once.
             All parts are read.
     """
@@ -206,7 +206,7 @@ class AlignmentCache:
 
         Args:
             discard_damaged: delete files that cannot be read, with a warning, so that their documents are aligned
-                again.  Only for the holder of `lock`, and only what it may write; all others are passed over.
+                again.  Only for the holder of `lock`, and only what it may write; all others are skipped.
         """
         known, self._shards, self._index = self._shards, {}, None
         patterns = ("shard-*.safetensors", f"{_PART}*/shard-*.safetensors")
@@ -254,7 +254,7 @@ class AlignmentCache:
     def lock(self, waiting: Callable[[], None] | None = None) -> Iterator[None]:
         """Held by the one process that writes (to its part); on entry its folder is tidied, and all are read again.
 
-        The operating system lets go of it when its holder dies.
+        The operating system releases it when its holder dies.
 
         Args:
             waiting: called once when another process holds it.

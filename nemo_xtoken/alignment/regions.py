@@ -18,8 +18,8 @@ def common_runs(a: bytes, b: bytes) -> np.ndarray:
     """int64 ``[R, 3]``: start in ``a``, start in ``b``, length of runs of equal bytes; increasing on both sides.
 
     Each run is as long as it can be to the right, and no two touch on both sides.  A space that only one stream has in
-    front is passed over where more is equal after it: in a text that itself starts with spaces it would else be taken
-    for one of them, and the difference come to lie after them.
+    front is skipped where more is equal after it: otherwise, in a text that itself starts with spaces, it would be
+    taken for one of them and the difference would be placed after them.
     """
     runs: list[tuple[int, int, int]] = []
     starts = [(0, 0)] + [(1, 0)] * a.startswith(b" ") + [(0, 1)] * b.startswith(b" ")

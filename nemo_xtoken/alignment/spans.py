@@ -115,7 +115,7 @@ def match_places(
         teacher_codes: the same; equal roles have equal codes.
 
     Several at one cut are matched one after the other while their roles agree, from the front and then from the back;
-    a role that only one side has costs itself and nothing else.
+    a role that only one side has is left out, and nothing else is.
     """
     if not len(student.silent) or not len(teacher.silent) or not len(cuts):
         return np.empty((0, 4), np.int64)

@@ -70,7 +70,7 @@ def _general_help(verbs: dict[str, Verb], program: str) -> str:
         [
             f"usage: {program} VERB [key=value | --key value ...]",
             "",
-            "Tools for distillation across tokenizers. They need no GPU, and but for import and export no NeMo.",
+            "Tools for distillation across tokenizers. They need no GPU; only import and export need NeMo.",
             "",
             "verbs:",
             *(f"  {verb.name:<{width}}  {verb.summary}" for verb in verbs.values()),

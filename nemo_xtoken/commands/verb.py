@@ -17,7 +17,7 @@ class Option:
     """One argument of a verb.
 
     Attributes:
-        name: with underscores; on the command line a dash does as well.
+        name: with underscores; on the command line dashes are accepted too.
         help: one line.
         kind: ``str``, ``int`` or ``float``; ``bool`` makes a flag (``--json``, ``--no-json``, ``json=true``).
         default: its value when it is not given; shown in the help unless None.

@@ -6,7 +6,8 @@ The paper says "3-shot" and names the benchmarks, not the harness's tasks or met
 - GSM8k: ``gsm8k``, exact match of the number after ``####`` (strict).  The flexible one, the last number in the answer,
   is kept in the results as well.  Which one the paper took is not said.
 - MATH: ``hendrycks_math``, exact match, over all questions of the 7 subjects.  ``minerva_math`` has another prompt and
-  another check of answers, and needs an antlr that omegaconf does not live with.  Which one the paper took is not said.
+  another check of answers, and needs a version of antlr that conflicts with omegaconf.  Which one the paper took is
+  not said.
 - Winogrande: ``winogrande``, accuracy.
 - HellaSwag: ``hellaswag``, accuracy normalised by length: that the paper means this one follows from its 65.08 for
   Llama-3.2-1B, whose plain accuracy lies below 50.

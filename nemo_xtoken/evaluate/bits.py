@@ -3,9 +3,10 @@
 ``sum over tokens of -log2 p(token | what comes before) / bytes of the text in UTF-8``.  A token of a large vocabulary
 covers more bytes and is harder to guess, so that a loss per token cannot be compared over two tokenizers; this can.
 
-Every document starts anew, behind the model's BOS (its EOS where it has none, as between documents), and every token of
-it counts once, the first included.  What does not fit a window is scored in steps of half a window, so that every token
-but the first ones of a document has at least half a window before it.  The end of a document is not scored.
+Every document is scored from its start, after the model's BOS (its EOS where it has none, as between documents), and
+every token of it counts once, the first included.  What does not fit a window is scored in steps of half a window, so
+that every token but the first ones of a document has at least half a window before it.  The end of a document is not
+scored.
 """
 
 import math
@@ -73,10 +74,10 @@ def bits_per_byte(
         window: positions at a time; by default 1024, or as many as the model was made for.
         dtype: ``float32``, ``bfloat16`` or ``float16``; by default that of its weights on a GPU, float32 on a CPU.
         device: as torch names it; by default a GPU where there is one.
-        progress: told (documents done, documents in all).
+        progress: called with (documents done, documents in all).
 
     Raises:
-        InputError: no such model, one without a start to put before a text, or texts without a byte.
+        InputError: there is no such model, it has neither BOS nor EOS to put before a text, or the texts are empty.
     """
     import torch
 

@@ -72,7 +72,7 @@ class Harness:
     """Columns that are ready to be run, and the model once it is loaded.
 
     Args:
-        columns: what to run; their data is read here, so that what is missing is found before the model is loaded.
+        columns: what to run; their data is read here, so that missing data is found before the model is loaded.
         settings: how.
 
     Raises:
@@ -167,8 +167,8 @@ class Harness:
 
         Returns:
             ``task, metric, score, stderr`` (the last two in percent), ``samples`` (questions asked), ``shots``,
-            ``version`` of the task, ``seconds``, and ``all``: whatever the harness reports of the task and those below
-            it, as it reports it.
+            ``version`` of the task, ``seconds``, and ``all``: everything that the harness reports on the task and its
+            subtasks, unchanged.
         """
         import lm_eval
         import numpy as np
@@ -207,7 +207,7 @@ class Harness:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What JSON holds: neither NumPy's numbers nor what is no number, the error of a single question."""
+    """The value as JSON can hold it: NumPy's numbers converted, NaN (the error of a single question) as None."""
     numbers = {k: float(v) if hasattr(v, "item") else v for k, v in values.items() if not callable(v)}
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in numbers.items()}
 
@@ -219,7 +219,7 @@ def _longest(folder: ModelFolder) -> int:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """The harness and what it loads say what concerns their developers; progress bars stay."""
+    """Silences the logs of the harness and its libraries, which address their developers; progress bars stay."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -117,7 +117,7 @@ def check_data(folder: Path) -> None:
     """
     if not folder.is_dir():
         raise InputError(
-            f"data={folder} is no folder",
+            f"data={folder} is not a folder",
             "one with a folder for every data set",
             f"with network: `xtoken evaluate fetch={folder}`",
         )
@@ -180,7 +180,7 @@ def fetch(
 
     Args:
         load: ``datasets.load_dataset``.
-        progress: told what comes next.
+        progress: called with the name of what comes next.
 
     Returns:
         how many files were written.

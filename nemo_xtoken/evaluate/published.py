@@ -41,5 +41,5 @@ PAPER = (
 
 
 def paper_row(key: str) -> PublishedRow:
-    """The row of that name (KeyError: there is none)."""
+    """The row of that name (KeyError if there is none)."""
     return {row.key: row for row in PAPER}[key]

@@ -16,7 +16,7 @@ __all__ = ["default_out", "evaluate_model"]
 
 
 def default_out(model: str, settings: Settings) -> Path:
-    """Where scores go unless told otherwise: into the model's folder; of a hub's model, here.  Partial ones apart."""
+    """The default file for scores: in the model's folder, or here for a hub's model; partial scores have their own."""
     name = "evaluation" + ("" if settings.limit is None else f"-limit{settings.limit:g}")
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -27,7 +27,7 @@ def default_out(model: str, settings: Settings) -> Path:
 def check_out(out: Path) -> None:
     """
     Raises:
-        InputError: scores cannot be written there, which is better known before they are made.
+        InputError: scores cannot be written there; checked before they are computed.
     """
     place = next(p for p in (out.parent, *out.parent.parents) if p.exists())
     if out.is_dir() or not place.is_dir() or not os.access(place, os.W_OK):
@@ -55,7 +55,7 @@ def evaluate_model(
         again: run the columns also where the file has them, and replace a file of other settings.
         identity: of the model, where its files do not tell: `identity_of` when None.
         prepare: makes the model's folder, called only when there is something to run; then ``model`` is but its name.
-        say: told what is being done.
+        say: called with a line on what is being done.
 
     Raises:
         InputError: no model, no data, no task, no harness; a file that holds scores of another model or other settings.

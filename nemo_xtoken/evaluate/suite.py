@@ -70,7 +70,7 @@ def find_checkpoints(run: Path) -> list[Checkpoint]:
         InputError: no folder of a run.
     """
     if not run.is_dir():
-        raise InputError(f"run={run} is no folder", "the folder of a training run", "fix the path")
+        raise InputError(f"run={run} is not a folder", "the folder of a training run", "fix the path")
     found: dict[int, Checkpoint] = {}
     for weights in (run / "checkpoints").glob("*/weights"):
         path = weights.parent
@@ -87,7 +87,7 @@ def chosen(checkpoints: Sequence[Checkpoint], every: int = 1, step: int | None =
     """Those after a multiple of ``every`` steps, newest first: what is old may be removed, what is new is asked for.
 
     Raises:
-        InputError: none of ``step`` steps.
+        InputError: there is no checkpoint of ``step`` steps.
     """
     if step is None:
         return [c for c in reversed(checkpoints) if c.steps % every == 0]
@@ -113,7 +113,7 @@ def export_checkpoint(checkpoint: Path, out: Path) -> None:
     """`xtoken export` in a process of its own: it needs NeMo, which this one need not load.
 
     Raises:
-        InputError: it failed.
+        InputError: the evaluation failed.
     """
     words = [sys.executable, "-m", "nemo_xtoken", "export", f"run={checkpoint}", f"out={out}", "overwrite=true"]
     done = subprocess.run(words, env=alone(os.environ), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -137,7 +137,7 @@ def evaluate_checkpoint(
     export: Callable[[Path, Path], None] = export_checkpoint,
     say: Say = lambda stage: None,
 ) -> Scores | None:
-    """Evaluates one checkpoint, what is missing of it, and adds to ``evaluations.jsonl``.
+    """Evaluates the columns that one checkpoint lacks, and adds them to ``evaluations.jsonl``.
 
     Args:
         keep: leave the exported model in ``evaluations/step=N/model``.
@@ -187,7 +187,7 @@ def submit(run: Path, checkpoint: Checkpoint, words: Sequence[str], command: str
         command: is cut into words as a shell does.
 
     Raises:
-        InputError: it cannot be started, or fails.
+        InputError: the command cannot be started, or fails.
     """
     marker = run / FOLDER / f"step={checkpoint.steps}" / "submitted"
     if marker.exists() and marker.read_text().startswith(checkpoint.identity):
@@ -212,7 +212,7 @@ def submit(run: Path, checkpoint: Checkpoint, words: Sequence[str], command: str
 
 
 def never_ended(seconds: float) -> bool:
-    """For `watch`: the run goes on for all that is known."""
+    """For `watch`, where nothing tells whether the run has ended: it continues."""
     time.sleep(seconds)
     return False
 

@@ -44,11 +44,7 @@ def scores_table(scores: Scores, columns: Sequence[Column], beside: Mapping[str,
         show_edge=False,
         caption="percent. The paper names benchmarks, not metrics; ours: "
         + "; ".join(f"{c.title} {c.task} {scores.columns[c.key]['metric']}" for c in shown if c.key in scores.columns)
-        + (
-            ""
-            if limit is None
-            else f". limit={limit:g}: not all questions were asked, which no other row can be held to"
-        ),
+        + ("" if limit is None else f". limit={limit:g}: not all questions were asked, so no other row is comparable"),
     )
     table.add_column("", no_wrap=True)
     for heading in (*(column.title for column in shown), "Avg", "ours−"):

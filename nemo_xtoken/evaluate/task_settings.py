@@ -56,7 +56,7 @@ class Settings:
                 raise InputError(found, expected, "change it")
 
     def words(self) -> list[str]:
-        """Those that are not the default, as `xtoken evaluate` takes them, in whatever folder that runs."""
+        """The settings that differ from the defaults, as arguments of `xtoken evaluate`; paths are absolute."""
         changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
         if self.data is not None:
             changed["data"] = Path(self.data).resolve()

@@ -31,7 +31,7 @@ class ClassCoverage:
     Attributes:
         name, label, critical: of the `TokenClass`.
         exact, multi, empty: number of tokens with rows of that kind.
-        fragments, exact_fragments: how many of them (of the exact ones) are no whole characters.
+        fragments, exact_fragments: how many of them (of the exact ones) are not whole characters.
         examples: per kind, the lowest ids as ``'201' -> '2' 0.9009  '0' 0.0901``.
     """
 

@@ -30,7 +30,7 @@ RULES: dict[str, dict[str, Any]] = {"paper": {}, "prefix": {"gamma": 0.0, "overf
 
 @dataclass(frozen=True)
 class ProjectionRule:
-    """How the pieces of a student token that is no teacher token share its row.
+    """How the pieces of a student token that the teacher lacks share its row.
 
     Attributes:
         beta: weight of the first piece before the row is normalised.

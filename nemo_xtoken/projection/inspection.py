@@ -1,4 +1,4 @@
-"""Looking into W: the rows of named tokens, statistics, and weights that no rule put there."""
+"""Looking into W: the rows of named tokens, statistics, and weights that do not come from a rule."""
 
 import re
 from collections import Counter
@@ -119,10 +119,10 @@ def unexpected_weights(
     """Compares every row with the row that the rule gives, as plain values.
 
     ``differing``: rows at a distance beyond bfloat16's rounding, of which ``filled`` (the rule leaves them empty) and
-    ``emptied``.  ``stray``: rows that give weight to teacher tokens which are no piece of theirs; ``stray_weight`` is
-    the mean share of it in such rows, ``stray_tokens`` the teacher tokens that most of them name.  NeMo-RL's files have
-    such junk: its builder puts a fixed weight into the last slot of a row, whichever token stands there.  A learned W
-    differs from the rule by intention, but gives no weight to tokens that are no pieces.
+    ``emptied``.  ``stray``: rows that give weight to teacher tokens which are not among their pieces; ``stray_weight``
+    is the mean share of it in such rows, ``stray_tokens`` the teacher tokens that most of them name.  NeMo-RL's files
+    have such junk: its builder puts a fixed weight into the last slot of a row, whichever token stands there.  A
+    learned W differs from the rule by intention, but gives weight to pieces of the token only.
     """
     name, rule = rule_of(matrix)
     expected = build_projection(student, teacher, rule)

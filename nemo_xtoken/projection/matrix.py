@@ -95,7 +95,7 @@ class ProjectionMatrix:
             "rule": self.rule,
             "coverage": self.coverage,
         }
-        # One key, because safetensors writes several in no fixed order, and equal matrices are to be equal files.
+        # One key: safetensors writes several in no fixed order, and equal matrices must give equal files.
         metadata = {"header": json.dumps(header, sort_keys=True)}
         blob = safetensors_bytes({"ids": self.ids, "weights": self.weights}, metadata=metadata)
         with atomic_path(path) as temporary:
@@ -106,8 +106,8 @@ class ProjectionMatrix:
         """Reads a file written by :meth:`save` and checks it against the tokenizers given.
 
         Raises:
-            InputError: not there, not readable, truncated, of another format, of another pair of tokenizers, or with
-                rows that are no distributions.
+            InputError: the file is missing, unreadable, truncated, of another format, or for another pair of
+                tokenizers; or its rows are not distributions.
         """
         path = Path(path)
         if not path.is_file():
@@ -115,7 +115,7 @@ class ProjectionMatrix:
         try:
             with safe_open(path, framework="numpy") as f:
                 header = json.loads((f.metadata() or {}).get("header", "{}"))
-                tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (safe_open is no dict)
+                tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (safe_open is not a dict)
         except (SafetensorError, OSError, ValueError) as error:
             raise InputError(
                 f"{path} cannot be read as safetensors ({error})",

@@ -39,10 +39,10 @@ class ReadReport:
         renormalised: rows that did not sum to 1 within 1e-5 and were divided by their sum.
         largest_deviation: largest ``|sum - 1|`` among them.
         zero_entries: slots that name a token but have weight 0.
-        bad_entries: slots with a negative weight, or one that is no number; dropped.
-        outside_entries: slots of rows or teacher ids that are no token, such as padding; dropped.
+        bad_entries: slots with a negative weight, or a weight that is not a number; dropped.
+        outside_entries: slots of rows or teacher ids that are not tokens, such as padding; dropped.
         outside_weight: the weight in these.
-        merged_entries: slots that name a token of their row once more; added up.
+        merged_entries: slots that name a token a second time in their row; their weights are added.
         missing_rows: rows that the file does not have; empty.
         about: the file's other values.
     """
@@ -64,7 +64,7 @@ class ReadReport:
         return asdict(self)
 
     def warnings(self) -> list[str]:
-        """What a user is to be told, a sentence each; nothing where the file's rows are taken over as they are."""
+        """Warnings for the user, one sentence each; none if the file's rows are used unchanged."""
         sentences = (
             (
                 self.renormalised,
@@ -74,10 +74,10 @@ class ReadReport:
             (
                 self.outside_entries,
                 f"{self.outside_entries:,} entries (weight {self.outside_weight:.3g}) name rows or teacher ids that "
-                "are no tokens; they were dropped",
+                "are not tokens; they were dropped",
             ),
-            (self.bad_entries, f"{self.bad_entries:,} entries have a weight that is negative or no number; dropped"),
-            (self.merged_entries, f"{self.merged_entries:,} entries name a token a second time in their row; added up"),
+            (self.bad_entries, f"{self.bad_entries:,} entries have a weight that is negative or not a number; dropped"),
+            (self.merged_entries, f"{self.merged_entries:,} entries repeat a token of their row; weights were added"),
             (self.missing_rows, f"{self.missing_rows:,} student tokens have no row in the file; their rows are empty"),
         )
         return [text for count, text in sentences if count]
@@ -94,7 +94,7 @@ def read_projection(
     """A W of this pair from our file, or from one of NeMo-RL's with a report.
 
     Raises:
-        InputError: as `ProjectionMatrix.load` and `read_nemo_rl`.
+        InputError: on the same conditions as `ProjectionMatrix.load` and `read_nemo_rl`.
     """
     if is_torch_file(path):
         return read_nemo_rl(path, student, teacher)
@@ -107,7 +107,8 @@ def read_nemo_rl(path: str | Path, student: Vocabulary, teacher: Vocabulary) -> 
     The file does not say which tokenizers it is for; only its sizes can be compared with the pair.
 
     Raises:
-        InputError: not there, not readable without running code, not a projection, or of another size by far.
+        InputError: the file is missing, cannot be read without running code, is not a projection, or has a very
+            different size.
     """
     data = _load(Path(path))
     rows, ids, weights, shape, about = _entries(data, str(path))
@@ -159,13 +160,13 @@ def _load(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"{path} holds more than tensors and plain values, or is no file of torch.save ({_first_line(error)})",
+            f"{path} holds more than tensors and plain values, or is not a file of torch.save ({_first_line(error)})",
             _EXPECTED,
             "save it again with these alone; nothing that could run code is loaded",
         ) from None
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         raise InputError(
-            f"{path} cannot be read ({_first_line(error)})", _EXPECTED, "copy or make the file once more"
+            f"{path} cannot be read ({_first_line(error)})", _EXPECTED, "copy or make the file again"
         ) from None
 
 
@@ -180,7 +181,7 @@ def _entries(data: Any, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, 
     if isinstance(data, dict) and {"indices", "likelihoods"} <= data.keys():
         ids, weights = data["indices"], data["likelihoods"]
         if not (isinstance(ids, torch.Tensor) and isinstance(weights, torch.Tensor)):
-            raise InputError(f"{name}: indices and likelihoods that are no tensors", _EXPECTED, "check the file")
+            raise InputError(f"{name}: indices and likelihoods that are not tensors", _EXPECTED, "check the file")
         if ids.ndim != 2 or ids.shape != weights.shape or ids.is_floating_point():
             found = f"{name}: indices {list(ids.shape)} of {ids.dtype}, likelihoods {list(weights.shape)}"
             raise InputError(found, _EXPECTED, "check the file")
@@ -196,7 +197,7 @@ def _entries(data: Any, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, 
         pairs = np.array(list(data), dtype=np.int64)
         weights = np.array([float(w) for w in data.values()])
     except (TypeError, ValueError):
-        raise InputError(f"{name}: pairs or weights that are no numbers", _EXPECTED, "check the file") from None
+        raise InputError(f"{name}: pairs or weights that are not numbers", _EXPECTED, "check the file") from None
     if pairs[:, 0].min() < 0:
         raise InputError(f"{name}: student id {pairs[:, 0].min()}", "ids from 0", "check the file")
     size = int(pairs[:, 0].max()) + 1

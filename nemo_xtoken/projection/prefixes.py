@@ -1,12 +1,12 @@
-"""What the next tokens of two models that agree have to agree on: classes of tokens, and how they spell each other.
+"""Prefix classes: groups of tokens with equal mass in two models that agree, and how each side spells the other's.
 
-A student token that the teacher writes in pieces belongs with its first piece, a teacher token that the student writes
-in pieces likewise, and tokens that are equal belong together.  The classes of this relation each have one pair of equal
-tokens and all that begin with it on either side.  Two models that say the same strings with the same probabilities give
-each class the same mass, whichever of them has the longer tokens: the token that one writes next and the token that the
-other writes next are of one class.  No finer partition has that property.
+A student token that the teacher writes in several pieces belongs with the first of them, a teacher token that the
+student writes in pieces with the first of those, and equal tokens belong together.  The classes of this relation each
+have one pair of equal tokens and all that begin with it on either side.  Two models that say the same strings with the
+same probabilities give each class the same mass, whichever of them has the longer tokens: the token that one writes
+next and the token that the other writes next are of one class.  No finer partition has that property.
 
-Inside a class, what comes after decides: a token goes by the sequence of its pieces on the other side.
+Inside a class, tokens are told apart by the sequence of their pieces on the other side.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from nemo_xtoken.vocab.vocabulary import Vocabulary
 
 __all__ = ["MAX_PIECES", "PrefixClasses", "SpelledTokens"]
 
-#: Pieces of a token that are looked at; few tokens have more.
+#: The number of pieces of a token that are used; few tokens have more.
 MAX_PIECES = 8
 
 
@@ -29,16 +29,17 @@ class SpelledTokens:
     """The tokens of one side as the other side writes them.
 
     Attributes:
-        classes: int32 ``[V]``, the class of each token, which goes by the teacher token of its pair; -1 for those that
-            are in none: roles that the other side lacks, bytes that it cannot write.
-        pieces: int32 ``[V, MAX_PIECES]``, tokens of the other side, -1 after the last; one for a token with an equal.
+        classes: int32 ``[V]``, the class of each token, numbered by the teacher token of its pair; -1 for those in no
+            class: roles that the other side lacks, bytes that it cannot write.
+        pieces: int32 ``[V, MAX_PIECES]``, tokens of the other side, -1 after the last; one piece for a token that both
+            sides have.
     """
 
     classes: np.ndarray
     pieces: np.ndarray
 
     def cut(self, ids: np.ndarray, class_numbers: np.ndarray, piece_numbers: np.ndarray) -> "SpelledTokens":
-        """Of these tokens alone, in new numbers: ``numbers[old]`` of the teacher's tokens, and of the other side's."""
+        """These tokens alone, renumbered: ``numbers[old]`` of the teacher's tokens, and of the other side's."""
         return SpelledTokens(
             _renumbered(self.classes[ids], class_numbers), _renumbered(self.pieces[ids], piece_numbers)
         )

@@ -10,8 +10,8 @@ character is a *byte*, and bytes above 0x7F look like Latin-1 letters and signs.
 - the 88 punctuation tokens are the 32 ASCII signs, the same 32 after a space, 23 bytes spelled like Latin-1 signs
   (``¡`` to ``÷``), and one of them after a space (0xD7, ``Ġ×``).
 
-Here the rule is stated in bytes, so that it says the same for tokenizers of every family.  The bytes above 0x7F are no
-text by themselves: the audit counts them in these classes as the paper does, and leaves them out when it chooses a
+Here the rule is stated in bytes, so that it says the same for tokenizers of every family.  The bytes above 0x7F alone
+are not text: the audit counts them in these classes as the paper does, and leaves them out when it chooses a
 loss.
 """
 
@@ -29,7 +29,7 @@ class TokenClass(NamedTuple):
 
     Attributes:
         name: in JSON.
-        label: for people.
+        label: a readable name.
         critical: a student whose tokens of this class the teacher lacks is harmed by a loss that pushes them down.
     """
 

@@ -1,1 +1,1 @@
-"""What a person reads at the end of a run.  Needs neither torch nor NeMo."""
+"""Summaries and pictures: of runs, alignments, W, coverage and certificates.  Needs neither torch nor NeMo."""

@@ -16,7 +16,7 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # d
 
 
 def draw_curves(runs: Mapping[str, Records], path: Path) -> None:
-    """Writes a PNG.  Panels without data (no teacher, nothing held out) are left out.
+    """Writes a PNG.  Panels without data (no teacher, nothing held out) are omitted.
 
     Where a run has several teachers, each has its line, and its weight where that moves.
 

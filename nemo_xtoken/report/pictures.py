@@ -1,4 +1,4 @@
-"""What pictures share: where they may go, and tokens as labels, with characters that no font here has as numbers."""
+"""What pictures share: their paths, and tokens as labels; characters that no font here has are shown as numbers."""
 
 import functools
 import unicodedata
@@ -37,7 +37,7 @@ def families() -> list[str]:
 
 
 def drawable(text: str) -> bool:
-    """Whether some font here has every character."""
+    """Whether the fonts of this machine have every character."""
     return all(map(_has_glyph, text))
 
 
@@ -65,7 +65,7 @@ def picture_path(name: str) -> Path:
     """The path of a picture that a user wants written.
 
     Raises:
-        InputError: it does not end in .png, or is a folder.
+        InputError: the name does not end in .png, or is that of a folder.
     """
     path = Path(name)
     if path.suffix.lower() != ".png" or path.is_dir():

@@ -20,7 +20,7 @@ __all__ = ["RunSummary", "TeacherSummary", "report_runs", "summarize"]
 
 @dataclass(frozen=True)
 class TeacherSummary:
-    """What a run made of one of its teachers.
+    """What a run learned from one of its teachers.
 
     Attributes:
         start_kd, end_kd: its distillation loss in nats a chunk, before its weight, in the first and the last step.
@@ -37,7 +37,7 @@ class TeacherSummary:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a run came to.  ``None`` where it has no such thing (nothing held out, no teacher, no step yet).
+    """The outcome of a run.  ``None`` for what it does not have (nothing held out, no teacher, no step yet).
 
     Attributes:
         steps: training steps done.

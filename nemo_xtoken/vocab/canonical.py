@@ -1,7 +1,7 @@
 """The canonical form of a token: the bytes it stands for, or the role it plays.
 
 Two tokens of two tokenizers match when their bytes are equal, or their roles.  How a token is *spelled* in a file
-(``Ġthe``, ``▁the``, ``<0xE4>``, a base64 rank) is a matter of the tokenizer's family and ends here.
+(``Ġthe``, ``▁the``, ``<0xE4>``, a base64 rank) depends on the family of the tokenizer; no other module sees it.
 """
 
 import re
@@ -39,7 +39,7 @@ _TEXTS_OF_ROLE = {
     "fim_middle": "<|fim_middle|> <fim_middle> [MIDDLE] <｜fim▁end｜>",
     "fim_suffix": "<|fim_suffix|> <fim_suffix> [SUFFIX] <｜fim▁hole｜>",
 }
-#: The spellings of the field.  A tokenizer's own declarations (bos, eos, pad, unk) decide over this table.
+#: Spellings in common use.  What a tokenizer itself declares (bos, eos, pad, unk) takes precedence over this table.
 ROLE_OF_TEXT: dict[str, str] = {text: role for role, texts in _TEXTS_OF_ROLE.items() for text in texts.split()}
 
 
@@ -68,7 +68,7 @@ def piece_bytes(token: str) -> bytes:
 
 
 def visible(data: bytes) -> str:
-    """Bytes as text for people: UTF-8 where it is valid, else ``\\xHH``; control characters escaped."""
+    """Bytes as readable text: UTF-8 where it is valid, else ``\\xHH``; control characters escaped."""
     out = []
     for c in data.decode("utf-8", "surrogateescape"):
         if 0xDC80 <= ord(c) <= 0xDCFF:

@@ -44,7 +44,7 @@ def load_vocabulary(
             object of ``tokenizers`` or ``transformers``.
 
     Raises:
-        InputError: nothing there, not readable, or of a kind that has no bytes per token.
+        InputError: there is nothing at ``source``, it cannot be read, or its tokens do not stand for bytes.
     """
     if isinstance(source, (str, os.PathLike)):
         path = Path(source).expanduser()
@@ -55,7 +55,7 @@ def load_vocabulary(
 
 
 def _guarded(name: str, read: Callable[[], Vocabulary]) -> Vocabulary:
-    """``read()``, with whatever goes wrong inside a tokenizer library as an `InputError`."""
+    """``read()``, with any error inside a tokenizer library turned into an `InputError`."""
     try:
         return read()
     except InputError:
@@ -66,7 +66,7 @@ def _guarded(name: str, read: Callable[[], Vocabulary]) -> Vocabulary:
             raise
         reason = " ".join(str(e).split())[:300] or type(e).__name__
         raise InputError(
-            f"the tokenizer {name} cannot be read: {reason}", _FORMATS, "check the file, or copy it once more"
+            f"the tokenizer {name} cannot be read: {reason}", _FORMATS, "check the file, or copy it again"
         ) from e
 
 
@@ -130,7 +130,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         return {}
     config = json.loads(path.read_text("utf-8-sig"))
     if not isinstance(config, dict):
-        raise InputError(f"{path}: a {type(config).__name__}", "a JSON object", "copy the file once more")
+        raise InputError(f"{path}: a {type(config).__name__}", "a JSON object", "copy the file again")
     return config
 
 
@@ -184,7 +184,7 @@ def _from_hub(name: str) -> Vocabulary:
     except Exception as e:
         reason = " ".join(str(e).split())[:300]
         raise InputError(
-            f"{name!r} is no file or folder here, and the Hugging Face hub gives no tokenizer for it: {reason}",
+            f"{name!r} is not a file or folder here, and the Hugging Face hub has no tokenizer for it: {reason}",
             missing.expected,
             "check the name; without network, download the tokenizer first and give its folder",
         ) from e

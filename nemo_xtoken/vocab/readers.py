@@ -56,7 +56,8 @@ def _finish(
 ) -> Vocabulary:
     """The `Vocabulary` of text tokens ``tokens`` and special tokens ``special`` (id -> text).
 
-    ``adds_bos`` None means: wherever there is a BOS.  ``roles`` are known ones beside the declared and the table's.
+    ``adds_bos`` None means: if there is a BOS.  ``roles`` are further known roles, besides the declared ones and the
+    table.
     """
     if not tokens:
         raise InputError(f"a tokenizer without tokens: {name}", "at least one token", "use another file")
@@ -183,13 +184,13 @@ def read_tokenizers_json(text: str, declared: Declared, name: str) -> Vocabulary
     if unk is not None and unk not in special and not byte_level:
         special[unk], roles[unk] = str(tokenizer.id_to_token(unk)), "unk"
     if first is not None and "bos" not in {declared.role_of(t) for t in special.values()} and first in special:
-        roles.setdefault(first, "bos")  # whatever its spelling: the tokenizer puts it in front of a text
+        roles.setdefault(first, "bos")  # however it is spelled: the tokenizer puts it in front of a text
     behaviour = _behaviour(spec)
     return _finish(name, behaviour, encoder, tokens, special, declared, first is not None, frozenset(fallback), roles)
 
 
 def _pruned(part: Any) -> Any:
-    """A part of a tokenizer's JSON without the fields that say what their absence says."""
+    """A part of a tokenizer's JSON without the fields whose absence means the same."""
     if isinstance(part, dict):
         return {k: _pruned(v) for k, v in part.items() if v is not None and v is not False and v != ""}
     return [_pruned(v) for v in part] if isinstance(part, list) else part
@@ -198,7 +199,7 @@ def _pruned(part: Any) -> Any:
 def _behaviour(spec: dict[str, Any]) -> str:
     """Digest of what decides the ids of a text, however the JSON is formatted and whichever version wrote it.
 
-    (``Tokenizer.to_str`` would do as well, but prints every gap in the ids.)
+    (``Tokenizer.to_str`` would also work, but prints every gap in the ids.)
     """
     rest = {k: spec.get(k) for k in ("normalizer", "pre_tokenizer", "decoder", "added_tokens")}
     rest["model"] = {k: v for k, v in spec["model"].items() if k not in ("vocab", "merges")}
@@ -268,7 +269,9 @@ def read_tiktoken(data: bytes, declared: Declared, name: str) -> Vocabulary:
             ranks[base64.b64decode(token, validate=True)] = int(rank)
     known = KNOWN_RANK_FILES.get(len(ranks))
     if known is None:
-        logger.warning("%s: %d ranks are no published tiktoken file; text is split as by cl100k", name, len(ranks))
+        logger.warning(
+            "%s: %d ranks are not those of a published tiktoken file; text is split as by cl100k", name, len(ranks)
+        )
     pattern, texts = known or (FALLBACK_PATTERN, {})
     special = {i: t for i, (t, is_special) in declared.added.items() if is_special} or dict(texts)
     tokens = {rank: token for token, rank in ranks.items()}

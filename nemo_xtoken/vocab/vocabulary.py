@@ -16,18 +16,18 @@ class Vocabulary:
     """The tokens of one tokenizer in canonical form.  Immutable; can be pickled.
 
     Attributes:
-        name: path or name, for messages.
+        name: path or name, for error messages.
         digest: sha256 (hex) of the tokenizer's behaviour; equal digests encode alike.
         size: V, the largest id + 1.  Ids may have gaps, so this is not the number of tokens.
         token_bytes: bytes per id; None for role tokens and for gaps in the ids.
         roles: role per id that has one ("bos", "eos", "pad", "unk", "eot", ..., or "special:<text>").
         byte_length: int32 ``[V]``; 0 for role tokens and gaps.
-        id_of_bytes: the id of some bytes.  Of several tokens with equal bytes the lowest id wins, but a byte-fallback
+        id_of_bytes: bytes -> id.  Of several tokens with equal bytes the lowest id wins, but a byte-fallback
             token (``<0x41>`` beside ``A``) never wins against another: tokenizers do not produce it there.
-        id_of_role: the id of a role; the declared one where several tokens play it, else the lowest.
+        id_of_role: role -> id; where several tokens have the role, the declared one, otherwise the lowest.
         byte_level: every single byte is some token.
         bos_id, eos_id, pad_id: None where the tokenizer has none.  One id may serve several of them.
-        adds_bos: the tokenizer's own default puts BOS in front of a text.
+        adds_bos: by default the tokenizer puts BOS in front of a text.
         special_texts: the spelling of special tokens by id, as chat templates write them.
         chat_template: Jinja source of the tokenizer's chat template; None where it has none.  Not in ``digest``.
     """
@@ -124,7 +124,7 @@ class Vocabulary:
         return b"".join([tokens[i] or b"" for i in (ids.tolist() if isinstance(ids, np.ndarray) else ids)])
 
     def display(self, id: int) -> str:
-        """The token for people: ``' the'``, ``'<eos>'`` for a role, ``'\\xE4'`` for a fragment of a character."""
+        """The token in readable form: ``' the'``, ``'<eos>'`` for a role, ``'\\xE4'`` for a fragment of a character."""
         if (role := self.roles.get(id)) is not None:
             return role.removeprefix("special:") if role.startswith("special:") else f"<{role}>"
         data = self.token_bytes[id]

@@ -24,19 +24,19 @@ _UNSAFE = ("pytorch_model*.bin", "*.pth", "*.gguf")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; {} where there is no file.
+    """The JSON object in a file; {} if there is no file.
 
     Raises:
-        InputError: no JSON object.
+        InputError: the file cannot be read, or does not hold a JSON object.
     """
     try:
         content = json.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error})", "a JSON object", "copy the file once more") from error
+        raise InputError(f"{path} cannot be read ({error})", "a JSON object", "copy the file again") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path}: a {type(content).__name__}", "a JSON object", "copy the file once more")
+        raise InputError(f"{path}: a {type(content).__name__}", "a JSON object", "copy the file again")
     return content
 
 
@@ -61,7 +61,7 @@ class ModelFolder:
         where: tensor -> name of the file that has it.
 
     Raises:
-        InputError: not there, or not whole.
+        InputError: there is no such model, or files of it are missing.
     """
 
     def __init__(self, source: str | Path) -> None:
@@ -94,7 +94,7 @@ class ModelFolder:
             raise InputError(
                 f"no safetensors in {self.path}" + (f", but {', '.join(pickles[:3])}" if pickles else ""),
                 f"{WEIGHTS}, or {INDEX} and the files it names",
-                "save the model once more with transformers: model.save_pretrained(folder)",
+                "save the model again with transformers: model.save_pretrained(folder)",
             )
         index = read_json(self.path / INDEX).get("weight_map")
         names = sorted(set(index.values())) if isinstance(index, dict) else []
@@ -116,7 +116,7 @@ def _locate(name: str) -> Path:
         return path
     expected = "a folder with config.json and *.safetensors, or the name of a model on the Hugging Face hub"
     if path.exists() or not _HUB_NAME.fullmatch(name):
-        raise InputError(f"{name} is no folder", expected, "check the path")
+        raise InputError(f"{name} is not a folder", expected, "check the path")
     try:
         from huggingface_hub import snapshot_download
 
@@ -124,7 +124,7 @@ def _locate(name: str) -> Path:
     except Exception as error:  # of the network, the hub, the cache
         reason = " ".join(str(error).split())[:300]
         raise InputError(
-            f"{name!r} is no folder here, and the Hugging Face hub does not give it: {reason}",
+            f"{name!r} is not a folder here, and the Hugging Face hub does not have it: {reason}",
             expected,
             "check the name; gated models need HF_TOKEN; without network, download it elsewhere and give its folder",
         ) from error
@@ -140,7 +140,7 @@ def check_out(out: Path, overwrite: bool) -> None:
     checkpoint = out.is_dir() and any((out / part).exists() for part in ("config.json", "weights"))
     if not overwrite or not checkpoint:
         raise InputError(
-            f"{out} exists" + ("" if checkpoint else ", and is no checkpoint"),
+            f"{out} exists" + ("" if checkpoint else ", and is not a checkpoint"),
             "a folder that does not exist yet",
             "name another with out=FOLDER" + ("; --overwrite replaces a checkpoint" if checkpoint else ""),
         )

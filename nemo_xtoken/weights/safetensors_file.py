@@ -55,7 +55,7 @@ class SafetensorsFile:
         tensors: name -> (dtype, shape).
 
     Raises:
-        InputError: not there, cut short, or no safetensors file.
+        InputError: the file is missing, truncated, or not a safetensors file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -82,7 +82,7 @@ class SafetensorsFile:
             raise InputError(
                 f"{path} cannot be read as safetensors ({error})",
                 "a whole safetensors file",
-                "copy it once more; it may have been cut short by a full disk or a broken download",
+                "copy it again; it may have been cut short by a full disk or a broken download",
             ) from error
 
     def rows(self, name: str) -> np.ndarray:
@@ -111,7 +111,7 @@ class SafetensorsFile:
             while left:
                 piece = f.read(min(left, CHUNK))
                 if not piece:
-                    raise InputError(f"{self.path} ends inside {name}", "a whole file", "copy it once more")
+                    raise InputError(f"{self.path} ends inside {name}", "a whole file", "copy it again")
                 left -= len(piece)
                 yield piece
 
@@ -126,7 +126,7 @@ def write_safetensors(
 
     Args:
         entries: the tensors by name, in the order in which their bytes are to follow.
-        progress: told the number of bytes after each piece.
+        progress: called with the number of bytes written after each piece.
     """
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     place = 0

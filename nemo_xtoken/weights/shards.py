@@ -23,7 +23,7 @@ def save_weights(
 
     Args:
         shard_bytes: a file gets no more, unless a single tensor is larger.
-        progress: told (bytes written, bytes in all).
+        progress: called with (bytes written, bytes in all).
     """
     shards: list[dict[str, Entry]] = [{}]
     size = 0

@@ -87,7 +87,7 @@ def _files_of(source: str | Path) -> Iterable[Path]:
         path = path.parent
     elif not path.is_dir():
         if not _HUB_NAME.fullmatch(str(source)):
-            raise InputError(f"{source} is no file or folder", "a tokenizer's folder", "check the path")
+            raise InputError(f"{source} is not a file or folder", "a tokenizer's folder", "check the path")
         from huggingface_hub import snapshot_download
 
         path = Path(snapshot_download(str(source), allow_patterns=list(TOKENIZER_FILES)))

@@ -5,8 +5,8 @@ so the new embeddings are ``E_new = W E_old``, with all pieces of a row weighing
 its embedding to the bit, roles (end of text, padding, ...) included.  What no old token spells gets the mean of all old
 embeddings.  The rest of the model is copied.
 
-The output layer, where it is not tied to the embeddings, is treated alike.  W's decaying weights, which say how a
-distribution over student tokens continues, are not what embeddings want: SmolLM2-135M with Llama 3's tokenizer has 1.62
+The output layer, where it is not tied to the embeddings, is treated in the same way.  W's decaying weights, which say
+how a distribution over student tokens continues, do not suit embeddings: SmolLM2-135M with Llama 3's tokenizer has 1.62
 bits per byte on 25 problems of GSM8K with plain means (0.98 with its own tokenizer), 2.60 with decaying weights in the
 output layer; with the first piece alone 3.09 there and 1.72 at the input.
 """
@@ -31,7 +31,7 @@ from nemo_xtoken.weights.tokenizer_files import copy_tokenizer, translated_ids
 
 __all__ = ["Transplant", "transplant"]
 
-#: All pieces alike, however many.
+#: All pieces with equal weight, however many.
 MEAN = ProjectionRule(beta=1.0, gamma=1.0, max_pieces=64, overflow="truncate")
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", "tok_embeddings.weight")
 OUTPUTS = ("lm_head.weight", "lm_head.bias", "embed_out.weight", "output.weight")
@@ -76,10 +76,10 @@ def transplant(
         out: the folder to write; it is whole or absent.
         multiple_of: the number of rows is rounded up to a multiple of this; the rows added are the mean.
         overwrite: replace a checkpoint at ``out``.
-        progress: told (bytes written, bytes in all).
+        progress: called with (bytes written, bytes in all).
 
     Raises:
-        InputError: anything wrong with the three.
+        InputError: ``model`` or ``tokenizer`` cannot be read, they do not fit, or ``out`` exists.
     """
     if multiple_of < 1:
         raise InputError(f"multiple_of={multiple_of}", "at least 1", "change it")
@@ -206,7 +206,7 @@ def _plan(file: SafetensorsFile, names: tuple[str, ...], maker: _Rows) -> dict[s
     for name, (dtype, shape) in file.tensors.items():
         if name in names:
             raw = file.rows(name)
-            to_float(raw[:1].reshape(-1), dtype)  # refuses what is no floating type before anything is written
+            to_float(raw[:1].reshape(-1), dtype)  # refuses a type that is not floating before anything is written
             plan[name] = Entry(
                 dtype,
                 (maker.rows, *shape[1:]),

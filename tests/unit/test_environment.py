@@ -59,7 +59,7 @@ def test_what_only_has_the_name_does_not_count(tmp_path):
     found = _elsewhere(tmp_path)
     for name in ("NeMo", "Apex", "Transformer Engine"):
         assert found[name]["version"] is None
-        assert "is not it or is not whole" in found[name]["remark"]
+        assert "is another project or incomplete" in found[name]["remark"]
 
 
 def test_what_is_lost_is_said(capsys):

@@ -150,7 +150,7 @@ VERB = Verb(
     ),
     options=(
         Option("student", "the student's tokenizer: a folder, a tokenizer file or a hub name", required=True),
-        Option("teacher", "the teacher's, likewise", required=True),
+        Option("teacher", "the teacher's tokenizer, in the same forms", required=True),
         Option("text", "the text; @FILE reads a UTF-8 file, - standard input", required=True),
         Option(
             "method", "spans (byte offsets) or dp (the dynamic programme)", default="spans", choices=("spans", "dp")

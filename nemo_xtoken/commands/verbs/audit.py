@@ -97,7 +97,7 @@ VERB = Verb(
     ),
     options=(
         Option("student", "the student's tokenizer: a folder, a tokenizer file or a hub name", required=True),
-        Option("teacher", "the teacher's, likewise", required=True),
+        Option("teacher", "the teacher's tokenizer, in the same forms", required=True),
         Option("out", "a folder for coverage.json and coverage.png"),
         Option("json", "print JSON", bool, False),
     ),

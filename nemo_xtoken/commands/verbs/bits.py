@@ -1,4 +1,4 @@
-"""``xtoken bits``: bits per byte of a text, which compares models whatever their tokenizers."""
+"""``xtoken bits``: bits per byte of a text, which is comparable between models with different tokenizers."""
 
 import dataclasses
 import json
@@ -41,7 +41,7 @@ VERB = Verb(
     summary="measure a model's bits per byte on a text (loads transformers)",
     description=(
         "Scores a text with a model in Hugging Face's format: minus the base-2 logarithms of its tokens' "
-        "probabilities, added up and divided by the bytes of the text. Less is better. A loss per token cannot be "
+        "probabilities, summed and divided by the bytes of the text. Less is better. A loss per token cannot be "
         "compared over two tokenizers, this can: before and after a swap of tokenizers, student and teacher. Every "
         "document is read from its start, behind the model's BOS, and every byte counts once; a document longer than "
         "the window is read in steps of half a window."

@@ -64,7 +64,7 @@ VERB = Verb(
     ),
     options=(
         Option("student", "the student's tokenizer: a folder, a tokenizer file or a hub name", required=True),
-        Option("teacher", "the teacher's, likewise", required=True),
+        Option("teacher", "the teacher's tokenizer, in the same forms", required=True),
         Option("out", "the file to write (.safetensors); without it W goes to the cache"),
         Option(
             "rule",

@@ -160,7 +160,7 @@ VERB = Verb(
     ),
     options=(
         Option("student", "the student's tokenizer: a folder, a tokenizer file or a hub name", required=True),
-        Option("teacher", "the teacher's, likewise", required=True),
+        Option("teacher", "the teacher's tokenizer, in the same forms", required=True),
         Option("loss", "a loss, several with commas, auto (what the audit recommends), or all", default="all"),
         Option("text", "the text; @FILE reads a UTF-8 file, - standard input; by default one of many kinds"),
         Option("probability", "of the right token where both agree", float, 0.986),

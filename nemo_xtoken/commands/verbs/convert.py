@@ -50,7 +50,7 @@ VERB = Verb(
         Option("from", "the file to read: .pt or .safetensors", required=True),
         Option("to", "the file to write: .safetensors or .pt", required=True),
         Option("student", "the student's tokenizer: a folder, a tokenizer file or a hub name", required=True),
-        Option("teacher", "the teacher's, likewise", required=True),
+        Option("teacher", "the teacher's tokenizer, in the same forms", required=True),
         Option("rows", "rows of a .pt file, for an output layer that is wider than the vocabulary", int),
     ),
     examples=(

@@ -28,7 +28,7 @@ def _run(arguments: Mapping[str, Any]) -> int:
         a, b = (read_projection(arguments[name], student, teacher)[0] for name in ("a", "b"))
     else:
         a, b = (ProjectionMatrix.load(arguments[name]) for name in ("a", "b"))
-    # Comparing with a file in bfloat16, its rounding is no change.
+    # In a comparison with a file in bfloat16, rounding does not count as a change.
     tolerance = arguments["tolerance"] if arguments["tolerance"] is not None else 0.005 if foreign else 1e-6
     difference = compare(a, b, tolerance)
     result = describe_difference(difference, a, b, student, teacher, max(arguments["limit"], 0))
@@ -73,7 +73,7 @@ VERB = Verb(
         Option("a", "a file of W (.safetensors), or NeMo-RL's (.pt)", required=True),
         Option("b", "another, for the same tokenizers", required=True),
         Option("student", "the student's tokenizer, to show tokens instead of ids"),
-        Option("teacher", "the teacher's, likewise"),
+        Option("teacher", "the teacher's tokenizer, in the same forms"),
         Option("tolerance", "distance up to which rows count as equal (0.000001; 0.005 beside a .pt file)", float),
         Option("limit", "most rows of each kind to print", int, 20),
         Option("json", "print JSON", bool, False),

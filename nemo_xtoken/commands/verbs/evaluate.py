@@ -114,7 +114,7 @@ def _evaluate_run(arguments: Mapping[str, Any], columns: "Sequence[Column]", set
 
     run, command = Path(arguments["run"]), arguments["submit"]
     until, ended = _until(arguments["until"])
-    runs.find_checkpoints(run)  # says so when it is none
+    runs.find_checkpoints(run)  # raises if it is not a run
     if command is None:
         from nemo_xtoken.evaluate.harness import check_harness
 

@@ -78,12 +78,12 @@ def _draw(
     from nemo_xtoken.projection.rows import describe_row
     from nemo_xtoken.report.projection_figure import draw_projection
 
-    told = statistics(matrix, student, teacher)
+    found = statistics(matrix, student, teacher)
     draw_projection(
         (Path(student.name).name, Path(teacher.name).name),
         audit_coverage(student, teacher, matrix).to_json()["classes"],
-        told["teacher"],
-        told["entries_per_row"],
+        found["teacher"],
+        found["entries_per_row"],
         [describe_row(matrix, s, student, teacher) for s in tokens[:200]],
         path,
     )
@@ -138,7 +138,7 @@ def _print_statistics(name: str, result: dict[str, Any], warnings: list[str]) ->
     table.add_row(f"rows that differ from {junk['compared_with']}", f"{junk['differing']:,}")
     table.add_row("  of these empty by that rule, but filled", f"{junk['filled']:,}")
     table.add_row("  of these filled by that rule, but empty", f"{junk['emptied']:,}")
-    table.add_row("rows with weight on tokens that are no piece of theirs", f"{junk['stray']:,}")
+    table.add_row("rows with weight on tokens that are not their pieces", f"{junk['stray']:,}")
     console = Console()
     console.print(table)
     plain: dict[str, Any] = {"highlight": False, "soft_wrap": True, "markup": False}
@@ -149,7 +149,7 @@ def _print_statistics(name: str, result: dict[str, Any], warnings: list[str]) ->
         tokens = "  ".join(f"'{t['token']}' in {t['rows']:,} rows" for t in junk["stray_tokens"])
         console.print(
             f"JUNK WEIGHTS: {junk['stray']:,} rows give {junk['stray_weight']:.1%} of their weight, on average, to "
-            f"tokens that are no piece of theirs, most often to {tokens}",
+            f"tokens that are not their pieces, most often to {tokens}",
             **plain,
         )
         for row in junk["examples"][:5]:
@@ -170,7 +170,7 @@ VERB = Verb(
     options=(
         Option("w", "the file of W (.safetensors), or NeMo-RL's (.pt)", required=True),
         Option("student", "the student's tokenizer: a folder, a tokenizer file or a hub name", required=True),
-        Option("teacher", "the teacher's, likewise", required=True),
+        Option("teacher", "the teacher's tokenizer, in the same forms", required=True),
         Option("token", 'a student token by its text, as " the" or <eos>'),
         Option("regex", "all student tokens whose text it matches somewhere"),
         Option("id", "a student token by its id", int),

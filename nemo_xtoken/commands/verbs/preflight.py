@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["VERB"]
 
 STYLES = {"green": "green", "yellow": "yellow", "red": "bold red", "left out": "dim"}
-#: What the packaged default configuration leaves to the user is no error of a run that has nothing to do with Slurm.
+#: Settings that the packaged default leaves to the user are not errors of a run that does not use Slurm.
 NO_SLURM = "none"
 
 
@@ -167,19 +167,19 @@ def _print(report: "Report", title: str) -> None:
 
 VERB = Verb(
     name="preflight",
-    summary="look for all that can be wrong with a run, on a login node without a GPU",
+    summary="check a run before it is submitted, on a login node without a GPU",
     description=(
         "Reads a recipe with its overrides, checkpoints and tokenizers, and checks paths, vocabularies, layout, W and "
-        "its coverage, memory of a GPU, tokens, data, disk and the Slurm configuration. Red fails, yellow runs and is "
-        "perhaps not as meant. The exit status is 0 with nothing red, 1 with something red, 2 for a wrong command "
-        "line. Memory and time are estimates, not measured on a GPU. It needs no NeMo, and says what it leaves out "
-        "for want of a package."
+        "its coverage, memory of a GPU, tokens, data, disk and the Slurm configuration. Red: the run would fail. "
+        "Yellow: it runs, but check it. The exit status is 0 with nothing red, 1 with something red, 2 for a wrong "
+        "command line. Memory and time are estimates, not measured on a GPU. It needs no NeMo, and says which "
+        "checks it skips because a package is missing."
     ),
     options=(
         Option("recipe", "the recipe to run"),
         Option("yaml", "or the file of a run, from `nemo llm distill .. --to-yaml`"),
         Option("nodes", "machines; by default the Slurm configuration's, else the recipe's", int),
-        Option("gpus", "GPUs of each, likewise", int),
+        Option("gpus", "GPUs of each machine, by default as for nodes", int),
         Option("gpu_memory", "GiB of a GPU's memory", float, 80.0),
         Option("slurm", "the cluster's configuration: a YAML file, a name (default), or none to leave it out"),
         Option("json", "print JSON", bool, False),

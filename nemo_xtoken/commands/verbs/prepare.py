@@ -99,7 +99,7 @@ def _print(report: "PartReport", data: "DataConfig") -> None:
             speed = one.new_tokens / max(one.seconds, 1e-9)
             print(f"  new             {one.new_tokens:,} tokens in {one.seconds:.1f} s, {speed:,.0f} a second")
         else:
-            print("  new             nothing: all of it was there")
+            print("  new             nothing: all of it was in the cache")
     cache = f" data.text.cache_dir={data.cache_dir}" if data.cache_dir else ""
     print(f"train with: data.text.paths='{json.dumps(data.paths)}'{cache}")
 

@@ -40,7 +40,7 @@ def test_finished_checkpoints(run):
     with pytest.raises(InputError, match="no finished checkpoint after 40 steps") as error:
         runs.chosen(found, step=40)
     assert "10, 20, 30" in str(error.value)
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         runs.find_checkpoints(run / "no")
 
 

@@ -99,5 +99,5 @@ def test_a_folder_is_whole_or_absent(tmp_path):
     with pytest.raises(InputError, match="exists"), new_folder(out):
         pass
     (out / "config.json").rename(out / "thesis.tex")
-    with pytest.raises(InputError, match="is no checkpoint"), new_folder(out, overwrite=True):
+    with pytest.raises(InputError, match="is not a checkpoint"), new_folder(out, overwrite=True):
         pass

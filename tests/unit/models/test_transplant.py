@@ -219,7 +219,7 @@ def test_a_bad_checkpoint_is_refused(spoil, message, toy, llama, tmp_path):
 
 
 def test_other_bad_input_is_refused(toy, llama, tmp_path, capsys):
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         transplant(tmp_path / "absent", llama, tmp_path / "out")
     with pytest.raises(InputError, match="check the path"):
         transplant(toy, tmp_path / "absent", tmp_path / "out")
