@@ -8,7 +8,7 @@ run writes it to its log, and so does the import itself where logging is on at l
 import sys
 from typing import Any
 
-__version__ = "0.1.0"
+from nemo_xtoken.version import __version__ as __version__
 
 
 def __getattr__(name: str) -> Any:

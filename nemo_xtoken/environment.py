@@ -13,6 +13,8 @@ import re
 import sys
 from dataclasses import dataclass
 
+from nemo_xtoken.version import __version__
+
 __all__ = ["COMPONENTS", "Component", "Found", "Stack", "find_stack", "missing_requirements"]
 
 
@@ -120,11 +122,11 @@ class Stack:
         """One line, for a run's log."""
         there = [f"{f.component.name} {f.version}".strip() for f in self.found if f.version is not None]
         absent = ", ".join(component.name for component in self.missing)
-        return f"version {_own_version()} with {', '.join(there)}" + (f"; without {absent}" if absent else "")
+        return f"version {__version__} with {', '.join(there)}" + (f"; without {absent}" if absent else "")
 
     def __repr__(self) -> str:
         width = max(len(found.component.name) for found in self.found)
-        lines = [f"nemo_xtoken {_own_version()}, Python {sys.version.split()[0]}"]
+        lines = [f"nemo_xtoken {__version__}, Python {sys.version.split()[0]}"]
         for found in self.found:
             if found.version is None:
                 text = f"not found; lost without it: {found.component.without}"
@@ -184,9 +186,3 @@ def _has(module: str) -> bool:
     from pathlib import Path
 
     return any(Path(folder, *below).is_dir() for folder in spec.submodule_search_locations or ())
-
-
-def _own_version() -> str:
-    import nemo_xtoken
-
-    return nemo_xtoken.__version__

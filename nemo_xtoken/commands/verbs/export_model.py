@@ -10,7 +10,7 @@ __all__ = ["VERB"]
 
 
 def _run(arguments: Mapping[str, Any]) -> int:
-    print(f"saved in {converted('exporting', 'export_model', **arguments)}")
+    print(f"saved in {converted('export_model', **arguments)}")
     return 0
 
 

@@ -9,19 +9,20 @@ from typing import Any
 
 from nemo_xtoken.commands.verb import Option, Verb
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.weights.dtypes import FLOATS
 
 __all__ = ["DTYPE", "OVERWRITE", "VERB", "converted"]
 
 DTYPE = Option(
     "dtype",
     "type of the weights written; by default that of the weights read",
-    choices=("float32", "bfloat16", "float16"),
+    choices=tuple(FLOATS.values()),
 )
 OVERWRITE = Option("overwrite", "replace a checkpoint at out=", bool, default=False)
 
 
-def converted(module: str, function: str, **arguments: Any) -> Any:
-    """Calls a function of `nemo_xtoken.plugin.nemo2.hf` and shows what it is doing.
+def converted(function: str, **arguments: Any) -> Any:
+    """Calls a function of `nemo_xtoken.plugin.nemo2.conversion` and shows what it is doing.
 
     Raises:
         InputError: what the function raises, and that there is no NeMo 2.
@@ -41,7 +42,7 @@ def converted(module: str, function: str, **arguments: Any) -> Any:
         warnings.simplefilter("ignore")
         say("loading NeMo")
         try:
-            call = getattr(importlib.import_module(f"nemo_xtoken.plugin.nemo2.hf.{module}"), function)
+            call = getattr(importlib.import_module("nemo_xtoken.plugin.nemo2.conversion"), function)
         except ModuleNotFoundError as error:
             if (error.name or "").split(".")[0] in ("nemo_xtoken", "transformers", "safetensors"):
                 raise
@@ -65,7 +66,7 @@ def _silence() -> Iterator[None]:
 
 
 def _run(arguments: Mapping[str, Any]) -> int:
-    print(f"saved in {converted('importing', 'import_model', **arguments)}")
+    print(f"saved in {converted('import_model', **arguments)}")
     return 0
 
 

@@ -5,12 +5,14 @@ from typing import Any, Optional
 
 import torch
 from nemo.collections import llm
-from nemo.lightning import OptimizerModule
+from nemo.lightning import OptimizerModule, io
 from torch import Tensor
 
 from nemo_xtoken.losses.base import ModelOutput, TeacherSignal
 from nemo_xtoken.objective.scale import DynamicScale, ObjectiveConfig, StepCounts
 from nemo_xtoken.objective.teacher_weights import STATIC, TeacherWeights
+from nemo_xtoken.plugin.nemo2.hf.exporting import HFExporter
+from nemo_xtoken.plugin.nemo2.hf.importing import HFImporter
 from nemo_xtoken.plugin.nemo2.learned import ATTRIBUTE, LearnedProjections, check_checkpoint
 from nemo_xtoken.plugin.nemo2.loss import DistillationLoss, HeldOutLoss
 from nemo_xtoken.plugin.nemo2.teacher import build_teacher
@@ -21,7 +23,7 @@ from nemo_xtoken.training.inputs import model_inputs, prepare_config
 from nemo_xtoken.training.lessons import Lesson, begin, shared, student_output
 from nemo_xtoken.training.teacher_settings import NamedTeacher
 
-__all__ = ["DistillationModel"]
+__all__ = ["DistillationImporter", "DistillationModel"]
 
 
 class DistillationModel(llm.GPTModel):
@@ -76,14 +78,6 @@ class DistillationModel(llm.GPTModel):
         """The W that are learned; None without any, and on all but the last pipeline stage."""
         return self._learned[0] if self._learned else None
 
-    @classmethod
-    def _get_connector(cls, ext: str, path: Any = None, importer: bool = True) -> Any:
-        """NeMo's, after ours are registered: for `llm.import_ckpt` and `nemo llm export`."""
-        import nemo_xtoken.plugin.nemo2.hf.exporting
-        import nemo_xtoken.plugin.nemo2.hf.importing  # noqa: F401
-
-        return super()._get_connector(ext, path, importer)
-
     def configure_model(self, vp_stage: int | None = None) -> None:
         """Builds this rank's part of the student, taps its output layer, loads the teachers and W."""
         if hasattr(self, "module"):
@@ -136,3 +130,13 @@ class DistillationModel(llm.GPTModel):
         if self._validation_loss_reduction is None:
             self._validation_loss_reduction = HeldOutLoss()
         return self._validation_loss_reduction
+
+
+@io.model_importer(DistillationModel, "hf")
+class DistillationImporter(HFImporter):
+    """Of `DistillationModel`, for `llm.import_ckpt` as well."""
+
+    model_class = DistillationModel
+
+
+io.model_exporter(DistillationModel, "hf")(HFExporter)  # for `nemo llm export`

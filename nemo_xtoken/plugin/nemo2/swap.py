@@ -42,6 +42,7 @@ from nemo_xtoken.report.summary import report_runs
 from nemo_xtoken.training.teacher_settings import named_teachers
 from nemo_xtoken.vocab.loading import load_vocabulary
 from nemo_xtoken.vocab.vocabulary import Vocabulary
+from nemo_xtoken.weights.dtypes import FLOATS
 from nemo_xtoken.weights.folder import ModelFolder
 from nemo_xtoken.weights.transplant import transplant
 
@@ -51,7 +52,6 @@ logger = logging.getLogger(__name__)
 
 #: In a run's folder: the text that was measured on, and what came of it.
 HELD_OUT, BITS = "held_out.jsonl", "bits.json"
-DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def convert(model: str, tokenizer: str) -> Swap:
     new = load_vocabulary(tokenizer)
     key = digest_of(identity_of(str(source.path)), load_vocabulary(str(source.path)).digest, new.digest)[:16]
     folder = cache_root() / "swap" / key
-    dtype = DTYPES.get(source.tensor(next(iter(source.where)))[0])
+    dtype = FLOATS.get(source.tensor(next(iter(source.where)))[0])
     made = Swap(source.path, folder / "transplanted", folder / "student", folder / "teacher", dtype)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):

@@ -36,8 +36,7 @@ def read(file):
 
 def _round_trip(source, folder):
     """In one process; the largest differences of the logits, there and back."""
-    from nemo_xtoken.plugin.nemo2.hf.exporting import export_model
-    from nemo_xtoken.plugin.nemo2.hf.importing import import_model
+    from nemo_xtoken.plugin.nemo2.conversion import export_model, import_model
 
     imported = import_model(source, folder / "nemo")
     exported = export_model(imported, folder / "hf")
@@ -71,8 +70,7 @@ def differences(one, other):
 
 def _of_types(folder):
     """An import in bfloat16 of a model in several files, and exports in its type and another."""
-    from nemo_xtoken.plugin.nemo2.hf.exporting import export_model
-    from nemo_xtoken.plugin.nemo2.hf.importing import import_model
+    from nemo_xtoken.plugin.nemo2.conversion import export_model, import_model
 
     stages = []
     import_model(folder / "source", folder / "nemo", say=stages.append)
@@ -112,8 +110,7 @@ def test_the_language_model_inside_a_model_that_sees(tmp_path):
 
 
 def _convert(source, folder):
-    from nemo_xtoken.plugin.nemo2.hf.exporting import export_model
-    from nemo_xtoken.plugin.nemo2.hf.importing import import_model
+    from nemo_xtoken.plugin.nemo2.conversion import export_model, import_model
 
     export_model(import_model(source, folder / "nemo"), folder / "hf")
 
@@ -142,7 +139,8 @@ def test_quantised_experts_are_read(tmp_path):
 
 def _exported(run, folder):
     """The largest difference between the logits of the trained model and those of its export; its embeddings' rows."""
-    from nemo_xtoken.plugin.nemo2.hf.exporting import export_model, find_checkpoint
+    from nemo_xtoken.plugin.nemo2.conversion import export_model
+    from nemo_xtoken.plugin.nemo2.hf.exporting import find_checkpoint
 
     exported = export_model(run, folder)
     size = read(exported / "config.json")["vocab_size"]
@@ -184,7 +182,7 @@ def _train_imported(job, imported):
 
 
 def _import(source, out):
-    from nemo_xtoken.plugin.nemo2.hf.importing import import_model
+    from nemo_xtoken.plugin.nemo2.conversion import import_model
 
     return import_model(source, out)
 
@@ -276,8 +274,7 @@ WRONG = [
 def _refusals(sources, out, run):
     """What is said about each source, about a run without checkpoints, and about an ``out`` that exists."""
     from nemo_xtoken.errors import InputError
-    from nemo_xtoken.plugin.nemo2.hf.exporting import export_model
-    from nemo_xtoken.plugin.nemo2.hf.importing import import_model
+    from nemo_xtoken.plugin.nemo2.conversion import export_model, import_model
 
     calls = [(import_model, source, out) for source in sources]
     calls += [(export_model, run, out), (export_model, run, sources[0])]
@@ -321,7 +318,7 @@ def test_a_real_model(tmp_path):
 
 
 def _real(source, folder):
-    from nemo_xtoken.plugin.nemo2.hf.importing import import_model
+    from nemo_xtoken.plugin.nemo2.conversion import import_model
 
     imported = import_model(source, folder / "nemo", dtype="float32")
     tokens = some_tokens(49152)

@@ -92,7 +92,7 @@ def test_student_starts_from_it(job):
 
 
 def _export(folder):
-    from nemo_xtoken.plugin.nemo2.hf.exporting import export_model
+    from nemo_xtoken.plugin.nemo2.conversion import export_model
 
     return export_model(CHECKPOINT, folder / "hf")
 

@@ -14,8 +14,8 @@ def _counted(folder):
 
     import torch
 
-    from nemo_xtoken.plugin.nemo2.hf.importing import HFImporter
     from nemo_xtoken.plugin.nemo2.hf.session import trainer_for
+    from nemo_xtoken.plugin.nemo2.model import DistillationImporter
     from nemo_xtoken.run.model_sizes import Model
 
     torch.set_num_threads(1)
@@ -23,7 +23,7 @@ def _counted(folder):
     for kind in KINDS:
         for name in [name for name in os.environ if name.startswith("NVTE_")]:
             del os.environ[name]  # Megatron's choice of attention for the one before
-        model = HFImporter(str(write_model(kind, folder / kind))).init()
+        model = DistillationImporter(str(write_model(kind, folder / kind))).init()
         config = {**vars(model.config), "_target_": type(model.config).__name__}
         with trainer_for(model, ddp="pytorch", setup_optimizers=False):
             real = sum(p.numel() for p in model.module.parameters())

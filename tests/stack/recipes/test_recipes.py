@@ -242,7 +242,7 @@ def world(command_line, tmp_path_factory):
 
 
 def _import(folder, names):
-    from nemo_xtoken.plugin.nemo2.hf.importing import import_model
+    from nemo_xtoken.plugin.nemo2.conversion import import_model
 
     for name in names:
         import_model(folder / "hf" / name, folder / "nemo" / name)
@@ -253,7 +253,8 @@ def _export(run, out):
     import torch
     from toy_models import nemo_logits
 
-    from nemo_xtoken.plugin.nemo2.hf.exporting import export_model, find_checkpoint
+    from nemo_xtoken.plugin.nemo2.conversion import export_model
+    from nemo_xtoken.plugin.nemo2.hf.exporting import find_checkpoint
 
     torch.set_num_threads(1)
     export_model(run, out, dtype="float32")

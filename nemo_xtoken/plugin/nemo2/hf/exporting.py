@@ -14,55 +14,20 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.plugin.nemo2.context import load_from_context
 from nemo_xtoken.plugin.nemo2.hf.families import family_of_config
 from nemo_xtoken.plugin.nemo2.hf.family import Family, Holder, convert
-from nemo_xtoken.plugin.nemo2.hf.importing import DTYPES
-from nemo_xtoken.plugin.nemo2.hf.session import prepare, refuse_in_training, trainer_for
-from nemo_xtoken.plugin.nemo2.model import DistillationModel
+from nemo_xtoken.plugin.nemo2.hf.session import prepare, trainer_for
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
 from nemo_xtoken.training.cpu import runtime as cpu_runtime
-from nemo_xtoken.weights.folder import check_out, new_folder, read_json, write_json
+from nemo_xtoken.weights.dtypes import FLOATS
+from nemo_xtoken.weights.folder import read_json, write_json
 from nemo_xtoken.weights.rotary import classic_rotary
 from nemo_xtoken.weights.safetensors_file import Entry
 from nemo_xtoken.weights.shards import save_weights
 from nemo_xtoken.weights.tokenizer_files import copy_tokenizer, special_ids
 
-__all__ = ["HFExporter", "export_model", "find_checkpoint", "load_config"]
+__all__ = ["HFExporter", "find_checkpoint", "load_config"]
 
-NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-
-
-def export_model(
-    run: str | Path,
-    out: str | Path,
-    dtype: Optional[str] = None,
-    overwrite: bool = False,
-    say: Callable[[str], None] = lambda stage: None,
-) -> Path:
-    """Writes a trained model for transformers: config.json, generation_config.json, safetensors, the tokenizer's files.
-    One process; no GPU; as much memory as the model has weights.  Rows added for the layout are left out.
-
-    Args:
-        run: a run's folder, whose newest checkpoint is taken, or the folder of a checkpoint.
-        out: the folder to write; it is whole or absent.
-        dtype: a name in `DTYPES`; by default that of the weights in the checkpoint.
-        overwrite: replace a checkpoint at ``out``.
-        say: told what is being done.
-
-    Returns:
-        ``out``.
-
-    Raises:
-        InputError: no checkpoint, one that cannot be exported, or something at ``out`` already.
-    """
-    if dtype is not None and dtype not in DTYPES:
-        raise InputError(f"dtype={dtype!r}", f"one of {', '.join(DTYPES)}", "change it")
-    out = Path(out)
-    check_out(out, overwrite)
-    refuse_in_training()
-    checkpoint = find_checkpoint(run)
-    say(f"reading {checkpoint}")
-    with new_folder(out, overwrite) as folder:
-        HFExporter(str(checkpoint)).apply(folder, None if dtype is None else DTYPES[dtype], say)
-    return out
+#: What safetensors files call a type of torch's.
+NAMES = {getattr(torch, name): code for code, name in FLOATS.items()}
 
 
 def find_checkpoint(run: str | Path) -> Path:
@@ -106,9 +71,8 @@ def _context(checkpoint: Path, what: str) -> Any:
     return load_from_context(checkpoint, what, "export with the versions that trained it")
 
 
-@io.model_exporter(DistillationModel, "hf")
-class HFExporter(io.ModelConnector[DistillationModel, Any]):
-    """NeMo's connector around `export_model`: ``nemo llm export path=CHECKPOINT target=hf``."""
+class HFExporter(io.ModelConnector[llm.GPTModel, Any]):
+    """NeMo's connector that converts a checkpoint: ``nemo llm export path=CHECKPOINT target=hf``."""
 
     def apply(
         self,

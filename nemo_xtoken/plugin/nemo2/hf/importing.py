@@ -4,69 +4,38 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, ClassVar, Optional
 
 import torch
+from nemo.collections import llm
 from nemo.lightning import io
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.plugin.nemo2.hf.families import family_of_model_type
 from nemo_xtoken.plugin.nemo2.hf.family import Holder, convert
-from nemo_xtoken.plugin.nemo2.hf.session import prepare, refuse_in_training, trainer_for
+from nemo_xtoken.plugin.nemo2.hf.session import prepare, trainer_for
 from nemo_xtoken.plugin.nemo2.hf.state import HFState
-from nemo_xtoken.plugin.nemo2.model import DistillationModel
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
 from nemo_xtoken.vocab.loading import load_vocabulary
 from nemo_xtoken.weights.configuration import configured, understood
-from nemo_xtoken.weights.folder import ModelFolder, check_out, new_folder
+from nemo_xtoken.weights.folder import ModelFolder
 from nemo_xtoken.weights.tokenizer_files import copy_tokenizer
 
-__all__ = ["DTYPES", "HFImporter", "hf_text_config", "import_model"]
+__all__ = ["HFImporter", "hf_text_config"]
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SPARE_IDS = 256  # a tokenizer may have a few ids that its model has no row for (Gemma 3: one)
 
 
-def import_model(
-    model: str | Path,
-    out: str | Path,
-    dtype: Optional[str] = None,
-    overwrite: bool = False,
-    say: Callable[[str], None] = lambda stage: None,
-) -> Path:
-    """Makes a NeMo 2 checkpoint of a Hugging Face model, for a student (``resume.restore_config.path``) or a teacher
-    (``teacher.path``).  One process; no GPU; as much memory as the model has weights.  Any layout can load the result.
+class HFImporter(io.ModelConnector[Any, Any]):
+    """NeMo's connector that makes a checkpoint; the path is that of the Hugging Face folder.
 
-    Args:
-        model: a folder in Hugging Face's format, or a hub name; docs/models.md lists the architectures.
-        out: the folder to write; it is whole or absent.
-        dtype: a name in `DTYPES`; by default that of the weights.
-        overwrite: replace a checkpoint at ``out``.
-        say: told what is being done.
-
-    Returns:
-        ``out``.
-
-    Raises:
-        InputError: a model that cannot be imported, or something at ``out`` already.
+    Attributes:
+        model_class: of the model in the checkpoint; ``model_class(config, tokenizer=..)`` makes one.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise InputError(f"dtype={dtype!r}", f"one of {', '.join(DTYPES)}", "change it")
-    out = Path(out)
-    check_out(out, overwrite)
-    refuse_in_training()
-    say(f"looking for {model}")
-    source = ModelFolder(model)
-    with new_folder(out, overwrite) as folder:
-        HFImporter(str(source.path)).apply(folder, None if dtype is None else DTYPES[dtype], say)
-    return out
 
+    model_class: ClassVar[type[llm.GPTModel]]
 
-@io.model_importer(DistillationModel, "hf")
-class HFImporter(io.ModelConnector[Any, DistillationModel]):
-    """NeMo's connector around `import_model`; the path is that of the Hugging Face folder."""
-
-    def init(self) -> DistillationModel:
+    def init(self) -> llm.GPTModel:
         """The model, not built."""
         prepare()
         return self._model(HFState(ModelFolder(str(self))), XTokenTokenizer(str(self)))
@@ -97,7 +66,7 @@ class HFImporter(io.ModelConnector[Any, DistillationModel]):
                 self.nemo_save(output_path, trainer)
         return output_path
 
-    def _model(self, state: HFState, tokenizer: XTokenTokenizer) -> DistillationModel:
+    def _model(self, state: HFState, tokenizer: XTokenTokenizer) -> llm.GPTModel:
         hf = hf_text_config(state.folder)
         family = family_of_model_type(hf.model_type)
         if hf.vocab_size != state.vocab_size or tokenizer.vocab_size > state.vocab_size + SPARE_IDS:
@@ -108,7 +77,7 @@ class HFImporter(io.ModelConnector[Any, DistillationModel]):
                 "take weights, configuration and tokenizer from one model",
             )
         config = family.nemo_config(hf, max(state.vocab_size, tokenizer.vocab_size), state.dtype)
-        return DistillationModel(config, tokenizer=tokenizer)
+        return self.model_class(config, tokenizer=tokenizer)
 
 
 def hf_text_config(folder: ModelFolder) -> Any:

@@ -8,13 +8,15 @@ from safetensors import safe_open
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.weights.dtypes import FLOATS
 from nemo_xtoken.weights.folder import ModelFolder
 
 __all__ = ["HFState"]
 
 #: Where a model of several kinds of input keeps its language model, longest first.
 PREFIXES = ("model.language_model.", "language_model.model.", "language_model.")
-TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
+#: What is read; a model is never written in the last.
+TYPES = {code: getattr(torch, name) for code, name in (*FLOATS.items(), ("F64", "float64"))}
 
 
 class HFState(Mapping[str, Tensor]):
