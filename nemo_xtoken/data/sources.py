@@ -2,7 +2,7 @@
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,21 +11,12 @@ from nemo_xtoken.data.columns import Column, MessagesColumn, TextColumn
 from nemo_xtoken.data.indexed import INDEX, read_indexed
 from nemo_xtoken.errors import InputError
 
-__all__ = ["FORMATS", "HUB_PREFIX", "Reading", "Source", "resolve_sources"]
+__all__ = ["FILE_FORMATS", "FORMATS", "HUB_PREFIX", "FileFormat", "Reading", "Source", "resolve_sources"]
 
 HUB_PREFIX = "hf:"
 FORMATS = ("text", "chat")
 TEXT_SPLITS = ("file", "paragraph", "line")
-_KINDS = {
-    ".txt": "text",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    INDEX: "indexed",
-}
-_COMPRESSED = (".gz", ".bz2", ".zst")  # of .txt and .jsonl
-_KNOWN = ".txt, .jsonl (either also as .gz, .bz2, .zst), .parquet, .arrow, .idx (with .bin)"
+_COMPRESSED = (".gz", ".bz2", ".zst")
 
 
 @dataclass(frozen=True)
@@ -41,7 +32,7 @@ class Reading:
         indexed_tokenizer: the tokenizer that made the ids of indexed data sets (.idx and .bin).
 
     Raises:
-        InputError: a format or text_split that there is none of.
+        InputError: an unknown format or text_split.
     """
 
     format: str = "text"
@@ -66,11 +57,46 @@ _TEXT = Reading()
 
 
 @dataclass(frozen=True)
+class FileFormat:
+    """A format of data files.
+
+    Attributes:
+        extensions: of its files, in lower case.
+        read: path, `Reading` -> the texts of the file's documents, in order; raises InputError with the place (file and
+            line, row or byte) of what it cannot read.
+        columns: whether a document is a column of a row; conversations need columns.
+        compressed: whether ``read`` also reads ``.gz``, ``.bz2`` and ``.zst``.
+    """
+
+    extensions: tuple[str, ...]
+    read: Callable[[str, Reading], Iterator[str]]
+    columns: bool = True
+    compressed: bool = False
+
+
+#: The formats of files by name.  To add one: a function that reads it, and a row here (docs/adding.md).
+FILE_FORMATS: dict[str, FileFormat] = {
+    "text": FileFormat((".txt",), lambda path, r: readers.read_text(path, r.text_split), False, True),
+    "jsonl": FileFormat((".jsonl", ".ndjson"), lambda path, r: readers.read_jsonl(path, r.column), compressed=True),
+    "parquet": FileFormat((".parquet",), lambda path, r: readers.read_parquet(path, r.column)),
+    "arrow": FileFormat((".arrow",), lambda path, r: readers.read_arrow(path, r.column)),
+    "indexed": FileFormat((INDEX,), lambda path, r: read_indexed(path, r.indexed_tokenizer or ""), columns=False),
+}
+
+
+def _known() -> str:
+    """The extensions, for error messages."""
+    plain = [e for f in FILE_FORMATS.values() for e in f.extensions]
+    packed = [e for f in FILE_FORMATS.values() if f.compressed for e in f.extensions]
+    return f"{', '.join(plain)} (of {', '.join(packed)} also {', '.join(_COMPRESSED)}; {INDEX} with .bin)"
+
+
+@dataclass(frozen=True)
 class Source:
     """One file or one data set.
 
     Attributes:
-        kind: "text", "jsonl", "parquet", "arrow", "indexed", "saved" (a folder written by ``save_to_disk``) or "hub".
+        kind: a name in `FILE_FORMATS`, "saved" (a folder written by ``save_to_disk``) or "hub".
         name: the path, or the data set's name.
         reading: what its documents are.
     """
@@ -90,25 +116,15 @@ class Source:
         return repr((self.kind, self.reading, stats))
 
     def texts(self) -> Iterator[str]:
-        """The documents in the order of the file, streamed; documents without text are passed over.
+        """The documents in the order of the file, streamed; documents without text are skipped.
 
         Raises:
-            InputError: unreadable, no such column, not UTF-8; named with file and line, row or byte.
+            InputError: unreadable data, no such column, or not UTF-8; the message names file and line, row or byte.
         """
-        column = self.reading.column
-        match self.kind:
-            case "text":
-                found = readers.read_text(self.name, self.reading.text_split)
-            case "jsonl":
-                found = readers.read_jsonl(self.name, column)
-            case "parquet":
-                found = readers.read_parquet(self.name, column)
-            case "arrow":
-                found = readers.read_arrow(self.name, column)
-            case "indexed":
-                found = read_indexed(self.name, self.reading.indexed_tokenizer or "")
-            case _:
-                found = readers.read_dataset(self.name, self.kind == "hub", self.reading.split, column)
+        if self.kind in FILE_FORMATS:
+            found = FILE_FORMATS[self.kind].read(self.name, self.reading)
+        else:
+            found = readers.read_dataset(self.name, self.kind == "hub", self.reading.split, self.reading.column)
         return (text for text in found if text and not text.isspace())
 
 
@@ -120,7 +136,7 @@ def resolve_sources(
     The order is that of ``paths``; a glob or a folder is sorted by name.  A file that is named twice is read once.
 
     Raises:
-        InputError: nothing given, nothing found, a kind of file that is not known, or one without columns for "chat".
+        InputError: nothing given, nothing found, an unknown file extension, or files without columns for "chat".
     """
     given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     if not given:
@@ -132,7 +148,7 @@ def resolve_sources(
                 raise InputError(
                     f"{name} holds ids, not text", "the tokenizer that made them", "set indexed_tokenizer to it"
                 )
-            if kind in ("text", "indexed") and reading.format == "chat":
+            if kind in FILE_FORMATS and not FILE_FORMATS[kind].columns and reading.format == "chat":
                 raise InputError(
                     f"{name} has no columns",
                     "conversations in .jsonl, .parquet, .arrow or a data set, with a column of messages",
@@ -170,8 +186,8 @@ def _expand_one(path: str) -> Iterator[tuple[str, str]]:
             path = path.removesuffix(".bin") + INDEX
         if (kind := _kind_of(path)) is None:
             raise InputError(
-                f"{path} is of no known kind of file",
-                f"one of {_KNOWN}",
+                f"the file extension of {path} is unknown",
+                f"one of {_known()}",
                 "rename or convert it, or narrow the glob that found it",
             )
         yield kind, path
@@ -181,14 +197,15 @@ def _expand_one(path: str) -> Iterator[tuple[str, str]]:
         found = [(kind, str(p)) for p in sorted(Path(path).rglob("*")) if p.is_file() and (kind := _kind_of(str(p)))]
         if not found:
             raise InputError(
-                f"the folder {path} holds no data", f"files below it that are one of {_KNOWN}", "correct the path"
+                f"the folder {path} holds no data", f"files below it with one of {_known()}", "correct the path"
             )
         yield from found
 
 
 def _kind_of(path: str) -> str | None:
     stem, extension = os.path.splitext(path.lower())
-    if extension in _COMPRESSED:
-        kind = _KINDS.get(os.path.splitext(stem)[1])
-        return kind if kind in ("text", "jsonl") else None
-    return _KINDS.get(extension)
+    packed = extension in _COMPRESSED
+    if packed:
+        extension = os.path.splitext(stem)[1]
+    fitting = (name for name, f in FILE_FORMATS.items() if extension in f.extensions and (f.compressed or not packed))
+    return next(fitting, None)

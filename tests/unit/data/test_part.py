@@ -183,7 +183,7 @@ def test_the_verb(words, tmp_path, capsys, monkeypatch):
     assert "data.text.cache_dir=" in out
     monkeypatch.setattr(documents, "text_digest", lambda text: pytest.fail("read again"))
     assert main(words) == 0
-    assert "nothing: all of it was there" in capsys.readouterr().out
+    assert "nothing: all of it was in the cache" in capsys.readouterr().out
 
 
 def test_what_the_verb_refuses(words, capsys):

@@ -140,8 +140,8 @@ def bad(name, data, match, **options):
         bad("a.parquet", b"PAR1 and no more", r"a\.parquet cannot be read"),
         bad("a.arrow", b"", r"a\.arrow is empty"),
         bad("a.arrow", b"ARROW1\0\0 and no more", r"a\.arrow cannot be read"),
-        bad("a.csv", b"text\nx\n", r"a\.csv is of no known kind of file(.|\n)*\.jsonl"),
-        bad("a.parquet.gz", b"x", r"of no known kind"),
+        bad("a.csv", b"text\nx\n", r"extension of .*a\.csv is unknown(.|\n)*\.jsonl"),
+        bad("a.parquet.gz", b"x", r"extension of .* is unknown"),
         bad("a.txt", b"x", r"text_split='word'", text_split="word"),
     ],
 )
