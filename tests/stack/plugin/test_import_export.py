@@ -356,8 +356,7 @@ def test_a_configuration_of_transformers_5_is_the_same_model(kind, tmp_path):
 
 
 def _imports_like(source, classic, folder):
-    from nemo_xtoken.plugin.nemo2.hf.exporting import export_model
-    from nemo_xtoken.plugin.nemo2.hf.importing import import_model
+    from nemo_xtoken.plugin.nemo2.conversion import export_model, import_model
 
     imported = import_model(source, folder / "nemo")
     export_model(imported, folder / "hf")
