@@ -35,10 +35,11 @@ test: lint  ## lint, then all tests
 test-fast: $(STAMP)  ## the tests that take less than ten seconds each
 	$(BIN)/python -m pytest -m "not slow"
 
-lint: $(STAMP)  ## ruff and mypy
+lint: $(STAMP)  ## ruff, mypy, and the contracts on imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 clean:  ## remove .venv and what tools leave behind; caches of runs stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
