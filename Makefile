@@ -1,16 +1,18 @@
 # `make help` lists the targets.  The first one that needs it builds .venv; after that no target installs anything until
 # pyproject.toml or constraints.txt changes.
 #
-#   PYTHON=python3.12 make test     another interpreter (3.10, 3.11 or 3.12) for .venv
-#   TORCH_INDEX=URL make test       one more package index, such as the one for PyTorch's CPU builds; without it pip takes
-#                                   the build of its own index, on Linux mostly the one for CUDA, which is larger by
-#                                   gigabytes.  pip's configuration and PIP_* variables count as always.
+#   PYTHON=python3.12 make test     another interpreter (3.10, 3.11 or 3.12) for .venv, which is built anew for it
+#   TORCH_INDEX=URL make test       one more package index, such as the one for PyTorch's CPU builds, with which .venv has
+#                                   3.5 GB.  Without it pip takes the build of its own index, on Linux mostly the one for
+#                                   CUDA: all works the same without a GPU, and .venv has 6.5 GB.  pip's configuration
+#                                   and PIP_* variables count as always.
 
 PYTHON ?= python3
 TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+VERSION := -c 'import sys; print(sys.version_info[:2])'
 
 # One thread a process: the tests start several, which otherwise fight over the cores, and the demo's models are too
 # small to gain from more.
@@ -45,10 +47,18 @@ clean:  ## remove .venv and what tools leave behind; caches of runs stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# Where PYTHON is given and .venv is of another version, it counts as not installed.
+ifneq ($(origin PYTHON),file)
+ifneq ($(shell $(PYTHON) $(VERSION) 2>/dev/null),$(shell $(BIN)/python $(VERSION) 2>/dev/null))
+.PHONY: $(STAMP)
+endif
+endif
+
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null || { \
-	    echo "error: Python 3.10, 3.11 or 3.12 is needed; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)"; \
+	    echo "error: Python 3.10, 3.11 or 3.12 is needed; '$(PYTHON)' is: $$($(PYTHON) --version 2>&1)"; \
 	    echo "  to fix: PYTHON=/path/to/python3.11 make ..."; exit 1; }
+	@test "$$($(PYTHON) $(VERSION))" = "$$($(BIN)/python $(VERSION) 2>/dev/null)" || rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[nemo,dev]'
 	@# For the tests of the Triton kernels, which interpret them; PyTorch's CUDA builds have a Triton of their own.  In a
@@ -59,7 +69,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --no-deps --upgrade --target $(VENV)/transformers5 transformers==5.24.0 \
 	    huggingface_hub==2.4.0 tokenizers==0.23.3 httpx2==2.16.2 httpcore2==2.16.2 truststore==0.10.5 || \
 	    echo "warning: no transformers 5 here; the tests that need it will skip"
-	@# Clean with the pinned versions.  With others (3.10, or pins changed) NeMo's many bounds may contradict each other
-	@# without harm, so this warns and does not stop.
+	@# Clean with the pinned versions.  With others NeMo's many bounds may contradict each other without harm, so this
+	@# warns and does not stop.
 	$(BIN)/python -m pip check || echo "warning: the packages above disagree about versions; the tests tell whether it matters"
 	@touch $@

@@ -73,13 +73,19 @@ def test_wheel_declares_commands_and_entry_points(wheel):
     assert "xtoken = nemo_xtoken.commands.nemo_cli_light\n" in nemo_run
 
 
-def _pins():
+def _pins(python):
+    """The pins that count for a version of Python, by name."""
     lines = (line.partition("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines())
-    return {canonicalize_name(r.name): r for r in map(Requirement, filter(None, lines))}
+    requirements = [Requirement(line) for line in lines if line]
+    found = [r for r in requirements if r.marker is None or r.marker.evaluate({"python_version": python})]
+    pins = {canonicalize_name(r.name): r for r in found}
+    assert len(pins) == len(found), "pinned twice"
+    return pins
 
 
-def test_every_declared_dependency_is_pinned_within_its_bounds():
-    pins = _pins()
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12"])
+def test_every_declared_dependency_is_pinned_within_its_bounds(python):
+    pins = _pins(python)
     optional = PROJECT["optional-dependencies"]
     for line in [*PROJECT["dependencies"], *optional["nemo"], *optional["dev"]]:
         wanted = Requirement(line)
@@ -89,8 +95,9 @@ def test_every_declared_dependency_is_pinned_within_its_bounds():
         assert wanted.specifier.contains(version, prereleases=True), f"{line} and {pin}"
 
 
-def test_pins_are_exact_and_without_local_builds():
-    for pin in _pins().values():
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12"])
+def test_pins_are_exact_and_without_local_builds(python):
+    for pin in _pins(python).values():
         (specifier,) = pin.specifier
         assert specifier.operator == "=="
         assert "+" not in specifier.version, f"{pin} can be had from one index only"
@@ -111,13 +118,13 @@ class TestMake:
         return subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=60)
 
     def _python(self, tree, version):
-        """A stand-in for an interpreter of that version, which notes how it is called."""
+        """A stand-in for an interpreter of that version, which notes the modules that it is asked to run."""
         path = tree / "python"
         path.write_text(
-            f'#!/bin/sh\necho "$@" >> {tree}/calls\n'
-            f'case "$1" in\n  --version) echo Python {version};;\n'
+            f'#!/bin/sh\ncase "$1" in\n  --version) echo Python {version};;\n'
             f'  -c) exec {sys.executable} -c "import sys; sys.version_info = ($(echo {version} | tr . ,)); $2";;\n'
-            f'  -m) if [ "$2" = venv ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; fi;;\nesac\n'
+            f'  -m) echo "$@" >> {tree}/calls\n'
+            f'      if [ "$2" = venv ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; fi;;\nesac\n'
         )
         path.chmod(0o755)
         return f"PYTHON={path}"
@@ -138,13 +145,35 @@ class TestMake:
         calls = (tree / "calls").read_text()
         assert calls.count(" install -c ") == 1
         beside = importlib.util.find_spec("triton") is None  # a PyTorch for CUDA brings it
-        assert calls.count(" install ") == 1 + beside == 1 + calls.count("--target .venv/triton triton==")
+        assert calls.count("--target .venv/triton triton==") == beside
+        assert calls.count("--target .venv/transformers5 transformers==") == 1
+        assert calls.count(" install ") == 2 + beside
         assert "-c constraints.txt --extra-index-url file:///wheels -e .[nemo,dev]" in calls
         assert (tree / ".venv/.installed").exists()
         again = self._make(tree, "install", python)
         assert again.returncode == 0
         assert "install" not in again.stdout.replace("Nothing to be done for 'install'", "")
         assert (tree / "calls").read_text() == calls
+
+    def test_another_python_gets_an_environment_of_its_own(self, tree):
+        assert self._make(tree, "install", self._python(tree, "3.11.7")).returncode == 0
+        (tree / ".venv/of-3.11").touch()
+        other = self._make(tree, "install", self._python(tree, "3.12.4"))
+        assert other.returncode == 0, other.stdout + other.stderr
+        assert not (tree / ".venv/of-3.11").exists()
+        assert (tree / "calls").read_text().count("-m venv .venv") == 2
+        self._python(tree, "3.13.0")
+        environment = {"PATH": str(tree)}  # with no PYTHON given the environment stays what it is
+        command = [shutil.which("make"), "install"]
+        run = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=60)
+        assert "Nothing to be done" in run.stdout, run
+
+    def test_a_python_that_is_not_there_is_one_message(self, tree):
+        run = self._make(tree, "install", "PYTHON=python-of-nobody")
+        assert run.returncode != 0
+        assert "error: Python 3.10, 3.11 or 3.12 is needed" in run.stdout
+        assert "to fix: PYTHON=/path/to/python3.11 make" in run.stdout
+        assert run.stderr.count("\n") == 1  # make's own
 
     def test_help_lists_the_targets(self, tree):
         out = self._make(tree).stdout
