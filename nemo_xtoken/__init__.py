@@ -8,7 +8,10 @@ run writes it to its log, and so does the import itself where logging is on at l
 import sys
 from typing import Any
 
+from nemo_xtoken.training.cpu import megatron_import
 from nemo_xtoken.version import __version__ as __version__
+
+megatron_import.guard()  # here, since it has to come before anybody imports NeMo or Megatron
 
 
 def __getattr__(name: str) -> Any:

@@ -11,11 +11,13 @@ import importlib.metadata
 import importlib.util
 import re
 import sys
+import traceback
 from dataclasses import dataclass
 
+from nemo_xtoken.errors import InputError
 from nemo_xtoken.version import __version__
 
-__all__ = ["COMPONENTS", "Component", "Found", "Stack", "find_stack", "missing_requirements"]
+__all__ = ["COMPONENTS", "Component", "Found", "Stack", "find_stack", "missing_requirements", "unloadable_nemo"]
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,18 @@ def missing_requirements(distribution: str = "nemo_xtoken") -> list[str]:
         except importlib.metadata.PackageNotFoundError:
             missing.append(requirement)
     return missing
+
+
+def unloadable_nemo(error: Exception) -> InputError:
+    """What to say where NeMo 2 is installed and importing it raised ``error``."""
+    places = traceback.extract_tb(error.__traceback__)
+    at = f", at {places[-1].filename}:{places[-1].lineno}" if places else ""
+    return InputError(
+        f"NeMo 2 is installed and cannot be loaded ({type(error).__name__}: {error}{at})",
+        "an installation in which `import nemo.collections.llm` works",
+        f"`{sys.executable} -c 'import nemo_xtoken, nemo.collections.llm'` shows the whole of it, and `xtoken env` the "
+        "versions; those of constraints.txt fit each other",
+    )
 
 
 def find_stack() -> Stack:

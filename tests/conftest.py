@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+import nemo_xtoken  # noqa: F401  (before anything that imports NeMo)
+
 os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)

@@ -15,8 +15,9 @@ import nemo_run as run
 from rich.markup import escape
 
 import nemo_xtoken.commands.nemo_cli_light  # noqa: F401  (first: `nemo xtoken VERB` runs there and needs nothing of the below)
+from nemo_xtoken.commands.cli import report_error
 from nemo_xtoken.commands.run_context import RecipeRunContext
-from nemo_xtoken.environment import find_stack
+from nemo_xtoken.environment import find_stack, unloadable_nemo
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.recipes import Recipe, available_recipes, describe_recipes
 
@@ -61,16 +62,23 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def _host() -> Callable[..., Any]:
-    """The function that owns ``nemo llm distill``: NeMo 2's where installed, else the one here."""
+    """The function that owns ``nemo llm distill``: NeMo 2's where installed, else the one here.
+
+    Raises:
+        SystemExit: with status 2, where this process is that command and NeMo 2 is installed and cannot be loaded.
+    """
     try:
         with _no_garbage_collection():
             from nemo.collections import llm
-    except ModuleNotFoundError as error:
-        # NeMo 3 and the images that follow have no such package; anything else is an installation to be repaired.
-        if error.name not in ("nemo", "nemo.collections", "nemo.collections.llm"):
-            print(f"nemo_xtoken: NeMo 2 is installed but cannot be loaded: {error}", file=sys.stderr)
     except Exception as error:
-        print(f"nemo_xtoken: NeMo 2 is installed but cannot be loaded: {error}", file=sys.stderr)
+        # NeMo 3 and the images that follow have no such package; anything else is an installation to be repaired.
+        absent = ("nemo", "nemo.collections", "nemo.collections.llm")
+        if not (isinstance(error, ModuleNotFoundError) and error.name in absent):
+            report_error(str(unloadable_nemo(error)))
+            # Now, since nemo_run imports NeMo once more; that may succeed, with modules left half-made by the first
+            # time, and NeMo's own `distill` then answers, which knows no recipes.
+            if "nemo_run.__main__" in sys.modules and sys.argv[1:3] == ["llm", "distill"]:
+                raise SystemExit(2) from error
     else:
         return llm.distill
     return run.cli.entrypoint(name="distill", namespace="llm")(distill)

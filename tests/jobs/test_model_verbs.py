@@ -43,6 +43,19 @@ def test_usage(words, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_a_nemo_that_cannot_be_loaded_is_one_message(tmp_path):
+    (tmp_path / "nemo").mkdir()
+    (tmp_path / "nemo" / "__init__.py").write_text("raise IndexError('out of range')\n")
+    program = (
+        f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\nfrom nemo_xtoken.commands.cli import main\n"
+        f"raise SystemExit(main(['import', 'model=m', 'out={tmp_path / 'x'}']))"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 2
+    assert "error: NeMo 2 is installed and cannot be loaded (IndexError: out of range, at " in run.stderr
+    assert "Traceback" not in run.stderr
+
+
 def test_without_nemo_there_is_one_message(tmp_path):
     program = (
         "import sys\nsys.modules['nemo'] = None\nfrom nemo_xtoken.commands.cli import main\n"

@@ -262,3 +262,30 @@ def test_nemo_xtoken_is_the_console_script(third_party):
     assert "usage: nemo xtoken align student=" in run.stdout
     assert "STATUS 0" in run.stdout
     assert "LATE False" in run.stdout
+
+
+def test_a_nemo_that_cannot_be_loaded_is_one_message(tmp_path):
+    """Also where it loads when nemo_run imports it once more, with the modules left from the first time."""
+    llm = tmp_path / "nemo" / "collections" / "llm"
+    llm.mkdir(parents=True)
+    for folder in (llm.parent, llm.parent.parent):
+        (folder / "__init__.py").write_text("")
+    (llm / "__init__.py").write_text(
+        "import sys\nif not hasattr(sys, 'tried'):\n    sys.tried = True\n    raise IndexError('out of range')\n"
+    )
+    for words in (["--recipe", "xtoken_tiny", "--dryrun"], ["--recipe", "xtoken_tiny", "trainer.max_steps=3"]):
+        run = subprocess.run(
+            [Path(sys.executable).with_name("nemo"), "llm", "distill", *words],
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert run.returncode == 2, run
+        error = run.stderr[run.stderr.index("error:") :]
+        assert error.startswith("error: NeMo 2 is installed and cannot be loaded (IndexError: out of range, at ")
+        assert f"{llm / '__init__.py'}:4)" in error
+        for part in ("\n  expected: ", "\n  to fix:   ", "import nemo_xtoken, nemo.collections.llm", "xtoken env"):
+            assert part in error
+        assert "overwrite" not in run.stdout + run.stderr
+        assert "Traceback" not in run.stderr

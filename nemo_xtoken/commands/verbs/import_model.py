@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nemo_xtoken.commands.verb import Option, Verb
+from nemo_xtoken.environment import unloadable_nemo
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.weights.dtypes import FLOATS
 
@@ -51,6 +52,8 @@ def converted(function: str, **arguments: Any) -> Any:
                 "nemo-toolkit 2.6 or 2.7 with megatron-core",
                 "pip install 'nemo_xtoken[nemo]', or use an image that has them; `xtoken env` says what is there",
             ) from error
+        except Exception as error:
+            raise unloadable_nemo(error) from error
         return call(say=say, **arguments)
 
 

@@ -165,8 +165,6 @@ def again(thing: Any, **changes: Any) -> Any:
     if not hasattr(thing, "__io__"):
         return dataclasses.replace(thing, **changes)
     config = copy.deepcopy(thing.__io__)
-    if isinstance(thing, nl.Trainer) and cpu_runtime.is_enabled():
-        config.accelerator = "cpu"  # the runtime counts the CPU as a CUDA device, which "auto" would take
     for name, value in changes.items():
         setattr(config, name, value)
     return fdl.build(config)

@@ -2,7 +2,8 @@
 
 Importing this module changes nothing.  Call :func:`enable` once per process, in the thread that trains, before the
 trainer runs; :func:`disable` takes everything back.  Trainer, strategy, Megatron's schedules, optimizer and distributed
-checkpoints stay the stock code; tensors live on the CPU.  This is the only module that changes others.
+checkpoints stay the stock code; tensors live on the CPU.  This is the only module that changes others, but for what
+:mod:`~nemo_xtoken.training.cpu.megatron_import` does while Megatron is imported.
 
 Holds for nemo-toolkit 2.6 to 2.7, megatron-core 0.15 (0.16 in the tests of Megatron-Bridge): TP, SP, PP, DP, CP,
 distributed optimizer, fp32, bf16, torch_dist checkpoints (synchronous and asynchronous), resume.  Dropout is exact on
@@ -116,6 +117,10 @@ def enable() -> None:
     _set(torch.cuda, "synchronize", lambda *a, **k: None)
     _set(torch.cuda, "Stream", lambda *a, **k: None)  # torch.cuda.stream(None) is a no-op context
     _set(torch.cuda, "device_count", lambda: 1)  # 0 makes NeMo skip the model-parallel RNG seeds
+    # In PyTorch's CUDA builds a GPU is available where one is counted (Lightning asks for this way, which needs no
+    # driver), and an accelerator is what the build is for: Adam would ask for its stream, and with that for a driver.
+    _set(torch.cuda, "is_available", lambda: False)
+    _set(torch.accelerator, "current_accelerator", lambda check_available=False: None)
 
     # Megatron's RNG tracker: one state per name, forked from and back to "the CUDA generator", here the CPU's.
     _set(torch.cuda, "manual_seed", lambda seed: torch.manual_seed(seed))
@@ -165,12 +170,14 @@ def enable() -> None:
 def _enable_nemo() -> None:
     """What NeMo 2 itself needs, where it is installed."""
     try:
+        import lightning.pytorch.accelerators.cuda as lightning_cuda
         import nemo.lightning.io.pl as nemo_io
         from nemo.collections.llm.gpt.model import base
     except ModuleNotFoundError:  # under Megatron-Bridge
         return
     from nemo_xtoken.training.cpu import layers as cpu_layers
 
+    _set(lightning_cuda, "num_cuda_devices", lambda: 0)  # else a trainer made from now on finds a GPU not in use
     _set(nemo_io, "_fix_tensors_device", lambda checkpoint: checkpoint)  # asserts that CUDA is initialised
     if not base.HAVE_TE:
         _set(base, "local_layer_spec", cpu_layers.layer_spec)  # what NeMo's default layer spec falls back to

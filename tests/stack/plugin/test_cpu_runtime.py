@@ -1,4 +1,8 @@
-"""CPU mode changes what it says, and takes all of it back."""
+"""CPU mode changes what it says, and takes all of it back; and it works with PyTorch's CUDA build and no GPU."""
+
+import os
+import subprocess
+import sys
 
 import pytest
 from launcher import launch
@@ -9,6 +13,8 @@ pytestmark = pytest.mark.usefixtures("nemo")
 def _there_and_back():
     import logging
 
+    import lightning.pytorch as pl
+    import lightning.pytorch.accelerators.cuda as lightning_cuda
     import megatron.core.dist_checkpointing.strategies.filesystem_async as writer
     import megatron.core.optimizer as optimizer
     import megatron.core.optimizer.distrib_optimizer as distrib
@@ -25,7 +31,7 @@ def _there_and_back():
     from nemo_xtoken.training.cpu import runtime as cpu_runtime
 
     places = [torch.cuda, rng, optimizer, distrib, distrib.DistributedOptimizer, nemo_io, writer, base, rope_utils]
-    places += [transformer_block, Timers, logging.getLogger(rng.__name__)]
+    places += [torch.accelerator, lightning_cuda, transformer_block, Timers, logging.getLogger(rng.__name__)]
 
     def snapshot():
         return [dict(vars(place)) for place in places] + [_stance.stance, _len_torch_function_stack()]
@@ -53,6 +59,7 @@ def _there_and_back():
         torch.ones(2).to("cuda:0").device.type,
         torch.ones(2).pin_memory().device.type,
         torch.ones(2).type(),
+        type(pl.Trainer(accelerator="auto", logger=False, barebones=True).accelerator).__name__,
     ]
     cpu_runtime.disable()
     after = snapshot()
@@ -74,17 +81,76 @@ def _there_and_back():
 def test_enable_and_disable(tmp_path):
     [(changed, on)] = launch(_there_and_back, folder=tmp_path)
     assert changed > 10
-    assert on == ["cpu"] * 4 + ["torch.cuda.FloatTensor"]
+    assert on == ["cpu"] * 4 + ["torch.cuda.FloatTensor", "CPUAccelerator"]
 
 
 def test_importing_it_changes_nothing(tmp_path):
     """Also not to a torch that is imported after it."""
-    import subprocess
-    import sys
-
     code = (
         "import torch; before = dict(vars(torch.cuda)); import nemo_xtoken.training.cpu.runtime as r; "
         "after = dict(vars(torch.cuda)); assert all(after[k] is v for k, v in before.items()); "
         "assert not r.is_enabled(); import sys; assert 'nemo' not in sys.modules and 'megatron' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def _adam_of_a_cuda_build():
+    """A step of CPU mode's Adam where PyTorch says that it was built for CUDA and there is no driver."""
+    import torch
+
+    from nemo_xtoken.training.cpu import runtime as cpu_runtime
+
+    def no_driver(*_):
+        raise RuntimeError("Found no NVIDIA driver on your system.")
+
+    assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"  # Lightning's
+    torch.cuda._is_compiled = lambda: True
+    torch._C._accelerator_getAccelerator = lambda: torch.device("cuda")
+    torch._C._accelerator_getStream = torch._C._accelerator_getDeviceIndex = no_driver
+    assert torch.accelerator.current_accelerator().type == "cuda"
+    cpu_runtime.enable()
+    parameter = torch.nn.Parameter(torch.ones(3))
+    parameter.grad = torch.ones(3)
+    cpu_runtime._FusedAdam([parameter], lr=0.5).step()
+    seen = [torch.cuda.is_available(), torch.accelerator.is_available(), torch.cuda.device_count()]
+    cpu_runtime.disable()
+    assert torch.accelerator.current_accelerator().type == "cuda"
+    return parameter.tolist(), seen
+
+
+@pytest.mark.skipif("__import__('torch').cuda.is_available()", reason="a GPU is there")
+def test_it_trains_with_a_cuda_build_and_no_driver(tmp_path):
+    [(values, seen)] = launch(_adam_of_a_cuda_build, folder=tmp_path)
+    assert values == pytest.approx([0.5] * 3)
+    assert seen == [False, False, 1]
+
+
+@pytest.mark.skipif("__import__('torch').cuda.is_available()", reason="a GPU is there")
+def test_megatron_is_imported_with_a_cuda_build_and_a_toolkit_and_no_gpu(tmp_path):
+    """Megatron-core compiles while it is imported, which fails there; with this package it is not even tried."""
+    code = (
+        "import sys, torch, torch.utils.cpp_extension as extension\n"
+        "torch.version.cuda, extension.CUDA_HOME = '13.0', sys.argv[1]\n"
+        "before = extension.load_inline\n"
+        "if len(sys.argv) > 2: import nemo_xtoken\n"
+        "import megatron.core.inference.unified_memory as memory\n"
+        "assert extension.load_inline is before\n"
+        "print(memory.has_unified_memory, memory.__spec__.name, memory.create_unified_mempool.__module__)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TORCH_CUDA_ARCH_LIST"}
+    alone, with_ours = (
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path), *words],
+            env={**environment, "TORCH_EXTENSIONS_DIR": str(tmp_path / "-".join(["built", *words]))},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for words in ([], ["ours"])
+    )
+    out, err = with_ours.communicate(timeout=120)
+    _, err_alone = alone.communicate(timeout=120)
+    assert "IndexError: list index out of range" in err_alone  # else there is nothing left to guard against
+    name = "megatron.core.inference.unified_memory"
+    assert (with_ours.returncode, out) == (0, f"False {name} {name}\n"), err
+    assert [path.parts[-3] for path in tmp_path.rglob("*.cpp")] in ([], ["built"])  # what it would have compiled
