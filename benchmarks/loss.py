@@ -32,6 +32,7 @@ from torch import Tensor
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.kernels.choice import KERNELS, kernels_for
+from nemo_xtoken.kernels.tile_kernels import TileKernels
 from nemo_xtoken.losses.base import ChunkLossConfig, ModelOutput, TeacherSignal
 from nemo_xtoken.losses.p_kl import ProjectedKL
 from nemo_xtoken.objective.terms import cross_tokenizer_loss
@@ -69,10 +70,10 @@ class Problem:
         return self.h_s.detach().requires_grad_(), self.w_s.detach().requires_grad_()
 
 
-def fused(problem: Problem, tile_mib: int | None, kernels: str) -> Callable[[], tuple[Tensor, Tensor]]:
+def fused(problem: Problem, tile_mib: int | None, kernels: TileKernels) -> Callable[[], tuple[Tensor, Tensor]]:
     """The library's loss; what is done once a run is done here."""
     shard = VocabularyShard(problem.matrix.student_size, problem.matrix.student_size)
-    divergence = ProjectedKL(VocabularyExchange.co_sharded(problem.matrix, shard)).to(problem.device)
+    divergence = ProjectedKL(VocabularyExchange.co_sharded(problem.matrix, shard, kernels)).to(problem.device)
     own = divergence.ownership
     held = VocabularyShard(problem.matrix.teacher_size, problem.matrix.teacher_size)
     head = OutputHead(reorder_rows(problem.w_t, held, own), own.shard, torch.from_numpy(own.owned).to(problem.device))
@@ -181,8 +182,9 @@ def measure(matrix: ProjectionMatrix, positions: int, given: argparse.Namespace)
     """Seconds and bytes of each at one number of positions."""
     problem = Problem(matrix, positions, tuple(given.hidden), given.device)
     calls: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {}
-    for kernels in given.kernels:  # the first is what the ratios are of
-        name = f"fused, {kernels_for(kernels, given.device == 'cuda').name}" if calls else "fused"
+    for chosen in given.kernels:  # the first is what the ratios are of
+        kernels = kernels_for(chosen, given.device == "cuda")
+        name = f"fused, {kernels.name}" if calls else "fused"
         calls[name] = fused(problem, given.tile_mib, kernels)
     needed = int(PLAIN_TENSORS * 4 * positions * (matrix.student_size + matrix.teacher_size))
     left_out = needed > 0.9 * free_memory(given.device)

@@ -86,7 +86,7 @@ _BOTH: dict[str, dict[str, Any]] = {
 _DIGITS: dict[str, dict[str, Any]] = {
     "p_kl_mean": {"loss": "p_kl", "chunks": {"merge": "mean"}},
     "p_kl_first": {"loss": "p_kl", "chunks": {"merge": "first"}},
-    "p_kl_nrl": {"loss": "p_kl", "options": {"nrl_compat": True}},
+    "p_kl_nrl": {"loss": "nrl_p_kl"},
     "p_kl_learned": {"loss": "p_kl", "learned": True},
     "p_kl_top_k": {"loss": "p_kl", "options": {"top_k": TOP_K}},
     "p_kl_prefix_rule": {"loss": "p_kl", "rule": {"gamma": 0.0, "overflow": "truncate"}},

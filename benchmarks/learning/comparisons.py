@@ -10,7 +10,7 @@ __all__ = ["COMPARED", "compared"]
 #: Setting, its default's arm, other value, that value's arm.
 COMPARED = (
     ("loss, digits", "digits/prefix_kl", "p_kl", "digits/p_kl"),
-    ("", "digits/prefix_kl", "p_kl, nrl_compat", "digits/p_kl_nrl"),
+    ("", "digits/prefix_kl", "nrl_p_kl", "digits/p_kl_nrl"),
     ("", "digits/prefix_kl", "gold", "digits/gold"),
     ("", "digits/prefix_kl", "uld", "digits/uld"),
     ("loss, matching", "matching/prefix_kl", "p_kl", "matching/p_kl"),

@@ -11,7 +11,8 @@ from nemo_xtoken.certify.certify_config import CertifyConfig
 from nemo_xtoken.certify.problem import Problem
 from nemo_xtoken.certify.variants import Variant
 from nemo_xtoken.losses.base import LossTerms, ModelOutput, TeacherSignal
-from nemo_xtoken.losses.registry import make_divergence
+from nemo_xtoken.losses.pair import VocabularyPair
+from nemo_xtoken.losses.registry import chunk_selection, make_divergence
 from nemo_xtoken.objective.terms import cross_tokenizer_loss
 from nemo_xtoken.parallel.head import FreeLogits
 
@@ -91,20 +92,17 @@ class _Loss:
 
     def __init__(self, problem: Problem, variant: Variant) -> None:
         self.problem = problem
-        matrix = None if variant.rule is None else problem.pair.matrices[variant.rule]
-        divergence = make_divergence(
-            variant.loss,
-            matrix,
-            problem.pair.student,
-            problem.pair.teacher,
-            problem.student_shard,
-            variant.options,
-            problem.pair.classes,
-        )
+        reduced = problem.pair
+        matrix = None if variant.rule is None else reduced.matrices[variant.rule]
+        pair = VocabularyPair(reduced.student, reduced.teacher, matrix, reduced.classes)
+        divergence = make_divergence(variant.loss, pair, problem.student_shard, variant.options)
+        selection = chunk_selection(variant.loss, pair)
         output = problem.teacher_output(divergence)
         self.head = FreeLogits(problem.student_shard)
         self.signals = [
-            TeacherSignal(output, problem.teacher_labels, chunks, divergence, variant.config)
+            TeacherSignal(output, problem.teacher_labels, chunks, divergence, variant.config).selected(
+                selection, problem.student_labels
+            )
             for chunks in (problem.chunks, *problem.chunks.split(1))
         ]
 

@@ -1,57 +1,39 @@
-"""Which kernels a pass uses: chosen by name, in force for the calls within a ``with``."""
+"""Which kernels a run uses, chosen once by name; whoever works on tiles is given them."""
 
 import importlib.util
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.kernels.reference import TorchKernels
+from nemo_xtoken.kernels.reference import TORCH
 from nemo_xtoken.kernels.tile_kernels import TileKernels
 
-__all__ = ["KERNELS", "active", "check_kernels", "kernels_for", "using"]
+__all__ = ["KERNELS", "check_kernels", "kernels_for"]
 
 #: ``auto``: Triton's on an NVIDIA GPU where Triton is installed (PyTorch's CUDA builds bring it), torch's elsewhere.
 KERNELS = ("auto", "torch", "triton")
-
-_TORCH = TorchKernels()
-_active: ContextVar[TileKernels] = ContextVar("kernels", default=_TORCH)
-
-
-def active() -> TileKernels:
-    """The kernels in force, torch's unless :func:`using` says otherwise."""
-    return _active.get()
-
-
-@contextmanager
-def using(kernels: TileKernels) -> Iterator[None]:
-    """Has these in force in this thread."""
-    token = _active.set(kernels)
-    try:
-        yield
-    finally:
-        _active.reset(token)
 
 
 def check_kernels(name: str) -> None:
     """
     Raises:
-        InputError: no such kernels.
+        InputError: there are no such kernels.
     """
     if name not in KERNELS:
         raise InputError(f"kernels={name!r}", f"one of {', '.join(KERNELS)}", "leave it out for torch")
 
 
 def kernels_for(name: str, cuda: bool) -> TileKernels:
-    """The kernels of that name for tensors on a GPU or not.
+    """The kernels of that name.
+
+    Args:
+        cuda: whether the tensors are on a GPU.
 
     Raises:
-        InputError: no such kernels, or not here.
+        InputError: the name is unknown, or these kernels are unavailable on this machine.
     """
     check_kernels(name)
     installed = importlib.util.find_spec("triton") is not None
     if name == "torch" or (name == "auto" and not (cuda and installed)):
-        return _TORCH
+        return TORCH
     if not installed:
         raise InputError(
             "kernels=triton without Triton",

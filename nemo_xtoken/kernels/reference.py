@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nemo_xtoken.kernels.tile_kernels import Compared, Elementwise, Gather, LocalSoftmax, RowGradient, TileKernels
 
-__all__ = ["TorchKernels"]
+__all__ = ["TORCH", "TorchKernels"]
 
 
 class _Softmax:
@@ -104,3 +104,7 @@ class TorchKernels(TileKernels):
             else:
                 dz.index_add_(0, part.at, part.h)
         return dz if temperature == 1 else dz.div_(temperature)
+
+
+#: The kernels where none are given.
+TORCH = TorchKernels()

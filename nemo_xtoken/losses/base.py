@@ -1,21 +1,27 @@
 """What goes into a loss and what comes out: model outputs as hidden states, results as sums and counts."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.kernels.tile_kernels import TileKernels
 from nemo_xtoken.losses.chunks import MERGES, ScoredRows
+from nemo_xtoken.losses.options import DivergenceOptions
+from nemo_xtoken.losses.pair import VocabularyPair
 from nemo_xtoken.parallel.head import OutputHead
 from nemo_xtoken.parallel.ownership import Ownership
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 
 __all__ = [
     "Along",
     "ChunkDivergence",
     "ChunkLossConfig",
     "Comparison",
+    "LossForm",
     "LossSum",
     "LossTerms",
     "ModelOutput",
@@ -70,19 +76,107 @@ class Comparison(NamedTuple):
     by_entry: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class ChunkLossConfig:
+    """Settings that the losses on chunks share.
+
+    Attributes:
+        merge: how a chunk of several tokens becomes one term: ``chain_rule`` (the distribution at its first position
+            times the continuation's probability), ``mean`` (of the distributions at its positions), ``first``.  A
+            divergence with its own ``merges`` does not ask.  Why chain_rule: docs/learning.md#defaults.
+        temperature: tau; distillation terms carry ``tau**2``.
+    """
+
+    merge: str = "chain_rule"
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.merge not in MERGES:
+            raise InputError(f"merge={self.merge!r}", f"one of {', '.join(MERGES)}", "choose one of these")
+        if not self.temperature > 0:
+            raise InputError(f"temperature={self.temperature}", "a number above 0", "1.0 is the paper's")
+
+
+@dataclass(frozen=True)
+class LossForm:
+    """One way to set a loss, of those that a certificate shows.
+
+    Attributes:
+        rule: of W, for the losses that take it.
+        config: how a chunk becomes one term.
+        options: the loss's own settings.
+    """
+
+    rule: str | None = None
+    config: ChunkLossConfig = field(default_factory=ChunkLossConfig)
+    options: DivergenceOptions = field(default_factory=DivergenceOptions)
+
+
 class ChunkDivergence(torch.nn.Module):
     """A divergence between the student's and the teacher's distribution of one chunk, on sharded vocabularies.
 
-    Attributes:
-        metric_names: names of the rows of ``Comparison.values`` after the first, and of those of ``Along.metrics``.
-        ownership: the order in which it wants the teacher's columns.
+    A loss is a subclass in a file of its own and a row of `losses.registry.LOSSES`.  Checks, preflight, the coverage
+    audit, certificates and training read the attributes of the class and name no loss.
+
+    Attributes of the class:
+        options: the settings of `DivergenceOptions` that it has, each with its value where none is given.
+        needs_matrix: it takes W.
+        learns_matrix: W can be trained with the student; then there is an attribute ``exchange``, made from W.
+        context_parallel: it is the same under context parallelism; False for one that looks at all positions of a
+            micro-batch, which no rank has.
+        suits: the findings of the coverage audit (``projection.audit.FINDINGS``) under which it makes sense.
+        forms: what a certificate shows of it; empty: its defaults.
         merges: how it wants the rows of a chunk merged, the student's and the teacher's (see ``merge``); None: as
             ``ChunkLossConfig.merge`` says.
+        metric_names: names of the rows of ``Comparison.values`` after the first, and of those of ``Along.metrics``.
+
+    Attributes:
+        ownership: the order in which it wants the teacher's columns.
     """
 
+    options: ClassVar[Mapping[str, Any]] = {}
+    needs_matrix: ClassVar[bool] = False
+    learns_matrix: ClassVar[bool] = False
+    context_parallel: ClassVar[bool] = True
+    suits: ClassVar[frozenset[str]] = frozenset({"inside", "outside"})
+    forms: ClassVar[tuple[LossForm, ...]] = ()
+    merges: tuple[str, str] | None = None
     metric_names: tuple[str, ...] = ()
     ownership: Ownership
-    merges: tuple[str, str] | None = None
+
+    @classmethod
+    def of(
+        cls, pair: VocabularyPair, student: VocabularyShard, options: Mapping[str, Any], kernels: TileKernels
+    ) -> "ChunkDivergence":
+        """The divergence for a pair of models, as a module on the CPU, without parameters.
+
+        Args:
+            student: layout of its output layer.
+            options: a value for each of the class's ``options``.
+            kernels: what goes over the tiles.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def check(cls, pair: VocabularyPair, options: Mapping[str, Any]) -> None:
+        """Whether these settings go together, and whether it can compare these tokenizers; makes nothing of the pair.
+
+        Args:
+            options: as in :meth:`of`.
+
+        Raises:
+            InputError: the settings do not, or it cannot.
+        """
+
+    @classmethod
+    def selection(cls, pair: VocabularyPair) -> torch.nn.Module | None:
+        """Which chunks it scores; None: all.
+
+        Returns:
+            ``(student labels, teacher labels, chunks) -> bool [K]``, arguments as in :class:`TeacherSignal`; on the
+            CPU: move it to the device of the labels.
+        """
+        return None
 
     def start(self, p_student: Tensor, entry_weights: Tensor | None = None) -> Any:
         """Begins with the student's side alone; what has to travel does so while the teacher's logits are made.
@@ -120,10 +214,6 @@ class ChunkDivergence(torch.nn.Module):
         """
         return None
 
-    def selects(self, student_labels: Tensor, teacher_labels: Tensor, chunks: Tensor) -> Tensor | None:
-        """bool ``[K]``, the chunks that it scores; None: all.  Arguments as in :class:`TeacherSignal`."""
-        return None
-
     def for_batch(self, teacher: ModelOutput) -> "ChunkDivergence":
         """What compares this micro-batch's chunks: one that has to see the whole of it first does so here."""
         return self
@@ -134,27 +224,6 @@ class ChunkDivergence(torch.nn.Module):
 
 
 @dataclass(frozen=True)
-class ChunkLossConfig:
-    """Settings that the losses on chunks share.
-
-    Attributes:
-        merge: how a chunk of several tokens becomes one term: ``chain_rule`` (the distribution at its first position
-            times the continuation's probability), ``mean`` (of the distributions at its positions), ``first``.  A
-            divergence with its own ``merges`` does not ask.  Why chain_rule: docs/learning.md#defaults.
-        temperature: tau; distillation terms carry ``tau**2``.
-    """
-
-    merge: str = "chain_rule"
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.merge not in MERGES:
-            raise InputError(f"merge={self.merge!r}", f"one of {', '.join(MERGES)}", "choose one of these")
-        if not self.temperature > 0:
-            raise InputError(f"temperature={self.temperature}", "a number above 0", "1.0 is the paper's")
-
-
-@dataclass(frozen=True)
 class TeacherSignal:
     """What one teacher says about a micro-batch of b samples, and how the student is compared with it.
 
@@ -162,6 +231,7 @@ class TeacherSignal:
         output: hidden ``[b*T_T, H_T]`` and the output layer in the order of ``divergence.ownership``.
         labels: int64 ``[b, T_T]``, the next token (its own id, not its owned one), -100 where there is none.
         chunks: int64 ``[K, 5]``: sample, first student row, student rows, first teacher row, teacher rows; in order.
+            Those that the loss scores, see :meth:`selected`.
         divergence: how the distributions of a chunk are compared.
         config: how a chunk becomes one term.
         entry_weights: ``[E]``, this rank's entries of W where it is learned; they get a gradient.
@@ -182,14 +252,16 @@ class TeacherSignal:
         """How the student's and the teacher's rows of a chunk are merged."""
         return self.divergence.merges or (self.config.merge, self.config.merge)
 
-    def selected(self, student_labels: Tensor) -> "TeacherSignal":
-        """The same with the chunks alone that its divergence scores.
+    def selected(self, selection: torch.nn.Module | None, student_labels: Tensor) -> "TeacherSignal":
+        """The same with the chunks alone that a loss scores.
 
         Args:
+            selection: of the loss, see ``ChunkDivergence.selection``; None: all.
             student_labels: int64 ``[b, T_S]``.
         """
-        mask = self.divergence.selects(student_labels, self.labels, self.chunks)
-        return self if mask is None else replace(self, chunks=self.chunks[mask])
+        if selection is None:
+            return self
+        return replace(self, chunks=self.chunks[selection(student_labels, self.labels, self.chunks)])
 
 
 @dataclass(frozen=True)

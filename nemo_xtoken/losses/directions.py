@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nemo_xtoken.errors import InputError
 from nemo_xtoken.kernels.tile_kernels import smallest
+from nemo_xtoken.losses.options import DIRECTION_CHOICES, check_choice
 
-__all__ = ["DIRECTIONS", "Direction", "direction_named", "smallest"]
+__all__ = ["DIRECTIONS", "Direction", "direction_named"]
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Direction:
 
     Attributes:
         name: in ``DIRECTIONS``; kernels know it by that.
-        compare: ``(p, q, coefficients [k, 1] or None) -> (what each class adds, 0 where both are 0; its derivative by
-            q times the coefficients, or None)``.  q may be overwritten.
+        compare: ``(p, q, coefficients [k, 1] or None) -> (what each class adds, 0 where both are 0; its derivative
+            with respect to q, times the coefficients, or None)``.  q may be overwritten.
         bounded_by: the side that must have mass wherever the other has, lest the divergence be infinite.
     """
 
@@ -69,10 +69,7 @@ DIRECTIONS = {
 def direction_named(name: str) -> Direction:
     """
     Raises:
-        InputError: no such direction.
+        InputError: there is no such direction.
     """
-    if name not in DIRECTIONS:
-        raise InputError(
-            f"direction={name!r}", f"one of {', '.join(DIRECTIONS)}", "choose one of these; forward is the paper's"
-        )
+    check_choice("direction", name, DIRECTION_CHOICES)
     return DIRECTIONS[name]

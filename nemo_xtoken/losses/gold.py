@@ -4,13 +4,18 @@
 renormalised, plus the L1 distance of the probabilities outside C, sorted in descending order on each side.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from nemo_xtoken.losses.base import ChunkDivergence, Comparison
-from nemo_xtoken.losses.partial_kl import make_partial_kl
+from nemo_xtoken.kernels.reference import TORCH
+from nemo_xtoken.kernels.tile_kernels import TileKernels
+from nemo_xtoken.losses.base import ChunkDivergence, Comparison, LossForm
+from nemo_xtoken.losses.options import DivergenceOptions
+from nemo_xtoken.losses.pair import VocabularyPair
+from nemo_xtoken.losses.partial_kl import check_partial_kl, make_partial_kl
 from nemo_xtoken.losses.sorted_l1 import DEFAULT_CAP, SortedL1
 from nemo_xtoken.parallel.common_set import CommonSet
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
@@ -29,9 +34,12 @@ class Gold(ChunkDivergence):
             masses outside C, and the published partial KL at least its negative.)
         cap: values of a remainder that are compared one by one (see ``sorted_l1``).
         top_k: tokens of C that stay classes of their own (``ProjectedKL``); with ``"rest"`` only.
-        beyond_cap: whether the masses beyond the cap are compared.
+        kernels: what goes over the tiles.
     """
 
+    options: ClassVar[Mapping[str, Any]] = {"partial_kl": "paper", "sorted_cap": DEFAULT_CAP, "top_k": None}
+    suits = frozenset({"inside"})
+    forms = tuple(LossForm(options=DivergenceOptions(partial_kl=form)) for form in ("paper", "rest"))
     metric_names: tuple[str, ...] = (
         "teacher_uncommon",
         "student_uncommon",
@@ -40,6 +48,8 @@ class Gold(ChunkDivergence):
         "sorted_l1",
         "sorted_l1_missing",
     )
+    #: How the remainders are compared.
+    remainder_type: ClassVar[type[SortedL1]] = SortedL1
 
     def __init__(
         self,
@@ -48,15 +58,29 @@ class Gold(ChunkDivergence):
         partial_kl: str = "paper",
         cap: int = DEFAULT_CAP,
         top_k: int | None = None,
-        beyond_cap: bool = True,
+        kernels: TileKernels = TORCH,
     ) -> None:
         super().__init__()
-        exchange = common.exchange(student)
+        exchange = common.exchange(student, kernels)
         self.common = make_partial_kl(partial_kl, exchange, top_k)
         self.ownership = exchange.ownership
-        self.remainder = SortedL1(
-            common.student_outside, common.teacher_outside, student, self.ownership, cap, beyond_cap
-        )
+        outside = common.student_outside, common.teacher_outside
+        self.remainder = self.remainder_type(*outside, student, self.ownership, cap)
+
+    @classmethod
+    def of(
+        cls, pair: VocabularyPair, student: VocabularyShard, options: Mapping[str, Any], kernels: TileKernels
+    ) -> "Gold":
+        """Over the strict common set."""
+        return cls(pair.strict, student, options["partial_kl"], options["sorted_cap"], options["top_k"], kernels)
+
+    @classmethod
+    def check(cls, pair: VocabularyPair, options: Mapping[str, Any]) -> None:
+        """
+        Raises:
+            InputError: a top-k of the form without REST.
+        """
+        check_partial_kl(options["partial_kl"], options["top_k"])
 
     def start(self, p_student: Tensor, entry_weights: Tensor | None = None) -> tuple[Any, Any]:
         """Begins both parts."""

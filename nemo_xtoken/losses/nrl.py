@@ -14,12 +14,19 @@ Only the chunks' sum is theirs.  It is divided by the chunks of the global batch
 counts tensor-parallel ranks too, and every micro-batch divides by its own.
 """
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from nemo_xtoken.losses.base import ChunkDivergence, Comparison, ModelOutput
+from nemo_xtoken.kernels.reference import TORCH
+from nemo_xtoken.kernels.tile_kernels import TileKernels
+from nemo_xtoken.losses.base import ChunkDivergence, Comparison, LossForm, ModelOutput
 from nemo_xtoken.losses.gold import Gold
+from nemo_xtoken.losses.pair import VocabularyPair
+from nemo_xtoken.losses.sorted_l1 import SortedL1
 from nemo_xtoken.parallel.common_set import CommonSet
 from nemo_xtoken.parallel.exchange import Projection, VocabularyExchange
 from nemo_xtoken.parallel.head import accumulation_dtype
@@ -28,7 +35,7 @@ from nemo_xtoken.parallel.top_k_over_ranks import top_k_mask
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 
-__all__ = ["NRL_TOP_K", "NrlGold", "NrlProjectedKL", "nrl_relaxed_pairs"]
+__all__ = ["NRL_TOP_K", "NrlGold", "NrlHybridKL", "NrlProjectedKL", "nrl_relaxed_pairs"]
 
 #: The public configuration's, of P-KL's set and of the sorted remainders.
 NRL_TOP_K = 8192
@@ -48,8 +55,13 @@ class NrlProjectedKL(ChunkDivergence):
         top_k: k; ties go to the smaller id.
     """
 
-    metric_names: tuple[str, ...] = ("student_left_out", "exchange_bytes")
+    options: ClassVar[Mapping[str, Any]] = {"top_k": NRL_TOP_K}
+    needs_matrix = True
+    context_parallel = False
+    suits = frozenset({"outside"})
+    forms = (LossForm("paper"),)
     merges = ("mean", "geometric_mean")
+    metric_names: tuple[str, ...] = ("student_left_out", "exchange_bytes")
     tokens: Tensor
 
     def __init__(self, exchange: VocabularyExchange, top_k: int = NRL_TOP_K) -> None:
@@ -57,6 +69,13 @@ class NrlProjectedKL(ChunkDivergence):
         self.exchange, self.ownership = exchange, exchange.ownership
         self.top_k = min(top_k, exchange.teacher.size)
         self.register_buffer("tokens", torch.from_numpy(self.ownership.local_tokens), persistent=False)
+
+    @classmethod
+    def of(
+        cls, pair: VocabularyPair, student: VocabularyShard, options: Mapping[str, Any], kernels: TileKernels
+    ) -> "NrlProjectedKL":
+        """Over the pair's W."""
+        return cls(VocabularyExchange.co_sharded(pair.matrix, student, kernels), **options)
 
     def for_batch(self, teacher: ModelOutput) -> "ChunkDivergence":
         """The divergence on this micro-batch's set.
@@ -130,22 +149,60 @@ class _OnSet(ChunkDivergence):
         return Comparison(values, *started.pull(slope, torch.zeros_like(rest)))
 
 
-class NrlGold(Gold):
-    """GOLD and, on wider pairs, H-KL: the published partial KL and the L1 distance of the largest of the remainders.
+class _LargestAlone(SortedL1):
+    """The L1 distance of the largest values; what lies beyond the cap is not compared."""
 
-    Both take ``exp`` of the mean log-probability over a chunk for its probability.
+    beyond_cap = False
+
+
+class NrlGold(Gold):
+    """GOLD: the published partial KL and the L1 distance of the largest of the remainders.
+
+    It takes ``exp`` of the mean log-probability over a chunk for its probability.
 
     Args:
-        common: the pairs: ``CommonSet.of_exact_rows`` for GOLD, ``nrl_relaxed_pairs`` for H-KL.
+        common: the pairs, ``CommonSet.of_exact_rows``: there they are read from W.
         student: layout of its output layer.
         cap: probabilities of a remainder that are compared, at most; never more than the smaller remainder has.
+        kernels: what goes over the tiles.
     """
 
+    options: ClassVar[Mapping[str, Any]] = {"sorted_cap": NRL_TOP_K}
+    needs_matrix = True
+    forms = (LossForm("paper"),)
     merges = ("geometric_mean", "geometric_mean")
+    remainder_type = _LargestAlone
 
-    def __init__(self, common: CommonSet, student: VocabularyShard, cap: int = NRL_TOP_K) -> None:
+    def __init__(
+        self, common: CommonSet, student: VocabularyShard, cap: int = NRL_TOP_K, kernels: TileKernels = TORCH
+    ) -> None:
         shorter = min(int(outside.sum()) for outside in (common.student_outside, common.teacher_outside))
-        super().__init__(common, student, "paper", min(cap, shorter), beyond_cap=False)
+        super().__init__(common, student, "paper", min(cap, shorter), kernels=kernels)
+
+    @classmethod
+    def of(
+        cls, pair: VocabularyPair, student: VocabularyShard, options: Mapping[str, Any], kernels: TileKernels
+    ) -> "NrlGold":
+        """Over the pairs that the loss reads from the pair's W."""
+        return cls(cls.pairs_of(pair.matrix), student, options["sorted_cap"], kernels)
+
+    @classmethod
+    def check(cls, pair: VocabularyPair, options: Mapping[str, Any]) -> None:
+        """Its one form takes any pair."""
+
+    @staticmethod
+    def pairs_of(matrix: ProjectionMatrix) -> CommonSet:
+        """The pairs."""
+        return CommonSet.of_exact_rows(matrix)
+
+
+class NrlHybridKL(NrlGold):
+    """H-KL: the same on wider pairs, ``nrl_relaxed_pairs``."""
+
+    @staticmethod
+    def pairs_of(matrix: ProjectionMatrix) -> CommonSet:
+        """The pairs."""
+        return nrl_relaxed_pairs(matrix)
 
 
 def nrl_relaxed_pairs(matrix: ProjectionMatrix) -> CommonSet:

@@ -1,14 +1,17 @@
-"""Settings of single losses, as a recipe has them."""
+"""Settings of single losses, as a recipe has them, and the loss where none is named; free of torch."""
 
 from dataclasses import dataclass
 from typing import Optional
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.losses.directions import direction_named
-from nemo_xtoken.losses.partial_kl import check_partial_kl
-from nemo_xtoken.losses.sorted_l1 import DEFAULT_CAP
 
-__all__ = ["DivergenceOptions"]
+__all__ = ["DEFAULT_LOSS", "DIRECTION_CHOICES", "PARTIAL_KL_CHOICES", "DivergenceOptions", "check_choice"]
+
+#: What won the learning study, and has a certificate for every kind of chunk: docs/learning.md#defaults.
+DEFAULT_LOSS = "prefix_kl"
+#: What ``direction`` (`losses.directions`) and ``partial_kl`` (`losses.partial_kl`) can be, with advice for messages.
+DIRECTION_CHOICES = {"forward": "the paper's", "reverse": "keeps to what the teacher says most", "js": "bounded"}
+PARTIAL_KL_CHOICES = {"rest": "never negative", "paper": "the published form"}
 
 
 @dataclass
@@ -19,12 +22,12 @@ class DivergenceOptions:
         direction: ``"forward"``, ``"reverse"`` or ``"js"`` (p_kl, same_tokenizer).
         partial_kl: ``"rest"`` or ``"paper"`` (h_kl, gold); None is the loss's own, rest for h_kl (why:
             docs/learning.md#defaults) and paper for gold, as published.
-        sorted_cap: values of a side that the sorted distance compares one by one (h_kl, gold, uld); None is 4096, with
-            nrl_compat 8192.
+        sorted_cap: values of a side that the sorted distance compares one by one (h_kl, gold, uld, nrl_gold, nrl_h_kl);
+            None is the loss's own: 4096, and 8192 for the losses of NeMo-RL.
         top_k: compare only the teacher's k most probable tokens, all others as one class (p_kl, same_tokenizer, and
-            h_kl and gold with partial_kl=rest); None: all.  In strict_1to1 the student's, 16 by default; in p_kl with
-            nrl_compat those of the micro-batch, 8192 by default.
-        nrl_compat: the public NeMo-RL loss of that name instead (p_kl, gold, h_kl).  It has its own merge.
+            h_kl and gold with partial_kl=rest); None: all.  In strict_1to1 the student's, 16 by default; in nrl_p_kl
+            those of the micro-batch, 8192 by default.
+        nrl_compat: of version 0.1.0: what it chose are losses of their own now, nrl_p_kl, nrl_gold and nrl_h_kl.
     """
 
     direction: str = "forward"
@@ -34,18 +37,23 @@ class DivergenceOptions:
     nrl_compat: bool = False
 
     def __post_init__(self) -> None:
-        direction_named(self.direction)
+        check_choice("direction", self.direction, DIRECTION_CHOICES)
         if self.partial_kl is not None:
-            check_partial_kl(self.partial_kl)
-        for name, default in (("sorted_cap", f"{DEFAULT_CAP} is the default"), ("top_k", "leave it out for all")):
+            check_choice("partial_kl", self.partial_kl, PARTIAL_KL_CHOICES)
+        for name, fix in (("sorted_cap", "leave it out for the loss's own"), ("top_k", "leave it out for all")):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise InputError(f"{name}={value}", "at least 1", default)
-        for name, value, only in (
-            ("direction", self.direction, "forward"),
-            ("partial_kl", self.partial_kl or "paper", "paper"),
-        ):
-            if self.nrl_compat and value != only:
-                raise InputError(
-                    f"{name}={value!r} with nrl_compat", f"{only!r}, as it is there", f"leave {name} or nrl_compat out"
-                )
+                raise InputError(f"{name}={value}", "at least 1", fix)
+
+
+def check_choice(name: str, value: str, choices: dict[str, str]) -> None:
+    """
+    Args:
+        choices: the values that there are, with advice.
+
+    Raises:
+        InputError: another value.
+    """
+    if value not in choices:
+        advice = ", ".join(f"{choice} ({why})" for choice, why in choices.items())
+        raise InputError(f"{name}={value!r}", f"one of {', '.join(choices)}", f"choose one: {advice}")

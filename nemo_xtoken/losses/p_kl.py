@@ -5,15 +5,22 @@ which holds the student's mass on empty rows of W and the teacher's mass on toke
 it is over the k tokens that the teacher finds most probable, and REST holds all others as well.
 """
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor
 
-from nemo_xtoken.kernels.choice import active
-from nemo_xtoken.losses.base import ChunkDivergence, Comparison
+from nemo_xtoken.kernels.tile_kernels import TileKernels
+from nemo_xtoken.losses.base import ChunkDivergence, ChunkLossConfig, Comparison, LossForm
+from nemo_xtoken.losses.chunks import MERGES
 from nemo_xtoken.losses.directions import direction_named
+from nemo_xtoken.losses.options import DivergenceOptions
+from nemo_xtoken.losses.pair import VocabularyPair
 from nemo_xtoken.losses.top_k import TopKClasses
 from nemo_xtoken.parallel.exchange import Projection, VocabularyExchange
 from nemo_xtoken.parallel.softmax import all_reduce_sum
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 
 __all__ = ["ProjectedKL"]
 
@@ -42,6 +49,14 @@ class ProjectedKL(ChunkDivergence):
             equal ones the smaller id); None: all.
     """
 
+    options: ClassVar[Mapping[str, Any]] = {"direction": "forward", "top_k": None}
+    needs_matrix = True
+    learns_matrix = True
+    suits = frozenset({"outside"})
+    forms = (
+        *(LossForm(rule, ChunkLossConfig(merge)) for rule in ("paper", "prefix") for merge in MERGES),
+        *(LossForm("prefix", options=DivergenceOptions(direction=name)) for name in ("reverse", "js")),
+    )
     metric_names: tuple[str, ...] = ("teacher_unreached", "student_empty", "exchange_bytes")
 
     def __init__(self, exchange: VocabularyExchange, direction: str = "forward", top_k: int | None = None) -> None:
@@ -54,6 +69,13 @@ class ProjectedKL(ChunkDivergence):
         self.classes = None
         if top_k is not None and top_k < exchange.reached_tokens:
             self.classes = TopKClasses(top_k, exchange.ownership, exchange.reached)
+
+    @classmethod
+    def of(
+        cls, pair: VocabularyPair, student: VocabularyShard, options: Mapping[str, Any], kernels: TileKernels
+    ) -> "ProjectedKL":
+        """Over the pair's W."""
+        return cls(VocabularyExchange.co_sharded(pair.matrix, student, kernels), **options)
 
     def start(self, p_student: Tensor, entry_weights: Tensor | None = None) -> Projection:
         """``W^T p_S`` under way; see ``VocabularyExchange.start``."""
@@ -76,7 +98,7 @@ class ProjectedKL(ChunkDivergence):
             mass = all_reduce_sum(q.sum(1, keepdim=True), group).clamp_min_(limits.tiny * limits.eps)
             q = q / mass
         wanted = None if coefficients is None else coefficients.unsqueeze(1)
-        kernels, reached = active(), self.exchange.reached
+        kernels, reached = self.exchange.kernels, self.exchange.reached
         if self.classes is None:
             kept, tails = None, q.new_zeros((2, q.shape[0]))
             total, unreached, slope = kernels.compare(self.direction, p_teacher, q, reached, coefficients)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.kernels.choice import active
 from nemo_xtoken.losses.base import ChunkDivergence, Comparison
 from nemo_xtoken.losses.directions import DIRECTIONS
+from nemo_xtoken.losses.options import PARTIAL_KL_CHOICES, check_choice
 from nemo_xtoken.losses.p_kl import ProjectedKL
 from nemo_xtoken.parallel.exchange import Projection, VocabularyExchange
 from nemo_xtoken.parallel.softmax import all_reduce_sum
@@ -50,7 +50,7 @@ class PublishedPartialKL(ChunkDivergence):
         """
         q, rest = started.finish()
         reached, forward = self.exchange.reached, DIRECTIONS["forward"]
-        total, unreached, slope = active().compare(forward, p_teacher, q, reached, coefficients)
+        total, unreached, slope = self.exchange.kernels.compare(forward, p_teacher, q, reached, coefficients)
         assert unreached is not None
         local = torch.stack([total, unreached])
         sent = torch.full_like(rest, self.exchange.bytes_a_chunk(rest.itemsize))
@@ -72,12 +72,7 @@ def check_partial_kl(form: str, top_k: int | None = None) -> None:
     Raises:
         InputError: no such form, or a top-k of one without REST.
     """
-    if form not in PARTIAL_KLS:
-        raise InputError(
-            f"partial_kl={form!r}",
-            f"one of {', '.join(PARTIAL_KLS)}",
-            "choose rest, which is never negative, or paper, the published form",
-        )
+    check_choice("partial_kl", form, PARTIAL_KL_CHOICES)
     if top_k is not None and form != "rest":
         raise InputError(
             f"top_k={top_k} with partial_kl={form}",

@@ -8,14 +8,19 @@ agree whichever has the longer tokens, and inside a class the pieces of the text
 the teacher says has the loss 0 and the gradient 0.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.kernels.choice import active
+from nemo_xtoken.kernels.reference import TORCH
+from nemo_xtoken.kernels.tile_kernels import TileKernels
 from nemo_xtoken.losses.base import Along, ChunkDivergence, Comparison
 from nemo_xtoken.losses.chunks import ScoredRows
 from nemo_xtoken.losses.directions import DIRECTIONS
+from nemo_xtoken.losses.pair import VocabularyPair
 from nemo_xtoken.losses.spelling import Rows, SpelledClasses, compare_spellings
 from nemo_xtoken.parallel.exchange import Projection, VocabularyExchange
 from nemo_xtoken.parallel.ownership import Ownership
@@ -46,7 +51,7 @@ class SameClass(torch.nn.Module):
             self.register_buffer(side, found, persistent=False)
 
     def forward(self, student_labels: Tensor, teacher_labels: Tensor, chunks: Tensor) -> Tensor:
-        """bool ``[K]``; arguments as those of ``ChunkDivergence.selects``."""
+        """bool ``[K]``; arguments as in :class:`TeacherSignal`."""
         sample, at_student, _, at_teacher, _ = chunks.unbind(1)
         labels = student_labels[sample, at_student], teacher_labels[sample, at_teacher]
         return self.student[labels[0].clamp_min(0)] == self.teacher[labels[1].clamp_min(0)]
@@ -65,6 +70,7 @@ class PrefixKL(ChunkDivergence):
     Args:
         classes: of the pair of tokenizers.
         student: layout of its output layer.
+        kernels: what goes over the tiles.
 
     Raises:
         InputError: classes of other vocabularies.
@@ -73,7 +79,7 @@ class PrefixKL(ChunkDivergence):
     metric_names: tuple[str, ...] = ("teacher_rest", "student_rest", "exchange_bytes", "spelled")
     merges = ("first", "first")
 
-    def __init__(self, classes: PrefixClasses, student: VocabularyShard) -> None:
+    def __init__(self, classes: PrefixClasses, student: VocabularyShard, kernels: TileKernels = TORCH) -> None:
         super().__init__()
         size = len(classes.teacher.classes)
         if len(classes.student.classes) != student.size:
@@ -85,10 +91,9 @@ class PrefixKL(ChunkDivergence):
         into = _matrix(classes.student, size)
         self.ownership = Ownership.co_sharded(into, student, beside=classes.teacher.classes)
         order, shard = self.ownership.order, self.ownership.shard
-        self.selection = SameClass(classes)
-        self.exchange = VocabularyExchange(into, student, self.ownership)
+        self.exchange = VocabularyExchange(into, student, self.ownership, kernels)
         owned = SpelledTokens(classes.teacher.classes[order], classes.teacher.pieces[order])
-        self.gathering = VocabularyExchange(_matrix(owned, size), shard, self.ownership)
+        self.gathering = VocabularyExchange(_matrix(owned, size), shard, self.ownership, kernels)
         own = torch.arange(student.size).numpy()
         self.spelled = torch.nn.ModuleList(
             [
@@ -97,10 +102,17 @@ class PrefixKL(ChunkDivergence):
             ]
         )
 
-    def selects(self, student_labels: Tensor, teacher_labels: Tensor, chunks: Tensor) -> Tensor:
+    @classmethod
+    def of(
+        cls, pair: VocabularyPair, student: VocabularyShard, options: Mapping[str, Any], kernels: TileKernels
+    ) -> "PrefixKL":
+        """Over the pair's prefix classes."""
+        return cls(pair.classes, student, kernels)
+
+    @classmethod
+    def selection(cls, pair: VocabularyPair) -> SameClass:
         """The chunks whose first tokens are of one class."""
-        mask: Tensor = self.selection(student_labels, teacher_labels, chunks)
-        return mask
+        return SameClass(pair.classes)
 
     def start(self, p_student: Tensor, entry_weights: Tensor | None = None) -> Projection:
         """The student's classes on their way; see ``VocabularyExchange.start``."""
@@ -132,7 +144,7 @@ class PrefixKL(ChunkDivergence):
         q, rest = started.finish()
         p, p_rest = gathered.finish()
         forward = DIRECTIONS["forward"]
-        total, _, slope = active().compare(forward, p, q, None, coefficients)
+        total, _, slope = self.exchange.kernels.compare(forward, p, q, None, coefficients)
         divergence = all_reduce_sum(total, self.exchange.group)
         rest_slope = torch.zeros_like(rest)
         if self.exchange.has_rest:

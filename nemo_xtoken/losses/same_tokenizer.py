@@ -1,12 +1,17 @@
 """The plain KL between two models of one tokenizer: the drop-in case, without W."""
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.kernels.choice import active
+from nemo_xtoken.kernels.reference import TORCH
+from nemo_xtoken.kernels.tile_kernels import TileKernels
 from nemo_xtoken.losses.base import ChunkDivergence, Comparison
 from nemo_xtoken.losses.directions import direction_named
+from nemo_xtoken.losses.pair import VocabularyPair
 from nemo_xtoken.losses.top_k import TopKClasses
 from nemo_xtoken.parallel.ownership import Ownership
 from nemo_xtoken.parallel.softmax import all_reduce_sum
@@ -26,17 +31,25 @@ class SameTokenizerKL(ChunkDivergence):
         direction: ``"forward"``, ``"reverse"`` or ``"js"``.
         top_k: tokens that stay classes of their own, per chunk those that the teacher finds most probable (of equal
             ones the smaller id); all others are one class, REST, on either side.  None: all.
+        kernels: what goes over the tiles.
 
     Raises:
         InputError: the sizes differ, or no such direction.
     """
 
-    metric_names: tuple[str, ...] = ()
+    options: ClassVar[Mapping[str, Any]] = {"direction": "forward", "top_k": None}
+    suits = frozenset({"one tokenizer"})
 
     def __init__(
-        self, student: VocabularyShard, teacher_size: int, direction: str = "forward", top_k: int | None = None
+        self,
+        student: VocabularyShard,
+        teacher_size: int,
+        direction: str = "forward",
+        top_k: int | None = None,
+        kernels: TileKernels = TORCH,
     ) -> None:
         super().__init__()
+        self.kernels = kernels
         if student.size != teacher_size:
             raise InputError(
                 f"loss same_tokenizer for a student of {student.size} and a teacher of {teacher_size} tokens",
@@ -51,6 +64,27 @@ class SameTokenizerKL(ChunkDivergence):
             tokens = torch.arange(student.rows) < student.valid_rows
             self.classes = TopKClasses(top_k, self.ownership, tokens)
 
+    @classmethod
+    def of(
+        cls, pair: VocabularyPair, student: VocabularyShard, options: Mapping[str, Any], kernels: TileKernels
+    ) -> "SameTokenizerKL":
+        """Over the one vocabulary."""
+        return cls(student, pair.teacher.size, **options, kernels=kernels)
+
+    @classmethod
+    def check(cls, pair: VocabularyPair, options: Mapping[str, Any]) -> None:
+        """
+        Raises:
+            InputError: the tokens of the two tokenizers differ.
+        """
+        if pair.student.token_bytes != pair.teacher.token_bytes:
+            raise InputError(
+                f"loss same_tokenizer for the tokenizers {pair.student.name} and {pair.teacher.name}, whose tokens "
+                "differ",
+                "one tokenizer",
+                "use loss=auto, or one of the losses across tokenizers",
+            )
+
     def start(self, p_student: Tensor, entry_weights: Tensor | None = None) -> Tensor:
         """Nothing has to travel."""
         return p_student
@@ -63,7 +97,7 @@ class SameTokenizerKL(ChunkDivergence):
 
         Collectives: one all-reduce of k values (3k with a top-k, and those of ``top_k_mask``).
         """
-        kernels, q = active(), started.clone()
+        kernels, q = self.kernels, started.clone()
         if self.classes is None:
             total, _, slope = kernels.compare(self.direction, p_teacher, q, None, coefficients)
             return Comparison(all_reduce_sum(total, self.group).unsqueeze(0), slope)

@@ -10,7 +10,7 @@ by at most ``2 min(A, B)``, and exact where one side's tail lies above the other
 of tokens and up there is no tail, and the result is exact.  It does not depend on the number of ranks.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -93,13 +93,14 @@ class SortedL1(ChunkDivergence):
         student: layout of its output layer.
         ownership: of the teacher's tokens.
         cap: values of a side that are compared one by one, see above.
-        beyond_cap: whether the masses beyond the cap are compared; if not, the cap may be 0.
 
     Raises:
         InputError: a cap below 1, or masks of another size than the vocabularies.
     """
 
     metric_names: tuple[str, ...] = ("sorted_l1_missing",)
+    #: Whether the masses beyond the cap are compared; if not, the cap may be 0.
+    beyond_cap: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -108,10 +109,9 @@ class SortedL1(ChunkDivergence):
         student: VocabularyShard,
         ownership: Ownership,
         cap: int = DEFAULT_CAP,
-        beyond_cap: bool = True,
     ) -> None:
         super().__init__()
-        if cap < 1 and beyond_cap:
+        if cap < 1 and self.beyond_cap:
             raise InputError(f"sorted_cap={cap}", "at least 1", f"{DEFAULT_CAP} is the default")
         cap = min(cap, max(1, int(student_tokens.sum()), int(teacher_tokens.sum())))
         self.ownership = ownership
@@ -119,7 +119,6 @@ class SortedL1(ChunkDivergence):
         self.teacher = _SortedSide(_by_owner(teacher_tokens, ownership), ownership.shard, cap)
         self.group = student.group
         self.exact = self.student.whole and self.teacher.whole
-        self.beyond_cap = beyond_cap
 
     def start(self, p_student: Tensor, entry_weights: Tensor | None = None) -> tuple[Tensor, Any]:
         """The student's side in order.  Collectives: an all-gather of ``[k, cap]``."""

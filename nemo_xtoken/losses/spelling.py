@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nemo_xtoken.kernels.tile_kernels import smallest
 from nemo_xtoken.losses.base import Along
 from nemo_xtoken.losses.chunks import ScoredRows
-from nemo_xtoken.losses.directions import smallest
 from nemo_xtoken.parallel.softmax import all_reduce_sum
 from nemo_xtoken.projection.prefixes import MAX_PIECES, SpelledTokens
 

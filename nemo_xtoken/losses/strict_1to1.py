@@ -5,11 +5,17 @@ the strict common set C.  There both distributions are restricted to the tokens 
 probable, by default 16, and renormalised; their reverse KL is the loss.  Nothing else is learned from the teacher.
 """
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor
 
+from nemo_xtoken.kernels.reference import TORCH
+from nemo_xtoken.kernels.tile_kernels import TileKernels
 from nemo_xtoken.losses.base import ChunkDivergence, Comparison
 from nemo_xtoken.losses.directions import DIRECTIONS
+from nemo_xtoken.losses.pair import VocabularyPair
 from nemo_xtoken.parallel.common_set import CommonSet
 from nemo_xtoken.parallel.exchange import Projection
 from nemo_xtoken.parallel.softmax import all_reduce_sum
@@ -63,16 +69,20 @@ class StrictOneToOne(ChunkDivergence):
             tokenizers have are in, so that a student learns where to stop.)
         student: layout of its output layer.
         top_k: tokens in A; from the size of C up it is all of C.
+        kernels: what goes over the tiles.
     """
 
+    options: ClassVar[Mapping[str, Any]] = {"top_k": DEFAULT_TOP_K}
+    suits = frozenset({"inside"})
     metric_names: tuple[str, ...] = ("teacher_left_out", "student_left_out", "exchange_bytes")
     columns: Tensor
     student_ids: Tensor
 
-    def __init__(self, common: CommonSet, student: VocabularyShard, top_k: int = DEFAULT_TOP_K) -> None:
+    def __init__(
+        self, common: CommonSet, student: VocabularyShard, top_k: int = DEFAULT_TOP_K, kernels: TileKernels = TORCH
+    ) -> None:
         super().__init__()
-        self.pairs = ExactPairs(common)
-        self.exchange = common.exchange(student)
+        self.exchange = common.exchange(student, kernels)
         self.ownership = self.exchange.ownership
         self.top_k = min(top_k, max(1, len(common)))
         partner = torch.full((common.teacher_size,), -1)
@@ -82,10 +92,17 @@ class StrictOneToOne(ChunkDivergence):
         tokens = torch.from_numpy(self.ownership.local_tokens)
         self.register_buffer("student_ids", partner[tokens[columns]], persistent=False)
 
-    def selects(self, student_labels: Tensor, teacher_labels: Tensor, chunks: Tensor) -> Tensor:
+    @classmethod
+    def of(
+        cls, pair: VocabularyPair, student: VocabularyShard, options: Mapping[str, Any], kernels: TileKernels
+    ) -> "StrictOneToOne":
+        """Over the strict common set."""
+        return cls(pair.strict, student, **options, kernels=kernels)
+
+    @classmethod
+    def selection(cls, pair: VocabularyPair) -> ExactPairs:
         """The chunks whose two tokens are a pair."""
-        mask: Tensor = self.pairs(student_labels, teacher_labels, chunks)
-        return mask
+        return ExactPairs(pair.strict)
 
     def start(self, p_student: Tensor, entry_weights: Tensor | None = None) -> Projection:
         """The pairs' probabilities on their way to the teacher's columns; see ``VocabularyExchange.start``."""

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo_xtoken.kernels.choice import active, using
 from nemo_xtoken.kernels.tile_kernels import TileKernels
 from nemo_xtoken.losses.base import Along, ChunkDivergence, LossSum, ModelOutput, TeacherSignal
 from nemo_xtoken.losses.chunks import ScoredRows
@@ -92,9 +91,8 @@ class FusedPass:
                 torch.zeros_like(head.weight, dtype=dtype) if by_weight else None,
                 [None if e is None else torch.zeros_like(e, dtype=dtype) for e in entries],
             )
-        with using(self.kernels):
-            for tile in tiles(self.rows, [rows for _, rows in self.teachers], self.tile_rows):
-                self._tile(tile, gradients)
+        for tile in tiles(self.rows, [rows for _, rows in self.teachers], self.tile_rows):
+            self._tile(tile, gradients)
         if gradients is not None:
             all_reduce_sum(gradients.hidden, head.shard.group)
         return gradients
@@ -106,7 +104,9 @@ class FusedPass:
         z = head.logits(h)
         slope = head.slope(z) if wanted else None
         at = {1.0} | {s.config.temperature for (s, _), part in zip(self.teachers, tile.parts, strict=True) if part}
-        sides = {tau: _Side(*softmax_and_picked(z, labels, head.shard, tau), wanted) for tau in sorted(at)}
+        sides = {
+            tau: _Side(*softmax_and_picked(z, labels, head.shard, tau, self.kernels), wanted) for tau in sorted(at)
+        }
         del z
         self.ce -= sides[1.0].log_p.sum()
         if wanted:
@@ -117,9 +117,9 @@ class FusedPass:
                 if by_entry is not None and gradients is not None:
                     gradients.entries[number] += by_entry
         if gradients is not None:
-            dz = sides.pop(1.0).by_logits(1.0, labels, head.shard)
+            dz = sides.pop(1.0).by_logits(1.0, labels, head.shard, self.kernels)
             for tau, side in sides.items():
-                dz += side.by_logits(tau, labels, head.shard)
+                dz += side.by_logits(tau, labels, head.shard, self.kernels)
             gradients.hidden[rows] = head.backward(dz, slope, h, gradients.weight)
 
     def _teacher(
@@ -167,9 +167,9 @@ class FusedPass:
         signal, divergence = self.teachers[number][0], self.divergences[number]
         head, tau = signal.output.head, signal.config.temperature
         z, labels = head.logits(signal.output.hidden.index_select(0, part.rows)), head.columns_of(part.labels)
-        p, log_p = softmax_and_picked(z, labels, head.shard, tau)
+        p, log_p = softmax_and_picked(z, labels, head.shard, tau, self.kernels)
         if signal.statistic is not None:
-            at_one = (p, log_p) if tau == 1 else softmax_and_picked(z, labels, head.shard)
+            at_one = (p, log_p) if tau == 1 else softmax_and_picked(z, labels, head.shard, kernels=self.kernels)
             self.statistics[number] += sum_statistic(signal.statistic, *at_one, head.shard)
         return divergence.teacher_rows(p), log_p
 
@@ -204,9 +204,9 @@ class _Side:
         self.entries.append(along.entries)
         self.inner.index_add_(0, *along.inner)
 
-    def by_logits(self, tau: float, labels: Tensor, shard: VocabularyShard) -> Tensor:
+    def by_logits(self, tau: float, labels: Tensor, shard: VocabularyShard, kernels: TileKernels) -> Tensor:
         """The objective's derivative by the logits, ``[n, V_S/tp]``; takes the place of ``p``."""
-        dz = active().by_logits(self.p, self.by_label, self.inner, labels - shard.start, tau, self.waiting)
+        dz = kernels.by_logits(self.p, self.by_label, self.inner, labels - shard.start, tau, self.waiting)
         for at, columns, part in self.entries:
             dz.index_put_((at, columns), part / tau, accumulate=True)
         return dz

@@ -61,7 +61,6 @@ def share(
         return student.output, labels, list(teachers)
     empty = labels.new_zeros(0)
     rows = ScoredRows.build(labels.reshape(-1), empty, empty, only_chunks=False)
-    teachers = [teacher.selected(labels) for teacher in teachers]
     parts = [TeacherRows.of(labels, teacher) for teacher in teachers]
     cuts = _cuts(rows, parts, group_size(group))
     me = group_rank(group)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.kernels.choice import kernels_for
+from nemo_xtoken.kernels.reference import TORCH
 from nemo_xtoken.kernels.tile_kernels import TileKernels
 from nemo_xtoken.losses.base import LossTerms, ModelOutput, TeacherSignal
 from nemo_xtoken.losses.chunks import ScoredRows
@@ -22,7 +22,7 @@ def cross_tokenizer_loss(
     ce_weight: float = 1.0,
     kd_weights: Sequence[float | Tensor] | None = None,
     tile_rows: int = 256,
-    kernels: str | TileKernels = "torch",
+    kernels: TileKernels = TORCH,
 ) -> LossTerms:
     """``ce_weight * CE + sum_m kd_weights[m] * KD_m``, sums over this micro-batch, and its gradient.
 
@@ -35,7 +35,7 @@ def cross_tokenizer_loss(
         teachers: none for cross-entropy alone.
         kd_weights: one a teacher, 1 by default.
         tile_rows: student positions in a tile; see ``tiles.rows_within``.
-        kernels: what goes over the tiles, one of ``kernels.choice.KERNELS`` or an object.
+        kernels: what goes over the tiles; see ``kernels.choice.kernels_for``.
 
     Returns:
         the objective, whose gradient by the hidden states is summed over the tensor-parallel group and by the weight is
@@ -43,17 +43,14 @@ def cross_tokenizer_loss(
         of a column a teacher; at the end one all-reduce of ``[b*T_S, H_S]``.
 
     Raises:
-        InputError: numbers of weights and teachers differ, chunks that no batch can have, or kernels that are not here.
+        InputError: numbers of weights and teachers differ, or chunks that no batch can have.
     """
     weights = [1.0] * len(teachers) if kd_weights is None else list(kd_weights)
     if len(weights) != len(teachers):
         raise InputError(f"{len(weights)} weights for {len(teachers)} teachers", "one each", "correct kd_weights")
     empty = labels.new_zeros(0)
     rows = ScoredRows.build(labels.reshape(-1), empty, empty, only_chunks=False)
-    chosen = [teacher.selected(labels) for teacher in teachers]
-    signals = [(teacher, TeacherRows.of(labels, teacher)) for teacher in chosen]
-    if isinstance(kernels, str):
-        kernels = kernels_for(kernels, student.hidden.is_cuda)
+    signals = [(teacher, TeacherRows.of(labels, teacher)) for teacher in teachers]
     work = FusedPass(student, rows, signals, float(ce_weight), weights, tile_rows, kernels)
     objective = work.run()
     return LossTerms(objective, work.cross_entropy(), work.distillation())

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.kernels.reference import TORCH
+from nemo_xtoken.kernels.tile_kernels import TileKernels
 from nemo_xtoken.parallel.exchange import VocabularyExchange
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 from nemo_xtoken.projection.matrix import ProjectionMatrix
@@ -125,7 +127,7 @@ class CommonSet:
         """bool ``[V_T]``: teacher ids in no pair."""
         return _outside(self.teacher, self.teacher_size)
 
-    def exchange(self, student: VocabularyShard) -> VocabularyExchange:
+    def exchange(self, student: VocabularyShard, kernels: TileKernels = TORCH) -> VocabularyExchange:
         """Brings a pair's probabilities together: the teacher's tokens are co-sharded by the pairs.
 
         It is the exchange of the 0/1 matrix of the pairs: its ``W^T p`` is the student's probability of the pair at the
@@ -135,7 +137,8 @@ class CommonSet:
         ids = np.full((self.student_size, 1), -1, dtype=np.int32)
         ids[self.student, 0] = self.teacher
         weights = (ids >= 0).astype(np.float32)
-        return VocabularyExchange.co_sharded(ProjectionMatrix(ids, weights, self.teacher_size, "", ""), student)
+        matrix = ProjectionMatrix(ids, weights, self.teacher_size, "", "")
+        return VocabularyExchange.co_sharded(matrix, student, kernels)
 
 
 def _outside(ids: np.ndarray, size: int) -> np.ndarray:

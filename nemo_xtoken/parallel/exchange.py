@@ -15,8 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.kernels.choice import active
-from nemo_xtoken.kernels.tile_kernels import Gather
+from nemo_xtoken.kernels.reference import TORCH
+from nemo_xtoken.kernels.tile_kernels import Gather, TileKernels
 from nemo_xtoken.parallel.ownership import Ownership
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard, group_size
 from nemo_xtoken.projection.matrix import ProjectionMatrix
@@ -34,6 +34,7 @@ class VocabularyExchange(torch.nn.Module):
         matrix: the whole W (host memory); only this rank's rows are kept.
         student: layout of the student's output layer.
         ownership: of the teacher's tokens, over the same group.
+        kernels: what goes over the tiles.
 
     Attributes:
         reached: bool ``[V_T/tp]``, this rank's teacher columns that W reaches.
@@ -63,8 +64,15 @@ class VocabularyExchange(torch.nn.Module):
     student_slots: Tensor
     teacher_slots: Tensor
 
-    def __init__(self, matrix: ProjectionMatrix, student: VocabularyShard, ownership: Ownership) -> None:
+    def __init__(
+        self,
+        matrix: ProjectionMatrix,
+        student: VocabularyShard,
+        ownership: Ownership,
+        kernels: TileKernels = TORCH,
+    ) -> None:
         super().__init__()
+        self.kernels = kernels
         for side, size, shard in (
             ("student", matrix.student_size, student),
             ("teacher", matrix.teacher_size, ownership.shard),
@@ -86,9 +94,11 @@ class VocabularyExchange(torch.nn.Module):
             self.register_buffer(name, torch.from_numpy(value), persistent=False)
 
     @classmethod
-    def co_sharded(cls, matrix: ProjectionMatrix, student: VocabularyShard) -> "VocabularyExchange":
+    def co_sharded(
+        cls, matrix: ProjectionMatrix, student: VocabularyShard, kernels: TileKernels = TORCH
+    ) -> "VocabularyExchange":
         """The exchange that sends least: each teacher token beside the student tokens that W maps to it."""
-        return cls(matrix, student, Ownership.co_sharded(matrix, student))
+        return cls(matrix, student, Ownership.co_sharded(matrix, student), kernels)
 
     def bytes_a_chunk(self, itemsize: int) -> float:
         """Bytes that a rank sends for a chunk, forward and backward together; the mean over the ranks.
@@ -140,7 +150,7 @@ class VocabularyExchange(torch.nn.Module):
 
     def _spread(self, g: Tensor, g_rest: Tensor, weights: Tensor, table: Tensor) -> Tensor:
         sums = _weighted_sums(table, self.by_row, self.row_starts, weights)
-        return active().gather(g, self._to_student(), sums, g_rest)
+        return self.kernels.gather(g, self._to_student(), sums, g_rest)
 
 
 class Projection:
@@ -172,7 +182,7 @@ class Projection:
     def finish(self) -> tuple[Tensor, Tensor]:
         """``(q [n, V_T/tp], this rank's columns of the teacher's vocabulary; REST [n], equal on all ranks)``."""
         exchange, p = self.exchange, self.p
-        q = active().gather(p, exchange._to_teacher(), self._local)
+        q = exchange.kernels.gather(p, exchange._to_teacher(), self._local)
         for work in self._waiting:
             work.wait()
         at = 0

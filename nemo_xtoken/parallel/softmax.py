@@ -9,7 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from nemo_xtoken.kernels.choice import active
+from nemo_xtoken.kernels.reference import TORCH
+from nemo_xtoken.kernels.tile_kernels import TileKernels
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard, group_size
 
 __all__ = ["all_reduce_sum", "log_normalizer_and_picked", "pick_local", "softmax_and_picked"]
@@ -65,7 +66,7 @@ def _over_ranks(norm: Tensor, picked: Tensor, group: ProcessGroup | None) -> tup
 
 
 def softmax_and_picked(
-    z: Tensor, ids: Tensor, shard: VocabularyShard, temperature: float = 1.0
+    z: Tensor, ids: Tensor, shard: VocabularyShard, temperature: float = 1.0, kernels: TileKernels = TORCH
 ) -> tuple[Tensor, Tensor]:
     """Probabilities at a temperature, and the log-probability of one chosen token per row, by a single collective.
 
@@ -79,7 +80,7 @@ def softmax_and_picked(
     Returns:
         ``(probabilities [n, V/tp], log-probability of the token [n])``.  Collectives: one all-gather of 2n values.
     """
-    local = active().softmax(z, shard.valid_rows, temperature)
+    local = kernels.softmax(z, shard.valid_rows, temperature)
     whole, picked = _over_ranks(local.norm, pick_local(z, ids, shard) / temperature, shard.group)
     p = local.probabilities(whole if group_size(shard.group) > 1 else None)
     return p, picked - whole

@@ -4,20 +4,17 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.losses.default import DEFAULT_LOSS
+from nemo_xtoken.losses.options import DEFAULT_LOSS
+from nemo_xtoken.losses.recommended import recommend
 from nemo_xtoken.preflight.findings import Finding, green, left_out, red, yellow
 from nemo_xtoken.preflight.plan import Plan
 from nemo_xtoken.run.layout import check_rows
 from nemo_xtoken.run.sides import Side
 
 if TYPE_CHECKING:
-    from nemo_xtoken.projection.audit import CoverageAudit
     from nemo_xtoken.vocab import Vocabulary
 
 __all__ = ["projection", "vocabularies"]
-
-#: Losses that compare common tokens, which a class outside of C is left out of.
-OF_COMMON_TOKENS = ("h_kl", "gold", "strict_1to1")
 
 
 def vocabularies(plan: Plan) -> Iterator[Finding]:
@@ -63,8 +60,6 @@ def projection(plan: Plan, side: Side, figures: dict[str, Any]) -> Iterator[Find
         yield left_out(name, "a tokenizer is not known")
         return
     config = plan.settings.teachers()[side.where]
-    loss = str(config.get("loss", DEFAULT_LOSS))
-    yield from _options(config, loss, student, teacher, name)
     rule = {k: v for k, v in (config.get("rule") or {}).items() if not k.startswith("_")}
     try:
         matrix = load_or_build(student, teacher, ProjectionRule(**rule), config.get("projection"))
@@ -72,14 +67,25 @@ def projection(plan: Plan, side: Side, figures: dict[str, Any]) -> Iterator[Find
         raise InputError(f"{side.where}.rule: {error}", "a setting that a rule has", "correct its name") from error
     audit = audit_coverage(student, teacher, matrix)
     kinds, reached = matrix.coverage, int(matrix.reached.sum())
-    figures.setdefault("projections", {})[side.label] = {**kinds, "reached": reached, "recommended": audit.loss}
+    found: dict[str, Any] = {**kinds, "reached": reached}
+    figures.setdefault("projections", {})[side.label] = found
     pieces = kinds.get("multi", 0) + kinds.get("truncated", 0)
     text = (
         f"of {student.size:,} student tokens {kinds.get('exact', 0):,} are the teacher's, {pieces:,} are cut into its "
         f"tokens, {int(matrix.empty_rows.sum()):,} have none; W reaches {reached / max(teacher.size, 1):.0%} of its "
         f"{teacher.size:,}"
     )
-    yield from _fitting(loss, audit, side, name, text)
+    recommended = recommend(audit)
+    found["recommended"] = recommended.loss
+    loss = str(config.get("loss", DEFAULT_LOSS))
+    yield from _options(config, loss, student, teacher, name)
+    chosen = f"auto, which is {recommended.loss}" if loss == "auto" else loss
+    if loss == "auto" or _fits(loss, audit.finding):
+        yield green(name, f"{text}; loss={chosen}")
+    else:
+        change = f"set {side.where}.loss={recommended.loss}"
+        wanted = f"loss={recommended.loss} for this pair"
+        yield yellow(name, f"{text}. loss={loss}: {recommended.reason}", wanted, change)
 
 
 def _options(
@@ -89,27 +95,23 @@ def _options(
     try:
         from nemo_xtoken.losses.registry import DivergenceOptions, check_loss
     except ImportError as error:
-        yield left_out(name, f"the options of loss={loss}: {error}")
+        yield left_out(name, f"the options of loss={loss}, and whether it fits the pair: {error}")
         return
     options = {k: v for k, v in (config.get("options") or {}).items() if not k.startswith("_")}
     try:
         merge = (config.get("chunks") or {}).get("merge")
-        check_loss("p_kl" if loss == "auto" else loss, student, teacher, DivergenceOptions(**options), merge=merge)
+        check_loss(loss, student, teacher, DivergenceOptions(**options), merge=merge)
     except TypeError as error:
         yield red(name, InputError(f"options: {error}", "a setting that a loss has", "correct its name"))
     except InputError as error:
         yield red(name, error)
 
 
-def _fitting(loss: str, audit: "CoverageAudit", side: Side, name: str, text: str) -> Iterator[Finding]:
-    change = f"set {side.where}.loss={audit.loss}"
-    clash = {
-        "same_tokenizer": loss not in ("same_tokenizer", "auto"),
-        "p_kl": loss in OF_COMMON_TOKENS,
-        "h_kl": loss == "p_kl",
-    }.get(audit.loss, False)
-    if clash:
-        yield yellow(name, f"{text}. loss={loss}: {audit.reason}", f"loss={audit.loss} for this pair", change)
-    else:
-        chosen = f"auto, which is {audit.loss}" if loss == "auto" else loss
-        yield green(name, f"{text}; loss={chosen}")
+def _fits(loss: str, finding: str) -> bool:
+    """Whether the audit's finding is one that the loss suits; True where `_options` says that it cannot be told."""
+    try:
+        from nemo_xtoken.losses.registry import loss_named
+
+        return finding in loss_named(loss).suits
+    except (ImportError, InputError):
+        return True

@@ -1,9 +1,9 @@
-"""The coverage audit: which classes of student tokens the teacher has, and the loss that follows from it.
+"""The coverage audit: which classes of student tokens the teacher has as they are.
 
-C is the set of student tokens with an exact row in W (the same bytes, or the same role).  H-KL compares C token by
-token and pushes everything outside C down (X-Token, Proposition 1); P-KL has no such split.  So where a class that
-matters lies outside C, P-KL is the loss; where all of them lie inside, H-KL is.  The rule by which tokens are counted
-is in `token_classes`.
+C is the set of student tokens with an exact row in W (the same bytes, or the same role).  A loss that compares C token
+by token pushes everything outside C down (X-Token, Proposition 1), one that goes through W has no such split.  So what
+decides between losses is whether a class that matters lies outside C; each loss says which finding it suits.  The rule
+by which tokens are counted is in `token_classes`.
 """
 
 from dataclasses import asdict, dataclass
@@ -17,8 +17,10 @@ from nemo_xtoken.projection.rows import KINDS, describe_row, readable, row_kinds
 from nemo_xtoken.projection.token_classes import CLASSES, classify, is_text
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
-__all__ = ["INSIDE", "ClassCoverage", "CoverageAudit", "audit_coverage"]
+__all__ = ["FINDINGS", "INSIDE", "ClassCoverage", "CoverageAudit", "audit_coverage"]
 
+#: What an audit can find: both sides have one tokenizer; a critical class lies outside C; all of them lie inside.
+FINDINGS = ("one tokenizer", "outside", "inside")
 #: Share of a critical class that must lie in C for H-KL.  Pairs of real tokenizers have all of a class or miss a fifth
 #: of it and more.
 INSIDE = 0.95
@@ -65,8 +67,8 @@ class CoverageAudit:
         student, teacher: the names of the tokenizers.
         student_size, teacher_size: ``V_S``, ``V_T``.
         classes: one for each of `CLASSES`, in that order.
-        loss: the name of the recommended loss: "p_kl", "h_kl", or "same_tokenizer" where both sides are one.
-        reason: why, in one sentence.
+        finding: one of `FINDINGS`.
+        reason: the finding as a sentence, without its full stop.
         rule: the parameters that built W.
     """
 
@@ -75,7 +77,7 @@ class CoverageAudit:
     student_size: int
     teacher_size: int
     classes: tuple[ClassCoverage, ...]
-    loss: str
+    finding: str
     reason: str
     rule: dict[str, Any]
 
@@ -89,7 +91,7 @@ class CoverageAudit:
 def audit_coverage(
     student: Vocabulary, teacher: Vocabulary, matrix: ProjectionMatrix | None = None, examples: int = 3
 ) -> CoverageAudit:
-    """Counts the student's tokens by class and kind of row, and recommends a loss.
+    """Counts the student's tokens by class and kind of row.
 
     Args:
         student, teacher: the two vocabularies.
@@ -123,14 +125,14 @@ def audit_coverage(
                 examples=shown,
             )
         )
-    loss, reason = _recommend(classes, same=student.digest == teacher.digest)
+    finding, reason = _finding(classes, same=student.digest == teacher.digest)
     return CoverageAudit(
         student=student.name,
         teacher=teacher.name,
         student_size=student.size,
         teacher_size=teacher.size,
         classes=tuple(classes),
-        loss=loss,
+        finding=finding,
         reason=reason,
         rule=dict(matrix.rule),
     )
@@ -141,19 +143,14 @@ def _example(matrix: ProjectionMatrix, s: int, student: Vocabulary, teacher: Voc
     return f"'{row['token']}'" + (f" -> {readable(row)}" if kind == "multi" else "")
 
 
-def _recommend(classes: list[ClassCoverage], same: bool) -> tuple[str, str]:
-    """The loss and the reason."""
+def _finding(classes: list[ClassCoverage], same: bool) -> tuple[str, str]:
+    """The finding, by its name and as a sentence."""
     if same:
-        return "same_tokenizer", "The two tokenizers are one, so that the distributions can be compared as they are."
+        return "one tokenizer", "The two tokenizers are one"
     outside = [c for c in classes if c.outside]
     if outside:
         counts = " and ".join(f"{c.exact:,} of the student's {c.total:,} {c.label}" for c in outside)
-        return "p_kl", (
-            f"The teacher has {counts} as single tokens: H-KL would push the others down, P-KL compares them through W."
-        )
+        return "outside", f"The teacher has {counts} as single tokens"
     critical = [c for c in classes if c.critical and c.total]
     counts = f"{sum(c.exact for c in critical):,} of {sum(c.total for c in critical):,}"
-    return "h_kl", (
-        f"The teacher has the student's numerals and punctuation as single tokens ({counts}), "
-        "so that they can be compared token by token."
-    )
+    return "inside", f"The teacher has the student's numerals and punctuation as single tokens ({counts})"

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nemo_xtoken.kernels.tile_kernels import TileKernels
 from nemo_xtoken.losses.base import ChunkDivergence, ModelOutput, TeacherSignal
-from nemo_xtoken.losses.nrl import NrlProjectedKL
-from nemo_xtoken.losses.p_kl import ProjectedKL
-from nemo_xtoken.losses.registry import chunk_selection, make_divergence
+from nemo_xtoken.losses.pair import VocabularyPair
+from nemo_xtoken.losses.registry import chunk_selection, make_divergence, resolve_loss
 from nemo_xtoken.objective.shares import Held, share
 from nemo_xtoken.parallel.head import OutputHead
 from nemo_xtoken.parallel.learned_entries import LearnedProjection
@@ -49,12 +49,14 @@ def begin(
     load: Callable[[NamedTeacher, int], ColocatedTeacher],
     student: Vocabulary,
     output_layer: Any | None,
+    kernels: TileKernels,
 ) -> tuple[list[torch.nn.Module | None], list[ColocatedTeacher], list[Lesson]]:
     """Loads the teachers' models and makes what the loss needs of them.
 
     Args:
         load: this rank's part of a teacher's model, by the teacher and the number of its side in the batches.
         output_layer: the student's, Megatron's vocabulary-parallel one; None on all but the last pipeline stage.
+        kernels: what goes over the tiles.
 
     Returns:
         which chunks of each teacher its loss scores (None: all); the models, one for teachers that share it; the
@@ -62,48 +64,53 @@ def begin(
 
     Collectives: those of loading, and of ``ColocatedTeacher.lay_out``.
     """
-    selections = [chunk_selection(t.config.loss, student, t.tokenizer.vocabulary) for t in teachers]
+    losses = [resolve_loss(t.config.loss, student, t.tokenizer.vocabulary) for t in teachers]
+    pairs = [_pair(teacher, student) for teacher in teachers]
+    selections = [chunk_selection(loss, pair) for loss, pair in zip(losses, pairs, strict=True)]
+    from megatron.core import parallel_state
+
     placed = [None if one is None else one.to(torch.cuda.current_device()) for one in selections]
     sources = one_model_each(teachers)
     numbers = sorted(set(sources))
     models = [load(teachers[n], n) for n in numbers]
     if output_layer is not None:
         places = [numbers.index(n) for n in sources]
-        return placed, models, _make_lessons(teachers, models, places, student, output_layer)
+        rows = int(output_layer.output_size_per_partition)  # the layer's own weight is None where it is tied
+        shard = VocabularyShard.of_local_rows(student.size, rows, parallel_state.get_tensor_model_parallel_group())
+        divergences = [
+            make_divergence(loss, pair, shard, teacher.config.options, kernels)
+            for loss, pair, teacher in zip(losses, pairs, teachers, strict=True)
+        ]
+        return placed, models, _make_lessons(teachers, models, places, pairs, divergences)
     for model in models:
         model.lay_out()  # one with a layout of its own wants everyone
     return placed, models, []
+
+
+def _pair(teacher: NamedTeacher, student: Vocabulary) -> VocabularyPair:
+    """With W, which is read or built where a loss takes it."""
+    config, other = teacher.config, teacher.tokenizer.vocabulary
+    return VocabularyPair(student, other, lambda: load_or_build(student, other, config.rule, config.projection))
 
 
 def _make_lessons(
     teachers: Sequence[NamedTeacher],
     models: Sequence[ColocatedTeacher],
     sources: Sequence[int],
-    student: Vocabulary,
-    output_layer: Any,
+    pairs: Sequence[VocabularyPair],
+    divergences: Sequence[ChunkDivergence],
 ) -> list[Lesson]:
-    """Makes the divergences, and lays the teachers' output layers out as they want them.
+    """Lays the teachers' output layers out as the divergences want them, and makes the learned entries of W.
 
     Args:
         sources: for each teacher the number of its model.
     """
-    from megatron.core import parallel_state
-
-    group = parallel_state.get_tensor_model_parallel_group()
-    # the layer's own weight is None where it is tied
-    rows = int(output_layer.output_size_per_partition)
-    shard = VocabularyShard.of_local_rows(student.size, rows, group)
-    divergences: list[ChunkDivergence] = []
     learned: list[LearnedProjection | None] = []
-    for teacher in teachers:
-        config, other = teacher.config, teacher.tokenizer.vocabulary
-        matrix = load_or_build(student, other, config.rule, config.projection)
-        divergence = make_divergence(config.loss, matrix, student, other, shard, config.options)
-        divergences.append(divergence)
+    for teacher, pair, divergence in zip(teachers, pairs, divergences, strict=True):
         learned.append(None)
-        if config.learned:
-            assert isinstance(divergence, ProjectedKL | NrlProjectedKL)  # the adapter has seen to it
-            learned[-1] = LearnedProjection(divergence.exchange, matrix)
+        if teacher.config.learned:  # of a loss that learns W: the adapter has seen to it
+            exchange: Any = divergence.exchange
+            learned[-1] = LearnedProjection(exchange, pair.matrix)
     heads: dict[int, OutputHead] = {}
     for source, model in enumerate(models):
         taught = [number for number, n in enumerate(sources) if n == source]

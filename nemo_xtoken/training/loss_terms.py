@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from nemo_xtoken.kernels.tile_kernels import TileKernels
 from nemo_xtoken.losses.base import ModelOutput, TeacherSignal
 from nemo_xtoken.objective.scale import DynamicScale, StepCounts, kd_weights
 from nemo_xtoken.objective.shares import Held, share, sum_over
@@ -27,11 +28,13 @@ class Learner(Protocol):
     Attributes:
         scale, teacher_weights: of the objective; they change from step to step.
         counts: of the global batch at hand.
+        kernels: what goes over the tiles.
     """
 
     scale: DynamicScale
     teacher_weights: TeacherWeights
     counts: StepCounts
+    kernels: TileKernels
 
     @property
     def teacher_names(self) -> tuple[str, ...]:
@@ -56,18 +59,17 @@ def distillation_terms(learner: Learner, batch: dict[str, Any], output: ModelOut
 
     output, labels, signals = learner.shared(batch, output)
     heads = [signal.output.head for signal in signals]
-    config = learner.scale.config
-    tile_rows = rows_within(config.tile_mib, output.head, heads)
+    tile_rows = rows_within(learner.scale.config.tile_mib, output.head, heads)
     weights: list[float | Tensor] = []
     if signals:
         factor = learner.scale.known
         if factor is None:  # it follows from the sums of this very micro-batch
             with torch.no_grad():
-                sums = cross_tokenizer_loss(output, labels, signals, tile_rows=tile_rows, kernels=config.kernels)
+                sums = cross_tokenizer_loss(output, labels, signals, tile_rows=tile_rows, kernels=learner.kernels)
             ce, *kd = sum_over(parallel_state.get_context_parallel_group(), [sums.ce, *sums.kd])
             factor = learner.scale.within(ce, kd, learner.teacher_weights.alphas)
         weights = kd_weights(factor, learner.teacher_weights.alphas, learner.counts)
-    terms = cross_tokenizer_loss(output, labels, signals, 1.0, weights, tile_rows, config.kernels)
+    terms = cross_tokenizer_loss(output, labels, signals, 1.0, weights, tile_rows, learner.kernels)
     ce, device = terms.ce, terms.objective.device
     report = {"ce": ce.total, "tokens": torch.tensor(ce.count, device=device)}
     for name, kd in zip(learner.teacher_names, terms.kd, strict=True):

@@ -11,8 +11,7 @@ import torch
 from nemo_xtoken.data.config import TeacherSide
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.base import ChunkLossConfig
-from nemo_xtoken.losses.default import DEFAULT_LOSS
-from nemo_xtoken.losses.options import DivergenceOptions
+from nemo_xtoken.losses.options import DEFAULT_LOSS, DivergenceOptions
 from nemo_xtoken.objective.scale import ObjectiveConfig
 from nemo_xtoken.projection.build import ProjectionRule
 from nemo_xtoken.run.layout import ParallelSizes
@@ -56,8 +55,9 @@ class TeacherSettings:
         projection: a W file made by ``xtoken build``; by default W is built from ``rule`` and cached.
         rule: how W is built.
         loss: how the distributions of a chunk are compared: ``prefix_kl`` (the default, by docs/learning.md#defaults),
-            ``p_kl``, ``h_kl``, ``gold``, ``uld``, ``strict_1to1``, ``same_tokenizer``, or ``auto``, which takes the one
-            that the coverage audit recommends.
+            ``p_kl``, ``h_kl``, ``gold``, ``uld``, ``strict_1to1``, ``same_tokenizer``, NeMo-RL's ``nrl_p_kl``,
+            ``nrl_gold`` and ``nrl_h_kl``; ``auto``, which takes the one that the coverage audit recommends; or
+            ``package.module:Class``, a loss of your own.
         options: settings of that loss.
         chunks: how a chunk of several tokens becomes one term, and the temperature.
         weight: alpha, the factor of its distillation term; the weights of several teachers need not sum to 1.

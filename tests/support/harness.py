@@ -4,6 +4,7 @@ import torch
 import torch.distributed as dist
 from dense import chunk_losses
 
+from nemo_xtoken.kernels.reference import TORCH
 from nemo_xtoken.losses.base import ChunkLossConfig, ModelOutput, TeacherSignal
 from nemo_xtoken.objective.terms import cross_tokenizer_loss
 from nemo_xtoken.parallel.head import FreeLogits, OutputHead
@@ -35,8 +36,8 @@ def signal_of(problem, divergence, merge, tau=1.0, group=None):
     return TeacherSignal(output, labels, chunks, divergence, ChunkLossConfig(merge, tau))
 
 
-def ours(problem, make, merge, tau=1.0, tile_rows=4, group=None, kernels="auto"):
-    """(ce, kd, grad hidden, grad weight, metrics) under ``make(student shard)``."""
+def ours(problem, make, merge, tau=1.0, tile_rows=4, group=None, kernels=TORCH):
+    """(ce, kd, grad hidden, grad weight, metrics) under ``make(student shard)``; kernels: of the pass."""
     ranks, rank = (1, 0) if group is None else (dist.get_world_size(group), dist.get_rank(group))
     shard = student_shard(problem, group)
     hidden = problem.hidden_s.flatten(0, 1).clone().requires_grad_()

@@ -13,10 +13,9 @@ if TYPE_CHECKING:
 
 __all__ = ["VERB"]
 
-LOSSES = {"p_kl": "P-KL", "h_kl": "H-KL", "same_tokenizer": "same-tokenizer KL"}
-
 
 def _run(arguments: Mapping[str, Any]) -> int:
+    from nemo_xtoken.losses.recommended import recommend
     from nemo_xtoken.projection.audit import audit_coverage
     from nemo_xtoken.projection.build import load_or_build
     from nemo_xtoken.vocab.loading import load_vocabulary
@@ -26,16 +25,18 @@ def _run(arguments: Mapping[str, Any]) -> int:
         raise InputError(f"out={folder} is a file", "a folder, which is made when missing", "name another")
     student, teacher = load_vocabulary(arguments["student"]), load_vocabulary(arguments["teacher"])
     audit = audit_coverage(student, teacher, load_or_build(student, teacher))
-    text = json.dumps(audit.to_json(), ensure_ascii=False, indent=None if folder is None else 1)
-    written = _write(audit, text, folder) if folder is not None else []
+    loss, title, reason = recommend(audit)
+    record = audit.to_json() | {"loss": loss, "reason": reason}
+    text = json.dumps(record, ensure_ascii=False, indent=None if folder is None else 1)
+    written = _write(audit, title, text, folder) if folder is not None else []
     if arguments["json"]:
         print(text)
     else:
-        _print(audit, written)
+        _print(audit, f"[bold]Recommended loss: {title}[/] (loss={loss})", reason, written)
     return 0
 
 
-def _write(audit: "CoverageAudit", text: str, folder: Path) -> list[Path]:
+def _write(audit: "CoverageAudit", loss: str, text: str, folder: Path) -> list[Path]:
     from nemo_xtoken.files import atomic_path
     from nemo_xtoken.report.coverage import draw_coverage
 
@@ -43,11 +44,11 @@ def _write(audit: "CoverageAudit", text: str, folder: Path) -> list[Path]:
     with atomic_path(data) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
     title = f"{Path(audit.student).name} -> {Path(audit.teacher).name}"
-    draw_coverage(title, f"recommended loss: {LOSSES[audit.loss]}", audit.to_json()["classes"], picture)
+    draw_coverage(title, f"recommended loss: {loss}", audit.to_json()["classes"], picture)
     return [data, picture]
 
 
-def _print(audit: "CoverageAudit", written: list[Path]) -> None:
+def _print(audit: "CoverageAudit", recommended: str, reason: str, written: list[Path]) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -81,8 +82,8 @@ def _print(audit: "CoverageAudit", written: list[Path]) -> None:
             f"Bold classes decide. {fragments} of their tokens are single bytes, counted as in the paper, that do not.",
             **plain,
         )
-    console.print(f"[bold]Recommended loss: {LOSSES[audit.loss]}[/] (loss={audit.loss})", **plain)
-    console.print(escape(audit.reason), **plain)
+    console.print(recommended, **plain)
+    console.print(escape(reason), **plain)
     for path in written:
         console.print(f"saved in {path}", markup=False, **plain)
 

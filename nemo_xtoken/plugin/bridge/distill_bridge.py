@@ -12,7 +12,7 @@ from nemo_xtoken.data.config import TeacherSide
 from nemo_xtoken.data.whole import WholeBatches
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.kernels.choice import kernels_for
-from nemo_xtoken.losses.registry import check_loss
+from nemo_xtoken.losses.registry import check_loss, loss_named
 from nemo_xtoken.objective.scale import ObjectiveConfig
 from nemo_xtoken.plugin.bridge.batches import HeldOutBatches, StepBatches
 from nemo_xtoken.plugin.bridge.bridge_config import Data, Log, Optimizer, Resume, Student, TeacherConfig, Trainer
@@ -251,12 +251,12 @@ def _check_run(
             )
     for teacher in teachers:
         config, other = teacher.config, teacher.tokenizer.vocabulary
-        check_loss(config.loss, tokenizer.vocabulary, other, config.options, merge=config.chunks.merge)
-        if config.options.nrl_compat and layout.context > 1:
+        loss = check_loss(config.loss, tokenizer.vocabulary, other, config.options, merge=config.chunks.merge)
+        if not loss_named(loss).context_parallel and layout.context > 1:
             raise InputError(
-                f"{teacher.where}.options.nrl_compat with trainer.strategy.context_parallel_size={layout.context}",
-                "1: the public loss chooses its classes by all positions of a micro-batch, which no rank has",
-                "leave nrl_compat out: the other losses are the same in every layout",
+                f"{teacher.where}.loss={loss} with trainer.strategy.context_parallel_size={layout.context}",
+                "1: this loss looks at all positions of a micro-batch, which no rank has",
+                "choose another loss: the others are the same in every layout",
             )
         if config.projection is not None:
             ProjectionMatrix.load(config.projection, tokenizer.vocabulary, other)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nemo_xtoken.kernels.choice import kernels_for
 from nemo_xtoken.losses.base import ModelOutput, TeacherSignal
 from nemo_xtoken.objective.scale import DynamicScale, ObjectiveConfig, StepCounts
 from nemo_xtoken.objective.teacher_weights import TeacherWeights
@@ -72,6 +73,7 @@ class Distillation:
         self.scale = DynamicScale(objective)
         self.teacher_weights = TeacherWeights(objective.teacher_weights, {t.name: t.config.weight for t in teachers})
         self.counts = StepCounts(tokens=0)
+        self.kernels = kernels_for(objective.kernels, torch.cuda.is_available())
         self.train, self.held_out, self.records = train, held_out, Records(folder)
         self.models: list[ColocatedTeacher] = []
         self.selections: list[torch.nn.Module | None] = []
@@ -155,6 +157,7 @@ class Distillation:
             lambda teacher, number: self.load_teacher(teacher, number, config),
             self.vocabulary,
             self._output_layer,
+            self.kernels,
         )
         state = context.state.train_state
         fingerprint = str(getattr(self.train.samples, "fingerprint", ""))

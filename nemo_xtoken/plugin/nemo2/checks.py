@@ -7,7 +7,7 @@ from typing import Any
 import nemo.lightning as nl
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.losses.registry import check_loss
+from nemo_xtoken.losses.registry import check_loss, loss_named
 from nemo_xtoken.plugin.nemo2.data import DistillationData
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
 from nemo_xtoken.projection.matrix import ProjectionMatrix
@@ -67,12 +67,12 @@ def check_run(
     for teacher in teachers:
         config, other = teacher.config, teacher.tokenizer
         _check_checkpoint(teacher.label, config.checkpoint(teacher.where), other, f"{teacher.where}.path")
-        check_loss(config.loss, student, other.vocabulary, config.options, merge=config.chunks.merge)
-        if config.options.nrl_compat and layout.context > 1:
+        loss = check_loss(config.loss, student, other.vocabulary, config.options, merge=config.chunks.merge)
+        if not loss_named(loss).context_parallel and layout.context > 1:
             raise InputError(
-                f"{teacher.where}.options.nrl_compat with trainer.strategy.context_parallel_size={layout.context}",
-                "1: the public loss chooses its classes by all positions of a micro-batch, which no rank has",
-                "leave nrl_compat out: the other losses are the same in every layout",
+                f"{teacher.where}.loss={loss} with trainer.strategy.context_parallel_size={layout.context}",
+                "1: this loss looks at all positions of a micro-batch, which no rank has",
+                "choose another loss: the others are the same in every layout",
             )
         if config.projection is not None:
             ProjectionMatrix.load(config.projection, student, other.vocabulary)

@@ -8,6 +8,9 @@ from nemo.collections import llm
 from nemo.lightning import OptimizerModule, io
 from torch import Tensor
 
+from nemo_xtoken.kernels.choice import kernels_for
+from nemo_xtoken.kernels.reference import TORCH
+from nemo_xtoken.kernels.tile_kernels import TileKernels
 from nemo_xtoken.losses.base import ModelOutput, TeacherSignal
 from nemo_xtoken.objective.scale import DynamicScale, ObjectiveConfig, StepCounts
 from nemo_xtoken.objective.teacher_weights import STATIC, TeacherWeights
@@ -49,6 +52,7 @@ class DistillationModel(llm.GPTModel):
         self.scale = DynamicScale(ObjectiveConfig(scale=0.0))
         self.teacher_weights = TeacherWeights(STATIC, {})
         self.counts = StepCounts(tokens=0)
+        self.kernels: TileKernels = TORCH
         #: The teachers' models on this rank, once this one is configured; teachers of one checkpoint share one.
         self.teachers: list[ColocatedTeacher] = []
         #: Which chunks of each teacher its loss scores, once configured; None: all.
@@ -62,9 +66,10 @@ class DistillationModel(llm.GPTModel):
         """Sets the teachers (none: cross-entropy alone) and the objective; before the trainer starts.
 
         Raises:
-            InputError: weights that cannot be.
+            InputError: weights that cannot be, or kernels that are unavailable on this machine.
         """
         self._named = tuple(teachers)
+        self.kernels = kernels_for(objective.kernels, torch.cuda.is_available())
         self.scale = DynamicScale(objective)
         self.teacher_weights = TeacherWeights(objective.teacher_weights, {t.name: t.config.weight for t in teachers})
 
@@ -97,6 +102,7 @@ class DistillationModel(llm.GPTModel):
             lambda teacher, number: build_teacher(teacher, number, self.config, self.trainer),
             self.tokenizer.vocabulary,
             self.module.output_layer if last_stage else None,
+            self.kernels,
         )
         if learned := {lesson.teacher.name: lesson.learned for lesson in self._lessons if lesson.learned is not None}:
             self._learned = [LearnedProjections(learned, resumed)]

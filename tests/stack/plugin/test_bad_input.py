@@ -9,7 +9,6 @@ import pytest
 from launcher import launch, start
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.losses.registry import DivergenceOptions
 
 pytestmark = pytest.mark.usefixtures("nemo")
 
@@ -157,7 +156,7 @@ CASES = {
         2, {"teacher_config": {"expert_model_parallel_size": 2}}, nothing, "teacher has no experts",
     ),
     "public loss, context parallel": (
-        2, {"cp": 2, "teacher_config": {"options": DivergenceOptions(nrl_compat=True)}}, nothing, "nrl_compat with",
+        2, {"cp": 2, "loss": "nrl_p_kl"}, nothing, "loss=nrl_p_kl with trainer.strategy.context_parallel_size=2",
     ),
     "virtual pipeline": (2, {"pp": 2}, virtual_pipeline, "virtual_pipeline_model_parallel_size=2"),
     "no steps": (1, {"steps": 0}, nothing, "max_steps=0"),

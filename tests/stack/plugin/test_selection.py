@@ -61,7 +61,7 @@ def test_the_public_p_kl_depends_on_the_micro_batch_and_on_no_rank(course):
     """Its one set of tokens is that of a micro-batch, as it is there; ranks do not change it."""
     from watchers import assert_same
 
-    compat = {"options": {"nrl_compat": True, "top_k": 40}}
+    compat = {"loss": "nrl_p_kl", "options": {"top_k": 40}}
     [one] = course("compat_one", micro=2, **compat)
     assert_same(one, course("compat_tp2", 2, tp=2, micro=2, **compat), STEPS, RELATIVE)
     assert_same(one, course("compat_dp2", 2, micro=2, **compat), STEPS, RELATIVE)

@@ -132,10 +132,10 @@ def test_variants_cover_the_registry():
     llama, qwen = zoo()["llama"], zoo()["qwen"]
     assert {v.loss for v in variants_for(EVERY, llama, llama)} == set(LOSSES)
     assert {v.loss for v in variants_for(EVERY, llama, qwen)} == set(LOSSES) - {"same_tokenizer"}
-    assert [v.loss for v in variants_for("gold, uld,gold", llama, qwen)] == ["gold", "gold", "gold", "uld"]
+    assert [v.loss for v in variants_for("gold, uld,gold", llama, qwen)] == ["gold", "gold", "uld"]
     assert {v.loss for v in variants_for("auto", llama, qwen)} == {"p_kl"}
     for variant in variants_for(EVERY, llama, qwen):
-        assert (variant.rule is not None) == (LOSSES[variant.loss].needs_matrix or variant.options.nrl_compat)
+        assert (variant.rule is not None) == LOSSES[variant.loss].needs_matrix
     with pytest.raises(InputError, match="loss='p-kl'"):
         variants_for("p-kl", llama, qwen)
     with pytest.raises(InputError, match="same_tokenizer"):

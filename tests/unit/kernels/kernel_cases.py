@@ -151,9 +151,9 @@ DIVERGENCES = {
 def whole(problem, name, merge, tau, kernels, group=None):
     def make(shard):
         if name == "same tokenizer":
-            divergence = SameTokenizerKL(shard, problem.v_t, "js")
+            divergence = SameTokenizerKL(shard, problem.v_t, "js", kernels=kernels)
         else:
-            divergence = DIVERGENCES[name](VocabularyExchange.co_sharded(problem.matrix, shard))
+            divergence = DIVERGENCES[name](VocabularyExchange.co_sharded(problem.matrix, shard, kernels))
         return divergence.to(DEVICE)
 
     return harness.ours(problem, make, merge, tau, 7, group, kernels)
@@ -182,14 +182,14 @@ def moved(problem):
 def test_the_whole_objective(name, merge, tau):
     sizes = {"v_t": 23, "pad_t": 24} if name == "same tokenizer" else {"reach": 0.7}
     problem = moved(Problem(seed=3, b=1, **sizes))
-    wanted = whole(problem, name, merge, tau, "torch")
+    wanted = whole(problem, name, merge, tau, TORCH)
     harness.compare(whole(problem, name, merge, tau, TRITON), wanted, 1e-11)
 
 
 def test_extreme_logits():
     problem = moved(Problem(seed=4, dtype=torch.float32))
     problem.weight_s, problem.weight_t = problem.weight_s * 200, problem.weight_t * 200
-    wanted = whole(problem, "forward", "chain_rule", 1.0, "torch")
+    wanted = whole(problem, "forward", "chain_rule", 1.0, TORCH)
     harness.compare(whole(problem, "forward", "chain_rule", 1.0, TRITON), wanted, 1e-5)
 
 
@@ -200,5 +200,5 @@ def on_rank(problem):
 @pytest.mark.skipif(not INTERPRETED, reason="the ranks talk by gloo")
 def test_ranks_equal_one_process():
     problem = Problem(seed=7, pad_s=24, pad_t=40, dtype=torch.float32)
-    wanted = whole(problem, "forward", "chain_rule", 1.0, "torch")
+    wanted = whole(problem, "forward", "chain_rule", 1.0, TORCH)
     harness.compare_ranks(run_ranks(2, on_rank, problem), wanted, 1e-5)

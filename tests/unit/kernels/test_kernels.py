@@ -8,11 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizer_zoo import zoo
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.kernels.choice import active, kernels_for, using
-from nemo_xtoken.kernels.reference import TorchKernels
+from nemo_xtoken.kernels.choice import kernels_for
+from nemo_xtoken.kernels.reference import TORCH, TorchKernels
+from nemo_xtoken.losses.base import ModelOutput, TeacherSignal
+from nemo_xtoken.losses.pair import VocabularyPair
+from nemo_xtoken.losses.registry import LOSSES, make_divergence
 from nemo_xtoken.objective.scale import ObjectiveConfig
+from nemo_xtoken.objective.terms import cross_tokenizer_loss
+from nemo_xtoken.parallel.head import FreeLogits
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
+from nemo_xtoken.projection.build import build_projection
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -75,14 +83,39 @@ def test_an_unknown_name_is_refused_with_the_names_there_are():
         ObjectiveConfig(kernels="cuda")
 
 
-def test_kernels_are_in_force_within_a_with_alone():
-    before, mine = active(), TorchKernels()
+class Counting(TorchKernels):
+    """Torch's kernels that note what is asked of them."""
 
-    def fails():
-        with using(mine):
-            assert active() is mine
-            raise KeyError
+    def __init__(self):
+        self.asked = set()
 
-    with pytest.raises(KeyError):
-        fails()
-    assert active() is before
+    def __getattribute__(self, name):
+        if name in ("softmax", "gather", "compare", "through_softmax", "by_logits"):
+            self.asked.add(name)
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "nrl_p_kl"])
+def test_every_pass_over_a_tile_is_by_the_kernels_that_were_given(name, monkeypatch):
+    """Of the divergence and of the pass; no other kernels are found somewhere."""
+    for method in ("softmax", "gather", "compare", "through_softmax", "by_logits"):
+        monkeypatch.setattr(TORCH, method, None, raising=False)
+    kernels, vocabulary = Counting(), zoo()["llama"]
+    pair = VocabularyPair(vocabulary, vocabulary, build_projection(vocabulary, vocabulary))
+    shard = VocabularyShard(vocabulary.size, vocabulary.size)
+    divergence = make_divergence(name, pair, shard, kernels=kernels)
+    labels = torch.tensor([[int(pair.strict.student[5])]])
+    order = divergence.ownership
+    z = torch.randn(2, vocabulary.size, generator=torch.Generator().manual_seed(0))
+    teacher = ModelOutput(
+        torch.nn.functional.pad(z[:1, torch.from_numpy(order.order)], (0, order.shard.padded - order.shard.size)),
+        FreeLogits(order.shard, torch.from_numpy(order.owned)),
+    )
+    signal = TeacherSignal(teacher, labels, torch.tensor([[0, 0, 1, 0, 1]]), divergence)
+    student = ModelOutput(z[1:].clone().requires_grad_(), FreeLogits(shard))
+    cross_tokenizer_loss(student, labels, [signal], kernels=kernels).objective.backward()
+    wanted = {"softmax", "through_softmax", "by_logits"}
+    wanted |= {"gather", "compare"} if hasattr(divergence, "exchange") or hasattr(divergence, "common") else set()
+    wanted -= {"compare"} if name == "strict_1to1" else set()
+    wanted |= {"compare"} if name == "same_tokenizer" else set()
+    assert kernels.asked == wanted

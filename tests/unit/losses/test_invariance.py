@@ -19,11 +19,12 @@ from nemo_xtoken.losses.base import ChunkLossConfig, ModelOutput, TeacherSignal
 from nemo_xtoken.losses.chunks import MERGES
 from nemo_xtoken.losses.gold import Gold
 from nemo_xtoken.losses.h_kl import HybridKL
+from nemo_xtoken.losses.nrl import NrlGold, NrlHybridKL, nrl_relaxed_pairs
 from nemo_xtoken.losses.p_kl import ProjectedKL
-from nemo_xtoken.losses.prefix_kl import PrefixKL
+from nemo_xtoken.losses.prefix_kl import PrefixKL, SameClass
 from nemo_xtoken.losses.registry import LOSSES
 from nemo_xtoken.losses.same_tokenizer import SameTokenizerKL
-from nemo_xtoken.losses.strict_1to1 import StrictOneToOne
+from nemo_xtoken.losses.strict_1to1 import ExactPairs, StrictOneToOne
 from nemo_xtoken.losses.uld import UniversalLogitDistance
 from nemo_xtoken.objective.shares import Held, share, sum_over
 from nemo_xtoken.objective.terms import cross_tokenizer_loss
@@ -47,6 +48,13 @@ KINDS = {
     "uld": lambda p, s: UniversalLogitDistance(s, p.v_t),
     "strict_1to1": lambda p, s: StrictOneToOne(CommonSet.of_exact_rows(p.matrix), s, 4),
     "same_tokenizer": lambda p, s: SameTokenizerKL(s, p.v_t),
+    "nrl_gold": lambda p, s: NrlGold(CommonSet.of_exact_rows(p.matrix), s),
+    "nrl_h_kl": lambda p, s: NrlHybridKL(nrl_relaxed_pairs(p.matrix), s),
+}
+#: Of the losses that score some chunks alone.
+SELECTIONS = {
+    "prefix_kl": lambda p: SameClass(p.classes),
+    "strict_1to1": lambda p: ExactPairs(CommonSet.of_exact_rows(p.matrix)),
 }
 
 
@@ -72,7 +80,7 @@ def cases():
     """Every layout with every loss; every micro-batch, packing and tile in every layout; every merge and loss."""
     layouts = list(itertools.product(TENSOR, CONTEXT))
     ways = list(itertools.product(MICRO, (False, True), TILES))
-    names = [*((name,) for name in LOSSES), ("p_kl", "gold"), ("uld", "p_kl")]
+    names = [*((name,) for name in KINDS), ("p_kl", "gold"), ("uld", "p_kl")]
     found = []
     for i, (tp, cp) in enumerate(layouts):
         for j, losses in enumerate(names):
@@ -157,7 +165,10 @@ def compute(case, tensor=None, context=None):
             )
             for divergence, head in signals
         ]
-        teachers = [teacher.selected(labels) for teacher in teachers]
+        teachers = [
+            teacher.selected(SELECTIONS[name](problem), labels) if name in SELECTIONS else teacher
+            for name, teacher in zip(case.losses, teachers, strict=True)
+        ]
         scored = [len(teacher.chunks) for teacher in teachers]
         student = Held(ModelOutput(local, OutputHead(weight, shard)), layout)
         mine, mine_labels, teachers = share(student, labels, teachers, [t_layout] * len(teachers))
@@ -214,7 +225,7 @@ def results():
 
 
 def test_the_matrix(results):
-    assert len(LOSSES) == len(KINDS)
+    assert {name for name, loss in LOSSES.items() if loss.context_parallel} == set(KINDS)
     expected, worst = {}, 0.0
     for number, case in enumerate(cases()):
         if case.plain not in expected:
@@ -242,7 +253,7 @@ def test_the_matrix_is_whole():
     """Every layout meets every loss; every loss every way; packed batches have chunks that borders would cut."""
     found = cases()
     assert {(c.tp, c.cp) for c in found} == set(itertools.product(TENSOR, CONTEXT))
-    for name in LOSSES:
+    for name in KINDS:
         having = [c for c in found if name in c.losses]
         assert {(c.tp, c.cp) for c in having} == set(itertools.product(TENSOR, CONTEXT))
         assert {(c.micro, c.packed, c.tile) for c in having} == set(itertools.product(MICRO, (False, True), TILES))

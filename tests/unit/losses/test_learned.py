@@ -93,7 +93,7 @@ GRADCHECKS = {
     **{merge: (lambda e: ProjectedKL(e), merge) for merge in MERGES},
     "top_k": (lambda e: ProjectedKL(e, top_k=3), "mean"),
     "reverse_top_k": (lambda e: ProjectedKL(e, "reverse", top_k=3), "first"),
-    "nrl_compat": (lambda e: NrlProjectedKL(e, 6), "mean"),
+    "nrl_p_kl": (lambda e: NrlProjectedKL(e, 6), "mean"),
 }
 
 

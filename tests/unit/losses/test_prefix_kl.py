@@ -14,6 +14,7 @@ from ranks import run_ranks
 from nemo_xtoken.certify.agreement import Agreement, Continuation
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.base import ChunkLossConfig, ModelOutput, TeacherSignal
+from nemo_xtoken.losses.pair import VocabularyPair
 from nemo_xtoken.losses.prefix_kl import PrefixKL
 from nemo_xtoken.losses.registry import chunk_selection, make_divergence
 from nemo_xtoken.objective.terms import cross_tokenizer_loss
@@ -378,15 +379,15 @@ def test_every_digit_is_taught(packs):
 def test_by_name_and_the_chunks_it_takes():
     problem = Texts(0)
     shard = VocabularyShard(problem.v_s, problem.v_s + 2)
-    divergence = make_divergence("prefix_kl", None, problem.student, problem.teacher, shard)
+    pair = VocabularyPair(problem.student, problem.teacher)
+    divergence = make_divergence("prefix_kl", pair, shard)
     assert isinstance(divergence, PrefixKL)
     labels, chunks = problem.batch["student_labels"].clone(), problem.batch["chunks"]
     sample, row = chunks[0, :2]
     of_its_class = problem.classes.student.classes == problem.classes.student.classes[labels[sample, row]]
     labels[sample, row] = int(np.flatnonzero(~of_its_class)[0])  # as a word that is cut in two ways may have it
     arguments = labels, problem.batch["teacher_labels"], chunks
-    mask = chunk_selection("prefix_kl", problem.student, problem.teacher)(*arguments)
-    assert torch.equal(mask, divergence.selects(*arguments))
+    mask = chunk_selection("prefix_kl", pair)(*arguments)
     assert mask.tolist() == [False, *(True,) * (len(chunks) - 1)]  # the longest token first: all others are alike
 
 

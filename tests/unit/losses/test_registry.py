@@ -1,27 +1,41 @@
 """Losses by name: what comes out, what is refused, and what auto chooses."""
 
+import ast
 import logging
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from harness import compared
 from tokenizer_zoo import zoo
 
+import nemo_xtoken
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.losses.default import DEFAULT_LOSS
+from nemo_xtoken.losses.directions import DIRECTIONS
 from nemo_xtoken.losses.gold import Gold
 from nemo_xtoken.losses.h_kl import HybridKL
-from nemo_xtoken.losses.nrl import NrlGold, NrlProjectedKL
+from nemo_xtoken.losses.nrl import NrlGold, NrlHybridKL, NrlProjectedKL, nrl_relaxed_pairs
+from nemo_xtoken.losses.options import DEFAULT_LOSS, DIRECTION_CHOICES, PARTIAL_KL_CHOICES
 from nemo_xtoken.losses.p_kl import ProjectedKL
+from nemo_xtoken.losses.pair import VocabularyPair
+from nemo_xtoken.losses.partial_kl import PARTIAL_KLS
 from nemo_xtoken.losses.prefix_kl import PrefixKL
-from nemo_xtoken.losses.registry import LOSSES, DivergenceOptions, check_loss, make_divergence, resolve_loss
+from nemo_xtoken.losses.recommended import RECOMMENDED, recommend
+from nemo_xtoken.losses.registry import (
+    LOSSES,
+    DivergenceOptions,
+    check_loss,
+    make_divergence,
+    resolve_loss,
+)
 from nemo_xtoken.losses.same_tokenizer import SameTokenizerKL
 from nemo_xtoken.losses.strict_1to1 import StrictOneToOne
 from nemo_xtoken.losses.uld import UniversalLogitDistance
 from nemo_xtoken.parallel.common_set import CommonSet
 from nemo_xtoken.parallel.exchange import VocabularyExchange
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
-from nemo_xtoken.projection.audit import audit_coverage
+from nemo_xtoken.projection.audit import FINDINGS, audit_coverage
 from nemo_xtoken.projection.build import build_projection
 from nemo_xtoken.projection.prefixes import PrefixClasses
 
@@ -30,7 +44,7 @@ def made(name, student="llama", teacher="qwen", options=None, matrix="build", **
     s, t = zoo()[student], zoo()[teacher]
     shard = VocabularyShard(sizes.get("v_s", s.size), sizes.get("v_s", s.size) + 7)
     matrix = build_projection(s, t) if matrix == "build" else matrix
-    return make_divergence(name, matrix, s, t, shard, options), (shard, t.size)
+    return make_divergence(name, VocabularyPair(s, t, matrix), shard, options), (shard, t.size)
 
 
 def probabilities(sizes):
@@ -57,8 +71,16 @@ def test_every_name_gives_its_loss(name):
         "uld": lambda: UniversalLogitDistance(shard, teacher_size),
         "strict_1to1": lambda: StrictOneToOne(strict, shard, 16),
         "same_tokenizer": lambda: SameTokenizerKL(shard, teacher_size),
+        "nrl_p_kl": lambda: NrlProjectedKL(VocabularyExchange.co_sharded(matrix, shard)),
+        "nrl_gold": lambda: NrlGold(CommonSet.of_exact_rows(matrix), shard),
+        "nrl_h_kl": lambda: NrlHybridKL(nrl_relaxed_pairs(matrix), shard),
     }[name]()
     assert type(loss) is type(want)
+    assert not list(loss.parameters())
+    assert not loss.state_dict()  # nothing of it goes into a checkpoint
+    if name == "nrl_p_kl":  # compares nothing before it has seen the micro-batch
+        assert loss.top_k == want.top_k
+        return
     p = probabilities(sizes)
     value, gradient = compared(loss, *p)
     want_value, want_gradient = compared(want, *p)
@@ -67,8 +89,6 @@ def test_every_name_gives_its_loss(name):
     assert torch.equal(value, want_value)
     assert torch.equal(gradient, want_gradient)
     assert (value[0] > 0).all()
-    assert not list(loss.parameters())
-    assert not loss.state_dict()  # nothing of it goes into a checkpoint
 
 
 @pytest.mark.parametrize(
@@ -98,19 +118,17 @@ def test_options_reach_their_loss(name, options):
     assert not torch.allclose(compared(plain, *p)[0], compared(changed, *p)[0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["p_kl", "h_kl", "gold"])
+@pytest.mark.parametrize("name", ["nrl_p_kl", "nrl_h_kl", "nrl_gold"])
 def test_the_public_losses_have_their_own_merge_and_sizes(name):
-    compat, (_, teacher_size) = made(name, options=DivergenceOptions(nrl_compat=True))
-    assert made(name)[0].merges is None
-    assert compat.merges == ("mean" if name == "p_kl" else "geometric_mean", "geometric_mean")
-    with pytest.raises(InputError, match=f"loss={name} without W"):
-        made(name, matrix=None, options=DivergenceOptions(nrl_compat=True))
-    if name == "p_kl":
-        smaller, _ = made(name, options=DivergenceOptions(nrl_compat=True, top_k=5))
+    compat, (_, teacher_size) = made(name)
+    assert made(name.removeprefix("nrl_"))[0].merges is None
+    assert compat.merges == ("mean" if name == "nrl_p_kl" else "geometric_mean", "geometric_mean")
+    if name == "nrl_p_kl":
+        smaller, _ = made(name, options=DivergenceOptions(top_k=5))
         assert isinstance(compat, NrlProjectedKL)
         assert (compat.top_k, smaller.top_k) == (min(8192, teacher_size), 5)
     else:
-        smaller, _ = made(name, options=DivergenceOptions(nrl_compat=True, sorted_cap=1, partial_kl="paper"))
+        smaller, _ = made(name, options=DivergenceOptions(sorted_cap=1))
         assert isinstance(compat, NrlGold)
         assert compat.remainder.student.cap > 1
         assert smaller.remainder.student.cap == 1
@@ -118,18 +136,35 @@ def test_the_public_losses_have_their_own_merge_and_sizes(name):
 
 def test_settings_that_the_public_losses_do_not_have_are_refused():
     student, teacher = zoo()["llama"], zoo()["qwen"]
-    compat = DivergenceOptions(nrl_compat=True)
-    check_loss("p_kl", student, teacher, compat, merge="chain_rule")
-    with pytest.raises(InputError, match="merge='mean' with nrl_compat"):
-        check_loss("p_kl", student, teacher, compat, merge="mean")
-    with pytest.raises(InputError, match="top_k=5 with nrl_compat and loss=gold"):
-        check_loss("gold", student, teacher, DivergenceOptions(nrl_compat=True, top_k=5))
-    with pytest.raises(InputError, match="nrl_compat=True with loss=uld"):
-        check_loss("uld", student, teacher, compat)
-    with pytest.raises(InputError, match="direction='reverse' with nrl_compat"):
-        DivergenceOptions(nrl_compat=True, direction="reverse")
-    with pytest.raises(InputError, match="partial_kl='rest' with nrl_compat"):
-        DivergenceOptions(nrl_compat=True, partial_kl="rest")
+    plain = DivergenceOptions()
+    check_loss("nrl_p_kl", student, teacher, plain, merge="chain_rule")
+    for name in ("nrl_p_kl", "nrl_gold", "nrl_h_kl", "prefix_kl"):
+        with pytest.raises(InputError, match=f"merge='mean' with loss={name}"):
+            check_loss(name, student, teacher, plain, merge="mean")
+    for name, option in (
+        ("nrl_gold", {"top_k": 5}),
+        ("nrl_h_kl", {"top_k": 5}),
+        ("nrl_p_kl", {"direction": "reverse"}),
+        ("nrl_gold", {"partial_kl": "rest"}),
+    ):
+        with pytest.raises(InputError, match=f"with loss={name}"):
+            check_loss(name, student, teacher, DivergenceOptions(**option))
+
+
+@pytest.mark.parametrize("name", ["p_kl", "gold", "h_kl", "uld"])
+def test_the_option_of_the_first_version_is_answered_with_the_name(name):
+    """A file of then that has it switched off still loads."""
+    student, teacher = zoo()["llama"], zoo()["qwen"]
+    assert check_loss(name, student, teacher, DivergenceOptions(nrl_compat=False)) == name
+    with pytest.raises(InputError, match=f"nrl_compat=True with loss={name}") as error:
+        check_loss(name, student, teacher, DivergenceOptions(nrl_compat=True))
+    fix = "leave nrl_compat out" if name == "uld" else f"set loss=nrl_{name} and leave nrl_compat out"
+    assert error.value.fix == fix
+
+
+def test_choices_have_one_table_each():
+    assert list(DIRECTIONS) == list(DIRECTION_CHOICES)
+    assert list(PARTIAL_KLS) == list(PARTIAL_KL_CHOICES)
 
 
 def test_w_is_needed_by_some_only():
@@ -137,7 +172,7 @@ def test_w_is_needed_by_some_only():
         if name == "same_tokenizer":
             continue
         if kind.needs_matrix:
-            with pytest.raises(InputError, match=f"loss={name} without W"):
+            with pytest.raises(InputError, match="no W between"):
                 made(name, matrix=None)
         else:
             made(name, matrix=None)
@@ -153,7 +188,7 @@ def test_the_default_takes_any_pair_and_needs_no_w(teacher):
 @pytest.mark.parametrize("name", ["pkl", "", "P_KL", "kl"])
 def test_an_unknown_name_is_answered_with_the_right_ones(name):
     with pytest.raises(
-        InputError, match="auto, or one of p_kl, prefix_kl, h_kl, gold, uld, strict_1to1, same_tokenizer"
+        InputError, match="auto, or one of p_kl, prefix_kl, h_kl, gold, uld, strict_1to1, same_tokenizer, nrl_p_kl"
     ):
         made(name)
 
@@ -197,17 +232,33 @@ def test_vocabularies_of_other_models_are_refused():
 
 @pytest.mark.parametrize(("student", "teacher"), [("llama", "qwen"), ("qwen", "llama"), ("llama", "llama")])
 def test_auto_is_the_audits_choice_and_says_why(student, teacher, caplog):
-    audit = audit_coverage(zoo()[student], zoo()[teacher])
+    wanted, _, reason = recommend(audit_coverage(zoo()[student], zoo()[teacher]))
     with caplog.at_level(logging.INFO, logger="nemo_xtoken.losses.registry"):
-        loss, sizes = made("auto", student, teacher)
-    assert f"loss=auto is {audit.loss}" in caplog.text
-    assert audit.reason in caplog.text
-    assert resolve_loss("auto", zoo()[student], zoo()[teacher]) == audit.loss
-    named, _ = made(audit.loss, student, teacher)
-    p = probabilities(sizes)
-    assert torch.equal(compared(loss, *p)[0], compared(named, *p)[0])
+        assert resolve_loss("auto", zoo()[student], zoo()[teacher]) == wanted
+    assert f"loss=auto is {wanted}" in caplog.text
+    assert reason in caplog.text
+    assert audit_coverage(zoo()[student], zoo()[teacher]).finding in LOSSES[wanted].suits
+    with pytest.raises(InputError, match="loss='auto'"):  # is not a loss: it is resolved before
+        made("auto", student, teacher)
+
+
+def test_every_finding_of_the_audit_has_a_loss_that_suits_it():
+    assert tuple(RECOMMENDED) == FINDINGS
+    assert all(finding in LOSSES[found.loss].suits for finding, found in RECOMMENDED.items())
+    assert all(loss.suits <= set(FINDINGS) for loss in LOSSES.values())
 
 
 def test_auto_chooses_every_kind_somewhere():
     pairs = [("llama", "qwen"), ("qwen", "llama"), ("llama", "llama")]
     assert [resolve_loss("auto", zoo()[a], zoo()[b]) for a, b in pairs] == ["p_kl", "h_kl", "same_tokenizer"]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_is_in_the_documents_and_in_the_help(name):
+    """Which name no loss in code: readers have to find all of them."""
+    root = Path(nemo_xtoken.__file__).parents[1]
+    assert f"`{name}`" in (root / "docs" / "method.md").read_text("utf-8")
+    assert re.search(rf"\b{name}\b", (root / "README.md").read_text("utf-8"))
+    source = (root / "nemo_xtoken" / "training" / "teacher_settings.py").read_text("utf-8")
+    settings = next(node for node in ast.parse(source).body if getattr(node, "name", "") == "TeacherSettings")
+    assert f"``{name}``" in ast.get_docstring(settings)

@@ -3,19 +3,21 @@
 import copy
 import functools
 
+import harness
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from cases import Problem, match_labels
 from dense import strict_1to1
-from harness import close, compare, compare_ranks, compared, gradcheck, logit_gradient, ours, reference, signal_of
+from harness import close, compare, compare_ranks, compared, gradcheck, logit_gradient, reference, signal_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranks import run_ranks
 from tokenizer_zoo import zoo
 
 from nemo_xtoken.losses.chunks import MERGES
+from nemo_xtoken.losses.pair import VocabularyPair
 from nemo_xtoken.losses.registry import LOSSES, chunk_selection
 from nemo_xtoken.losses.strict_1to1 import ExactPairs, StrictOneToOne
 from nemo_xtoken.parallel.common_set import CommonSet
@@ -33,6 +35,15 @@ def matched(**case):
     alone = copy.copy(problem)
     alone.batch = problem.batch | {"chunks": problem.batch["chunks"][mask]}
     return problem, alone
+
+
+def ours(problem, *arguments, **settings):
+    """`harness.ours` on the chunks that the loss scores."""
+    labels, chunks = [problem.batch[f"{side}_labels"] for side in ("student", "teacher")], problem.batch["chunks"]
+    scored = copy.copy(problem)
+    chosen = ExactPairs(CommonSet.of_exact_rows(problem.matrix))(*labels, chunks)
+    scored.batch = problem.batch | {"chunks": chunks[chosen]}
+    return harness.ours(scored, *arguments, **settings)
 
 
 def make_of(problem, k):
@@ -81,7 +92,7 @@ def test_tensor_parallel_ranks_equal_one_process(ranks):
 
 
 def test_gradcheck_of_the_hand_written_backward():
-    problem, _ = matched(seed=11, b=2, t_s=8, t_t=9, v_s=9, v_t=11, pad_s=10, pad_t=12, h=3)
+    _, problem = matched(seed=11, b=2, t_s=8, t_t=9, v_s=9, v_t=11, pad_s=10, pad_t=12, h=3)
     assert gradcheck(problem, make_of(problem, 3), "chain_rule")
 
 
@@ -140,22 +151,24 @@ def test_the_chunks_that_count_are_those_of_two_single_tokens_of_one_form():
     chunks = torch.tensor([[0, 0, 1, 0, 1], [0, 1, 1, 1, 1], [0, 2, 2, 2, 1], [1, 0, 1, 0, 2], [1, 2, 1, 3, 1]])
     want = [True, False, False, False, True]
     assert ExactPairs(common)(student_labels, teacher_labels, chunks).tolist() == want
-    selection = chunk_selection("strict_1to1", student, teacher)
+    selection = chunk_selection("strict_1to1", VocabularyPair(student, teacher))
     assert selection(student_labels, teacher_labels, chunks).tolist() == want
     assert selection(student_labels, teacher_labels, chunks[:0]).tolist() == []
-    for name in ("auto", *LOSSES):
-        assert (chunk_selection(name, student, teacher) is None) == (name not in {"strict_1to1", "prefix_kl"})
+    for name in LOSSES:
+        found = chunk_selection(name, VocabularyPair(student, teacher))
+        assert (found is None) == (name not in {"strict_1to1", "prefix_kl"})
 
 
-def test_selecting_twice_changes_nothing():
+def test_the_chunks_selected_are_all_that_the_pass_sees():
     problem, alone = matched()
     shard = VocabularyShard(problem.v_s, problem.weight_s.shape[0])
     signal = signal_of(problem, make_of(problem, 3)(shard), "first")
     labels = problem.batch["student_labels"]
-    once = signal.selected(labels)
+    selection = ExactPairs(CommonSet.of_exact_rows(problem.matrix))
+    once = signal.selected(selection, labels)
     assert torch.equal(once.chunks, alone.batch["chunks"])
-    assert torch.equal(once.selected(labels).chunks, once.chunks)
-    compare(ours(problem, make_of(problem, 3), "first"), ours(alone, make_of(problem, 3), "first"), 1e-12)
+    assert torch.equal(once.selected(selection, labels).chunks, once.chunks)
+    assert once.selected(None, labels) is once
 
 
 def test_the_metrics_are_the_masses_left_out():

@@ -1,4 +1,4 @@
-"""The coverage audit: counts per class, Table 8 of the paper, and the loss that follows."""
+"""The coverage audit: counts per class, Table 8 of the paper, and the finding that follows."""
 
 import itertools
 import json
@@ -17,19 +17,19 @@ def by_name(audit):
 
 
 @pytest.mark.parametrize(
-    ("teacher", "exact", "loss"),
+    ("teacher", "exact", "finding"),
     [
-        ("qwen3", {"digits_1": 13, "digits_2": 0, "digits_3": 0, "punctuation": 88}, "p_kl"),
-        ("phi4mini", {"digits_1": 13, "digits_2": 100, "digits_3": 1000, "punctuation": 88}, "h_kl"),
+        ("qwen3", {"digits_1": 13, "digits_2": 0, "digits_3": 0, "punctuation": 88}, "outside"),
+        ("phi4mini", {"digits_1": 13, "digits_2": 100, "digits_3": 1000, "punctuation": 88}, "inside"),
     ],
 )
-def test_table_8_of_the_paper(teacher, exact, loss):
+def test_table_8_of_the_paper(teacher, exact, finding):
     audit = audit_coverage(real("llama3"), real(teacher))
     classes = by_name(audit)
     totals = {"digits_1": 13, "digits_2": 100, "digits_3": 1000, "punctuation": 88}
     assert {name: classes[name].total for name in totals} == totals
     assert {name: classes[name].exact for name in totals} == exact
-    assert audit.loss == loss
+    assert audit.finding == finding
 
 
 def test_llama3_has_109566_tokens_of_qwen3_by_bytes():
@@ -61,7 +61,7 @@ def test_every_pair_counts_every_token_once(student, teacher):
     json.dumps(audit.to_json())
 
 
-def test_numerals_that_the_teacher_spells_out_ask_for_p_kl():
+def test_numerals_that_the_teacher_spells_out_lie_outside():
     audit = audit_coverage(zoo()["llama"], zoo()["qwen"])
     classes = by_name(audit)
     assert (classes["digits_1"].exact, classes["digits_1"].total) == (13, 13)
@@ -71,21 +71,21 @@ def test_numerals_that_the_teacher_spells_out_ask_for_p_kl():
         "'12' -> '1' 0.9091  '2' 0.0909"
         in audit_coverage(zoo()["llama"], zoo()["qwen"], examples=99).classes[1].examples["multi"]
     )
-    assert audit.loss == "p_kl"
+    assert audit.finding == "outside"
     assert "0 of the student's 100 2-digit numerals and 0 of the student's 1,000 3-digit numerals" in audit.reason
     assert audit.reason.count(". ") == 0
 
 
-def test_a_student_without_longer_numerals_gets_h_kl():
+def test_those_of_a_student_without_longer_numerals_lie_inside():
     audit = audit_coverage(zoo()["qwen"], zoo()["llama"])
     assert by_name(audit)["digits_2"].total == 0
-    assert audit.loss == "h_kl"
+    assert audit.finding == "inside"
     assert "numerals and punctuation" in audit.reason
 
 
 def test_one_tokenizer_on_both_sides_needs_no_w():
     audit = audit_coverage(zoo()["llama"], zoo()["llama"])
-    assert audit.loss == "same_tokenizer"
+    assert audit.finding == "one tokenizer"
     assert all(c.exact == c.total for c in audit.classes)
 
 

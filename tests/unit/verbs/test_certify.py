@@ -28,7 +28,7 @@ QUICK = ["chunks=2", "steps=5"]
 def test_a_table_of_every_loss(pair, capsys):
     assert main(["certify", *pair, *QUICK]) == 0
     out = capsys.readouterr().out
-    for words in ("p_kl", "W prefix", "nrl_compat", "h_kl", "gold", "uld", "strict_1to1", "certified", "not compared"):
+    for words in ("p_kl", "W prefix", "nrl_p_kl", "h_kl", "gold", "uld", "strict_1to1", "certified", "not compared"):
         assert words in out
     assert "1 to several: '201'" in out
     assert "5 steps of gradient descent" in out
@@ -51,7 +51,7 @@ def test_json_and_files(pair, tmp_path, capsys):
         assert len(loss["steps"]) == len(loss["values"]) == len(loss["probability"])
         assert loss["probability"][0][at] == pytest.approx(0.9)
         findings = loss["findings"]["one_to_several"]
-        if loss["loss"] == "gold" and not loss["options"]["nrl_compat"]:
+        if loss["loss"] == "gold":
             assert loss["probability"][-1][at] < 0.1
             assert findings["verdict"] == "lost"
         if (loss["rule"], loss["merge"]) == ("prefix", "chain_rule"):
@@ -89,8 +89,6 @@ def test_real_pairs(teacher, capsys):
     told = json.loads(capsys.readouterr().out)
     for loss in told["losses"]:
         findings = loss["findings"]
-        if loss["options"]["nrl_compat"]:
-            continue
         assert findings["one_to_one"]["verdict"] == "certified"
         if loss["loss"] == "gold":
             assert findings["one_to_several"]["verdict"] == "lost"
