@@ -29,9 +29,10 @@ _TASKS_AHEAD = 4  # per worker: bounds the memory of texts and results under way
 
 
 def document_ids(vocabulary: Vocabulary, text_ids: np.ndarray) -> np.ndarray:
-    """int32 ids of a document: BOS where the tokenizer puts one, the text, EOS."""
+    """int32 ids of a document: BOS where the tokenizer puts one, the text, EOS where it has one."""
     front = [vocabulary.bos_id] if vocabulary.adds_bos and vocabulary.bos_id is not None else []
-    return np.concatenate([front, text_ids, [vocabulary.eos_id]]).astype(np.int32)
+    back = [] if vocabulary.eos_id is None else [vocabulary.eos_id]
+    return np.concatenate([front, text_ids, back]).astype(np.int32)
 
 
 @dataclass(frozen=True)
