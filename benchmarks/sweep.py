@@ -23,7 +23,7 @@ from bench import Parser, machine_line, write_json
 
 from nemo_xtoken.alignment import Aligner
 from nemo_xtoken.files import atomic_path
-from nemo_xtoken.losses.recommended import recommend
+from nemo_xtoken.losses.options import recommend
 from nemo_xtoken.projection.audit import audit_coverage
 from nemo_xtoken.projection.build import build_projection
 from nemo_xtoken.vocab import Vocabulary, load_vocabulary

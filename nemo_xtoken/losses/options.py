@@ -1,11 +1,26 @@
-"""Settings of single losses, as a recipe has them, and the loss where none is named; free of torch."""
+"""Settings of single losses, as a recipe has them; the loss where none is named, and the one that ``auto`` takes.
+
+Free of torch, for those who look before it is installed.
+"""
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import TYPE_CHECKING, NamedTuple, Optional
 
 from nemo_xtoken.errors import InputError
 
-__all__ = ["DEFAULT_LOSS", "DIRECTION_CHOICES", "PARTIAL_KL_CHOICES", "DivergenceOptions", "check_choice"]
+if TYPE_CHECKING:
+    from nemo_xtoken.projection.audit import CoverageAudit
+
+__all__ = [
+    "DEFAULT_LOSS",
+    "DIRECTION_CHOICES",
+    "PARTIAL_KL_CHOICES",
+    "RECOMMENDED",
+    "DivergenceOptions",
+    "Recommendation",
+    "check_choice",
+    "recommend",
+]
 
 #: What won the learning study, and has a certificate for every kind of chunk: docs/learning.md#defaults.
 DEFAULT_LOSS = "prefix_kl"
@@ -57,3 +72,30 @@ def check_choice(name: str, value: str, choices: dict[str, str]) -> None:
     if value not in choices:
         advice = ", ".join(f"{choice} ({why})" for choice, why in choices.items())
         raise InputError(f"{name}={value!r}", f"one of {', '.join(choices)}", f"choose one: {advice}")
+
+
+class Recommendation(NamedTuple):
+    """
+    Attributes:
+        loss: its name.
+        title: what reports call it.
+        reason: why, a sentence.
+    """
+
+    loss: str
+    title: str
+    reason: str
+
+
+#: By the audit's finding; the reason is the end of a sentence that begins with the finding.
+RECOMMENDED = {
+    "one tokenizer": Recommendation("same_tokenizer", "same-tokenizer KL", "their distributions can be compared"),
+    "outside": Recommendation("p_kl", "P-KL", "H-KL would push the others down, P-KL compares them through W"),
+    "inside": Recommendation("h_kl", "H-KL", "they can be compared token by token"),
+}
+
+
+def recommend(audit: "CoverageAudit") -> Recommendation:
+    """What fits the pair of tokenizers."""
+    found = RECOMMENDED[audit.finding]
+    return found._replace(reason=f"{audit.reason}: {found.reason}.")

@@ -15,14 +15,13 @@ from nemo_xtoken.losses.base import ChunkDivergence, ChunkLossConfig
 from nemo_xtoken.losses.gold import Gold
 from nemo_xtoken.losses.h_kl import HybridKL
 from nemo_xtoken.losses.nrl import NrlGold, NrlHybridKL, NrlProjectedKL
-from nemo_xtoken.losses.options import DivergenceOptions
+from nemo_xtoken.losses.options import DivergenceOptions, recommend
 from nemo_xtoken.losses.p_kl import ProjectedKL
 from nemo_xtoken.losses.pair import VocabularyPair
 from nemo_xtoken.losses.prefix_kl import PrefixKL
-from nemo_xtoken.losses.recommended import recommend
 from nemo_xtoken.losses.same_tokenizer import SameTokenizerKL
+from nemo_xtoken.losses.sorted_l1 import UniversalLogitDistance
 from nemo_xtoken.losses.strict_1to1 import StrictOneToOne
-from nemo_xtoken.losses.uld import UniversalLogitDistance
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 from nemo_xtoken.projection.audit import audit_coverage
 from nemo_xtoken.vocab.vocabulary import Vocabulary

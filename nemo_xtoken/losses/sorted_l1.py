@@ -1,4 +1,4 @@
-"""The L1 distance of two distributions sorted in descending order, on sharded vocabularies.
+"""ULD, and what GOLD takes of it: the L1 distance of two distributions sorted in descending order, a baseline.
 
 ``sum_i |a_i - b_i|`` with a, b the sorted probabilities of the student and the teacher, the shorter padded with zeros.
 It compares how mass is spread and knows nothing of which token has it.  ULD (arXiv 2402.12030) takes it over the whole
@@ -10,6 +10,7 @@ by at most ``2 min(A, B)``, and exact where one side's tail lies above the other
 of tokens and up there is no tail, and the result is exact.  It does not depend on the number of ranks.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,12 +19,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.kernels.tile_kernels import TileKernels
 from nemo_xtoken.losses.base import ChunkDivergence, Comparison
+from nemo_xtoken.losses.pair import VocabularyPair
 from nemo_xtoken.parallel.ownership import Ownership
 from nemo_xtoken.parallel.softmax import all_reduce_sum
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard, group_rank, group_size
 
-__all__ = ["DEFAULT_CAP", "SortedL1"]
+__all__ = ["DEFAULT_CAP", "SortedL1", "UniversalLogitDistance"]
 
 #: Values compared one by one.  What a language model leaves beyond is a percent or so of its mass.
 DEFAULT_CAP = 4096
@@ -152,6 +155,29 @@ class SortedL1(ChunkDivergence):
         signs = torch.cat([difference, beyond.unsqueeze(1)], dim=1).sign_().mul_(coefficients[:, None])
         gradient = torch.zeros_like(p_student)
         return Comparison(values, gradient.index_copy_(1, self.student.columns, signs.gather(1, places)))
+
+
+class UniversalLogitDistance(SortedL1):
+    """Every token takes part; which token has a probability does not matter.
+
+    Args:
+        student: layout of its output layer.
+        teacher_size: tokens of the teacher, which is laid out evenly.
+        cap: values of a side that are compared one by one (see ``sorted_l1``).
+    """
+
+    options: ClassVar[Mapping[str, Any]] = {"sorted_cap": DEFAULT_CAP}
+
+    def __init__(self, student: VocabularyShard, teacher_size: int, cap: int = DEFAULT_CAP) -> None:
+        every = np.ones(student.size, dtype=bool), np.ones(teacher_size, dtype=bool)
+        super().__init__(*every, student, Ownership.even(teacher_size, student.group), cap)
+
+    @classmethod
+    def of(
+        cls, pair: VocabularyPair, student: VocabularyShard, options: Mapping[str, Any], kernels: TileKernels
+    ) -> "UniversalLogitDistance":
+        """Over the whole vocabularies."""
+        return cls(student, pair.teacher.size, options["sorted_cap"])
 
 
 def _by_owner(tokens: np.ndarray, ownership: Ownership) -> np.ndarray:

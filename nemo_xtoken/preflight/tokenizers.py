@@ -4,8 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.losses.options import DEFAULT_LOSS
-from nemo_xtoken.losses.recommended import recommend
+from nemo_xtoken.losses.options import DEFAULT_LOSS, recommend
 from nemo_xtoken.preflight.findings import Finding, green, left_out, red, yellow
 from nemo_xtoken.preflight.plan import Plan
 from nemo_xtoken.run.layout import check_rows

@@ -15,7 +15,7 @@ __all__ = ["VERB"]
 
 
 def _run(arguments: Mapping[str, Any]) -> int:
-    from nemo_xtoken.losses.recommended import recommend
+    from nemo_xtoken.losses.options import recommend
     from nemo_xtoken.projection.audit import audit_coverage
     from nemo_xtoken.projection.build import load_or_build
     from nemo_xtoken.vocab.loading import load_vocabulary

@@ -24,8 +24,8 @@ from nemo_xtoken.losses.p_kl import ProjectedKL
 from nemo_xtoken.losses.prefix_kl import PrefixKL, SameClass
 from nemo_xtoken.losses.registry import LOSSES
 from nemo_xtoken.losses.same_tokenizer import SameTokenizerKL
+from nemo_xtoken.losses.sorted_l1 import UniversalLogitDistance
 from nemo_xtoken.losses.strict_1to1 import ExactPairs, StrictOneToOne
-from nemo_xtoken.losses.uld import UniversalLogitDistance
 from nemo_xtoken.objective.shares import Held, share, sum_over
 from nemo_xtoken.objective.terms import cross_tokenizer_loss
 from nemo_xtoken.parallel.common_set import CommonSet

@@ -16,12 +16,11 @@ from nemo_xtoken.losses.directions import DIRECTIONS
 from nemo_xtoken.losses.gold import Gold
 from nemo_xtoken.losses.h_kl import HybridKL
 from nemo_xtoken.losses.nrl import NrlGold, NrlHybridKL, NrlProjectedKL, nrl_relaxed_pairs
-from nemo_xtoken.losses.options import DEFAULT_LOSS, DIRECTION_CHOICES, PARTIAL_KL_CHOICES
+from nemo_xtoken.losses.options import DEFAULT_LOSS, DIRECTION_CHOICES, PARTIAL_KL_CHOICES, RECOMMENDED, recommend
 from nemo_xtoken.losses.p_kl import ProjectedKL
 from nemo_xtoken.losses.pair import VocabularyPair
 from nemo_xtoken.losses.partial_kl import PARTIAL_KLS
 from nemo_xtoken.losses.prefix_kl import PrefixKL
-from nemo_xtoken.losses.recommended import RECOMMENDED, recommend
 from nemo_xtoken.losses.registry import (
     LOSSES,
     DivergenceOptions,
@@ -30,8 +29,8 @@ from nemo_xtoken.losses.registry import (
     resolve_loss,
 )
 from nemo_xtoken.losses.same_tokenizer import SameTokenizerKL
+from nemo_xtoken.losses.sorted_l1 import UniversalLogitDistance
 from nemo_xtoken.losses.strict_1to1 import StrictOneToOne
-from nemo_xtoken.losses.uld import UniversalLogitDistance
 from nemo_xtoken.parallel.common_set import CommonSet
 from nemo_xtoken.parallel.exchange import VocabularyExchange
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard

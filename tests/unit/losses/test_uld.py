@@ -15,8 +15,7 @@ from ranks import run_ranks
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.chunks import MERGES
-from nemo_xtoken.losses.sorted_l1 import DEFAULT_CAP, SortedL1
-from nemo_xtoken.losses.uld import UniversalLogitDistance
+from nemo_xtoken.losses.sorted_l1 import DEFAULT_CAP, SortedL1, UniversalLogitDistance
 from nemo_xtoken.parallel.ownership import Ownership
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 
