@@ -77,6 +77,7 @@ class Job:
         teacher: checkpoint of the teacher; None with ``scale=0``.
         lengths: packed documents by their lengths (``thd``), as on a GPU, instead of by a mask.
         distributed: Megatron's distributed optimizer; without it every rank has all gradients.
+        save_every: steps between two checkpoints, and one at the end; None: none at all.
         text, model, teacher_config, objective: further arguments of ``DataConfig``, the student's config,
             ``TeacherConfig``, ``ObjectiveConfig``.
         teachers: the arguments of ``TeacherConfig`` of more teachers, by name.
@@ -103,7 +104,7 @@ class Job:
     lr: float = 1e-3
     schedule: bool = False
     distributed: bool = True
-    save_every: int = 100
+    save_every: int | None = None
     validate: int = 0
     tied: bool = False
     dropout: float = 0.0
@@ -194,8 +195,8 @@ def build(job: Job) -> dict[str, Any]:
         params_dtype=torch.float32,
     )
     checkpoint = nl.ModelCheckpoint(
-        every_n_train_steps=job.save_every,
-        save_last=True,
+        every_n_train_steps=job.save_every or job.steps + 1,
+        save_last=job.save_every is not None,
         save_top_k=1,
         monitor="reduced_train_loss",
         filename="{step}",

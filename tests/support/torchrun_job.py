@@ -6,4 +6,4 @@ if __name__ == "__main__":
     from jobs import Job, train
 
     root, student, teacher = sys.argv[1:]
-    train(Job(root=root, name="torchrun", tp=2, steps=2, start=student, teacher=teacher))
+    train(Job(root=root, name="torchrun", tp=2, steps=2, save_every=2, start=student, teacher=teacher))

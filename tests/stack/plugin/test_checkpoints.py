@@ -14,7 +14,9 @@ def trained(world):
     from watchers import Buffers, Weights
 
     copy = shutil.copytree(world.root / "student_tokenizer", world.root / "copied" / "tokenizer")
-    job = world.distillation("trained", tokenizer=str(copy), distributed=False, watchers=(Buffers(), Weights()))
+    job = world.distillation(
+        "trained", save_every=3, tokenizer=str(copy), distributed=False, watchers=(Buffers(), Weights())
+    )
     [seen] = world.run(job)
     shutil.rmtree(copy.parent)
     return job, seen

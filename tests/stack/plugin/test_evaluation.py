@@ -10,7 +10,7 @@ pytestmark = pytest.mark.usefixtures("nemo")
 @pytest.fixture(scope="module")
 def student(world):
     """A checkpoint that predicts some tokens right."""
-    job = world.job("learned", start=world.student, steps=30, lr=2e-2)
+    job = world.job("learned", start=world.student, steps=30, lr=2e-2, save_every=30)
     world.run(job)
     return str(job.last)
 
