@@ -12,12 +12,22 @@ import importlib.util
 import re
 import sys
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.version import __version__
 
-__all__ = ["COMPONENTS", "Component", "Found", "Stack", "find_stack", "missing_requirements", "unloadable_nemo"]
+__all__ = [
+    "COMPONENTS",
+    "Component",
+    "Found",
+    "Stack",
+    "find_stack",
+    "missing_requirements",
+    "unloadable_nemo",
+    "without_launcher",
+]
 
 
 @dataclass(frozen=True)
@@ -200,3 +210,14 @@ def _has(module: str) -> bool:
     from pathlib import Path
 
     return any(Path(folder, *below).is_dir() for folder in spec.submodule_search_locations or ())
+
+
+def without_launcher(environment: Mapping[str, str]) -> dict[str, str]:
+    """A process's environment without what makes it a rank among others: for a child process that runs on its own.
+
+    With a launcher's variables (torchrun's, srun's, MPI's) the child would wait for the other ranks, or disturb them.
+    """
+    names = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "NODE_RANK", "MASTER_ADDR"}
+    names |= {"MASTER_PORT", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE", "ROLE_NAME"}
+    families = ("TORCHELASTIC_", "SLURM_", "PMI_", "PMIX_", "OMPI_", "NCCL_ASYNC")
+    return {k: v for k, v in environment.items() if k not in names and not k.startswith(families)}

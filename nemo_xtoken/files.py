@@ -1,13 +1,15 @@
-"""Where files go and how they get there: the cache folder, digests, and writes that are whole or absent."""
+"""Where files go and how they get there: the cache folder, digests, writes that are whole or absent; what is in one."""
 
 import contextlib
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-__all__ = ["atomic_path", "cache_root", "digest_of"]
+__all__ = ["TensorPlace", "atomic_path", "cache_root", "digest_of", "tensor_places"]
 
 
 def cache_root() -> Path:
@@ -50,3 +52,42 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
             os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+class TensorPlace(NamedTuple):
+    """Where a tensor lies in a safetensors file: type as the format names it, shape, first byte and end in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def tensor_places(path: Path) -> tuple[dict[str, TensorPlace], dict[str, str]]:
+    """The tensors of a safetensors file by name, and the strings in its header.  The tensors themselves are not read.
+
+    The format (huggingface.co/docs/safetensors): 8 bytes with the length of a JSON header, the header (for each tensor
+    its type, shape, and its place in what follows; strings under ``__metadata__``), then the tensors' bytes,
+    little-endian.  The ``safetensors`` package gives tensors, not their places, and so no memory maps.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is cut short, or no safetensors file.
+    """
+    with open(path, "rb") as file:
+        length, size = int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size
+        if not 2 <= length <= size - 8:
+            raise ValueError(f"a header of {length} bytes in a file of {size}")
+        try:
+            header = json.loads(file.read(length))
+            metadata: dict[str, str] = header.pop("__metadata__", None) or {}
+            start, places = 8 + length, {}
+            for name, t in header.items():
+                begin, end = map(int, t["data_offsets"])
+                places[name] = TensorPlace(str(t["dtype"]), tuple(map(int, t["shape"])), start + begin, start + end)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"a header that is not one of safetensors ({error!r})") from error
+    needed = max((place.end for place in places.values()), default=start)
+    if size < needed:
+        raise ValueError(f"{size} bytes where its header announces {needed}")
+    return places, metadata

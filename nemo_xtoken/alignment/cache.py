@@ -7,7 +7,6 @@ whole or not at all, are never changed, and are read through memory maps.
 
 import contextlib
 import hashlib
-import json
 import mmap
 import warnings
 import zlib
@@ -20,7 +19,7 @@ from filelock import FileLock, Timeout
 from safetensors.numpy import save_file
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.files import atomic_path
+from nemo_xtoken.files import atomic_path, tensor_places
 
 __all__ = ["DIGEST_BYTES", "AlignedDocument", "AlignmentCache", "DamagedShard", "Shard", "text_digest"]
 
@@ -95,7 +94,7 @@ class Shard:
         self.metadata: dict[str, str] = {}
         try:
             tensors, metadata = _map_safetensors(path)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError) as error:
             raise DamagedShard(f"{type(error).__name__}: {error}") from error
         if (metadata.get("format_version"), metadata.get("pair_digest")) != (FORMAT_VERSION, pair_digest):
             raise DamagedShard("its header names another format or another pair of tokenizers")
@@ -152,25 +151,17 @@ class Shard:
 
 def _map_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Arrays over a memory map of the file, and its metadata.  (The library's numpy reader copies whole tensors.)"""
+    places, metadata = tensor_places(path)
     with open(path, "rb") as file:
-        size = file.seek(0, 2)
-        file.seek(0)
-        start = 8 + int.from_bytes(file.read(8), "little")
-        if not 8 < start <= size:
-            raise ValueError(f"{size} bytes, too few for its header")
-        header = json.loads(file.read(start - 8))
         memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    metadata = header.pop("__metadata__", {})
-    tensors, end = {}, 0
-    for name, entry in header.items():
-        dtype, (first, last) = _DTYPES[entry["dtype"]], entry["data_offsets"]
-        if _TENSORS.get(name) != entry["dtype"] or start + last > size:
-            raise ValueError(f"{name} is not whole")
-        end = max(end, last)
-        flat = np.frombuffer(memory, dtype, (last - first) // dtype.itemsize, start + first)
-        tensors[name] = flat.reshape(entry["shape"])
-    if start + end != size:
-        raise ValueError(f"{size} bytes, {start + end} expected")
+    if len(memory) != max((place.end for place in places.values()), default=0):
+        raise ValueError(f"{len(memory)} bytes, more than its header announces")
+    tensors = {}
+    for name, (kind, shape, begin, end) in places.items():
+        if _TENSORS.get(name) != kind:
+            raise ValueError(f"{name} of type {kind}")
+        dtype = _DTYPES[kind]
+        tensors[name] = np.frombuffer(memory, dtype, (end - begin) // dtype.itemsize, begin).reshape(shape)
     return tensors, metadata
 
 

@@ -33,7 +33,7 @@ class TeacherSide:
     """
 
     vocabulary: Vocabulary
-    length: Optional[int] = None  # noqa: UP045
+    length: Optional[int] = None
 
 
 @dataclass
@@ -50,12 +50,12 @@ class SourceConfig:
     paths: list[str] = field(default_factory=list)
     weight: float = 1.0
     held_out_paths: list[str] = field(default_factory=list)
-    format: Optional[str] = None  # noqa: UP045
-    text_key: Optional[str] = None  # noqa: UP045
-    messages_key: Optional[str] = None  # noqa: UP045
-    text_split: Optional[str] = None  # noqa: UP045
-    split: Optional[str] = None  # noqa: UP045
-    indexed_tokenizer: Optional[str] = None  # noqa: UP045
+    format: Optional[str] = None
+    text_key: Optional[str] = None
+    messages_key: Optional[str] = None
+    text_split: Optional[str] = None
+    split: Optional[str] = None
+    indexed_tokenizer: Optional[str] = None
 
 
 @dataclass
@@ -91,14 +91,14 @@ class DataConfig:
 
     paths: list[str] = field(default_factory=list)
     student_length: int = 4096
-    teacher_length: Optional[int] = None  # noqa: UP045  (command-line parsers know Optional everywhere)
+    teacher_length: Optional[int] = None
     format: str = "text"
     text_key: str = "text"
     messages_key: str = "messages"
-    chat_template: Optional[str] = None  # noqa: UP045
+    chat_template: Optional[str] = None
     text_split: str = "file"
     split: str = "train"
-    indexed_tokenizer: Optional[str] = None  # noqa: UP045
+    indexed_tokenizer: Optional[str] = None
     held_out: float = 0.0
     held_out_paths: list[str] = field(default_factory=list)
     pack: bool = True
@@ -106,7 +106,7 @@ class DataConfig:
     seed: int = 1234
     align: str = "spans"
     workers: int = 0
-    cache_dir: Optional[str] = None  # noqa: UP045
+    cache_dir: Optional[str] = None
     progress: bool = True
 
     def __post_init__(self) -> None:
@@ -160,7 +160,7 @@ class DataConfig:
 
     def prepare(
         self, student: Vocabulary, teachers: Sequence[Vocabulary]
-    ) -> tuple[list[PreparedDocuments], Optional[list[PreparedDocuments]]]:  # noqa: UP045
+    ) -> tuple[list[PreparedDocuments], Optional[list[PreparedDocuments]]]:
         """Training and held-out documents of one source for each teacher, on disk; None where nothing is held out.
 
         Raises:
@@ -193,7 +193,7 @@ class DataConfig:
         self,
         student: Vocabulary,
         teachers: Sequence[TeacherSide],
-        num_samples: Optional[int] = None,  # noqa: UP045
+        num_samples: Optional[int] = None,
     ) -> tuple["Samples", Optional["Samples"]]:
         """Training samples (``num_samples`` of them, through as many epochs as it takes) and one epoch held out.
 

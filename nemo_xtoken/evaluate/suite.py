@@ -16,25 +16,25 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 from filelock import FileLock, Timeout
 
+from nemo_xtoken.environment import without_launcher
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.evaluate.benchmark_columns import Column
 from nemo_xtoken.evaluate.results import Scores, read_scores
 from nemo_xtoken.evaluate.scored_model import evaluate_model
 from nemo_xtoken.evaluate.task_settings import Settings
 from nemo_xtoken.files import atomic_path
-from nemo_xtoken.run.evaluation_records import FOLDER, add_evaluations
+from nemo_xtoken.run.records import FOLDER, add_evaluations
 
 __all__ = [
     "UNFINISHED",
     "Checkpoint",
-    "alone",
     "chosen",
     "evaluate_checkpoint",
     "export_checkpoint",
@@ -101,14 +101,6 @@ def chosen(checkpoints: Sequence[Checkpoint], every: int = 1, step: int | None =
     return found
 
 
-def alone(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment without what makes a process one of several: it would wait for, or disturb, the others."""
-    names = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "NODE_RANK", "MASTER_ADDR"}
-    names |= {"MASTER_PORT", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE", "ROLE_NAME"}
-    families = ("TORCHELASTIC_", "SLURM_", "PMI_", "PMIX_", "OMPI_", "NCCL_ASYNC")
-    return {k: v for k, v in environment.items() if k not in names and not k.startswith(families)}
-
-
 def export_checkpoint(checkpoint: Path, out: Path) -> None:
     """`xtoken export` in a process of its own: it needs NeMo, which this one need not load.
 
@@ -116,7 +108,9 @@ def export_checkpoint(checkpoint: Path, out: Path) -> None:
         InputError: the evaluation failed.
     """
     words = [sys.executable, "-m", "nemo_xtoken", "export", f"run={checkpoint}", f"out={out}", "overwrite=true"]
-    done = subprocess.run(words, env=alone(os.environ), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(
+        words, env=without_launcher(os.environ), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     if done.returncode:
         raise InputError(
             f"{checkpoint} cannot be exported:\n{done.stdout[-2000:].strip()}",

@@ -46,9 +46,9 @@ class DivergenceOptions:
     """
 
     direction: str = "forward"
-    partial_kl: Optional[str] = None  # noqa: UP045 (nemo_run's command line reads this)
-    sorted_cap: Optional[int] = None  # noqa: UP045
-    top_k: Optional[int] = None  # noqa: UP045
+    partial_kl: Optional[str] = None
+    sorted_cap: Optional[int] = None
+    top_k: Optional[int] = None
     nrl_compat: bool = False
 
     def __post_init__(self) -> None:

@@ -39,9 +39,9 @@ class ObjectiveConfig:
             ``"auto"``, Triton's where it can.  Triton's have not run on a GPU yet.
     """
 
-    scale: Union[float, str] = "dynamic"  # noqa: UP007 (nemo_run's command line reads this)
+    scale: Union[float, str] = "dynamic"
     teacher_weights: str = STATIC
-    tile_mib: Optional[int] = None  # noqa: UP045
+    tile_mib: Optional[int] = None
     kernels: str = "torch"
 
     def __post_init__(self) -> None:

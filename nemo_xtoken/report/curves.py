@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_xtoken.files import atomic_path
-from nemo_xtoken.run.evaluation_records import EVALUATION
-from nemo_xtoken.run.records import teacher_names
+from nemo_xtoken.run.records import EVALUATION, teacher_names
 
 __all__ = ["draw_curves"]
 

@@ -12,8 +12,8 @@ from rich.table import Table
 from nemo_xtoken.files import atomic_path
 from nemo_xtoken.report.curves import draw_curves
 from nemo_xtoken.report.learned_projection import report_learned
-from nemo_xtoken.run.evaluation_records import curve_records, evaluations_table, read_evaluations
-from nemo_xtoken.run.records import read_history, teacher_names
+from nemo_xtoken.report.scores import evaluations_table
+from nemo_xtoken.run.records import curve_records, read_evaluations, read_history, teacher_names
 
 __all__ = ["RunSummary", "TeacherSummary", "report_runs", "summarize"]
 

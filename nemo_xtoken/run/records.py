@@ -1,13 +1,30 @@
-"""The course of a run on disk: one JSON object a line, written by the trainer's callback, read by the report."""
+"""What a run's folder records, one JSON object a line: its course, and the scores of its checkpoints.
+
+The trainer's callbacks and the evaluation write them, the report reads them.
+"""
 
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["HISTORY", "append_record", "read_history", "teacher_names"]
+__all__ = [
+    "EVALUATION",
+    "EVALUATIONS",
+    "FOLDER",
+    "HISTORY",
+    "add_evaluations",
+    "append_record",
+    "curve_records",
+    "read_evaluations",
+    "read_history",
+    "teacher_names",
+]
 
 HISTORY = "history.jsonl"
+EVALUATIONS = "evaluations.jsonl"  # a line for each column of scores and checkpoint
+FOLDER = "evaluations"  # what belongs to one checkpoint, below the run's folder
+EVALUATION = "evaluation/"  # before the name of a column in records for curves
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
@@ -32,3 +49,39 @@ def append_record(folder: Path, record: dict[str, Any]) -> None:
     """Adds a record."""
     with open(folder / HISTORY, "a") as file:
         file.write(json.dumps(record) + "\n")
+
+
+def add_evaluations(run: Path, step: int, columns: Mapping[str, Mapping[str, Any]], limit: float | None) -> None:
+    """Adds the columns' scores after ``step`` steps; what is there already is not added again.
+
+    Args:
+        columns: by key, each with ``task, metric, score, stderr, samples, shots``.
+        limit: questions asked of every task, when not all.
+    """
+    there = {(r["step"], r["column"]): r for r in read_evaluations(run)}
+    lines = []
+    for key, scores in columns.items():
+        names = ("task", "metric", "score", "stderr", "samples", "shots")
+        record = {"step": step, "column": key, **{name: scores.get(name) for name in names}, "limit": limit}
+        if there.get((step, key)) != record:
+            lines.append(json.dumps(record) + "\n")
+    with open(run / EVALUATIONS, "a") as file:
+        file.write("".join(lines))
+
+
+def read_evaluations(run: Path) -> list[dict[str, Any]]:
+    """The scores of the run, by step; of one column and step the last, and a line cut short by a crash is left out."""
+    found: dict[tuple[int, str], dict[str, Any]] = {}
+    path = run / EVALUATIONS
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            record = json.loads(line)
+            found[record["step"], record["column"]] = record
+        except (ValueError, KeyError, TypeError):
+            continue
+    return [found[key] for key in sorted(found, key=lambda key: key[0])]
+
+
+def curve_records(run: Path) -> list[dict[str, Any]]:
+    """The scores as records of a history: ``step`` and ``evaluation/COLUMN``."""
+    return [{"step": r["step"], EVALUATION + r["column"]: r["score"]} for r in read_evaluations(run)]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.hub import hub_folder, is_hub_name
 from nemo_xtoken.vocab.readers import Declared, read_sentencepiece, read_tekken, read_tiktoken, read_tokenizers_json
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["load_vocabulary"]
 
 _FORMATS = "a folder or file with tokenizer.json, tokenizer.model (SentencePiece), *.tiktoken or tekken.json"
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _HUB_FILES = [
     "tokenizer.json",
     "tokenizer_config.json",
@@ -172,23 +172,11 @@ def _default_template(value: Any) -> str | None:
 
 
 def _from_hub(name: str) -> Vocabulary:
-    missing = InputError(
-        f"no file or folder {name}", _FORMATS + ", or the name of a model on the Hugging Face hub", "check the path"
-    )
-    if not _HUB_NAME.fullmatch(name) or Path(name).suffix in (".json", ".model", ".tiktoken"):
-        raise missing
-    try:
-        from huggingface_hub import snapshot_download
-
-        folder = snapshot_download(name, allow_patterns=_HUB_FILES)
-    except Exception as e:
-        reason = " ".join(str(e).split())[:300]
-        raise InputError(
-            f"{name!r} is not a file or folder here, and the Hugging Face hub has no tokenizer for it: {reason}",
-            missing.expected,
-            "check the name; without network, download the tokenizer first and give its folder",
-        ) from e
-    return _guarded(name, lambda: _from_path(Path(folder), name))
+    expected = _FORMATS + ", or the name of a model on the Hugging Face hub"
+    if not is_hub_name(name) or Path(name).suffix in (".json", ".model", ".tiktoken"):
+        raise InputError(f"no file or folder {name}", expected, "check the path")
+    folder = hub_folder(name, _HUB_FILES, "tokenizer", expected)
+    return _guarded(name, lambda: _from_path(folder, name))
 
 
 def _from_object(source: Any) -> Vocabulary:

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import Any
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.files import atomic_path
+from nemo_xtoken.hub import hub_folder, is_hub_name
 from nemo_xtoken.weights.safetensors_file import SafetensorsFile
 from nemo_xtoken.weights.tokenizer_files import TOKENIZER_FILES
 
@@ -19,7 +19,6 @@ __all__ = ["INDEX", "WEIGHTS", "ModelFolder", "check_out", "new_folder", "read_j
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _UNSAFE = ("pytorch_model*.bin", "*.pth", "*.gguf")
 
 
@@ -115,19 +114,9 @@ def _locate(name: str) -> Path:
     if path.is_dir():
         return path
     expected = "a folder with config.json and *.safetensors, or the name of a model on the Hugging Face hub"
-    if path.exists() or not _HUB_NAME.fullmatch(name):
+    if path.exists() or not is_hub_name(name):
         raise InputError(f"{name} is not a folder", expected, "check the path")
-    try:
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", *TOKENIZER_FILES]))
-    except Exception as error:  # of the network, the hub, the cache
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(
-            f"{name!r} is not a folder here, and the Hugging Face hub does not have it: {reason}",
-            expected,
-            "check the name; gated models need HF_TOKEN; without network, download it elsewhere and give its folder",
-        ) from error
+    return hub_folder(name, ["*.safetensors", "*.json", *TOKENIZER_FILES], "model", expected)
 
 
 def check_out(out: Path, overwrite: bool) -> None:

@@ -1,7 +1,6 @@
 """Safetensors files byte by byte: reading slices through a memory map, writing a file of any size as a stream.
 
-The format (huggingface.co/docs/safetensors): 8 bytes with the length of a JSON header, the header (for each tensor its
-type, shape, and its place in what follows; strings under ``__metadata__``), then the tensors' bytes, little-endian.
+`files.tensor_places` says what the format is.
 """
 
 import json
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.files import atomic_path
+from nemo_xtoken.files import atomic_path, tensor_places
 
 __all__ = ["Entry", "SafetensorsFile", "from_float", "to_float", "write_safetensors"]
 
@@ -61,37 +60,24 @@ class SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with open(path, "rb") as f:
-                length = int.from_bytes(f.read(8), "little")
-                size = path.stat().st_size
-                if not 2 <= length <= size - 8:
-                    raise ValueError(f"a header of {length} bytes in a file of {size}")
-                header = json.loads(f.read(length))
-            self._start = 8 + length
-            self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
-            self.tensors = {name: (str(t["dtype"]), tuple(map(int, t["shape"]))) for name, t in header.items()}
-            self._places = {name: tuple(map(int, t["data_offsets"])) for name, t in header.items()}
-            for name, (dtype, shape) in self.tensors.items():
-                begin, end = self._places[name]
+            self._places, self.metadata = tensor_places(path)
+            for name, (dtype, shape, begin, end) in self._places.items():
                 if dtype in ITEM_BYTES and end - begin != math.prod(shape) * ITEM_BYTES[dtype]:
                     raise ValueError(f"{end - begin} bytes for {name} of shape {list(shape)} in {dtype}")
-            needed = self._start + max((end for _, end in self._places.values()), default=0)
-            if size < needed:
-                raise ValueError(f"{size} bytes where its header announces {needed}")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError) as error:
             raise InputError(
                 f"{path} cannot be read as safetensors ({error})",
                 "a whole safetensors file",
                 "copy it again; it may have been cut short by a full disk or a broken download",
             ) from error
+        self.tensors = {name: (place.dtype, place.shape) for name, place in self._places.items()}
 
     def rows(self, name: str) -> np.ndarray:
         """uint8 ``[n, bytes of a row]``, a view of the file: the first dimension and the rest; for `to_float`."""
-        _, shape = self.tensors[name]
-        begin, end = self._places[name]
+        _, shape, begin, end = self._places[name]
         if begin == end:
             return np.empty((shape[0], 0), np.uint8)
-        raw = np.memmap(self.path, np.uint8, "r", offset=self._start + begin, shape=(end - begin,))
+        raw = np.memmap(self.path, np.uint8, "r", offset=begin, shape=(end - begin,))
         return raw.reshape(shape[0], -1)
 
     def entry(self, name: str) -> Entry:
@@ -104,9 +90,9 @@ class SafetensorsFile:
         return Entry(dtype, shape, lambda: self._pieces(name))
 
     def _pieces(self, name: str) -> Iterator[bytes]:
-        begin, end = self._places[name]
+        _, _, begin, end = self._places[name]
         with open(self.path, "rb") as f:
-            f.seek(self._start + begin)
+            f.seek(begin)
             left = end - begin
             while left:
                 piece = f.read(min(left, CHUNK))

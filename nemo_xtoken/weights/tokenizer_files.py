@@ -1,13 +1,13 @@
 """The files of a tokenizer beside a model, and the special ids that a model's configuration repeats from it."""
 
 import json
-import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.hub import hub_folder, is_hub_name
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
 __all__ = ["TOKENIZER_FILES", "copy_tokenizer", "link_tokenizer", "special_ids", "translated_ids"]
@@ -35,7 +35,6 @@ NAMES_TOKENS = (
     "force_words_ids",
     "sequence_bias",
 )
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
 def copy_tokenizer(source: str | Path, out: Path, vocabulary: Vocabulary, loadable: bool = True) -> None:
@@ -86,11 +85,9 @@ def _files_of(source: str | Path) -> Iterable[Path]:
             return [path]
         path = path.parent
     elif not path.is_dir():
-        if not _HUB_NAME.fullmatch(str(source)):
+        if not is_hub_name(str(source)):
             raise InputError(f"{source} is not a file or folder", "a tokenizer's folder", "check the path")
-        from huggingface_hub import snapshot_download
-
-        path = Path(snapshot_download(str(source), allow_patterns=list(TOKENIZER_FILES)))
+        path = hub_folder(str(source), TOKENIZER_FILES, "tokenizer", "a tokenizer's folder, or its name on the hub")
     return [p for pattern in TOKENIZER_FILES for p in sorted(path.glob(pattern)) if p.is_file()]
 
 

@@ -28,9 +28,9 @@ SMALL = [
 def _say(pipe, words):
     """One command of ``xtoken``, here; sends its exit status and what it prints."""
     from nemo_xtoken.commands.cli import main
-    from nemo_xtoken.evaluate.suite import alone
+    from nemo_xtoken.environment import without_launcher
 
-    kept = alone(os.environ)
+    kept = without_launcher(os.environ)
     os.environ.clear()
     os.environ.update(kept)
     said = io.StringIO()

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from nemo_xtoken.commands.cli import main
-from nemo_xtoken.environment import COMPONENTS, find_stack, missing_requirements
+from nemo_xtoken.environment import COMPONENTS, find_stack, missing_requirements, without_launcher
 
 
 def _install(folder, package, version, *modules):
@@ -118,3 +118,8 @@ def test_there_is_no_other_attribute():
     with pytest.raises(AttributeError, match="no attribute 'stuck'"):
         _ = nemo_xtoken.stuck
     assert logging.getLogger("nemo_xtoken").level == logging.NOTSET
+
+
+def test_a_process_of_its_own_is_none_of_several():
+    several = {"RANK": "3", "WORLD_SIZE": "8", "MASTER_PORT": "1", "SLURM_PROCID": "3", "TORCHELASTIC_RUN_ID": "x"}
+    assert without_launcher({**several, "PATH": "/bin", "HF_HOME": "/hf"}) == {"PATH": "/bin", "HF_HOME": "/hf"}

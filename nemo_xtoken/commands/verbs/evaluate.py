@@ -110,7 +110,8 @@ def _evaluate_run(arguments: Mapping[str, Any], columns: "Sequence[Column]", set
     from rich.console import Console
 
     from nemo_xtoken.evaluate import suite as runs
-    from nemo_xtoken.run.evaluation_records import evaluations_table, read_evaluations
+    from nemo_xtoken.report.scores import evaluations_table
+    from nemo_xtoken.run.records import read_evaluations
 
     run, command = Path(arguments["run"]), arguments["submit"]
     until, ended = _until(arguments["until"])

@@ -1,13 +1,16 @@
 """Bridge's configuration of a run, from this package's arguments.  Imports Bridge."""
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from megatron.bridge.training.config import (
     CheckpointConfig,
     ConfigContainer,
+    DatasetBuildContext,
+    DatasetProvider,
     DistributedDataParallelConfig,
     DistributedInitConfig,
     LoggerConfig,
@@ -19,11 +22,28 @@ from megatron.bridge.training.config import (
 from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
 from megatron.bridge.training.tokenizers.config import TokenizerConfig
 
+from nemo_xtoken.plugin.bridge.batches import HeldOutBatches, StepBatches
 from nemo_xtoken.plugin.bridge.bridge_config import Data, Log, Optimizer, Trainer
 from nemo_xtoken.plugin.bridge.models import BF16
-from nemo_xtoken.plugin.bridge.sample_dataset import AlignedText
 
-__all__ = ["make_container"]
+__all__ = ["AlignedText", "make_container"]
+
+
+@dataclass
+class AlignedText(DatasetProvider):
+    """Hands batches that are there already to Bridge's loop, which takes them as they are.
+
+    What the batches are made of is no part of Bridge's configuration: `with_batches` gives them.
+    """
+
+    def with_batches(self, train: StepBatches, held_out: Optional[HeldOutBatches]) -> "AlignedText":
+        """Sets the batches."""
+        self._batches = train, held_out
+        return self
+
+    def build_datasets(self, context: DatasetBuildContext) -> tuple[Any, Any, Any]:
+        """Training, held-out, and no test batches."""
+        return *self._batches, None
 
 
 def make_container(

@@ -152,8 +152,7 @@ def configure(
         tokenizer.vocabulary, named, objective, train, held_out, folder, load_teacher, trainer.log_every_n_steps
     )
     provider.register_pre_wrap_hook(run.tap)
-    from nemo_xtoken.plugin.bridge.container import make_container
-    from nemo_xtoken.plugin.bridge.sample_dataset import AlignedText
+    from nemo_xtoken.plugin.bridge.container import AlignedText, make_container
 
     dataset = AlignedText(dataloader_type="external", num_workers=0).with_batches(train, held_out)
     steps = 0 if held_out is None else len(held_out.samples) // data.global_batch_size  # type: ignore[arg-type]

@@ -17,13 +17,13 @@ from typing import Any, Optional
 import lightning.pytorch as pl
 import nemo.lightning as nl
 
+from nemo_xtoken.environment import without_launcher
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.evaluate.benchmark_columns import read_columns
 from nemo_xtoken.evaluate.harness import check_harness
 from nemo_xtoken.evaluate.local_data import check_data
-from nemo_xtoken.evaluate.suite import alone
 from nemo_xtoken.evaluate.task_settings import Settings
-from nemo_xtoken.run.evaluation_records import FOLDER
+from nemo_xtoken.run.records import FOLDER
 
 __all__ = ["Evaluation", "EvaluationConfig"]
 
@@ -121,7 +121,7 @@ class Evaluation(pl.Callback):
         words = [f"run={self.folder.resolve()}", "watch=true", "until=stdin", *self.config.words()]
         if self.config.submit:
             words.append(f"submit={self.config.submit}")
-        environment = alone(os.environ)
+        environment = without_launcher(os.environ)
         if self.config.device == "cpu":
             environment["CUDA_VISIBLE_DEVICES"] = ""
         self.output.parent.mkdir(parents=True, exist_ok=True)

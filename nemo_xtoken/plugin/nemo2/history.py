@@ -9,8 +9,7 @@ import lightning.pytorch as pl
 from nemo_xtoken.files import atomic_path
 from nemo_xtoken.plugin.nemo2.checkpoint_folders import count_steps
 from nemo_xtoken.plugin.nemo2.steps import DistillationSteps
-from nemo_xtoken.run.evaluation_records import EVALUATIONS
-from nemo_xtoken.run.records import HISTORY, append_record, read_history
+from nemo_xtoken.run.records import EVALUATIONS, HISTORY, append_record, read_history
 from nemo_xtoken.training.step import step_record
 
 __all__ = ["History"]

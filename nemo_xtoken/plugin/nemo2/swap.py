@@ -26,10 +26,10 @@ from rich.table import Table
 from nemo_xtoken.alignment.cache import text_digest
 from nemo_xtoken.data.config import DataConfig
 from nemo_xtoken.data.sources import resolve_sources
+from nemo_xtoken.environment import without_launcher
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.evaluate.bits import take_bytes
 from nemo_xtoken.evaluate.results import identity_of
-from nemo_xtoken.evaluate.suite import alone
 from nemo_xtoken.files import atomic_path, cache_root, digest_of
 from nemo_xtoken.objective.scale import ObjectiveConfig
 from nemo_xtoken.plugin.nemo2.data import DistillationData
@@ -245,7 +245,7 @@ def _command(*words: str) -> str:
         InputError: it failed.
     """
     line = [sys.executable, "-m", "nemo_xtoken", *words]
-    done = subprocess.run(line, env=alone(os.environ), capture_output=True, text=True)
+    done = subprocess.run(line, env=without_launcher(os.environ), capture_output=True, text=True)
     if done.returncode:
         raise InputError(
             f"xtoken {' '.join(words)}\n  ended with status {done.returncode}: {done.stderr[-2000:].strip()}",

@@ -23,14 +23,14 @@ class Rule:
 
 @dataclass
 class Named:
-    path: Optional[str] = None  # noqa: UP045
+    path: Optional[str] = None
     rule: Rule = field(default_factory=Rule)
 
 
 def several(  # nemo_run reads these annotations
     a: int = 1,
-    by_name: Optional[dict[str, Named]] = None,  # noqa: UP045
-    plain: Optional[dict[str, int]] = None,  # noqa: UP045
+    by_name: Optional[dict[str, Named]] = None,
+    plain: Optional[dict[str, int]] = None,
 ):
     return by_name, plain
 

@@ -14,7 +14,7 @@ from nemo_xtoken.evaluate import suite as runs
 from nemo_xtoken.evaluate.benchmark_columns import read_columns
 from nemo_xtoken.evaluate.task_settings import Settings
 from nemo_xtoken.report.summary import report_runs
-from nemo_xtoken.run.evaluation_records import add_evaluations, curve_records, read_evaluations
+from nemo_xtoken.run.records import add_evaluations, curve_records, read_evaluations
 
 
 @pytest.fixture
@@ -166,11 +166,6 @@ def test_an_export_that_fails(run, monkeypatch):
     with pytest.raises(InputError) as error:
         runs.export_checkpoint(run / "checkpoints" / "gone", run / "out")
     assert "save_top_k=-1" in error.value.fix
-
-
-def test_a_process_of_its_own_is_none_of_several():
-    several = {"RANK": "3", "WORLD_SIZE": "8", "MASTER_PORT": "1", "SLURM_PROCID": "3", "TORCHELASTIC_RUN_ID": "x"}
-    assert runs.alone({**several, "PATH": "/bin", "HF_HOME": "/hf"}) == {"PATH": "/bin", "HF_HOME": "/hf"}
 
 
 def test_scores_are_in_the_report(tmp_path, monkeypatch):
