@@ -3,21 +3,27 @@
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import UnionType
 from typing import Any, get_args, get_type_hints
 
 import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 import nemo_xtoken.conf
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.launch.secrets import check_environment, check_words
+from nemo_xtoken.run.yaml_file import read_yaml
 
 __all__ = ["PREFIX", "SlurmConfig", "available_configs", "load_config"]
 
 PREFIX = "executor."
-MISSING = "???"  # as in OmegaConf: a value that the file leaves to the user
+#: What a value has to be, by the type of its field; ``???`` stands for one that the file leaves to the user.
+_SCALARS: dict[Any, str] = {int: "a whole number", bool: "true or false"}
+_COLLECTIONS: dict[Any, str] = {dict[str, str]: "names and values", tuple[str, ...]: "a list of texts: [a, b]"}
 TIME = re.compile(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}", re.ASCII)
 WALLTIME_MARGIN = 2  # the grace must leave at least half of the time limit for training
 
@@ -165,39 +171,68 @@ def load_config(source: str | None, overrides: Iterable[str] = ()) -> SlurmConfi
         InputError: no such file, a key that there is none of, a value that does not fit, or one that is still missing.
     """
     path = _find(source or "default")
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader) or {}  # noqa: S506
-        # (BaseLoader makes nothing but text, lists and dictionaries; others would read 4:00:00 as 14400)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read ({error})", "a YAML file", "see the place named") from error
+    content = read_yaml(path, text=True) or {}
     if not isinstance(content, dict):
         raise InputError(
             f"{path} holds no keys", "lines such as `account: mine`", f"compare {_packaged() / 'default.yaml'}"
         )
+    config = OmegaConf.structured(SlurmConfig)
+    OmegaConf.set_readonly(config, False)
+    for name, value in content.items():
+        _set(config, name, value, path)
     for override in overrides:
-        key, equals, value = override.removeprefix(PREFIX).partition("=")
+        key, equals, text = override.removeprefix(PREFIX).partition("=")
         if not equals:
             raise InputError(f"{override!r} is no override", f"{PREFIX}KEY=VALUE", "such as executor.nodes=2")
         name, _, entry = key.partition(".")
-        if entry:
-            content[name] = {**_mapping(content.get(name, {}), name), entry: value}
-        else:
-            content[name] = value
-    hints = get_type_hints(SlurmConfig)
-    for name in content:
-        if name not in hints:
-            raise InputError(
-                f"there is no {PREFIX}{name} (in {path} or on the command line)",
-                f"one of {', '.join(hints)}",
-                f"correct it; other options of sbatch go below {PREFIX}additional_parameters, srun's into srun_args",
-            )
-    if missing := [name for name, value in content.items() if value == MISSING]:
+        _set(config, name, {entry: text} if entry else text, path, merge=bool(entry))
+    if missing := [name for name in config if OmegaConf.is_missing(config, name)]:
         raise InputError(
             f"{' and '.join(missing)} not set in {path}",
             "a value for your cluster",
             f"{' '.join(f'{PREFIX}{name}=VALUE' for name in missing)}, a file of yours, or slurm=venv",
         )
-    return SlurmConfig(**{name: _convert(name, value, hints[name]) for name, value in content.items()})
+    made: Any = OmegaConf.to_container(config, resolve=True)
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in made.items()}
+    return SlurmConfig(**values)
+
+
+def _set(config: DictConfig, name: str, value: Any, path: Path, merge: bool = False) -> None:
+    """Sets a field from what a file or the command line says, all of it text.
+
+    Args:
+        merge: add to the entries that are there.
+
+    Raises:
+        InputError: an unknown key, or a value that does not fit its type.
+    """
+    kinds = get_type_hints(SlurmConfig)
+    if name not in kinds:
+        raise InputError(
+            f"there is no {PREFIX}{name} (in {path} or on the command line)",
+            f"one of {', '.join(kinds)}",
+            f"correct it; other options of sbatch go below {PREFIX}additional_parameters, srun's into srun_args",
+        )
+    kind, given = kinds[name], value
+    optional = isinstance(kind, UnionType)
+    if optional and value in ("", "null", "none", "~"):
+        given = None
+    elif kind in _COLLECTIONS and isinstance(value, str):  # on the command line: [a, b], {a: b}, or a single text
+        given = yaml.load(value, yaml.BaseLoader) if value[:1] in ("[", "{") else [value] if value else kind()  # noqa: S506
+    try:
+        OmegaConf.update(config, name, _literal(given), merge=merge)
+    except OmegaConfBaseException as error:
+        one = get_args(kind)[0] if optional else kind
+        raise _wrong(name, value, {**_SCALARS, **_COLLECTIONS}.get(one, "one value")) from error
+
+
+def _literal(value: Any) -> Any:
+    """Text that OmegaConf leaves as it is: ``${..}`` means a variable of the shell here."""
+    if isinstance(value, dict):
+        return {key: _literal(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_literal(item) for item in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def available_configs() -> dict[str, Path]:
@@ -226,42 +261,6 @@ def _find(source: str) -> Path:
             f"copy {_packaged() / 'default.yaml'} to {_own()}/NAME.yaml and say slurm=NAME",
         )
     return path
-
-
-def _convert(name: str, value: Any, kind: Any) -> Any:
-    """``value`` (text, list or dictionary of text) as the type ``kind``."""
-    if type(None) in get_args(kind):
-        if value in ("", "null", "none", "~"):
-            return None
-        (kind,) = (k for k in get_args(kind) if k is not type(None))
-    if kind == dict[str, str]:
-        return _mapping(yaml.load(value, yaml.BaseLoader) if isinstance(value, str) else value, name)  # noqa: S506
-    if kind == tuple[str, ...]:
-        if isinstance(value, str):
-            value = yaml.load(value, yaml.BaseLoader) if value.startswith("[") else [value] if value else []  # noqa: S506
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise _wrong(name, value, "a list of texts: [a, b]")
-        return tuple(value)
-    if not isinstance(value, str):
-        raise _wrong(name, value, "one value")
-    if kind is str:
-        return value
-    if kind is bool:
-        if value.lower() not in ("true", "false"):
-            raise _wrong(name, value, "true or false")
-        return value.lower() == "true"
-    try:
-        return int(value)
-    except ValueError:
-        raise _wrong(name, value, "a whole number") from None
-
-
-def _mapping(value: Any, name: str) -> dict[str, str]:
-    if not value:
-        return {}
-    if not isinstance(value, Mapping) or not all(isinstance(item, str) for item in value.values()):
-        raise _wrong(name, value, "names and values")
-    return dict(value)
 
 
 def _wrong(name: str, value: Any, expected: str) -> InputError:

@@ -282,6 +282,47 @@ def test_ones_own_file_by_name_and_by_path(tmp_path, monkeypatch):
     assert config.container_mounts == ("/a:/b",)
 
 
+@pytest.mark.parametrize("text", ["cd ${HOME}", "echo ${A:-b} $C", r"echo \${A} \\${B}", "${"])
+def test_a_variable_of_the_shell_stays_one(tmp_path, text):
+    (tmp_path / "mine.yaml").write_text(json.dumps({"setup_lines": [text], "env_vars": {"A": text}}))
+    config = load_config(str(tmp_path / "mine.yaml"), [f"executor.env_vars.B={text}"])
+    assert config.setup_lines == (text,)
+    assert config.env_vars == {"A": text, "B": text}
+
+
+def test_a_collection_on_the_command_line_replaces_that_of_the_file(tmp_path):
+    (tmp_path / "mine.yaml").write_text("env_vars: {A: b}\ncontainer_mounts: [/a:/b]\npass_env: [HOME]\n")
+    words = ["env_vars={C: d, E: 1:30:00}", "container_mounts=", "pass_env=[ALL, HF_TOKEN]", "srun_args=--label"]
+    config = load_config(str(tmp_path / "mine.yaml"), words)
+    assert config.env_vars == {"C": "d", "E": "1:30:00"}
+    assert (config.container_mounts, config.pass_env, config.srun_args) == ((), ("ALL", "HF_TOKEN"), ("--label",))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nodes: 1\nnodes: 2", "the key 'nodes' is there twice"),
+        ("env_vars: {A: 1, A: 2}", "the key 'A' is there twice"),
+        ("nodes: 1.5", "a whole number"),
+        ("nodes: null", "a whole number"),
+        ("cpus_per_task: many", "a whole number"),
+        ("env_vars: [A]", "names and values"),
+        ("env_vars: {A: [b]}", "names and values"),
+        ("srun_args: {a: b}", "a list of texts"),
+        ("srun_args: [[a]]", "a list of texts"),
+        ("program: [nemo]", "one value"),
+        ("[a]", "holds no keys"),
+        ("acount: x", "there is no executor.acount"),
+        ('mem: "???"', "mem not set in"),
+    ],
+)
+def test_a_file_that_is_wrong(tmp_path, text, message):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(InputError) as error:
+        load_config(str(tmp_path / "mine.yaml"))
+    assert message in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("time", "seconds"),
     [("30", 1800), ("30:15", 1815), ("1:02:03", 3723), ("2-0", 172800), ("1-02:03", 93780), ("1-02:03:04", 93784)],
