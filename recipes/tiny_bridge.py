@@ -7,7 +7,7 @@ from typing import Any, Optional
 
 from filelock import FileLock
 
-from nemo_xtoken.data.config import TeacherSide
+from nemo_xtoken.data.config import Tokenization
 from nemo_xtoken.files import atomic_path, digest_of
 from nemo_xtoken.objective.scale import ObjectiveConfig
 from nemo_xtoken.plugin.bridge.bridge_config import (
@@ -60,7 +60,7 @@ def distill_tiny(
         teacher = dataclasses.replace(teacher, tokenizer=tokenizer, path=path)
     folder = Path(log.log_dir) / log.name
     alone = dataclasses.replace(log, log_dir=str(folder), name="ce_only")
-    sides = [TeacherSide(teacher.load_tokenizer().vocabulary, teacher.length)]
+    sides = [Tokenization(teacher.load_tokenizer().vocabulary, teacher.length)]
     no_teacher = ObjectiveConfig(scale=0.0)
     alone_folder = train_one(model, data, trainer, None, no_teacher, optim, alone, resume, aligned_with=sides)
     train_one(model, data, trainer, teacher, objective, optim, log, resume)

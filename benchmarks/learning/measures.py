@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nemo_xtoken.data.batch import Inputs
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
 from .arithmetic import Question
@@ -142,8 +143,7 @@ def _hidden(model: Any, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     for row, ids in zip(tokens, rows, strict=True):
         row[: len(ids)] = torch.tensor(ids)
     positions = torch.arange(longest).expand_as(tokens).contiguous()
-    batch = {"student_tokens": tokens, "student_positions": positions, "student_documents": torch.zeros_like(tokens)}
-    output = model.forward_step(batch)
+    output = model.output_of(Inputs(tokens, positions, torch.zeros_like(tokens), torch.arange(len(rows)))).output
     weight = output.head.weight[: model.tokenizer.vocab_size]
     return output.hidden.view(len(rows), longest, -1), weight
 

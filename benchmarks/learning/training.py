@@ -17,7 +17,7 @@ from megatron.core.optimizer import OptimizerConfig
 from nemo.collections import llm
 from nemo.lightning.pytorch.optim import CosineAnnealingScheduler
 
-from nemo_xtoken.data.config import TeacherSide
+from nemo_xtoken.data.config import Tokenization
 from nemo_xtoken.files import atomic_path
 from nemo_xtoken.losses.base import ChunkLossConfig
 from nemo_xtoken.losses.registry import DivergenceOptions
@@ -170,10 +170,10 @@ def _result(model: Any, length: Length, run: Path) -> dict[str, Any]:
     return {"measures": _measures(model, length), "cost": cost}
 
 
-def _side(folder: Path, length: Length) -> TeacherSide:
+def _side(folder: Path, length: Length) -> Tokenization:
     """What the samples of a student without teachers are cut by: as every other student's."""
     vocabulary = XTokenTokenizer(texts.tokenizer(folder, "digits")).vocabulary
-    return TeacherSide(vocabulary, texts.positions("digits", length))
+    return Tokenization(vocabulary, texts.positions("digits", length))
 
 
 def _teacher(lesson: Lesson, length: Length, folder: Path, alone: Mapping[str, Path]) -> TeacherConfig:
@@ -228,7 +228,7 @@ def _train(
     lr: float,
     warmup: int,
     run: Path,
-    aligned_with: list[TeacherSide] | tuple[()] = (),
+    aligned_with: list[Tokenization] | tuple[()] = (),
     start: str | None = None,
 ) -> None:
     """Trains to the end, from the newest checkpoint in ``run`` or else from ``start``; the model has its weights."""

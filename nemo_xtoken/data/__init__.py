@@ -2,16 +2,19 @@
 
 from typing import Any
 
-from nemo_xtoken.data.config import DataConfig, SourceConfig, TeacherSide
+from nemo_xtoken.data.config import DataConfig, SourceConfig, Tokenization
 from nemo_xtoken.data.prepare import prepare_documents, prepare_pairs
 from nemo_xtoken.data.prepared import PreparedDocuments, split_documents
 
 __all__ = [
+    "Batch",
     "DataConfig",
     "DistillationDataset",
     "PreparedDocuments",
+    "Side",
     "SourceConfig",
     "TeacherSide",
+    "Tokenization",
     "collate",
     "prepare_documents",
     "prepare_pairs",
@@ -20,8 +23,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("DistillationDataset", "collate"):  # needs torch; the processes that align do not
-        from nemo_xtoken.data import dataset
+    # These need torch; the processes that align do not.
+    if name in ("Batch", "Side", "TeacherSide", "collate"):
+        from nemo_xtoken.data import batch
 
-        return getattr(dataset, name)
+        return getattr(batch, name)
+    if name == "DistillationDataset":
+        from nemo_xtoken.data.dataset import DistillationDataset
+
+        return DistillationDataset
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

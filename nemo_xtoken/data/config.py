@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
     Samples = DistillationDataset | MixedDataset | JoinedDataset
 
-__all__ = ["DataConfig", "SourceConfig", "TeacherSide"]
+__all__ = ["DataConfig", "SourceConfig", "Tokenization"]
 
 
 @dataclass(frozen=True)
-class TeacherSide:
-    """What the data has to know of a teacher.
+class Tokenization:
+    """What the data has to know of a teacher: how it reads text, and how much of it a sample holds.
 
     Attributes:
         vocabulary: of its tokenizer.
@@ -192,7 +192,7 @@ class DataConfig:
     def build(
         self,
         student: Vocabulary,
-        teachers: Sequence[TeacherSide],
+        teachers: Sequence[Tokenization],
         num_samples: Optional[int] = None,
     ) -> tuple["Samples", Optional["Samples"]]:
         """Training samples (``num_samples`` of them, through as many epochs as it takes) and one epoch held out.
@@ -218,7 +218,7 @@ class DataConfig:
         return mixed, JoinedDataset(held) if held else None
 
     def _build(
-        self, student: Vocabulary, teachers: Sequence[TeacherSide]
+        self, student: Vocabulary, teachers: Sequence[Tokenization]
     ) -> tuple["DistillationDataset", Optional["DistillationDataset"]]:
         """Of one source: one epoch of training samples, and one held out."""
         from nemo_xtoken.data.dataset import DistillationDataset  # torch, which the preparation's processes do without

@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
+from nemo_xtoken.alignment.cache import DIGEST_BYTES
+from nemo_xtoken.data.batch import Batch, Side, TeacherSide
 from nemo_xtoken.data.packing import (
     DOCUMENT,
     STUDENT_END,
@@ -23,12 +26,12 @@ from nemo_xtoken.data.prepared import PreparedDocuments
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.vocab import Vocabulary
 
-__all__ = ["IGNORE", "DistillationDataset", "checked_length", "collate"]
+__all__ = ["IGNORE", "DistillationDataset", "checked_length"]
 
 IGNORE = -100  # label of a position that has none
 
 
-class DistillationDataset(Dataset[dict[str, np.ndarray]]):
+class DistillationDataset(Dataset[Batch]):
     """Packed samples with their chunks.
 
     Every epoch has the same samples in another order.  Indices go on through the epochs, so that the index of a sample
@@ -90,10 +93,10 @@ class DistillationDataset(Dataset[dict[str, np.ndarray]]):
     def __len__(self) -> int:
         return self._num_samples
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """The sample as `collate` gives it, without the dimension of the batch (chunks have 4 columns)."""
+    def __getitem__(self, index: int) -> Batch:
+        """The sample, as a batch of one."""
         rows = self._rows(index).tolist()
-        sides = [_Side(length, padding) for length, padding in zip(self._lengths, self._padding, strict=True)]
+        sides = [_Filled(length, padding) for length, padding in zip(self._lengths, self._padding, strict=True)]
         chunks: list[list[np.ndarray]] = [[] for _ in self.prepared]
         for number, row in enumerate(rows):
             s = row[STUDENT_START]
@@ -101,18 +104,26 @@ class DistillationDataset(Dataset[dict[str, np.ndarray]]):
                 student_ids, teacher_ids, all_chunks = prepared.document(row[DOCUMENT])
                 t, teacher_end, first, last = row[teacher_columns(m)]
                 if m == 0:
-                    at_student = sides[0].put(number, student_ids[s : row[STUDENT_END]])
-                at_teacher = sides[1 + m].put(number, teacher_ids[t:teacher_end])
+                    at_student = sides[0].put(number, student_ids[s : row[STUDENT_END]], s)
+                at_teacher = sides[1 + m].put(number, teacher_ids[t:teacher_end], t)
                 found = all_chunks[first:last].astype(np.int64)
                 found = found[(found[:, 0] > s) & (found[:, 2] > t)]  # its first token has a predictor
                 counts = found[:, 1] - found[:, 0], found[:, 3] - found[:, 2]
                 firsts = found[:, 0] - s - 1 + at_student, found[:, 2] - t - 1 + at_teacher
-                chunks[m].append(np.stack([firsts[0], counts[0], firsts[1], counts[1]], axis=1))
-        sample = {f"student_{name}": value for name, value in sides[0].arrays.items()}
-        for m, side in enumerate(sides[1:]):
-            sample |= {f"teacher{m}_{name}": value for name, value in side.arrays.items()}
-            sample[f"teacher{m}_chunks"] = np.concatenate(chunks[m])
-        return sample | {"sample_id": np.array(index, np.int64)}
+                sample = np.zeros(len(found), np.int64)
+                chunks[m].append(np.stack([sample, firsts[0], counts[0], firsts[1], counts[1]], axis=1))
+        shared = {"samples": torch.tensor([index]), "digests": self._digests(rows)}
+        student, *teachers = (side.tensors() | shared for side in sides)
+        joined = [torch.from_numpy(np.concatenate(c)) for c in chunks]
+        return Batch(
+            Side(**student),
+            tuple(TeacherSide(**side, chunks=c) for side, c in zip(teachers, joined, strict=True)),
+        )
+
+    def _digests(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """uint8 ``[P, 16]``, of the texts of the pieces."""
+        found = [self.prepared[0].digests[row[DOCUMENT] : row[DOCUMENT] + 1] for row in rows]
+        return torch.from_numpy(np.concatenate(found).view(np.uint8).reshape(-1, DIGEST_BYTES))
 
     def describe(self, index: int) -> list[dict[str, Any]]:
         """Where a sample comes from, a dictionary per piece: for messages that name a sample."""
@@ -139,31 +150,41 @@ def _epoch_order(samples: int, seed: int, epoch: int) -> np.ndarray:
     return permutation(samples, seed, 1, epoch)
 
 
-class _Side:
-    """The arrays of one side of a sample, filled piece by piece."""
+class _Filled:
+    """One side of a sample, filled piece by piece."""
 
     def __init__(self, length: int, padding: int) -> None:
-        self.arrays: dict[str, np.ndarray] = {
-            "tokens": np.full(length, padding, np.int64),
-            "labels": np.full(length, IGNORE, np.int64),
-            "positions": np.zeros(length, np.int64),
-            "documents": np.full(length, -1, np.int32),
-        }
+        self.tokens = np.full((1, length), padding, np.int64)
+        self.labels = np.full((1, length), IGNORE, np.int64)
+        self.positions = np.zeros((1, length), np.int64)
+        self.documents = np.full((1, length), -1, np.int32)
+        self._pieces: list[tuple[int, int, int, int]] = []
         self._used = 0
 
-    def put(self, number: int, ids: np.ndarray) -> int:
+    def put(self, number: int, ids: np.ndarray, first: int) -> int:
         """Adds a piece; its last token is a label only, and negative ones (``~id``) are none.
 
-        Returns its first position.
+        Args:
+            first: which token of its document is the first of ``ids``.
+
+        Returns:
+            its first position.
         """
         start, end = self._used, self._used + len(ids) - 1
         context = ids < 0
-        self.arrays["tokens"][start:end] = np.where(context, ~ids, ids)[:-1]
-        self.arrays["labels"][start:end] = np.where(context, IGNORE, ids)[1:]
-        self.arrays["positions"][start:end] = np.arange(end - start)
-        self.arrays["documents"][start:end] = number
+        self.tokens[0, start:end] = np.where(context, ~ids, ids)[:-1]
+        self.labels[0, start:end] = np.where(context, IGNORE, ids)[1:]
+        self.positions[0, start:end] = np.arange(end - start)
+        self.documents[0, start:end] = number
+        self._pieces.append((0, start, end - start, first))
         self._used = end
         return start
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By their names in `Side`."""
+        names = "tokens", "labels", "positions", "documents"
+        filled = {name: torch.from_numpy(getattr(self, name)) for name in names}
+        return filled | {"pieces": torch.tensor(self._pieces)}
 
 
 def checked_length(num_samples: int) -> int:
@@ -175,26 +196,3 @@ def checked_length(num_samples: int) -> int:
 
 def _padding(vocabulary: Vocabulary) -> int:
     return next((i for i in (vocabulary.pad_id, vocabulary.eos_id) if i is not None), 0)
-
-
-def collate(samples: Sequence[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-    """A batch of b samples of a `DistillationDataset`.
-
-    Returns:
-        ``student_tokens``, ``student_labels``, ``student_positions``: int64 ``[b, T_S]``; a label is the next token of
-        the same document, -100 where there is none or it is context; positions start at 0 in every piece of a document.
-        ``student_documents``: int32 ``[b, T_S]``, the number of the piece in its sample, -1 on padding.
-        ``teacher0_...``: likewise of the first teacher, ``[b, T_T]``; ``teacher1_...`` of the second, and so on.
-        ``teacher0_chunks``: int64 ``[K, 5]``, sorted: sample, first student logit, student tokens, first teacher logit,
-        teacher tokens.  Only chunks that both sides can score.  ``teacher1_chunks`` and so on likewise.
-        ``sample_ids``: int64 ``[b]``, the indices in the data set.
-    """
-    batch = {}
-    for name in samples[0]:
-        values = [sample[name] for sample in samples]
-        if name.endswith("_chunks"):
-            of_sample = np.repeat(np.arange(len(samples), dtype=np.int64), [len(chunks) for chunks in values])
-            batch[name] = torch.from_numpy(np.concatenate([of_sample[:, None], np.concatenate(values)], axis=1))
-        else:
-            batch["sample_ids" if name == "sample_id" else name] = torch.from_numpy(np.stack(values))
-    return batch

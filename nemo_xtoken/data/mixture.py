@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
+from nemo_xtoken.data.batch import Batch
 from nemo_xtoken.data.dataset import DistillationDataset, checked_length
 from nemo_xtoken.data.mixing import Schedule, shares_of
 
 __all__ = ["JoinedDataset", "MixedDataset"]
 
 
-class _Several(Dataset[dict[str, np.ndarray]]):
+class _Several(Dataset[Batch]):
     def __init__(self, sources: Mapping[str, DistillationDataset], *settings: Any) -> None:
         self.names, self.sources = tuple(sources), tuple(sources.values())
         described = repr((*((name, data.fingerprint) for name, data in sources.items()), *settings))
@@ -27,10 +28,10 @@ class _Several(Dataset[dict[str, np.ndarray]]):
     def __len__(self) -> int:
         raise NotImplementedError
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """The source's sample, with ``index`` as its ``sample_id``."""
+    def __getitem__(self, index: int) -> Batch:
+        """The source's sample, numbered by ``index``."""
         source, number = self._located(index)
-        return self.sources[source][number] | {"sample_id": np.array(index, np.int64)}
+        return self.sources[source][number].numbered(index)
 
     def describe(self, index: int) -> list[dict[str, Any]]:
         """Where a sample comes from, a dictionary per piece, with the name of its source."""

@@ -1,17 +1,18 @@
 """Held-out samples for training loops that evaluate whole global batches."""
 
-from typing import Any
+from dataclasses import replace
 
-import numpy as np
+import torch
 from torch.utils.data import Dataset
 
+from nemo_xtoken.data.batch import Batch
 from nemo_xtoken.data.dataset import IGNORE, DistillationDataset
 from nemo_xtoken.data.mixture import JoinedDataset, MixedDataset
 
 __all__ = ["WholeBatches"]
 
 
-class WholeBatches(Dataset[Any]):
+class WholeBatches(Dataset[Batch]):
     """A data set filled up to a multiple of the batch by samples without labels, which count for nothing."""
 
     def __init__(self, samples: DistillationDataset | MixedDataset | JoinedDataset, batch: int) -> None:
@@ -21,13 +22,15 @@ class WholeBatches(Dataset[Any]):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, index: int) -> Batch:
         if index < len(self.samples):
             return self.samples[index]
-        empty = {name: value.copy() for name, value in self.samples[0].items()}
-        for name, value in empty.items():
-            if name.endswith("_labels"):
-                value[:] = IGNORE
-            elif name.endswith("_chunks"):
-                empty[name] = value[:0]
-        return empty | {"sample_id": np.array(index, np.int64)}
+        sample = self.samples[0].numbered(index)
+        student = replace(sample.student, labels=torch.full_like(sample.student.labels, IGNORE))
+        return Batch(
+            student,
+            tuple(
+                replace(side, labels=torch.full_like(side.labels, IGNORE), chunks=side.chunks[:0])
+                for side in sample.teachers
+            ),
+        )

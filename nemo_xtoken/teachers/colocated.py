@@ -1,69 +1,71 @@
 """A teacher in the student's own processes: same ranks, same tensor and pipeline parallel groups, no gradients."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from nemo_xtoken.data.batch import Inputs
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.losses.base import ModelOutput
+from nemo_xtoken.parallel.context_parallel import ContextLayout
 from nemo_xtoken.parallel.head import OutputHead
 from nemo_xtoken.parallel.ownership import Ownership, reorder_rows
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
+from nemo_xtoken.teachers.contract import States, Teacher
 from nemo_xtoken.teachers.output import HiddenStateTap, output_head
 
-__all__ = ["ColocatedTeacher"]
-
-Inputs = Callable[[dict[str, Tensor]], dict[str, Any]]
+__all__ = ["ColocatedTeacher", "InputForm"]
 
 
-class ColocatedTeacher:
+class InputForm(Protocol):
+    """In which form a model of the run is given its input; ``training.inputs`` is the one."""
+
+    def context_layout(self, inputs: Inputs) -> ContextLayout:
+        """Which positions each context-parallel rank holds."""
+        ...
+
+    def model_inputs(self, inputs: Inputs, layout: ContextLayout) -> dict[str, Any]:
+        """Keyword arguments of the model, for this rank."""
+        ...
+
+    def schedule_shape(self, micro_batch_size: int, length: int) -> tuple[int, int]:
+        """Micro-batch size and length as Megatron's schedule sees them."""
+        ...
+
+
+class ColocatedTeacher(Teacher):
     """Runs a frozen Megatron model over a step's micro-batches.
 
     The forward pass is a schedule of its own (``forward_only``), so the teacher's sequence length, width and depth have
-    nothing to do with the student's, under pipeline parallelism as well.  What stays of a micro-batch is its last
-    hidden state, ``[b*T_T, H_T]`` (under context parallelism this rank's rows), on the last pipeline stage.
+    nothing to do with the student's, under pipeline parallelism as well.
 
-    Without pipeline stages it can run in the midst of the student's schedule, each micro-batch when it is needed
-    (``one_at_a_time``), so that one hidden state is there at a time.  Stages would wait for each other: with them it
-    runs over all micro-batches of a step before the student's.
+    Without pipeline stages it can run in the midst of the student's schedule.  Stages would wait for each other: with
+    them it runs over all micro-batches of a step before the student's.
 
     Args:
         model: this pipeline stage of the teacher, in evaluation mode, its parameters frozen.
         vocabulary_size: V_T of its tokenizer.
-        inputs: keyword arguments of ``model(...)`` from a micro-batch.
-        schedule_shape: from a micro-batch's size and sequence length to those that the schedule sees.
-        side: what its entries in a micro-batch begin with.
+        form: of its inputs.
         label: what messages call it.
     """
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        vocabulary_size: int,
-        inputs: Inputs,
-        schedule_shape: Callable[[int, int], tuple[int, int]],
-        side: str = "teacher0",
-        label: str = "teacher",
-    ) -> None:
+    def __init__(self, model: torch.nn.Module, vocabulary_size: int, form: InputForm, label: str = "teacher") -> None:
         from megatron.core import parallel_state
 
-        self.model, self.vocabulary_size, self.inputs = model, vocabulary_size, inputs
-        self.schedule_shape, self.side, self.label = schedule_shape, side, label
+        self.model, self.vocabulary_size, self.form, self.label = model, vocabulary_size, form, label
         self.group = parallel_state.get_tensor_model_parallel_group()
         self.last_stage = parallel_state.is_pipeline_last_stage()
         self.one_at_a_time = parallel_state.get_pipeline_model_parallel_world_size() == 1
         self.tap: HiddenStateTap | None = None
-        self.head: OutputHead | None = None
         if self.last_stage:
             self.tap = HiddenStateTap(model.output_layer, model.config.sequence_parallel)
 
     def lay_out(self, *ownerships: Ownership) -> list[OutputHead]:
-        """The output layer in each order that a loss wants; on the last pipeline stage, before any output.
+        """See `Teacher.lay_out`.  Collectives: those of ``reorder_rows``.
 
-        The first takes the place of an untied layer's rows; a tied one's embedding stays as it is beside the new order.
-        Without an order (on other stages) there is nothing to do.  Collectives: those of ``reorder_rows``.
+        The first order takes the place of an untied layer's rows; a tied one's embedding stays as it is beside it.
         """
         if not ownerships:
             return []
@@ -79,65 +81,46 @@ class ColocatedTeacher:
             heads.append(output_head(rows, ownership.shard, model.config, columns))
         if weight is None:
             own.data = heads[0].weight
-        self.head = heads[0]
         return heads
 
     @torch.no_grad()
-    def outputs(self, micro_batches: Sequence[dict[str, Any]]) -> list[ModelOutput | None]:
-        """See :class:`~nemo_xtoken.teachers.output.Teacher`; the output layer is the first of ``lay_out``.
-
-        Raises:
-            InputError: a hidden state is not a number; the message names the samples.
-        """
-        assert self.head is not None or not self.last_stage, "lay_out comes first"
-        return [
-            None if hidden is None or self.head is None else ModelOutput(hidden, self.head)
-            for hidden in self.hidden_states(micro_batches)
-        ]
-
-    @torch.no_grad()
-    def hidden_states(self, micro_batches: Sequence[dict[str, Any]]) -> list[Tensor | None]:
-        """The last hidden states of each micro-batch, ``[b*T_T, H_T]``; None off the last pipeline stage.
-
-        Raises:
-            InputError: one is not a number; the message names the samples.
-        """
+    def states(self, sides: Sequence[Inputs]) -> list[States | None]:
+        """See `Teacher.states`.  Under context parallelism a rank has the rows that its part of the model computes."""
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
-        size, length = self.schedule_shape(*micro_batches[0][f"{self.side}_tokens"].shape)
+        size, length = self.form.schedule_shape(*sides[0].tokens.shape)
         taken = get_forward_backward_func()(
             forward_step_func=self._forward_step,
-            data_iterator=iter(micro_batches),
+            data_iterator=iter(sides),
             model=[self.model],
-            num_microbatches=len(micro_batches),
+            num_microbatches=len(sides),
             seq_length=length,
             micro_batch_size=size,
             forward_only=True,
             collect_non_loss_data=True,
         )
         if not self.last_stage:
-            return [None] * len(micro_batches)
-        for batch, hidden in zip(micro_batches, taken, strict=True):
-            self._check_finite(hidden, batch)
+            return [None] * len(sides)
+        for inputs, states in zip(sides, taken, strict=True):
+            self._check_finite(states, inputs)
         return list(taken)
 
-    def _forward_step(self, batches: Iterator[dict[str, Tensor]], model: torch.nn.Module) -> tuple[Tensor, Any]:
-        output = model(**self.inputs(next(batches)))
-        return output, self._take
+    def _forward_step(self, batches: Iterator[Inputs], model: torch.nn.Module) -> tuple[Tensor, Any]:
+        inputs = next(batches)
+        layout = self.form.context_layout(inputs)
+        return model(**self.form.model_inputs(inputs, layout)), partial(self._take, layout)
 
-    def _take(self, _output: Tensor, non_loss_data: bool = True) -> Tensor:
+    def _take(self, layout: ContextLayout, _output: Tensor, non_loss_data: bool = True) -> States:
         assert self.tap is not None
-        return self.tap.pop()[0]
+        return States(self.tap.pop()[0], layout)
 
-    def _check_finite(self, hidden: Tensor, batch: dict[str, Tensor]) -> None:
-        rows = torch.nonzero(~torch.isfinite(hidden).all(dim=1)).squeeze(1)
-        layout = batch.get(f"{self.side}_layout")
-        if layout is not None:  # this rank's positions in the batch; what is padding counts for nothing
-            rows = layout.local[rows]
-            rows = rows[rows >= 0]
+    def _check_finite(self, states: States, inputs: Inputs) -> None:
+        bad = torch.nonzero(~torch.isfinite(states.hidden).all(dim=1)).squeeze(1)
+        rows = states.layout.local[bad]  # this rank's positions in the batch
+        rows = rows[rows >= 0]  # what is padding counts for nothing
         if not rows.numel():
             return
-        samples = batch["sample_ids"][(rows // batch[f"{self.side}_tokens"].shape[1]).unique()].tolist()
+        samples = inputs.samples[(rows // inputs.tokens.shape[1]).unique()].tolist()
         raise InputError(
             f"the {self.label}'s output is not a number for sample {', '.join(map(str, samples))} of the data set",
             "finite hidden states",

@@ -1,16 +1,14 @@
-"""Hidden states instead of logits: how they are taken from a Megatron model, and what a teacher hands to the loss."""
+"""Hidden states instead of logits: how they, and the output layer, are taken from a Megatron model."""
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from nemo_xtoken.losses.base import ModelOutput
 from nemo_xtoken.parallel.head import OutputHead
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 
-__all__ = ["HiddenStateTap", "Teacher", "output_head"]
+__all__ = ["HiddenStateTap", "output_head"]
 
 
 def output_head(weight: Tensor, shard: VocabularyShard, config: Any, columns: Tensor | None = None) -> OutputHead:
@@ -65,19 +63,3 @@ class HiddenStateTap:
 
             hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
         return hidden.transpose(0, 1).reshape(-1, hidden.shape[-1]), weight
-
-
-class Teacher(Protocol):
-    """A frozen model somewhere: in these processes, in others, or in a cache on disk."""
-
-    def outputs(self, micro_batches: Sequence[dict[str, Tensor]]) -> list[ModelOutput | None]:
-        """The teacher's output for each micro-batch, in order.
-
-        Args:
-            micro_batches: batches as the collate function gives them, this data-parallel rank's.
-
-        Returns:
-            hidden states ``[b*T_T, H_T]`` with the output layer, on the ranks that compute the loss (the last pipeline
-            stage); None on the others.
-        """
-        ...

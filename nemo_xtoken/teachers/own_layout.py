@@ -5,18 +5,19 @@ hidden states then go to the ranks that compute the loss, those of the student's
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nemo_xtoken.losses.base import ModelOutput
+from nemo_xtoken.data.batch import Inputs
 from nemo_xtoken.parallel.context_parallel import ContextLayout, move_rows
 from nemo_xtoken.parallel.head import OutputHead
 from nemo_xtoken.parallel.ownership import Ownership, spread_rows
 from nemo_xtoken.teachers.colocated import ColocatedTeacher
+from nemo_xtoken.teachers.contract import States
 from nemo_xtoken.teachers.groups import TeacherGroups
 from nemo_xtoken.teachers.output import output_head
 
@@ -76,10 +77,7 @@ class OwnLayoutTeacher(ColocatedTeacher):
         self._dtype = next(self.model.parameters()).dtype
 
     def lay_out(self, *ownerships: Ownership) -> list[OutputHead]:
-        """The output layer in each order that a loss wants, over the student's groups.
-
-        Collective over all processes, also those that want none: the layer goes once through all of them.
-        """
+        """See `Teacher.lay_out`.  Collective over all processes: the layer goes once through all of them."""
         config, device = self.model.config, torch.cuda.current_device()
         weight = torch.empty(0, config.hidden_size, dtype=self._dtype, device=device)
         if self.last_stage:
@@ -96,68 +94,55 @@ class OwnLayoutTeacher(ColocatedTeacher):
         for ownership, own_rows in zip(ownerships, laid_out, strict=True):
             columns = torch.from_numpy(ownership.owned).to(device)
             heads.append(output_head(own_rows, ownership.shard, config, columns))
-        self.head = heads[0] if heads else None
         return heads
 
     @torch.no_grad()
-    def outputs(self, micro_batches: Sequence[dict[str, Any]]) -> list[ModelOutput | None]:
-        """The hidden states of this rank's micro-batches, whoever computed them; see ``ColocatedTeacher.outputs``.
+    def states(self, sides: Sequence[Inputs]) -> list[States | None]:
+        """See `Teacher.states`.  A context-parallel rank of the student gets a run of the positions.
 
-        A context-parallel rank of the student gets a run of the positions, which is noted in the batch as
-        ``SIDE_layout``.  Collectives, over all processes: an all-gather of the inputs over the student's data-parallel
-        group; an all-to-all of hidden states, each sent once to every rank that needs it, for each micro-batch of a
-        copy.
+        Collectives, over all processes: an all-gather of the inputs over the student's data-parallel group; an
+        all-to-all of hidden states, each sent once to every rank that needs it, for each micro-batch of a copy.
         """
-        everyones = self._everyones(micro_batches)
+        everyones = self._everyones(sides)
         copies = dist.get_world_size() // self.groups.sizes.ranks
         each = -(-len(everyones) // copies)  # copies run equal numbers, because experts may span them
         me, first = dist.get_rank(), self._copy * each
         mine = [everyones[min(number, len(everyones) - 1)] for number in range(first, first + each)]
         with self.groups.active():
-            hidden = self._whole(self.hidden_states(mine), mine)
-        positions = micro_batches[0][f"{self.side}_tokens"].numel()
+            hidden = [self._whole(states) for states in super().states(mine)]
+        positions = sides[0].tokens.numel()
         contexts = 1 + max(place.context for place in self._students)
         run = -(-positions // contexts)
         found: dict[int, Tensor] = {}
         for turn in range(each):
             computed = [copy * each + turn for copy in range(copies) if copy * each + turn < len(everyones)]
-            found |= self._deliver(computed, each, None if hidden is None else hidden[turn], run, len(micro_batches))
+            found |= self._deliver(computed, each, hidden[turn], run, len(sides))
         if not self._students[me].last:
-            return [None] * len(micro_batches)
-        assert self.head is not None, "lay_out comes first"
+            return [None] * len(sides)
         runs = torch.arange(contexts * run, device=torch.cuda.current_device()).view(contexts, run)
         layout = ContextLayout(runs.masked_fill(runs >= positions, -1), self.students_context)
-        own = self._students[me].data * len(micro_batches)
-        outputs: list[ModelOutput | None] = []
-        for number, batch in enumerate(micro_batches):
-            batch[f"{self.side}_layout"] = layout
-            outputs.append(ModelOutput(found[own + number], self.head))
-        return outputs
+        own = self._students[me].data * len(sides)
+        return [States(found[own + number], layout) for number in range(len(sides))]
 
-    def _everyones(self, micro_batches: Sequence[dict[str, Any]]) -> list[dict[str, Tensor]]:
+    def _everyones(self, sides: Sequence[Inputs]) -> list[Inputs]:
         """The teacher's inputs of all the student's data-parallel ranks, rank after rank."""
-        names = [f"{self.side}_{name}" for name in ("tokens", "positions", "documents")] + ["sample_ids"]
-        gathered = {}
-        for name in names:
-            stacked = torch.stack([batch[name] for batch in micro_batches])
+        gathered = []
+        for name in (field.name for field in fields(Inputs)):
+            stacked = torch.stack([getattr(side, name) for side in sides])
             parts = [torch.empty_like(stacked) for _ in range(dist.get_world_size(self.students_group))]
             dist.all_gather(parts, stacked, group=self.students_group)
-            gathered[name] = torch.cat(parts)
-        return [{name: gathered[name][i] for name in names} for i in range(gathered["sample_ids"].shape[0])]
+            gathered.append(torch.cat(parts))
+        return [Inputs(*values) for values in zip(*gathered, strict=True)]
 
-    def _whole(self, hidden: Sequence[Tensor | None], batches: Sequence[dict[str, Any]]) -> list[Tensor] | None:
-        """Over the teacher's context-parallel ranks put together: ``[b*T_T, H_T]`` each; None off the last stage."""
-        if not self.last_stage:
+    def _whole(self, states: States | None) -> Tensor | None:
+        """Over the teacher's context-parallel ranks put together, ``[b*T_T, H_T]``; None off its last stage."""
+        if states is None:
             return None
-        whole = []
-        for rows, batch in zip(hidden, batches, strict=True):
-            assert rows is not None
-            layout: ContextLayout = batch[f"{self.side}_layout"]
-            if self.groups.sizes.context > 1:
-                everything = torch.arange(batch[f"{self.side}_tokens"].numel(), device=rows.device)
-                rows = move_rows(rows, layout, [everything] * self.groups.sizes.context)
-            whole.append(rows.to(self._dtype))
-        return whole
+        rows = states.hidden
+        if self.groups.sizes.context > 1:
+            everything = torch.arange(states.layout.rows().numel(), device=rows.device)
+            rows = move_rows(rows, states.layout, [everything] * self.groups.sizes.context)
+        return rows.to(self._dtype)
 
     def _deliver(
         self, computed: Sequence[int], each: int, hidden: Tensor | None, run: int, step: int

@@ -4,7 +4,7 @@ Torch attention gets a mask.  Transformer Engine's gets the sequence lengths ins
 memory for a mask and skips the work across documents.
 
 Under context parallelism a rank gets its rows alone: with a mask two parts of every sample, as Megatron slices them;
-with sequence lengths two parts of every document, which is padded for it (see ``parallel.context``).
+with sequence lengths two parts of every document, which is padded for it (see ``parallel.context_parallel``).
 """
 
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nemo_xtoken.data.batch import Inputs
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.parallel.context_parallel import ContextLayout
 from nemo_xtoken.parallel.vocabulary_shard import group_size
@@ -35,21 +36,16 @@ def uses_packed_attention() -> bool:
     return bool(HAVE_TE) and not is_enabled()
 
 
-def context_layout(batch: dict[str, Any], side: str) -> ContextLayout:
-    """Which positions of a side of a batch each context-parallel rank holds; kept in the batch."""
-    name = f"{side}_layout"
-    if name not in batch:
-        from megatron.core import parallel_state
+def context_layout(inputs: Inputs) -> ContextLayout:
+    """Which positions of a micro-batch each context-parallel rank holds."""
+    from megatron.core import parallel_state
 
-        tokens = batch[f"{side}_tokens"]
-        group = parallel_state.get_context_parallel_group(check_initialized=False)
-        if group_size(group) > 1 and uses_packed_attention():
-            tensor_ranks = parallel_state.get_tensor_model_parallel_world_size()
-            batch[name] = ContextLayout.by_document(_starts(batch, side), tokens.numel(), group, tensor_ranks)
-        else:
-            batch[name] = ContextLayout.zigzag(*tokens.shape, group, tokens.device)
-    layout: ContextLayout = batch[name]
-    return layout
+    tokens = inputs.tokens
+    group = parallel_state.get_context_parallel_group(check_initialized=False)
+    if group_size(group) > 1 and uses_packed_attention():
+        tensor_ranks = parallel_state.get_tensor_model_parallel_world_size()
+        return ContextLayout.by_document(_starts(inputs), tokens.numel(), group, tensor_ranks)
+    return ContextLayout.zigzag(*tokens.shape, group, tokens.device)
 
 
 def document_mask(documents: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -65,31 +61,34 @@ def document_mask(documents: Tensor, rows: Tensor | None = None) -> Tensor:
     return (future | (documents[:, rows, None] != documents[:, None, :])).unsqueeze(1)
 
 
-def _starts(batch: dict[str, Any], side: str) -> Tensor:
+def _starts(inputs: Inputs) -> Tensor:
     """int64, the flat positions where documents, and the padding of samples, begin."""
-    positions, documents = batch[f"{side}_positions"], batch[f"{side}_documents"]
-    starts = (positions == 0) & (documents >= 0)
+    documents = inputs.documents
+    starts = (inputs.positions == 0) & (documents >= 0)
     starts[:, 0] = True
     starts[:, 1:] |= documents[:, 1:] != documents[:, :-1]
     return torch.nonzero(starts.reshape(-1)).squeeze(1)
 
 
-def model_inputs(batch: dict[str, Any], side: str) -> dict[str, Any]:
-    """Keyword arguments of a Megatron GPT model for a side ("student", "teacher0", ..) of a batch, for this rank."""
-    tokens, positions = batch[f"{side}_tokens"], batch[f"{side}_positions"]
-    layout = context_layout(batch, side)
+def model_inputs(inputs: Inputs, layout: ContextLayout) -> dict[str, Any]:
+    """Keyword arguments of a Megatron GPT model for this rank.
+
+    Args:
+        layout: the `context_layout` of the inputs.
+    """
+    tokens, positions = inputs.tokens, inputs.positions
     whole = group_size(layout.group) == 1
     if not uses_packed_attention():
         rows = None
         if not whole:
             rows = layout.local[: layout.local.numel() // tokens.shape[0]]  # the same of every sample
             tokens, positions = tokens[:, rows], positions[:, rows]
-        mask = document_mask(batch[f"{side}_documents"], rows)
+        mask = document_mask(inputs.documents, rows)
         return {"input_ids": tokens, "position_ids": positions, "attention_mask": mask}
     from megatron.core.packed_seq_params import PackedSeqParams
 
     if whole:
-        bounds = torch.nn.functional.pad(_starts(batch, side), (0, 1), value=tokens.numel())
+        bounds = torch.nn.functional.pad(_starts(inputs), (0, 1), value=tokens.numel())
         tokens, positions = tokens.reshape(1, -1), positions.reshape(1, -1)
     else:
         assert layout.bounds is not None

@@ -1,4 +1,4 @@
-"""What the teachers of a run say about a micro-batch, as the loss takes it; the same under every training loop."""
+"""Lessons: each teacher of a run with its loss and its W, and what they say of a micro-batch, as the loss takes it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,21 +8,22 @@ import torch
 from torch import Tensor
 
 from nemo_xtoken.kernels.tile_kernels import TileKernels
-from nemo_xtoken.losses.base import ChunkDivergence, ModelOutput, TeacherSignal
+from nemo_xtoken.losses.base import ChunkDivergence, ChunkLossConfig, ModelOutput, TeacherSignal
 from nemo_xtoken.losses.pair import VocabularyPair
 from nemo_xtoken.losses.registry import chunk_selection, make_divergence, resolve_loss
 from nemo_xtoken.objective.shares import Held, share
+from nemo_xtoken.parallel.context_parallel import ContextLayout
 from nemo_xtoken.parallel.head import OutputHead
 from nemo_xtoken.parallel.learned_entries import LearnedProjection
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 from nemo_xtoken.projection.build import load_or_build
-from nemo_xtoken.teachers.colocated import ColocatedTeacher
+from nemo_xtoken.teachers.contract import Teacher
 from nemo_xtoken.teachers.output import HiddenStateTap, output_head
-from nemo_xtoken.training.inputs import context_layout
+from nemo_xtoken.training.micro_batch import MicroBatch
 from nemo_xtoken.training.teacher_settings import NamedTeacher, one_model_each
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
-__all__ = ["Lesson", "begin", "shared", "signals", "student_output"]
+__all__ = ["Lesson", "Teaching", "begin", "shared", "student_output"]
 
 
 @dataclass(frozen=True)
@@ -30,61 +31,82 @@ class Lesson:
     """One teacher's part in the loss, on the last pipeline stage.
 
     Attributes:
-        teacher: whose it is.
-        source: number of the model, among the run's, that has the hidden states.
-        head: the model's output layer in the order of the divergence.
+        name: the teacher's, in metrics.
+        source: which of the run's `Teacher` has the hidden states.
+        head: that one's output layer in the order of the divergence.
         divergence: how distributions are compared.
+        chunks: how a chunk becomes one term.
         learned: the logits of its W, where that is learned.
     """
 
-    teacher: NamedTeacher
+    name: str
     source: int
     head: OutputHead
     divergence: ChunkDivergence
+    chunks: ChunkLossConfig
     learned: LearnedProjection | None
 
 
+@dataclass(frozen=True)
+class Teaching:
+    """All that teaches in a run, on this rank.
+
+    Attributes:
+        teachers: one for all lessons that have the same model and see the same tokens.
+        sides: for each of them which of a batch's sides it reads.
+        selections: for each lesson which chunks its loss scores; None: all.
+        lessons: in the order of the batch's sides; none off the last pipeline stage.
+    """
+
+    teachers: tuple[Teacher, ...] = ()
+    sides: tuple[int, ...] = ()
+    selections: tuple[torch.nn.Module | None, ...] = ()
+    lessons: tuple[Lesson, ...] = ()
+
+
 def begin(
-    teachers: Sequence[NamedTeacher],
-    load: Callable[[NamedTeacher, int], ColocatedTeacher],
+    named: Sequence[NamedTeacher],
+    load: Callable[[NamedTeacher], Teacher],
     student: Vocabulary,
     output_layer: Any | None,
     kernels: TileKernels,
-) -> tuple[list[torch.nn.Module | None], list[ColocatedTeacher], list[Lesson]]:
+) -> Teaching:
     """Loads the teachers' models and makes what the loss needs of them.
 
     Args:
-        load: this rank's part of a teacher's model, by the teacher and the number of its side in the batches.
+        load: this rank's part of a teacher.
         output_layer: the student's, Megatron's vocabulary-parallel one; None on all but the last pipeline stage.
         kernels: what goes over the tiles.
 
-    Returns:
-        which chunks of each teacher its loss scores (None: all); the models, one for teachers that share it; the
-        lessons, none without an output layer.
-
-    Collectives: those of loading, and of ``ColocatedTeacher.lay_out``.
+    Collectives: those of loading, and of ``Teacher.lay_out``.
     """
-    losses = [resolve_loss(t.config.loss, student, t.tokenizer.vocabulary) for t in teachers]
-    pairs = [_pair(teacher, student) for teacher in teachers]
+    device = torch.cuda.current_device()
+    losses = [resolve_loss(t.config.loss, student, t.tokenizer.vocabulary) for t in named]
+    pairs = [_pair(teacher, student) for teacher in named]
     selections = [chunk_selection(loss, pair) for loss, pair in zip(losses, pairs, strict=True)]
-    from megatron.core import parallel_state
+    first_with = one_model_each(named)
+    sides = sorted(set(first_with))
+    teachers = [load(named[n]) for n in sides]
+    lessons: list[Lesson] = []
+    if output_layer is None:
+        for teacher in teachers:
+            teacher.lay_out()  # one with a layout of its own wants everyone
+    else:
+        from megatron.core import parallel_state
 
-    placed = [None if one is None else one.to(torch.cuda.current_device()) for one in selections]
-    sources = one_model_each(teachers)
-    numbers = sorted(set(sources))
-    models = [load(teachers[n], n) for n in numbers]
-    if output_layer is not None:
-        places = [numbers.index(n) for n in sources]
         rows = int(output_layer.output_size_per_partition)  # the layer's own weight is None where it is tied
         shard = VocabularyShard.of_local_rows(student.size, rows, parallel_state.get_tensor_model_parallel_group())
         divergences = [
-            make_divergence(loss, pair, shard, teacher.config.options, kernels)
-            for loss, pair, teacher in zip(losses, pairs, teachers, strict=True)
+            make_divergence(loss, pair, shard, one.config.options, kernels)
+            for loss, pair, one in zip(losses, pairs, named, strict=True)
         ]
-        return placed, models, _make_lessons(teachers, models, places, pairs, divergences)
-    for model in models:
-        model.lay_out()  # one with a layout of its own wants everyone
-    return placed, models, []
+        lessons = _make_lessons(named, teachers, [sides.index(n) for n in first_with], pairs, divergences)
+    return Teaching(
+        tuple(teachers),
+        tuple(sides),
+        tuple(None if one is None else one.to(device) for one in selections),
+        tuple(lessons),
+    )
 
 
 def _pair(teacher: NamedTeacher, student: Vocabulary) -> VocabularyPair:
@@ -94,8 +116,8 @@ def _pair(teacher: NamedTeacher, student: Vocabulary) -> VocabularyPair:
 
 
 def _make_lessons(
-    teachers: Sequence[NamedTeacher],
-    models: Sequence[ColocatedTeacher],
+    named: Sequence[NamedTeacher],
+    teachers: Sequence[Teacher],
     sources: Sequence[int],
     pairs: Sequence[VocabularyPair],
     divergences: Sequence[ChunkDivergence],
@@ -103,29 +125,30 @@ def _make_lessons(
     """Lays the teachers' output layers out as the divergences want them, and makes the learned entries of W.
 
     Args:
-        sources: for each teacher the number of its model.
+        sources: for each of those named the number of its teacher.
     """
     learned: list[LearnedProjection | None] = []
-    for teacher, pair, divergence in zip(teachers, pairs, divergences, strict=True):
+    for one, pair, divergence in zip(named, pairs, divergences, strict=True):
         learned.append(None)
-        if teacher.config.learned:  # of a loss that learns W: the adapter has seen to it
+        if one.config.learned:  # of a loss that learns W: the adapter has seen to it
             exchange: Any = divergence.exchange
             learned[-1] = LearnedProjection(exchange, pair.matrix)
     heads: dict[int, OutputHead] = {}
-    for source, model in enumerate(models):
+    for source, teacher in enumerate(teachers):
         taught = [number for number, n in enumerate(sources) if n == source]
-        heads |= zip(taught, model.lay_out(*(divergences[n].ownership for n in taught)), strict=True)
+        heads |= zip(taught, teacher.lay_out(*(divergences[n].ownership for n in taught)), strict=True)
     device = torch.cuda.current_device()
     return [
-        Lesson(teacher, sources[n], heads[n], divergences[n].to(device), learned[n])
-        for n, teacher in enumerate(teachers)
+        Lesson(one.name, sources[n], heads[n], divergences[n].to(device), one.config.chunks, learned[n])
+        for n, one in enumerate(named)
     ]
 
 
-def student_output(tap: HiddenStateTap, vocabulary_size: int, config: Any) -> ModelOutput:
+def student_output(tap: HiddenStateTap, layout: ContextLayout, vocabulary_size: int, config: Any) -> Held:
     """What the student's forward pass left at its output layer, on the last pipeline stage.
 
     Args:
+        layout: that it ran in.
         vocabulary_size: V_S.
         config: the student's.
     """
@@ -134,44 +157,32 @@ def student_output(tap: HiddenStateTap, vocabulary_size: int, config: Any) -> Mo
     hidden, weight = tap.pop()
     group = parallel_state.get_tensor_model_parallel_group()
     shard = VocabularyShard.of_local_rows(vocabulary_size, weight.shape[0], group)
-    return ModelOutput(hidden, output_head(weight, shard, config))
-
-
-def signals(lessons: Sequence[Lesson], batch: dict[str, Any], statistic: str | None) -> list[TeacherSignal]:
-    """What the teachers say about a micro-batch.
-
-    Args:
-        batch: with its ``teacher_outputs``; empty without any teacher.
-        statistic: see ``TeacherWeights.statistic``.
-    """
-    outputs = batch.get("teacher_outputs", ())
-    return [
-        TeacherSignal(
-            ModelOutput(outputs[lesson.source].hidden, lesson.head),
-            batch[f"teacher{number}_labels"],
-            batch[f"teacher{number}_chunks"],
-            lesson.divergence,
-            lesson.teacher.config.chunks,
-            None if lesson.learned is None else lesson.learned(),
-            statistic=statistic,
-        )
-        for number, lesson in enumerate(lessons)
-    ]
+    return Held(ModelOutput(hidden, output_head(weight, shard, config)), layout)
 
 
 def shared(
-    lessons: Sequence[Lesson],
-    models: Sequence[ColocatedTeacher],
-    batch: dict[str, Any],
-    output: ModelOutput,
-    statistic: str | None,
+    lessons: Sequence[Lesson], micro_batch: MicroBatch, student: Held, statistic: str | None
 ) -> tuple[ModelOutput, Tensor, list[TeacherSignal]]:
     """What this context-parallel rank scores of a micro-batch: student, its labels, teachers.
 
     Args:
-        output: of the student, this rank's rows.
+        student: this rank's rows.
+        statistic: see ``TeacherWeights.statistic``.
     """
-    heard = signals(lessons, batch, statistic)
-    layouts = [context_layout(batch, models[lesson.source].side) for lesson in lessons]
-    student = Held(output, context_layout(batch, "student"))
-    return share(student, batch["student_labels"], heard, layouts[: len(heard)])
+    signals, layouts = [], []
+    for lesson, side in zip(lessons, micro_batch.batch.teachers, strict=False):
+        states = micro_batch.states[lesson.source]
+        assert states is not None, "a lesson is on the last pipeline stage alone"
+        layouts.append(states.layout)
+        signals.append(
+            TeacherSignal(
+                ModelOutput(states.hidden, lesson.head),
+                side.labels,
+                side.chunks,
+                lesson.divergence,
+                lesson.chunks,
+                None if lesson.learned is None else lesson.learned(),
+                statistic=statistic,
+            )
+        )
+    return share(student, micro_batch.batch.student.labels, signals, layouts)

@@ -1,55 +1,37 @@
 """The losses of a micro-batch as Megatron's schedule wants them: ``(sum, count, report)``, divided once at the end."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nemo_xtoken.kernels.tile_kernels import TileKernels
-from nemo_xtoken.losses.base import ModelOutput, TeacherSignal
-from nemo_xtoken.objective.scale import DynamicScale, StepCounts, kd_weights
+from nemo_xtoken.objective.objective_state import ObjectiveState
+from nemo_xtoken.objective.scale import kd_weights
 from nemo_xtoken.objective.shares import Held, share, sum_over
-from nemo_xtoken.objective.teacher_weights import TeacherWeights
 from nemo_xtoken.objective.terms import cross_tokenizer_loss
 from nemo_xtoken.objective.tiles import rows_within
 from nemo_xtoken.objective.token_statistics import token_statistics
-from nemo_xtoken.training.inputs import context_layout
+from nemo_xtoken.training.lessons import Lesson, shared
+from nemo_xtoken.training.micro_batch import MicroBatch
 
-__all__ = ["Learner", "Report", "add_up", "distillation_terms", "held_out_terms", "kd_means"]
+__all__ = ["Report", "add_up", "distillation_terms", "held_out_terms", "kd_means"]
 
 Report = dict[str, Tensor]
 
 
-class Learner(Protocol):
-    """A student with teachers, in some framework.
-
-    Attributes:
-        scale, teacher_weights: of the objective; they change from step to step.
-        counts: of the global batch at hand.
-        kernels: what goes over the tiles.
-    """
-
-    scale: DynamicScale
-    teacher_weights: TeacherWeights
-    counts: StepCounts
-    kernels: TileKernels
-
-    @property
-    def teacher_names(self) -> tuple[str, ...]:
-        """In the order of their sides in a batch."""
-        ...
-
-    def shared(self, batch: dict[str, Any], output: ModelOutput) -> tuple[ModelOutput, Tensor, list[TeacherSignal]]:
-        """What this context-parallel rank scores of a micro-batch: student, its labels, teachers."""
-        ...
-
-
-def distillation_terms(learner: Learner, batch: dict[str, Any], output: ModelOutput) -> tuple[Tensor, Tensor, Report]:
+def distillation_terms(
+    lessons: Sequence[Lesson], objective: ObjectiveState, micro_batch: MicroBatch, student: Held
+) -> tuple[Tensor, Tensor, Report]:
     """``CE + scale * sum_m alpha_m KD_m`` of a micro-batch, times the global number of tokens.
 
     See ``objective.scale.kd_weights``.
+
+    Args:
+        lessons: of the run's teachers, in order; none for cross-entropy alone.
+        objective: with the counts of the step.
+        micro_batch: with the states of the teachers.
+        student: what this rank has of its output.
 
     Returns:
         ``(loss, tokens, report)`` as Megatron's schedule expects them with ``calculate_per_token_loss``.  The report
@@ -57,30 +39,30 @@ def distillation_terms(learner: Learner, batch: dict[str, Any], output: ModelOut
     """
     from megatron.core import parallel_state
 
-    output, labels, signals = learner.shared(batch, output)
+    output, labels, signals = shared(lessons, micro_batch, student, objective.teacher_weights.statistic)
     heads = [signal.output.head for signal in signals]
-    tile_rows = rows_within(learner.scale.config.tile_mib, output.head, heads)
+    tile_rows = rows_within(objective.config.tile_mib, output.head, heads)
     weights: list[float | Tensor] = []
     if signals:
-        factor = learner.scale.known
+        factor = objective.scale.known
         if factor is None:  # it follows from the sums of this very micro-batch
             with torch.no_grad():
-                sums = cross_tokenizer_loss(output, labels, signals, tile_rows=tile_rows, kernels=learner.kernels)
+                sums = cross_tokenizer_loss(output, labels, signals, tile_rows=tile_rows, kernels=objective.kernels)
             ce, *kd = sum_over(parallel_state.get_context_parallel_group(), [sums.ce, *sums.kd])
-            factor = learner.scale.within(ce, kd, learner.teacher_weights.alphas)
-        weights = kd_weights(factor, learner.teacher_weights.alphas, learner.counts)
-    terms = cross_tokenizer_loss(output, labels, signals, 1.0, weights, tile_rows, learner.kernels)
+            factor = objective.scale.within(ce, kd, objective.teacher_weights.alphas)
+        weights = kd_weights(factor, objective.teacher_weights.alphas, objective.counts)
+    terms = cross_tokenizer_loss(output, labels, signals, 1.0, weights, tile_rows, objective.kernels)
     ce, device = terms.ce, terms.objective.device
     report = {"ce": ce.total, "tokens": torch.tensor(ce.count, device=device)}
-    for name, kd in zip(learner.teacher_names, terms.kd, strict=True):
+    for name, kd in zip(objective.teacher_names, terms.kd, strict=True):
         found = {"kd": kd.total, "chunks": torch.tensor(kd.count, device=device), **kd.metrics}
         report |= {f"{metric}/{name}": value for metric, value in found.items()}
     return terms.objective, torch.tensor(ce.count, dtype=torch.int, device=device), report
 
 
-def held_out_terms(batch: dict[str, Any], output: ModelOutput) -> tuple[Tensor, Tensor, Report]:
+def held_out_terms(micro_batch: MicroBatch, student: Held) -> tuple[Tensor, Tensor, Report]:
     """Cross-entropy and next-token accuracy of a micro-batch, as sums; nothing is differentiated."""
-    output, labels, _ = share(Held(output, context_layout(batch, "student")), batch["student_labels"])
+    output, labels, _ = share(student, micro_batch.batch.student.labels)
     statistics = token_statistics(output, labels.reshape(-1))
     report = {"ce": statistics.total, "correct": statistics.metrics["correct"]}
     tokens = torch.tensor(statistics.count, device=statistics.total.device)

@@ -1,4 +1,4 @@
-"""What surrounds a training step under every training loop: its micro-batches, counts, teachers, sums, and the record.
+"""What surrounds a training step under every training loop: its micro-batches before it, its sums and record after.
 
 Before a step its micro-batches are there: their tokens and each teacher's chunks are counted over the data-parallel
 ranks (one all-reduce of as many integers).  A teacher runs on a micro-batch when the student's schedule asks for it;
@@ -9,28 +9,17 @@ weights are updated.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 import torch.distributed as dist
-from torch import Tensor
 
+from nemo_xtoken.data.batch import Batch
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.losses.chunks import IGNORED
-from nemo_xtoken.objective.scale import StepCounts
-from nemo_xtoken.teachers.colocated import ColocatedTeacher
-from nemo_xtoken.training.loss_terms import Learner, kd_means
+from nemo_xtoken.objective.objective_state import ObjectiveState
+from nemo_xtoken.training.lessons import Teaching
+from nemo_xtoken.training.loss_terms import kd_means
+from nemo_xtoken.training.micro_batch import MicroBatch, global_counts, select_chunks, with_states
 
-__all__ = [
-    "StepOutcome",
-    "from_last_stage",
-    "global_counts",
-    "on_device",
-    "select_chunks",
-    "step_record",
-    "take_in",
-    "with_teachers",
-]
+__all__ = ["StepOutcome", "begin_step", "from_last_stage", "step_record", "take_in"]
 
 
 @dataclass(frozen=True)
@@ -46,63 +35,20 @@ class StepOutcome:
     used: dict[str, float]
 
 
-def on_device(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """A micro-batch on this rank's device."""
-    return {name: x.cuda(non_blocking=True) if isinstance(x, Tensor) else x for name, x in batch.items()}
-
-
-def with_teachers(
-    batches: list[dict[str, Any]], teachers: Sequence[ColocatedTeacher], step: int
-) -> Iterator[dict[str, Any]]:
-    """The micro-batches with their ``teacher_outputs``; what a teacher can leave for later is not there before.
+def begin_step(
+    batches: Sequence[Batch], teaching: Teaching, objective: ObjectiveState, step: int
+) -> Iterator[MicroBatch]:
+    """What the schedule of a training step works on; the objective has its counts.
 
     Args:
+        batches: of this data-parallel rank, on its device.
         step: its number, for messages.
+
+    Collectives: one all-reduce of ``1 + teachers`` integers; those of the teachers that must run first.
     """
-    outputs = [None if teacher.one_at_a_time else _named(step, teacher, batches) for teacher in teachers]
-
-    def each() -> Iterator[dict[str, Any]]:
-        for number, batch in enumerate(batches):
-            batch["teacher_outputs"] = [
-                _named(step, teacher, [batch])[0] if found is None else found[number]
-                for teacher, found in zip(teachers, outputs, strict=True)
-            ]
-            yield batch
-            del batch["teacher_outputs"]
-
-    return each()
-
-
-def _named(step: int, teacher: ColocatedTeacher, batches: list[dict[str, Any]]) -> list[Any]:
-    try:
-        return teacher.outputs(batches)
-    except InputError as error:
-        raise InputError(f"step {step}: {error.found}", error.expected, error.fix) from None
-
-
-def select_chunks(batches: list[dict[str, Any]], selections: Sequence[torch.nn.Module | None]) -> None:
-    """Leaves out the chunks that a teacher's loss does not score, before they are counted."""
-    for number, selection in enumerate(selections):
-        if selection is None:
-            continue
-        for batch in batches:
-            chunks, labels = batch[f"teacher{number}_chunks"], batch[f"teacher{number}_labels"]
-            batch[f"teacher{number}_chunks"] = chunks[selection(batch["student_labels"], labels, chunks)]
-
-
-def global_counts(batches: list[dict[str, Any]], teachers: int) -> StepCounts:
-    """Tokens and chunks of the whole global batch.  Collective: one all-reduce of ``1 + teachers`` integers.
-
-    Context-parallel ranks have the same samples, so each data-parallel rank is counted once.
-    """
-    from megatron.core import parallel_state
-
-    tokens = torch.stack([(batch["student_labels"] != IGNORED).sum() for batch in batches]).sum()
-    chunks = [sum(batch[f"teacher{number}_chunks"].shape[0] for batch in batches) for number in range(teachers)]
-    counts = torch.cat([tokens.view(1), tokens.new_tensor(chunks)])
-    dist.all_reduce(counts, group=parallel_state.get_data_parallel_group())
-    total, *each = counts.tolist()
-    return StepCounts(total, tuple(each))
+    chosen = [select_chunks(batch, teaching.selections) for batch in batches]
+    objective.counts = global_counts(chosen, len(objective.teacher_names))
+    return with_states(chosen, teaching.teachers, teaching.sides, step)
 
 
 def from_last_stage(sums: dict[str, float]) -> dict[str, float]:
@@ -117,7 +63,7 @@ def from_last_stage(sums: dict[str, float]) -> dict[str, float]:
     return shared[0]
 
 
-def take_in(learner: Learner, totals: Mapping[str, float], seconds: float, step: int) -> StepOutcome:
+def take_in(objective: ObjectiveState, totals: Mapping[str, float], seconds: float, step: int) -> StepOutcome:
     """Updates the scale and the teachers' weights by the sums of the step just done.
 
     Args:
@@ -128,12 +74,12 @@ def take_in(learner: Learner, totals: Mapping[str, float], seconds: float, step:
     Raises:
         InputError: a loss that is not a number.
     """
-    names, weights = learner.teacher_names, learner.teacher_weights
+    names, weights = objective.teacher_names, objective.teacher_weights
     ce = totals["ce"] / max(totals["tokens"], 1)
     values, used = {"ce_loss": ce}, dict[str, float]()
     if means := kd_means(totals, names):
-        kd, scores = weights.weighted(means), _scores(learner, totals)
-        scale = learner.scale.mean(ce, kd)
+        kd, scores = weights.weighted(means), _scores(objective, totals)
+        scale = objective.scale.mean(ce, kd)
         chunks = sum(totals[f"chunks/{name}"] for name in means)
         values |= {"kd_loss": kd, "kd_scale": scale, "chunks_per_second": chunks / seconds}
         used = {"kd": kd, "scale": scale, "chunks": chunks}
@@ -142,7 +88,7 @@ def take_in(learner: Learner, totals: Mapping[str, float], seconds: float, step:
             if len(names) > 1 and name in means:
                 values |= {f"kd_loss/{name}": means[name], f"alpha/{name}": alpha}
         used |= {f"score/{name}": score for name, score in scores.items()}
-        learner.scale.update(ce, kd)
+        objective.scale.update(ce, kd)
         weights.update(scores)
     if not all(math.isfinite(v) for v in values.values()):
         raise InputError(
@@ -153,10 +99,10 @@ def take_in(learner: Learner, totals: Mapping[str, float], seconds: float, step:
     return StepOutcome(values, used)
 
 
-def _scores(learner: Learner, totals: Mapping[str, float]) -> dict[str, float]:
+def _scores(objective: ObjectiveState, totals: Mapping[str, float]) -> dict[str, float]:
     """Of the teachers that had chunks in this step; none where the weights are fixed."""
-    found = {n: totals.get(f"statistic_tokens/{n}", 0) for n in learner.teacher_names}
-    weights = learner.teacher_weights
+    found = {n: totals.get(f"statistic_tokens/{n}", 0) for n in objective.teacher_names}
+    weights = objective.teacher_weights
     return {n: weights.score(totals[f"statistic/{n}"], tokens) for n, tokens in found.items() if tokens}
 
 

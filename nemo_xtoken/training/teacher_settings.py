@@ -8,7 +8,7 @@ from typing import Any, Optional, TypeVar
 
 import torch
 
-from nemo_xtoken.data.config import TeacherSide
+from nemo_xtoken.data.config import Tokenization
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.base import ChunkLossConfig
 from nemo_xtoken.losses.options import DEFAULT_LOSS, DivergenceOptions
@@ -18,7 +18,7 @@ from nemo_xtoken.run.layout import ParallelSizes
 from nemo_xtoken.teachers.colocated import ColocatedTeacher
 from nemo_xtoken.teachers.groups import TeacherGroups
 from nemo_xtoken.teachers.own_layout import OwnLayoutTeacher
-from nemo_xtoken.training.inputs import model_inputs, schedule_shape
+from nemo_xtoken.training import inputs
 from nemo_xtoken.training.vocabulary_tokenizer import VocabularyTokenizer
 
 __all__ = [
@@ -143,9 +143,9 @@ class NamedTeacher:
         return "teacher" if self.name == ALONE else f"teacher {self.name}"
 
     @property
-    def side(self) -> TeacherSide:
+    def side(self) -> Tokenization:
         """What the data has to know of it."""
-        return TeacherSide(self.tokenizer.vocabulary, self.config.length)
+        return Tokenization(self.tokenizer.vocabulary, self.config.length)
 
 
 def _where(name: str) -> str:
@@ -263,22 +263,13 @@ def give_layout(config: Any, settings: TeacherSettings, student: Any, dtype: tor
 
 
 def frozen_teacher(
-    module: torch.nn.Module, teacher: NamedTeacher, number: int, dtype: torch.dtype, groups: TeacherGroups | None
+    module: torch.nn.Module, teacher: NamedTeacher, dtype: torch.dtype, groups: TeacherGroups | None
 ) -> ColocatedTeacher:
     """A teacher made of this rank's part of a loaded Megatron model: frozen, in evaluation mode.
 
     Args:
-        number: of its side in the batches.
         groups: those that it was built in, where they are not the student's.
     """
     module = module.to(device=torch.cuda.current_device(), dtype=dtype).requires_grad_(False).eval()
-    side = f"teacher{number}"
-    arguments = (
-        module,
-        teacher.tokenizer.vocab_size,
-        lambda batch: model_inputs(batch, side),
-        schedule_shape,
-        side,
-        teacher.label,
-    )
+    arguments = module, teacher.tokenizer.vocab_size, inputs, teacher.label
     return ColocatedTeacher(*arguments) if groups is None else OwnLayoutTeacher(groups, *arguments)

@@ -22,7 +22,7 @@ from benchmarks.learning.comparisons import COMPARED, compared
 from benchmarks.learning.lengths import LENGTHS, QUICK, SMOKE
 from benchmarks.learning.report import summary, table
 from benchmarks.learning.study import Study, Task
-from nemo_xtoken.data.config import TeacherSide
+from nemo_xtoken.data.config import Tokenization
 from nemo_xtoken.losses.registry import LOSSES
 from nemo_xtoken.vocab import load_vocabulary
 
@@ -94,10 +94,10 @@ def test_students_see_the_same_samples_whoever_teaches(study):
     config = texts.samples(study.base, SMOKE, 1, SMOKE.student_length)
     seen = []
     for names in (("digits",), ("matching",), ("student",), ("digits", "matching")):
-        sides = [TeacherSide(cut[name], texts.positions(name, SMOKE)) for name in names]
+        sides = [Tokenization(cut[name], texts.positions(name, SMOKE)) for name in names]
         made, _ = config.build(cut["student"], sides)
-        assert all(len(made[0][f"teacher{n}_chunks"]) > 20 for n in range(len(names)))
-        seen.append(np.stack([made[n]["student_tokens"] for n in range(len(made))]))
+        assert all(len(side.chunks) > 20 for side in made[0].teachers)
+        seen.append(np.stack([made[n].student.tokens for n in range(len(made))]))
     assert all(np.array_equal(seen[0], other) for other in seen)
 
 
@@ -192,9 +192,13 @@ class Parrot:
     def weight(self):
         return torch.eye(self.vocab_size)
 
-    def forward_step(self, batch):
-        hidden = torch.zeros(*batch["student_tokens"].shape, self.vocab_size)
-        for row, tokens in zip(hidden, batch["student_tokens"].tolist(), strict=True):
+    @property
+    def output(self):
+        return self
+
+    def output_of(self, inputs):
+        hidden = torch.zeros(*inputs.tokens.shape, self.vocab_size)
+        for row, tokens in zip(hidden, inputs.tokens.tolist(), strict=True):
             for at in range(len(tokens)):
                 if self.ids[: at + 1] == tokens[: at + 1] and at + 1 < len(self.ids):
                     row[at, self.ids[at + 1]] = math.log(4 * (self.vocab_size - 1))

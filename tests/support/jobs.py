@@ -243,7 +243,7 @@ def train(job: Job, **changes: Any) -> dict[str, Any]:
     for watcher in job.watchers:
         result |= watcher.result
     steps = next(c for c in arguments["trainer"].callbacks if isinstance(c, DistillationSteps))
-    return result | {"ratio": arguments["model"].scale.ratio, "seconds": steps.seconds}
+    return result | {"ratio": arguments["model"].objective.scale.ratio, "seconds": steps.seconds}
 
 
 def _text(seed: int) -> str:

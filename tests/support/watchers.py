@@ -6,6 +6,7 @@ import re
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -69,11 +70,11 @@ class Weights(Watcher):
     """``weights``: sha256 of this rank's parameters at the end; ``teacher_start``, ``teacher_end``: the teachers'."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self.result["teacher_start"] = [digest(teacher.model) for teacher in pl_module.teachers]
+        self.result["teacher_start"] = [digest(teacher.model) for teacher in pl_module.teaching.teachers]
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.result["weights"] = digest(pl_module.module)
-        self.result["teacher_end"] = [digest(teacher.model) for teacher in pl_module.teachers]
+        self.result["teacher_end"] = [digest(teacher.model) for teacher in pl_module.teaching.teachers]
 
 
 class Buffers(Watcher):
@@ -87,7 +88,9 @@ class Buffers(Watcher):
         groups = [group for o in trainer.optimizers for group in o.mcore_optimizer.param_groups]
         self.result["optimizer"] = sizes(p for group in groups for p in group["params"])
         self.result["names"] = [name for name, _ in pl_module.named_modules()]
-        self.result["frozen"] = not any(p.requires_grad for t in pl_module.teachers for p in t.model.parameters())
+        self.result["frozen"] = not any(
+            p.requires_grad for t in pl_module.teaching.teachers for p in t.model.parameters()
+        )
 
 
 class Rates(Watcher):
@@ -150,27 +153,27 @@ class Poison(Watcher):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         if trainer.global_step + 1 != self.step:
             return
-        teacher = pl_module.teachers[0]
+        teacher = pl_module.teaching.teachers[0]
         if self.weight:
             with torch.no_grad():
                 next(teacher.model.decoder.parameters())[0] = float("nan")
             return
-        inputs, pop, batches = teacher.inputs, teacher.tap.pop, []
+        form, pop, batches = teacher.form, teacher.tap.pop, []
 
-        def note(batch: Any) -> Any:
+        def note(batch: Any, layout: Any) -> Any:
             batches.append(batch)
-            return inputs(batch)
+            return form.model_inputs(batch, layout)
 
         def poisoned() -> Any:
             hidden, weight = pop()
             if len(batches) == 2:  # the second micro-batch, its last sample
-                tokens = batches[-1]["teacher0_tokens"]
-                hidden.view(*tokens.shape, -1)[-1, 3, 0] = float("nan")
-                self.result["sample"] = int(batches[-1]["sample_ids"][-1])
+                hidden.view(*batches[-1].tokens.shape, -1)[-1, 3, 0] = float("nan")
+                self.result["sample"] = int(batches[-1].samples[-1])
                 print("poisoned sample", self.result["sample"])
             return hidden, weight
 
-        teacher.inputs, teacher.tap.pop = note, poisoned
+        teacher.form = SimpleNamespace(**vars(form) | {"model_inputs": note})
+        teacher.tap.pop = poisoned
 
 
 def digest(model: torch.nn.Module) -> str:

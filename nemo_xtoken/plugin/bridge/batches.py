@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from nemo_xtoken.data.dataset import collate
-from nemo_xtoken.training.step import on_device
+from nemo_xtoken.data.batch import Batch, collate
+from nemo_xtoken.training.micro_batch import MicroBatch, on_device
 
 __all__ = ["HeldOutBatches", "MicroBatches", "StepBatches"]
 
@@ -44,10 +44,10 @@ class StepBatches:
         workers: processes that read samples; 0: this one.
     """
 
-    def __init__(self, samples: Dataset[Any], size: int, workers: int = 0) -> None:
+    def __init__(self, samples: Dataset[Batch], size: int, workers: int = 0) -> None:
         self.samples, self.size, self.workers = samples, size, workers
-        self._loader: Iterator[dict[str, Any]] = iter(())
-        self._ready: Iterator[dict[str, Any]] = iter(())
+        self._loader: Iterator[Batch] = iter(())
+        self._ready: Iterator[MicroBatch] = iter(())
 
     def start(self, consumed: int, rank: int, ranks: int) -> None:
         """Goes on behind the last sample that was trained on.
@@ -59,18 +59,18 @@ class StepBatches:
         order = MicroBatches(len(self.samples), consumed, self.size, rank, ranks)  # type: ignore[arg-type]
         self._loader = iter(_loader(self.samples, order, self.workers))
 
-    def fetch(self, count: int) -> list[dict[str, Any]]:
+    def fetch(self, count: int) -> list[Batch]:
         """The next micro-batches, on this rank's device."""
         return [on_device(next(self._loader)) for _ in range(count)]
 
-    def hand_out(self, ready: Iterator[dict[str, Any]]) -> None:
+    def hand_out(self, ready: Iterator[MicroBatch]) -> None:
         """What the schedule gets when it asks."""
         self._ready = ready
 
     def __iter__(self) -> "StepBatches":
         return self
 
-    def __next__(self) -> dict[str, Any]:
+    def __next__(self) -> MicroBatch:
         return next(self._ready)
 
 
@@ -82,10 +82,10 @@ class HeldOutBatches:
         size: samples of a micro-batch.
     """
 
-    def __init__(self, samples: Dataset[Any], size: int) -> None:
+    def __init__(self, samples: Dataset[Batch], size: int) -> None:
         self.samples, self.size = samples, size
         self._order: MicroBatches | None = None
-        self._loader: Iterator[dict[str, Any]] = iter(())
+        self._loader: Iterator[Batch] = iter(())
 
     def start(self, rank: int, ranks: int) -> None:
         """Begins with the first.
@@ -104,16 +104,16 @@ class HeldOutBatches:
     def __iter__(self) -> "HeldOutBatches":
         return self
 
-    def __next__(self) -> dict[str, Any]:
+    def __next__(self) -> MicroBatch:
         assert self._order is not None, "start comes first"
         batch = next(self._loader, None)
         if batch is None:
             self._loader = iter(_loader(self.samples, self._order, 0))
             batch = next(self._loader)
-        return on_device(batch)
+        return MicroBatch(on_device(batch))
 
 
-def _loader(samples: Dataset[Any], order: Any, workers: int) -> DataLoader[dict[str, Any]]:
+def _loader(samples: Dataset[Batch], order: Any, workers: int) -> DataLoader[Batch]:
     return DataLoader(
         samples,
         batch_sampler=order,

@@ -8,7 +8,7 @@ from typing import Any, Optional
 
 import torch
 
-from nemo_xtoken.data.config import TeacherSide
+from nemo_xtoken.data.config import Tokenization
 from nemo_xtoken.data.whole import WholeBatches
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.kernels.choice import kernels_for
@@ -86,7 +86,7 @@ def train_one(
     log: Log | None,
     resume: Resume | None,
     teachers: dict[str, TeacherConfig] | None = None,
-    aligned_with: Sequence[TeacherSide] = (),
+    aligned_with: Sequence[Tokenization] = (),
 ) -> Path:
     """One training run without its report; several may follow each other in one process.
 
@@ -116,7 +116,7 @@ def configure(
     log: Optional[Log] = None,
     resume: Optional[Resume] = None,
     teachers: Optional[dict[str, TeacherConfig]] = None,
-    aligned_with: Sequence[TeacherSide] = (),
+    aligned_with: Sequence[Tokenization] = (),
 ) -> tuple[Any, Distillation]:
     """Checks a run, reads its data, and configures it; for ``pretrain(container, run, callbacks=[run])``.
 
@@ -146,7 +146,7 @@ def configure(
     length = data.text.student_length
     prepare_student(provider, trainer.strategy, trainer.plugins.precision, length, data.micro_batch_size)
     _check_run(provider, tokenizer, data, trainer, named)
-    sides = [t.side for t in named] or aligned_with or [TeacherSide(tokenizer.vocabulary)]
+    sides = [t.side for t in named] or aligned_with or [Tokenization(tokenizer.vocabulary)]
     train, held_out = _batches(data, tokenizer, sides, trainer.max_steps)
     run = Distillation(
         tokenizer.vocabulary, named, objective, train, held_out, folder, load_teacher, trainer.log_every_n_steps
@@ -162,7 +162,7 @@ def configure(
 
 
 def _batches(
-    data: Data, tokenizer: VocabularyTokenizer, sides: Sequence[TeacherSide], steps: int
+    data: Data, tokenizer: VocabularyTokenizer, sides: Sequence[Tokenization], steps: int
 ) -> tuple[StepBatches, HeldOutBatches | None]:
     """Tokenises and aligns what is not in the cache yet.  Every rank calls it; one does the work."""
     text = dataclasses.replace(data.text, progress=data.text.progress and is_first())

@@ -14,18 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo_xtoken.kernels.choice import kernels_for
-from nemo_xtoken.losses.base import ModelOutput, TeacherSignal
-from nemo_xtoken.objective.scale import DynamicScale, ObjectiveConfig, StepCounts
-from nemo_xtoken.objective.teacher_weights import TeacherWeights
+from nemo_xtoken.objective.objective_state import ObjectiveState
+from nemo_xtoken.objective.scale import ObjectiveConfig
+from nemo_xtoken.objective.shares import Held
 from nemo_xtoken.plugin.bridge.batches import HeldOutBatches, StepBatches
 from nemo_xtoken.plugin.bridge.run_folder import Records
-from nemo_xtoken.teachers.colocated import ColocatedTeacher
+from nemo_xtoken.teachers.contract import Teacher
 from nemo_xtoken.teachers.output import HiddenStateTap
-from nemo_xtoken.training.inputs import model_inputs, schedule_shape
-from nemo_xtoken.training.lessons import Lesson, begin, shared, student_output
+from nemo_xtoken.training.inputs import context_layout, model_inputs, schedule_shape
+from nemo_xtoken.training.lessons import Teaching, begin, student_output
 from nemo_xtoken.training.loss_terms import Report, add_up, distillation_terms, held_out_terms
-from nemo_xtoken.training.step import from_last_stage, global_counts, select_chunks, take_in, with_teachers
+from nemo_xtoken.training.micro_batch import MicroBatch
+from nemo_xtoken.training.step import begin_step, from_last_stage, take_in
 from nemo_xtoken.training.teacher_settings import NamedTeacher
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
@@ -33,8 +33,8 @@ __all__ = ["Distillation", "LoadTeacher"]
 
 logger = logging.getLogger(__name__)
 
-#: Loads this rank's part of a teacher: ``(teacher, number of its side in the batches, student's config)``.
-LoadTeacher = Callable[[NamedTeacher, int, Any], ColocatedTeacher]
+#: Loads this rank's part of a teacher: ``(teacher, student's config)``.
+LoadTeacher = Callable[[NamedTeacher, Any], Teacher]
 
 
 class Distillation:
@@ -70,27 +70,13 @@ class Distillation:
             load_teacher,
             log_every,
         )
-        self.scale = DynamicScale(objective)
-        self.teacher_weights = TeacherWeights(objective.teacher_weights, {t.name: t.config.weight for t in teachers})
-        self.counts = StepCounts(tokens=0)
-        self.kernels = kernels_for(objective.kernels, torch.cuda.is_available())
+        self.objective = ObjectiveState(objective, {t.name: t.config.weight for t in teachers})
         self.train, self.held_out, self.records = train, held_out, Records(folder)
-        self.models: list[ColocatedTeacher] = []
-        self.selections: list[torch.nn.Module | None] = []
-        self._lessons: list[Lesson] = []
+        self.teaching = Teaching()
         self._tap: HiddenStateTap | None = None
         self._output_layer: torch.nn.Module | None = None
         self._reports: list[Report] = []  # of the micro-batches at hand
         self._started = 0.0
-
-    @property
-    def teacher_names(self) -> tuple[str, ...]:
-        """In the order of their sides in a batch."""
-        return tuple(teacher.name for teacher in self.named)
-
-    def shared(self, batch: dict[str, Any], output: ModelOutput) -> tuple[ModelOutput, Tensor, list[TeacherSignal]]:
-        """What this context-parallel rank scores of a micro-batch: see ``plugin.lessons.shared``."""
-        return shared(self._lessons, self.models, batch, output, self.teacher_weights.statistic)
 
     def tap(self, chunks: list[Any]) -> list[Any]:
         """A pre-wrap hook of the student's provider: takes hidden states at the door of the output layer.
@@ -107,30 +93,35 @@ class Distillation:
             self._tap = HiddenStateTap(module.output_layer, module.config.sequence_parallel)
         return chunks
 
-    def __call__(self, data_iterator: Iterator[dict[str, Any]], model: torch.nn.Module) -> tuple[Tensor, Any]:
+    def __call__(self, data_iterator: Iterator[MicroBatch], model: torch.nn.Module) -> tuple[Tensor, Any]:
         """Megatron's forward step.
 
         Returns:
             ``(output, loss function)``; on the last pipeline stage the function gives ``(sum, tokens, report)``, by
             which Megatron divides once, over all micro-batches and ranks.
         """
-        batch = next(data_iterator)
-        output = model(**model_inputs(batch, "student"))
+        micro_batch = next(data_iterator)
+        inputs = micro_batch.batch.student
+        layout = context_layout(inputs)
+        output = model(**model_inputs(inputs, layout))
         if self._tap is None:
             return output, self._loss
-        found = student_output(self._tap, self.vocabulary.size, _config_of(model))
-        return output, partial(self._loss, batch, found, model.training)
+        found = student_output(self._tap, layout, self.vocabulary.size, _config_of(model))
+        return output, partial(self._loss, micro_batch, found, model.training)
 
     def _loss(
-        self, batch: dict[str, Any], found: ModelOutput, training: bool, _output: Tensor
+        self, micro_batch: MicroBatch, found: Held, training: bool, _output: Tensor
     ) -> tuple[Tensor, Tensor, Report]:
         """The terms of a micro-batch; in the report every entry is ``[sum, count]``, as Bridge averages them."""
-        terms = distillation_terms(self, batch, found) if training else held_out_terms(batch, found)
+        if training:
+            terms = distillation_terms(self.teaching.lessons, self.objective, micro_batch, found)
+        else:
+            terms = held_out_terms(micro_batch, found)
         loss, tokens, report = terms
         self._reports.append(report)
         pairs = {"lm loss": ("ce", "tokens")}
         if training:
-            pairs |= {f"kd loss {name}": (f"kd/{name}", f"chunks/{name}") for name in self.teacher_names}
+            pairs |= {f"kd loss {name}": (f"kd/{name}", f"chunks/{name}") for name in self.objective.teacher_names}
         else:
             pairs |= {"accuracy": ("correct", "tokens")}
         shown = {
@@ -152,12 +143,12 @@ class Distillation:
         from megatron.core import parallel_state
 
         config = _config_of(context.model[0])
-        self.selections, self.models, self._lessons = begin(
+        self.teaching = begin(
             self.named,
-            lambda teacher, number: self.load_teacher(teacher, number, config),
+            lambda teacher: self.load_teacher(teacher, config),
             self.vocabulary,
             self._output_layer,
-            self.kernels,
+            self.objective.kernels,
         )
         state = context.state.train_state
         fingerprint = str(getattr(self.train.samples, "fingerprint", ""))
@@ -180,9 +171,8 @@ class Distillation:
 
         self._started, self._reports = time.perf_counter(), []
         batches = self.train.fetch(get_num_microbatches())
-        select_chunks(batches, self.selections)
-        self.counts = global_counts(batches, len(self.named))
-        self.train.hand_out(with_teachers(batches, self.models, context.state.train_state.step + 1))
+        step = context.state.train_state.step + 1  # Bridge counts it later
+        self.train.hand_out(begin_step(batches, self.teaching, self.objective, step))
 
     def on_train_step_end(self, context: Any) -> None:
         """Adds the sums up, updates scale and weights, and writes the record.
@@ -195,7 +185,7 @@ class Distillation:
         step = context.state.train_state.step + 1  # Bridge counts it later
         totals = from_last_stage(add_up(self._reports) if self._tap is not None else {})
         seconds = time.perf_counter() - self._started
-        outcome = take_in(self, totals, seconds, step)
+        outcome = take_in(self.objective, totals, seconds, step)
         self.records.write_step(step, totals, seconds, outcome.used)
         if step % self.log_every == 0:
             logger.info("step %d: %s", step, ", ".join(f"{k} {v:.4g}" for k, v in outcome.values.items()))
@@ -213,7 +203,7 @@ class Distillation:
         """Before the first step, which Bridge does not."""
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
-        size, length = schedule_shape(held_out.size, len(held_out.samples[0]["student_tokens"]))
+        size, length = schedule_shape(held_out.size, held_out.samples[0].student.tokens.shape[1])
         self._reports = []
         model.eval()
         with torch.no_grad():
@@ -231,9 +221,10 @@ class Distillation:
     def _take_in_again(self, record: dict[str, Any]) -> None:
         """What a step before the interruption left in the scale and the teachers' weights."""
         if "kd" in record:
-            self.scale.update(record["ce"], record["kd"])
+            self.objective.scale.update(record["ce"], record["kd"])
         scores = {key.partition("/")[2]: value for key, value in record.items() if key.startswith("score/")}
-        self.teacher_weights.update({name: scores[name] for name in scores if name in self.teacher_names})
+        names = self.objective.teacher_names
+        self.objective.teacher_weights.update({name: scores[name] for name in scores if name in names})
 
 
 def _config_of(model: Any) -> Any:

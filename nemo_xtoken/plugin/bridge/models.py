@@ -60,11 +60,10 @@ def prepare_student(provider: Any, strategy: Strategy, precision: str, length: i
     prepare_config(provider)
 
 
-def load_teacher(teacher: NamedTeacher, number: int, student: Any) -> ColocatedTeacher:
+def load_teacher(teacher: NamedTeacher, student: Any) -> ColocatedTeacher:
     """Loads this rank's part of a teacher, frozen, in evaluation mode, in the student's precision and its layout.
 
     Args:
-        number: of its side in the batches.
         student: the student's configuration.
 
     Raises:
@@ -88,7 +87,7 @@ def load_teacher(teacher: NamedTeacher, number: int, student: Any) -> ColocatedT
             provider.finalize()
             chunks = provider.provide_distributed_model(wrap_with_ddp=False, mixed_precision_wrapper=None)
     (module,) = unwrap_model(chunks)
-    return frozen_teacher(module, teacher, number, dtype, groups)
+    return frozen_teacher(module, teacher, dtype, groups)
 
 
 def _clear(provider: Any) -> None:

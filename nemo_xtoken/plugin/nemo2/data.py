@@ -11,8 +11,9 @@ from nemo.lightning.data import WrappedDataLoader
 from nemo.lightning.pytorch.plugins import MegatronDataSampler
 from torch.utils.data import Dataset
 
-from nemo_xtoken.data.config import DataConfig, TeacherSide
-from nemo_xtoken.data.dataset import DistillationDataset, collate
+from nemo_xtoken.data.batch import collate
+from nemo_xtoken.data.config import DataConfig, Tokenization
+from nemo_xtoken.data.dataset import DistillationDataset
 from nemo_xtoken.data.mixture import MixedDataset
 from nemo_xtoken.data.whole import WholeBatches
 from nemo_xtoken.errors import InputError
@@ -50,7 +51,7 @@ class DistillationData(pl.LightningDataModule, io.IOMixin):
             output_log=False,
         )
 
-    def read(self, student: Vocabulary, teachers: Sequence[TeacherSide], steps: int, progress: bool) -> None:
+    def read(self, student: Vocabulary, teachers: Sequence[Tokenization], steps: int, progress: bool) -> None:
         """Tokenises and aligns what is not in the cache yet, splits and packs.  Every rank calls it; one does the work.
 
         Args:

@@ -15,7 +15,7 @@ from nemo.collections import llm
 from nemo.lightning import OptimizerModule
 from nemo.lightning.pytorch.callbacks import PreemptionCallback
 
-from nemo_xtoken.data.config import TeacherSide
+from nemo_xtoken.data.config import Tokenization
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.kernels.choice import kernels_for
 from nemo_xtoken.objective.scale import ObjectiveConfig
@@ -90,7 +90,7 @@ def train_one(
     log: nl.NeMoLogger | None,
     resume: nl.AutoResume | None,
     teachers: Mapping[str, TeacherConfig] | None = None,
-    aligned_with: Sequence[TeacherSide] = (),
+    aligned_with: Sequence[Tokenization] = (),
     evaluate: Optional[EvaluationConfig] = None,
 ) -> Path:
     """One training run without its report; several may follow each other in one process.
@@ -117,7 +117,7 @@ def train_one(
     evaluation = _evaluation(evaluate, folder, log)
     check_architecture(model.config, resume)
     learning = learn_projections(named, model.tokenizer.vocabulary, trainer, optim or model.optim, resume, folder)
-    sides = [t.side for t in named] or aligned_with or [TeacherSide(model.tokenizer.vocabulary)]
+    sides = [t.side for t in named] or aligned_with or [Tokenization(model.tokenizer.vocabulary)]
     data.read(model.tokenizer.vocabulary, sides, trainer.max_steps, trainer.is_global_zero)
     folder.mkdir(parents=True, exist_ok=True)
     if log.ckpt is not None:  # NeMo drops the optimizer from the last checkpoint, and then cannot load it
@@ -125,7 +125,7 @@ def train_one(
     remove_unfinished(folder / "checkpoints", trainer.is_global_zero)
     if isinstance(trainer.val_check_interval, int):  # Lightning refuses one that is longer than the run
         trainer.val_check_interval = min(trainer.val_check_interval, trainer.max_steps + 1)
-    steps = DistillationSteps(model.scale, model.teacher_weights)
+    steps = DistillationSteps(model.objective)
     trainer.callbacks += [steps, History(folder, steps), RandomState(), PreemptionCallback(), *learning, *evaluation]
     _reset_batches(data, trainer)
     llm.train(model, data, trainer, optim=optim, log=log, resume=resume)

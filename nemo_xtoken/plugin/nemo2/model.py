@@ -3,27 +3,24 @@
 from collections.abc import Sequence
 from typing import Any, Optional
 
-import torch
 from nemo.collections import llm
 from nemo.lightning import OptimizerModule, io
 from torch import Tensor
 
-from nemo_xtoken.kernels.choice import kernels_for
-from nemo_xtoken.kernels.reference import TORCH
-from nemo_xtoken.kernels.tile_kernels import TileKernels
-from nemo_xtoken.losses.base import ModelOutput, TeacherSignal
-from nemo_xtoken.objective.scale import DynamicScale, ObjectiveConfig, StepCounts
-from nemo_xtoken.objective.teacher_weights import STATIC, TeacherWeights
+from nemo_xtoken.data.batch import Inputs
+from nemo_xtoken.objective.objective_state import ObjectiveState
+from nemo_xtoken.objective.scale import ObjectiveConfig
+from nemo_xtoken.objective.shares import Held
 from nemo_xtoken.plugin.nemo2.hf.exporting import HFExporter
 from nemo_xtoken.plugin.nemo2.hf.importing import HFImporter
 from nemo_xtoken.plugin.nemo2.learned import ATTRIBUTE, LearnedProjections, check_checkpoint
 from nemo_xtoken.plugin.nemo2.loss import DistillationLoss, HeldOutLoss
 from nemo_xtoken.plugin.nemo2.teacher import build_teacher
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
-from nemo_xtoken.teachers.colocated import ColocatedTeacher
 from nemo_xtoken.teachers.output import HiddenStateTap
-from nemo_xtoken.training.inputs import model_inputs, prepare_config
-from nemo_xtoken.training.lessons import Lesson, begin, shared, student_output
+from nemo_xtoken.training.inputs import context_layout, model_inputs, prepare_config
+from nemo_xtoken.training.lessons import Teaching, begin, student_output
+from nemo_xtoken.training.micro_batch import MicroBatch
 from nemo_xtoken.training.teacher_settings import NamedTeacher
 
 __all__ = ["DistillationImporter", "DistillationModel"]
@@ -49,16 +46,10 @@ class DistillationModel(llm.GPTModel):
     ) -> None:
         super().__init__(config, optim=optim, tokenizer=tokenizer)
         config.calculate_per_token_loss = True  # Megatron divides once, by the tokens of all ranks and micro-batches
-        self.scale = DynamicScale(ObjectiveConfig(scale=0.0))
-        self.teacher_weights = TeacherWeights(STATIC, {})
-        self.counts = StepCounts(tokens=0)
-        self.kernels: TileKernels = TORCH
-        #: The teachers' models on this rank, once this one is configured; teachers of one checkpoint share one.
-        self.teachers: list[ColocatedTeacher] = []
-        #: Which chunks of each teacher its loss scores, once configured; None: all.
-        self.selections: list[torch.nn.Module | None] = []
+        self.objective = ObjectiveState(ObjectiveConfig(scale=0.0), {})
+        #: What teaches on this rank, once this model is configured.
+        self.teaching = Teaching()
         self._named: tuple[NamedTeacher, ...] = ()
-        self._lessons: list[Lesson] = []
         self._learned: list[LearnedProjections] = []  # in a list: the Megatron module has them
         self._tap: HiddenStateTap | None = None
 
@@ -69,14 +60,7 @@ class DistillationModel(llm.GPTModel):
             InputError: weights that cannot be, or kernels that are unavailable on this machine.
         """
         self._named = tuple(teachers)
-        self.kernels = kernels_for(objective.kernels, torch.cuda.is_available())
-        self.scale = DynamicScale(objective)
-        self.teacher_weights = TeacherWeights(objective.teacher_weights, {t.name: t.config.weight for t in teachers})
-
-    @property
-    def teacher_names(self) -> tuple[str, ...]:
-        """In the order of their sides in a batch."""
-        return tuple(teacher.name for teacher in self._named)
+        self.objective = ObjectiveState(objective, {t.name: t.config.weight for t in teachers})
 
     @property
     def learned(self) -> LearnedProjections | None:
@@ -97,44 +81,44 @@ class DistillationModel(llm.GPTModel):
         last_stage = parallel_state.is_pipeline_last_stage()
         if last_stage:
             self._tap = HiddenStateTap(self.module.output_layer, self.config.sequence_parallel)
-        self.selections, self.teachers, self._lessons = begin(
+        self.teaching = begin(
             self._named,
-            lambda teacher, number: build_teacher(teacher, number, self.config, self.trainer),
+            lambda teacher: build_teacher(teacher, self.config, self.trainer),
             self.tokenizer.vocabulary,
             self.module.output_layer if last_stage else None,
-            self.kernels,
+            self.objective.kernels,
         )
-        if learned := {lesson.teacher.name: lesson.learned for lesson in self._lessons if lesson.learned is not None}:
+        lessons = self.teaching.lessons
+        if learned := {lesson.name: lesson.learned for lesson in lessons if lesson.learned is not None}:
             self._learned = [LearnedProjections(learned, resumed)]
             self.module.add_module(ATTRIBUTE, self._learned[0])
+        self._training_loss_reduction = DistillationLoss(lessons, self.objective)
+        self._validation_loss_reduction = HeldOutLoss()
 
-    def data_step(self, dataloader_iter: Any) -> dict[str, Any]:
+    def data_step(self, dataloader_iter: Any) -> MicroBatch:
         """The next micro-batch; the step's callback has already moved it to the device."""
         return next(dataloader_iter)
 
-    def forward_step(self, batch: dict[str, Any]) -> Tensor | ModelOutput:
-        """Hidden states and output layer on the last pipeline stage, the hop's tensor on the others."""
-        output = self.module(**model_inputs(batch, "student"))
+    def forward_step(self, micro_batch: MicroBatch) -> Tensor | Held:
+        """What this rank holds of the output on the last pipeline stage, the hop's tensor on the others."""
+        return self.output_of(micro_batch.batch.student)
+
+    def output_of(self, inputs: Inputs) -> Tensor | Held:
+        """The same for any inputs."""
+        layout = context_layout(inputs)
+        output = self.module(**model_inputs(inputs, layout))
         if self._tap is None:
             return output
-        return student_output(self._tap, self.tokenizer.vocab_size, self.config)
-
-    def shared(self, batch: dict[str, Any], output: ModelOutput) -> tuple[ModelOutput, Tensor, list[TeacherSignal]]:
-        """What this context-parallel rank scores of a micro-batch: see ``plugin.lessons.shared``."""
-        return shared(self._lessons, self.teachers, batch, output, self.teacher_weights.statistic)
+        return student_output(self._tap, layout, self.tokenizer.vocab_size, self.config)
 
     @property
     def training_loss_reduction(self) -> DistillationLoss:
-        """Cross-entropy and distillation of a micro-batch, as sums."""
-        if self._training_loss_reduction is None:
-            self._training_loss_reduction = DistillationLoss(self)
+        """Cross-entropy and distillation of a micro-batch, as sums; once configured."""
         return self._training_loss_reduction
 
     @property
     def validation_loss_reduction(self) -> HeldOutLoss:
-        """Cross-entropy and next-token accuracy on held-out text, as sums."""
-        if self._validation_loss_reduction is None:
-            self._validation_loss_reduction = HeldOutLoss()
+        """Cross-entropy and next-token accuracy on held-out text, as sums; once configured."""
         return self._validation_loss_reduction
 
 

@@ -7,32 +7,26 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from nemo_xtoken.objective.scale import DynamicScale
-from nemo_xtoken.objective.teacher_weights import TeacherWeights
+from nemo_xtoken.data.batch import Batch
+from nemo_xtoken.objective.objective_state import ObjectiveState
 from nemo_xtoken.training.inputs import schedule_shape
-from nemo_xtoken.training.step import (
-    from_last_stage,
-    global_counts,
-    on_device,
-    select_chunks,
-    take_in,
-    with_teachers,
-)
+from nemo_xtoken.training.micro_batch import MicroBatch, on_device
+from nemo_xtoken.training.step import begin_step, from_last_stage, take_in
 
 __all__ = ["DistillationSteps"]
 
 
 class DistillationSteps(pl.Callback):
-    """Surrounds every Megatron step.  Dynamic scale and teachers' weights are its state, which the checkpoint keeps.
+    """Surrounds every Megatron step, and keeps the objective's state in the checkpoint.
 
     See ``training.step`` for what it does.
 
     Args:
-        scale, weights: the model's.
+        objective: the model's.
     """
 
-    def __init__(self, scale: DynamicScale, weights: TeacherWeights) -> None:
-        self.scale, self.weights = scale, weights
+    def __init__(self, objective: ObjectiveState) -> None:
+        self.objective = objective
         self.totals: dict[str, float] = {}
         self.seconds = 0.0
         self.used: dict[str, float] = {}  # by the names of the history's records
@@ -40,17 +34,15 @@ class DistillationSteps(pl.Callback):
 
     # NeMo hands every step through this hook and takes the step it returns.
     def on_megatron_step_start(self, step: Any) -> Any:
-        """The same step over fetched micro-batches, each with its ``teacher_outputs`` in training."""
+        """The same step over fetched micro-batches, in training with the teachers' states."""
         from megatron.core.num_microbatches_calculator import get_num_microbatches
 
-        model = step.pl_module
         self._started = time.perf_counter()
         batches = [_fetch(step.data) for _ in range(get_num_microbatches())]
-        if not step.forward_only:
-            select_chunks(batches, model.selections)
-            model.counts = global_counts(batches, len(model.teacher_names))
-            return dataclasses.replace(step, data=with_teachers(batches, model.teachers, step.step_i + 1))
-        return dataclasses.replace(step, data=iter(batches))
+        if step.forward_only:
+            return dataclasses.replace(step, data=map(MicroBatch, batches))
+        ready = begin_step(batches, step.pl_module.teaching, self.objective, step.step_i + 1)
+        return dataclasses.replace(step, data=ready)
 
     def on_megatron_microbatches_start(self, step: Any) -> None:
         """Tells the schedule the shape it will see."""
@@ -64,23 +56,21 @@ class DistillationSteps(pl.Callback):
         self.seconds = time.perf_counter() - self._started
         if step.forward_only:
             return
-        outcome = take_in(model, self.totals, self.seconds, step.step_i + 1)
+        outcome = take_in(self.objective, self.totals, self.seconds, step.step_i + 1)
         self.used = outcome.used
         for name, value in outcome.values.items():
             model.log(name, value, prog_bar=name.endswith("loss"), batch_size=1, rank_zero_only=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """The dynamic scale, and what the weights follow from."""
-        return {"scale_ratio": self.scale.ratio, "teacher_weights": self.weights.state_dict()}
+        """The objective's."""
+        return self.objective.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Puts them back."""
-        self.scale.ratio = float(state_dict["scale_ratio"])
-        if "teacher_weights" in state_dict:  # not in the checkpoints of runs from before there were several teachers
-            self.weights.load_state_dict(state_dict["teacher_weights"])
+        """Puts it back."""
+        self.objective.load_state_dict(state_dict)
 
 
-def _fetch(data: Iterator[Any]) -> dict[str, Any]:
+def _fetch(data: Iterator[Any]) -> Batch:
     """The next micro-batch on this rank's device; Lightning wraps it in a tuple with its number."""
     batch = next(data)
     return on_device(batch[0] if isinstance(batch, tuple) else batch)

@@ -76,13 +76,8 @@ class TeacherConfig(TeacherSettings):
         return f"set {where}.tokenizer=FOLDER and {where}.config=CONFIG, or import the checkpoint again"
 
 
-def build_teacher(
-    teacher: NamedTeacher, number: int, student_config: llm.GPTConfig, trainer: object
-) -> ColocatedTeacher:
+def build_teacher(teacher: NamedTeacher, student_config: llm.GPTConfig, trainer: object) -> ColocatedTeacher:
     """Loads this rank's part of the teacher, frozen, in evaluation mode, in the student's precision and layout.
-
-    Args:
-        number: of its side in the batches.
 
     Raises:
         InputError: no checkpoint.
@@ -97,4 +92,4 @@ def build_teacher(
     groups = TeacherGroups(sizes) if sizes else None
     with groups.active() if groups else contextlib.nullcontext():
         module = teacher_provider(config, str(path), teacher.tokenizer, trainer)
-    return frozen_teacher(module, teacher, number, dtype, groups)
+    return frozen_teacher(module, teacher, dtype, groups)

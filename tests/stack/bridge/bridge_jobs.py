@@ -105,8 +105,8 @@ def export(root: str, name: str) -> float:
     from megatron.bridge import AutoBridge
     from transformers import AutoModelForCausalLM
 
-    from nemo_xtoken.data.config import TeacherSide
-    from nemo_xtoken.data.dataset import collate
+    from nemo_xtoken.data.batch import collate
+    from nemo_xtoken.data.config import Tokenization
     from nemo_xtoken.training.inputs import document_mask
     from nemo_xtoken.vocab.loading import load_vocabulary
 
@@ -117,15 +117,15 @@ def export(root: str, name: str) -> float:
     model = AutoModelForCausalLM.from_pretrained(f"{root}/exported", attn_implementation="eager").float().eval()
     text = Job(root, name).arguments()[1].text
     student, teacher = (load_vocabulary(f"{root}/{side}") for side in ("student", "teacher"))
-    _, held_out = text.build(student, [TeacherSide(teacher)], 16)
+    _, held_out = text.build(student, [Tokenization(teacher)], 16)
     assert held_out is not None
-    batch = collate([held_out[i] for i in range(len(held_out))])
-    hidden = document_mask(batch["student_documents"])
+    side = collate([held_out[i] for i in range(len(held_out))]).student
+    hidden = document_mask(side.documents)
     mask = torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo(torch.float32).min)
     with torch.no_grad():
-        made = model(batch["student_tokens"], attention_mask=mask, position_ids=batch["student_positions"]).logits
+        made = model(side.tokens, attention_mask=mask, position_ids=side.positions).logits
     logits = made[..., : student.size].flatten(0, 1).double()
-    return float(torch.nn.functional.cross_entropy(logits, batch["student_labels"].flatten()))
+    return float(torch.nn.functional.cross_entropy(logits, side.labels.flatten()))
 
 
 class World:

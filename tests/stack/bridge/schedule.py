@@ -10,7 +10,7 @@ import torch.distributed as dist
 from dense import chunk_losses, dense_w, projected_kl
 from tokenizer_zoo import zoo
 
-from nemo_xtoken.data.config import DataConfig, TeacherSide
+from nemo_xtoken.data.config import DataConfig, Tokenization
 from nemo_xtoken.data.whole import WholeBatches
 from nemo_xtoken.objective.scale import ObjectiveConfig
 from nemo_xtoken.plugin.bridge.batches import HeldOutBatches, StepBatches
@@ -18,7 +18,7 @@ from nemo_xtoken.plugin.bridge.bridge_config import TeacherConfig
 from nemo_xtoken.plugin.bridge.forward_step import Distillation
 from nemo_xtoken.projection.build import ProjectionRule, load_or_build
 from nemo_xtoken.run.records import read_history
-from nemo_xtoken.training.inputs import model_inputs
+from nemo_xtoken.training.inputs import context_layout, model_inputs
 from nemo_xtoken.training.teacher_settings import NamedTeacher, frozen_teacher
 
 LENGTHS, GLOBAL, MICRO = (32, 40), 4, 2
@@ -123,7 +123,7 @@ def run(
 
     student, other = zoo()["llama"], zoo()["sp_bpe"]
     text = DataConfig([f"{root}/text.txt"], *LENGTHS, text_split="line", held_out=0.05, progress=False)
-    samples, held_out = text.build(student, [TeacherSide(other)], 4 * GLOBAL)
+    samples, held_out = text.build(student, [Tokenization(other)], 4 * GLOBAL)
     model = _model("student", student.size, tp, pp)
 
     teacher = NamedTeacher("teacher", _Here(loss="p_kl"), SimpleNamespace(vocabulary=other, vocab_size=other.size))
@@ -134,7 +134,7 @@ def run(
         StepBatches(samples, MICRO),
         HeldOutBatches(WholeBatches(held_out, GLOBAL), MICRO),
         Path(root, name),
-        lambda t, n, _: frozen_teacher(_model("teacher", other.size, tp, pp), t, n, torch.float32, None),
+        lambda t, _: frozen_teacher(_model("teacher", other.size, tp, pp), t, torch.float32, None),
         log_every=1,
     )
     [module] = made.tap([model])
@@ -188,22 +188,23 @@ def _norm(module: torch.nn.Module) -> float:
 
 def _dense(samples: Any, step: int, records: list[dict[str, Any]], student: Any, other: Any) -> dict[str, Any]:
     """The gradients of the same step by whole logits, dense float64 formulas and autograd, in one batch."""
-    from nemo_xtoken.data.dataset import collate
+    from nemo_xtoken.data.batch import collate
 
     batch = collate([samples[i] for i in range((step - 1) * GLOBAL, step * GLOBAL)])
     model, teacher = _model("student", student.size, 1, 1), _model("teacher", other.size, 1, 1).eval()
-    z_s = model(**model_inputs(batch, "student"))[..., : student.size].double()
+    [side] = batch.teachers
+    z_s = model(**model_inputs(batch.student, context_layout(batch.student)))[..., : student.size].double()
     with torch.no_grad():
-        z_t = teacher(**model_inputs(batch, "teacher0"))[..., : other.size].double()
+        z_t = teacher(**model_inputs(side, context_layout(side)))[..., : other.size].double()
     w = dense_w(load_or_build(student, other, ProjectionRule(), None), student.size, other.size)
     problem = {
-        "student_labels": batch["student_labels"],
-        "teacher_labels": batch["teacher0_labels"],
-        "chunks": batch["teacher0_chunks"],
+        "student_labels": batch.student.labels,
+        "teacher_labels": side.labels,
+        "chunks": side.chunks,
     }
     ce, kd = chunk_losses(z_s, z_t, problem, lambda p_s, p_t: projected_kl(p_s, p_t, w), "chain_rule", 1.0)
-    ce = ce / int((batch["student_labels"] != -100).sum())
-    kd = kd / len(batch["teacher0_chunks"])
+    ce = ce / int((batch.student.labels != -100).sum())
+    kd = kd / len(side.chunks)
     before = [r for r in records if r["step"] == step - 1 and "ce" in r]
     scale = before[0]["ce"] / before[0]["kd"] if before else 1.0
     (ce + scale * kd).backward()

@@ -1,15 +1,16 @@
 """What is checked before Megatron-Bridge is asked, and the order of the batches that it gets; needs no Bridge."""
 
-import numpy as np
 import pytest
 import torch
 
+from nemo_xtoken.data.batch import Batch, Side, TeacherSide
 from nemo_xtoken.data.config import DataConfig
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.plugin.bridge.batches import HeldOutBatches, MicroBatches, StepBatches
 from nemo_xtoken.plugin.bridge.bridge_config import Data, Restore, Resume, Student, TeacherConfig, Trainer
 from nemo_xtoken.plugin.bridge.checkpoints import Checkpoint
 from nemo_xtoken.plugin.bridge.distill_bridge import configure
+from nemo_xtoken.training.micro_batch import MicroBatch
 
 TEXT = Data(DataConfig(paths=["text.txt"]))
 
@@ -22,7 +23,7 @@ def test_ranks_share_global_batches_and_go_on_behind_what_was_consumed():
 
 @pytest.fixture
 def on_cpu(monkeypatch):
-    monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor, **_: tensor)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: torch.device("cpu"))
 
 
 class _Samples:
@@ -30,7 +31,9 @@ class _Samples:
         return 8
 
     def __getitem__(self, index):
-        return {"student_tokens": np.array([index]), "teacher0_chunks": np.zeros((index % 2, 4), np.int64)}
+        row, number = torch.tensor([[index]]), torch.tensor([index])
+        side = Side(row, row, row, number, row, torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1, 16))
+        return Batch(side, (TeacherSide(**vars(side), chunks=torch.zeros(index % 2, 5, dtype=torch.int64)),))
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -38,10 +41,10 @@ def test_a_step_gets_its_batches_at_once():
     batches = StepBatches(_Samples(), 2)
     batches.start(consumed=4, rank=0, ranks=1)
     fetched = batches.fetch(2)
-    assert [batch["student_tokens"].flatten().tolist() for batch in fetched] == [[4, 5], [6, 7]]
-    assert fetched[0]["teacher0_chunks"].tolist() == [[1, 0, 0, 0, 0]]
-    batches.hand_out(iter(fetched))
-    assert next(batches) is fetched[0]
+    assert [batch.student.tokens.flatten().tolist() for batch in fetched] == [[4, 5], [6, 7]]
+    assert fetched[0].teachers[0].chunks.tolist() == [[1, 0, 0, 0, 0]]
+    batches.hand_out(map(MicroBatch, fetched))
+    assert next(batches).batch is fetched[0]
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -49,7 +52,7 @@ def test_held_out_batches_begin_again():
     batches = HeldOutBatches(_Samples(), 4)
     batches.start(0, 1)
     assert len(batches) == 2
-    seen = [next(batches)["student_tokens"].flatten().tolist() for _ in range(3)]
+    seen = [next(batches).batch.student.tokens.flatten().tolist() for _ in range(3)]
     assert seen == [[0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 2, 3]]
 
 

@@ -31,33 +31,33 @@ def _reference(root):
     from dense import chunk_losses, dense_w, projected_kl
     from transformers import AutoModelForCausalLM
 
-    from nemo_xtoken.data.config import DataConfig, TeacherSide
-    from nemo_xtoken.data.dataset import collate
+    from nemo_xtoken.data.batch import collate
+    from nemo_xtoken.data.config import DataConfig, Tokenization
     from nemo_xtoken.projection.build import ProjectionRule, load_or_build
     from nemo_xtoken.training.inputs import document_mask
     from nemo_xtoken.vocab.loading import load_vocabulary
 
     student, teacher = (load_vocabulary(str(root / side)) for side in ("student", "teacher"))
     text = DataConfig([f"{root}/text/*.txt"], *LENGTHS, held_out=4, progress=False)
-    samples, _ = text.build(student, [TeacherSide(teacher)], 16)
+    samples, _ = text.build(student, [Tokenization(teacher)], 16)
     batch = collate([samples[i] for i in range(4)])
     logits = []
-    for side, name, size in (("student", "student", student.size), ("teacher", "teacher0", teacher.size)):
-        model = AutoModelForCausalLM.from_pretrained(root / side, dtype=torch.float32, attn_implementation="eager")
-        hidden = document_mask(batch[f"{name}_documents"])
+    [taught] = batch.teachers
+    for name, side, size in (("student", batch.student, student.size), ("teacher", taught, teacher.size)):
+        model = AutoModelForCausalLM.from_pretrained(root / name, dtype=torch.float32, attn_implementation="eager")
+        hidden = document_mask(side.documents)
         mask = torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo(torch.float32).min)
         with torch.no_grad():
-            positions = batch[f"{name}_positions"]
-            made = model.eval()(batch[f"{name}_tokens"], attention_mask=mask, position_ids=positions).logits
+            made = model.eval()(side.tokens, attention_mask=mask, position_ids=side.positions).logits
         logits.append(made[..., :size].double())
     w = dense_w(load_or_build(student, teacher, ProjectionRule(), None), student.size, teacher.size)
     problem = {
-        "student_labels": batch["student_labels"],
-        "teacher_labels": batch["teacher0_labels"],
-        "chunks": batch["teacher0_chunks"],
+        "student_labels": batch.student.labels,
+        "teacher_labels": taught.labels,
+        "chunks": taught.chunks,
     }
     ce, kd = chunk_losses(*logits, problem, lambda p_s, p_t: projected_kl(p_s, p_t, w), "chain_rule", 1.0)
-    return float(ce) / int((batch["student_labels"] != -100).sum()), float(kd) / len(batch["teacher0_chunks"])
+    return float(ce) / int((batch.student.labels != -100).sum()), float(kd) / len(taught.chunks)
 
 
 def test_the_first_step_is_that_of_the_models_on_the_hub(one, bridge_world):

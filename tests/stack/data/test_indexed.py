@@ -5,7 +5,7 @@ import pytest
 import torch
 from tokenizer_zoo import TEXT, write_folder
 
-from nemo_xtoken.data import DataConfig, TeacherSide
+from nemo_xtoken.data import DataConfig, Tokenization
 from nemo_xtoken.data.indexed import IndexedFile, read_indexed
 from nemo_xtoken.data.sources import Reading, resolve_sources
 from nemo_xtoken.errors import InputError
@@ -57,12 +57,12 @@ def test_training_from_another_tokenizers_ids(tokenizers, tmp_path):
     sides = [load_vocabulary(tokenizers[name]) for name in ("llama", "qwen")]
     given = DataConfig([str(tmp_path / "d")], indexed_tokenizer=tokenizers["sp_bpe"], **options)
     (tmp_path / "lines.txt").write_text("\n".join(t for t in TEXTS if "\n" not in t))
-    data, _ = given.build(sides[0], [TeacherSide(sides[1])])
+    data, _ = given.build(sides[0], [Tokenization(sides[1])])
     texts = DataConfig([str(tmp_path / "lines.txt")], text_split="line", **options)
     shard = tmp_path.glob("cache/alignment/*/shard-*")
     assert len([*shard]) == 1
     lines = len([t for t in TEXTS if "\n" not in t and t.strip()])
-    assert texts.build(sides[0], [TeacherSide(sides[1])])[0].report.documents == lines
+    assert texts.build(sides[0], [Tokenization(sides[1])])[0].report.documents == lines
     assert len([*tmp_path.glob("cache/alignment/*/shard-*")]) == 1  # the lines were there already
     assert data.report.documents == lines + 1
 

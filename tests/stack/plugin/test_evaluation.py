@@ -42,10 +42,10 @@ def _directly(jobs, job):
             module.eval()
             ce, right, tokens = 0.0, 0, 0
             for i in range(len(samples)):
-                sample = samples[i]
-                for piece in range(sample["student_documents"].max() + 1):
-                    inside = sample["student_documents"] == piece
-                    ids, labels = (torch.from_numpy(sample[f"student_{n}"][inside]) for n in ("tokens", "labels"))
+                sample = samples[i].student
+                for piece in range(sample.documents.max() + 1):
+                    inside = sample.documents == piece
+                    ids, labels = sample.tokens[inside], sample.labels[inside]
                     length = len(ids)
                     mask = torch.ones(length, length, dtype=torch.bool).triu(1)[None, None]
                     with torch.no_grad():

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from nemo_xtoken.data.batch import Inputs
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.training import inputs
 
@@ -24,16 +25,17 @@ def batch(seed, b=3, length=17):
             documents[sample, at : at + size] = number
             positions[sample, at : at + size] = torch.arange(size)
             at, number = at + size, number + 1
-    return {
-        f"{side}_{name}": value
-        for side in ("student", "teacher0")
-        for name, value in (("tokens", tokens), ("positions", positions), ("documents", documents))
-    }
+    return Inputs(tokens, positions, documents, torch.arange(b))
+
+
+def given(made):
+    """What the model gets."""
+    return inputs.model_inputs(made, inputs.context_layout(made))
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_document_mask(seed):
-    documents = batch(seed)["student_documents"]
+    documents = batch(seed).documents
     mask = inputs.document_mask(documents)
     assert mask.shape == (3, 1, 17, 17)
     for sample in range(3):
@@ -45,7 +47,7 @@ def test_document_mask(seed):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_rows_of_the_mask(seed):
-    documents = batch(seed)["student_documents"]
+    documents = batch(seed).documents
     rows = torch.tensor([3, 16, 0, 7])
     assert torch.equal(inputs.document_mask(documents, rows), inputs.document_mask(documents)[:, :, rows])
 
@@ -58,10 +60,10 @@ def test_every_position_sees_itself():
 
 def test_model_inputs_with_a_mask():
     made = batch(0)
-    found = inputs.model_inputs(made, "teacher0")
-    assert found["input_ids"] is made["teacher0_tokens"]
-    assert found["position_ids"] is made["teacher0_positions"]
-    assert torch.equal(found["attention_mask"], inputs.document_mask(made["teacher0_documents"]))
+    found = given(made)
+    assert found["input_ids"] is made.tokens
+    assert found["position_ids"] is made.positions
+    assert torch.equal(found["attention_mask"], inputs.document_mask(made.documents))
     assert inputs.schedule_shape(3, 17) == (3, 17)
 
 
@@ -69,10 +71,10 @@ def test_model_inputs_with_a_mask():
 def test_model_inputs_with_sequence_lengths(monkeypatch, seed):
     monkeypatch.setattr(inputs, "uses_packed_attention", lambda: True)
     made = batch(seed)
-    found = inputs.model_inputs(made, "student")
+    found = given(made)
     starts, before = [], None
     for i in range(3 * 17):
-        here = i // 17, int(made["student_documents"].view(-1)[i])
+        here = i // 17, int(made.documents.view(-1)[i])
         if here != before:
             starts.append(i)
         before = here
@@ -84,20 +86,17 @@ def test_model_inputs_with_sequence_lengths(monkeypatch, seed):
     longest = max(b - a for a, b in itertools.pairwise(expected))
     assert packed.max_seqlen_q == packed.max_seqlen_kv == longest
     assert found["attention_mask"] is None
-    assert torch.equal(found["input_ids"], made["student_tokens"].view(1, -1))
-    assert torch.equal(found["position_ids"], made["student_positions"].view(1, -1))
+    assert torch.equal(found["input_ids"], made.tokens.view(1, -1))
+    assert torch.equal(found["position_ids"], made.positions.view(1, -1))
     assert inputs.schedule_shape(3, 17) == (1, 51)
 
 
 def test_a_document_of_one_token_after_another(monkeypatch):
     """Neighbours that both start at position 0 are still two sequences."""
     monkeypatch.setattr(inputs, "uses_packed_attention", lambda: True)
-    made = {
-        "student_tokens": torch.tensor([[5, 6, 7, 0]]),
-        "student_positions": torch.tensor([[0, 0, 0, 0]]),
-        "student_documents": torch.tensor([[0, 1, 2, -1]], dtype=torch.int32),
-    }
-    assert inputs.model_inputs(made, "student")["packed_seq_params"].cu_seqlens_q.tolist() == [0, 1, 2, 3, 4]
+    documents = torch.tensor([[0, 1, 2, -1]], dtype=torch.int32)
+    made = Inputs(torch.tensor([[5, 6, 7, 0]]), torch.tensor([[0, 0, 0, 0]]), documents, torch.tensor([0]))
+    assert given(made)["packed_seq_params"].cu_seqlens_q.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_lengths_that_differ_are_announced(monkeypatch):

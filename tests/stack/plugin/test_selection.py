@@ -19,7 +19,7 @@ def course(world):
         """``counts``: the chunks that each step divides by."""
 
         def on_train_batch_end(self, trainer, pl_module, *_):
-            self.result.setdefault("counts", []).append(pl_module.counts.chunks[0])
+            self.result.setdefault("counts", []).append(pl_module.objective.counts.chunks[0])
 
     def run(name, ranks=1, options=None, **settings):
         from nemo_xtoken.losses.registry import DivergenceOptions

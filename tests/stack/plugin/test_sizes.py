@@ -55,8 +55,8 @@ class Bytes(Watcher):
         states = [
             v for o in inner for s in o.optimizer.state.values() for v in s.values() if torch.is_tensor(v) and v.ndim
         ]
-        heads = {lesson.head.weight.data_ptr(): lesson.head.weight for lesson in pl_module._lessons}
-        held = {p.data_ptr(): p for t in pl_module.teachers for p in t.model.parameters()} | heads
+        heads = {lesson.head.weight.data_ptr(): lesson.head.weight for lesson in pl_module.teaching.lessons}
+        held = {p.data_ptr(): p for t in pl_module.teaching.teachers for p in t.model.parameters()} | heads
         self.result = {
             "stage": parallel_state.get_pipeline_model_parallel_rank(),
             "student: weights": size(module.parameters()),

@@ -1,6 +1,7 @@
 """The hidden states and the weight that are taken from a Megatron model are those that its logits are made of."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -99,40 +100,43 @@ def test_the_tap_takes_what_logits_are_made_of(tied, tmp_path):
 
 
 def _colocated():
+    from nemo_xtoken.data.batch import Inputs
     from nemo_xtoken.errors import InputError
+    from nemo_xtoken.parallel.context_parallel import ContextLayout
     from nemo_xtoken.parallel.ownership import Ownership
     from nemo_xtoken.teachers.colocated import ColocatedTeacher
 
     model = _model(tied=False).requires_grad_(False).eval()
     tokens, positions, mask = _batch()
-    batches = [{"teacher0_tokens": tokens + i, "sample_ids": torch.tensor([70 + i, 80 + i])} for i in range(3)]
-    expected = [model(batch["teacher0_tokens"], positions, mask) for batch in batches]
-
-    def inputs(batch):
-        return {"input_ids": batch["teacher0_tokens"], "position_ids": positions, "attention_mask": mask}
-
-    teacher = ColocatedTeacher(model, V, inputs, lambda size, length: (size, length))
+    sides = [Inputs(tokens + i, positions, positions, torch.tensor([70 + i, 80 + i])) for i in range(3)]
+    expected = [model(side.tokens, positions, mask) for side in sides]
+    form = SimpleNamespace(
+        context_layout=lambda side: ContextLayout.zigzag(*side.tokens.shape, None),
+        model_inputs=lambda side, _: {"input_ids": side.tokens, "position_ids": positions, "attention_mask": mask},
+        schedule_shape=lambda size, length: (size, length),
+    )
+    teacher = ColocatedTeacher(model, V, form)
     from megatron.core.num_microbatches_calculator import init_num_microbatches_calculator
 
     init_num_microbatches_calculator(0, None, 6, 2, 1)
     shuffled = np.random.default_rng(0).permutation(V)
-    teacher.lay_out(dataclasses.replace(Ownership.even(V, None), order=shuffled))
-    for output, logits in zip(teacher.outputs(batches), expected, strict=True):
-        found = output.head.logits(output.hidden)
+    [head] = teacher.lay_out(dataclasses.replace(Ownership.even(V, None), order=shuffled))
+    for states, logits in zip(teacher.states(sides), expected, strict=True):
+        found = head.logits(states.hidden)
         assert torch.isinf(found[:, V:]).all()  # padding
-        found = found[:, output.head.columns_of(torch.arange(V))]
+        found = found[:, head.columns_of(torch.arange(V))]
         torch.testing.assert_close(found[:, :V], logits.view(-1, logits.shape[-1])[:, :V], rtol=1e-5, atol=1e-6)
-        assert not output.hidden.requires_grad
+        assert not states.hidden.requires_grad
     with torch.no_grad():
-        model.embedding.word_embeddings.weight[int(batches[1]["teacher0_tokens"][1, 0])] = float("nan")
+        model.embedding.word_embeddings.weight[int(sides[1].tokens[1, 0])] = float("nan")
     bad = sorted(
         int(i)
-        for batch in batches[:2]
-        for i, row in zip(batch["sample_ids"], batch["teacher0_tokens"], strict=True)
-        if (row == batches[1]["teacher0_tokens"][1, 0]).any()
+        for side in sides[:2]
+        for i, row in zip(side.samples, side.tokens, strict=True)
+        if (row == sides[1].tokens[1, 0]).any()
     )
     with pytest.raises(InputError) as found:
-        teacher.outputs(batches)
+        teacher.states(sides)
     return bad, found.value.found
 
 

@@ -8,11 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from real_tokenizers import ASSETS, real
 from tokenizer_zoo import write_folder
 
 from nemo_xtoken.alignment.aligner import Aligner
-from nemo_xtoken.data import DataConfig, TeacherSide, prepare_pairs
+from nemo_xtoken.data import DataConfig, Tokenization, prepare_pairs
 from nemo_xtoken.data.chat import Message, conversation_text, messages_of
 from nemo_xtoken.data.dataset import IGNORE
 from nemo_xtoken.data.sources import Reading, resolve_sources
@@ -160,7 +161,7 @@ def test_the_whole_way_to_samples(folders, tmp_path):
     pq.write_table(pa.Table.from_pylist(rows), path)
     sides = [load_vocabulary(folders / name) for name in TEMPLATES]
     config = DataConfig([str(path)], 120, format="chat", cache_dir=str(tmp_path), progress=False, seed=5)
-    data, _ = config.build(sides[0], [TeacherSide(side) for side in sides[1:]])
+    data, _ = config.build(sides[0], [Tokenization(side) for side in sides[1:]])
     assert data.report.documents == 4  # nobody answers in the fifth
     templates = [ChatTemplate(side) for side in sides]
     seen = 0
@@ -168,19 +169,19 @@ def test_the_whole_way_to_samples(folders, tmp_path):
         sample, pieces = data[i], data.describe(i)
         for number, piece in enumerate(pieces):
             conversation = messages(CONVERSATIONS[piece["document"]])
-            for name, template in zip(("student", "teacher0", "teacher1"), templates, strict=True):
+            for side, template in zip((sample.student, *sample.teachers), templates, strict=True):
                 (rendered,) = template([conversation])
-                at = np.flatnonzero(sample[f"{name}_documents"] == number)
-                assert sample[f"{name}_tokens"][at].tolist() == rendered.ids[:-1].tolist()
+                at = torch.nonzero(side.documents[0] == number).squeeze(1)
+                assert side.tokens[0, at].tolist() == rendered.ids[:-1].tolist()
                 labels = np.full(len(rendered.ids), IGNORE)
                 for start, end in rendered.turns.values():
                     labels[start:end] = rendered.ids[start:end]
-                assert sample[f"{name}_labels"][at].tolist() == labels[1:].tolist()
+                assert side.labels[0, at].tolist() == labels[1:].tolist()
             seen += 1
-        for m in (0, 1):
-            for first, count, teacher_first, teacher_count in sample[f"teacher{m}_chunks"].tolist():
-                assert (sample["student_labels"][first : first + count] != IGNORE).all()
-                assert (sample[f"teacher{m}_labels"][teacher_first : teacher_first + teacher_count] != IGNORE).all()
+        for side in sample.teachers:
+            for _, first, count, teacher_first, teacher_count in side.chunks.tolist():
+                assert (sample.student.labels[0, first : first + count] != IGNORE).all()
+                assert (side.labels[0, teacher_first : teacher_first + teacher_count] != IGNORE).all()
     assert seen == 4
     assert DataConfig([str(path)], 120, cache_dir=str(tmp_path)).reading != config.reading
 
@@ -192,7 +193,7 @@ def test_a_conversation_is_not_cut_where_a_sample_can_hold_it(folders, tmp_path)
     config = DataConfig(
         [str(path)], 60, 40, format="chat", messages_key="conversations", cache_dir=str(tmp_path), progress=False
     )
-    data, _ = config.build(student, [TeacherSide(teacher)])
+    data, _ = config.build(student, [Tokenization(teacher)])
     (prepared,) = data.prepared
     for row in data._pieces.table.tolist():
         assert row[1] == 0  # no continuation
@@ -201,7 +202,7 @@ def test_a_conversation_is_not_cut_where_a_sample_can_hold_it(folders, tmp_path)
         assert row[2] == n or n - 1 > 60 or t - 1 > 40
         assert row[2] - 1 <= 60
         assert row[4] - 1 <= 40
-    kept = sum(len(data[i]["teacher0_chunks"]) for i in range(len(data)))
+    kept = sum(len(data[i].teachers[0].chunks) for i in range(len(data)))
     assert kept == data.report.teachers[0].scored_chunks
     assert kept + data.report.teachers[0].skipped_chunks == prepared.scored.sum()
     assert data.report.teachers[0].skipped_chunks > 0
@@ -314,7 +315,7 @@ def test_settings_that_do_not_work(folders, tmp_path):
     ):
         config = DataConfig([str(tmp_path / name)], **({"format": "chat"} | options), progress=False)
         with pytest.raises(InputError, match=error):
-            config.build(side, [TeacherSide(side)])
+            config.build(side, [Tokenization(side)])
     assert not resolve_sources(tmp_path / "a.jsonl", Reading("chat"))[0].reading.column.text(None, "")
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import json
 import pickle
@@ -14,10 +15,13 @@ from tokenizer_zoo import NORMALIZING, TEXT, zoo
 from torch.utils.data import DataLoader
 
 from nemo_xtoken.data import (
+    Batch,
     DataConfig,
     DistillationDataset,
     PreparedDocuments,
+    Side,
     TeacherSide,
+    Tokenization,
     collate,
     prepare_documents,
 )
@@ -48,10 +52,9 @@ def dataset(prepared, lengths=(64, 50), seed=3, student=STUDENT, teacher=TEACHER
     return DistillationDataset([prepared], student, [teacher], lengths[0], lengths[1:], seed, **options)
 
 
-def check_side(sample, side: str, ids_of_piece: list[np.ndarray], padding: int) -> None:
+def check_side(side: Side, ids_of_piece: list[np.ndarray], starts: list[int], padding: int) -> None:
     """Tokens, labels, positions and document numbers are those of the pieces, one after the other, then padding."""
-    tokens, labels = sample[f"{side}_tokens"], sample[f"{side}_labels"]
-    positions, documents = sample[f"{side}_positions"], sample[f"{side}_documents"]
+    (tokens,), (labels,), (positions,), (documents,) = side.tokens, side.labels, side.positions, side.documents
     at = 0
     for number, ids in enumerate(ids_of_piece):
         n = len(ids) - 1
@@ -59,6 +62,7 @@ def check_side(sample, side: str, ids_of_piece: list[np.ndarray], padding: int) 
         np.testing.assert_array_equal(labels[at : at + n], ids[1:])
         np.testing.assert_array_equal(positions[at : at + n], np.arange(n))
         assert (documents[at : at + n] == number).all()
+        assert side.pieces[number].tolist() == [0, at, n, starts[number]]
         at += n
     assert (tokens[at:] == padding).all()
     assert (labels[at:] == IGNORE).all()
@@ -71,32 +75,28 @@ def check_sample(data: DistillationDataset, index: int, student: Vocabulary, tea
     sample = data[index]
     pieces = data.describe(index)
     ids = [data.prepared[0].document(p["document"]) for p in pieces]
-    check_side(
-        sample,
-        "student",
-        [d[0][slice(*p["student_tokens"])] for d, p in zip(ids, pieces, strict=True)],
-        data._padding[0],
-    )
-    check_side(
-        sample,
-        "teacher0",
-        [d[1][slice(*p["teacher0_tokens"])] for d, p in zip(ids, pieces, strict=True)],
-        data._padding[1],
-    )
-    chunks = sample["teacher0_chunks"]
+    [taught] = sample.teachers
+    for number, (side, name) in enumerate(((sample.student, "student_tokens"), (taught, "teacher0_tokens"))):
+        ranges = [p[name] for p in pieces]
+        of_piece = [d[number][slice(*r)] for d, r in zip(ids, ranges, strict=True)]
+        check_side(side, of_piece, [start for start, _ in ranges], data._padding[number])
+        assert [bytes(d).hex() for d in side.digests.numpy()] == [p["text_digest"] for p in pieces]
+        assert side.samples.tolist() == [index]
+    assert (taught.chunks[:, 0] == 0).all()
+    chunks = taught.chunks[:, 1:].numpy()
     assert (np.diff(chunks[:, 0]) > 0).all()
     assert (np.diff(chunks[:, 2]) > 0).all()
     known = {p["document"]: {*map(tuple, d[2].tolist())} for d, p in zip(ids, pieces, strict=True)}
     seen = []
     for first, count, teacher_first, teacher_count in chunks.tolist():
         at_student, at_teacher = slice(first, first + count), slice(teacher_first, teacher_first + teacher_count)
-        numbers = {*sample["student_documents"][at_student], *sample["teacher0_documents"][at_teacher]}
+        numbers = {*sample.student.documents[0, at_student].tolist(), *taught.documents[0, at_teacher].tolist()}
         assert len(numbers) == 1  # no chunk crosses documents, both sides are the same one
         piece = pieces[numbers.pop()]
-        start = piece["student_tokens"][0] + int(sample["student_positions"][first]) + 1
-        teacher_start = piece["teacher0_tokens"][0] + int(sample["teacher0_positions"][teacher_first]) + 1
+        start = piece["student_tokens"][0] + int(sample.student.positions[0, first]) + 1
+        teacher_start = piece["teacher0_tokens"][0] + int(taught.positions[0, teacher_first]) + 1
         assert (start, start + count, teacher_start, teacher_start + teacher_count) in known[piece["document"]]
-        labels = sample["student_labels"][at_student], sample["teacher0_labels"][at_teacher]
+        labels = sample.student.labels[0, at_student].numpy(), taught.labels[0, at_teacher].numpy()
         assert (labels[0] != IGNORE).all()
         assert (labels[1] != IGNORE).all()
         if equal:
@@ -133,13 +133,18 @@ def test_epochs_have_the_same_samples_in_another_order(prepared):
     assert len(data) == 1000
     assert n > 10
     assert sorted(check_epoch(data, 0, STUDENT, TEACHER)) == sorted(check_epoch(data, 2, STUDENT, TEACHER))
-    epochs = [[data[e * n + i]["student_tokens"].tobytes() for i in range(n)] for e in range(3)]
+    epochs = [[tuple(data[e * n + i].student.tokens[0].tolist()) for i in range(n)] for e in range(3)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
 
 
 def same(a, b) -> bool:
-    return all(np.array_equal(a[k], b[k]) for k in a) and a.keys() == b.keys()
+    return same_tensors(a.student, b.student) and all(map(same_tensors, a.teachers, b.teachers))
+
+
+def same_tensors(a, b) -> bool:
+    pairs = [(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a)]
+    return all(torch.equal(x, y) and x.dtype == y.dtype for x, y in pairs)
 
 
 def test_an_item_depends_on_data_seed_and_index_alone(prepared, folder, tmp_path):
@@ -166,11 +171,9 @@ def test_batches_from_a_data_loader(prepared, method, workers):
     data = dataset(prepared, num_samples=24)
     loader = DataLoader(data, batch_size=4, collate_fn=collate, num_workers=workers, multiprocessing_context=method)
     batches = list(loader)
-    assert [b["sample_ids"].tolist() for b in batches] == [list(range(i, i + 4)) for i in range(0, 24, 4)]
+    assert [b.student.samples.tolist() for b in batches] == [list(range(i, i + 4)) for i in range(0, 24, 4)]
     for batch in batches:
-        wanted = collate([data[i] for i in batch["sample_ids"].tolist()])
-        assert batch.keys() == wanted.keys()
-        assert all(torch.equal(batch[k], wanted[k]) and batch[k].dtype == wanted[k].dtype for k in batch)
+        assert same(batch, collate([data[i] for i in batch.student.samples.tolist()]))
 
 
 def test_what_a_batch_is(prepared):
@@ -178,25 +181,43 @@ def test_what_a_batch_is(prepared):
     samples = [data[i] for i in (2, 0, 5)]
     batch = collate(samples)
     kinds = {"tokens": torch.int64, "labels": torch.int64, "positions": torch.int64, "documents": torch.int32}
-    for (side, length), (name, dtype) in itertools.product((("student", 64), ("teacher0", 50)), kinds.items()):
-        assert batch[f"{side}_{name}"].shape == (3, length)
-        assert batch[f"{side}_{name}"].dtype == dtype
-    chunks = batch["teacher0_chunks"]
-    assert chunks.dtype == torch.int64
-    assert chunks.shape == (sum(len(s["teacher0_chunks"]) for s in samples), 5)
-    assert chunks.tolist() == sorted(chunks.tolist())
-    for number, sample in enumerate(samples):
-        np.testing.assert_array_equal(chunks[chunks[:, 0] == number][:, 1:].numpy(), sample["teacher0_chunks"])
-    assert batch["sample_ids"].tolist() == [2, 0, 5]
-    assert set(batch) == {f"{s}_{n}" for s in ("student", "teacher0") for n in kinds} | {
-        "teacher0_chunks",
-        "sample_ids",
-    }
+    [taught] = batch.teachers
+    for (side, length), (name, dtype) in itertools.product(((batch.student, 64), (taught, 50)), kinds.items()):
+        assert getattr(side, name).shape == (3, length)
+        assert getattr(side, name).dtype == dtype
+    assert taught.chunks.dtype == torch.int64
+    assert taught.chunks.shape == (sum(len(s.teachers[0].chunks) for s in samples), 5)
+    for table, of in ((taught.chunks, "chunks"), (taught.pieces, "pieces")):
+        assert table.tolist() == sorted(table.tolist())
+        for number, sample in enumerate(samples):
+            assert torch.equal(table[table[:, 0] == number][:, 1:], getattr(sample.teachers[0], of)[:, 1:])
+    for side in (batch.student, taught):
+        assert side.samples.tolist() == [2, 0, 5]
+        assert torch.equal(side.digests, torch.cat([sample.student.digests for sample in samples]))
+        assert torch.equal(side.pieces[:, 0], taught.pieces[:, 0])
+
+
+def test_a_batch_moves_as_loaders_and_trainers_move_one(prepared, monkeypatch):
+    """Lightning and torch's loader take it whole, by the names of the methods; the batch itself stays as it is."""
+    from lightning.fabric.utilities.apply_func import move_data_to_device
+    from torch.utils.data._utils.pin_memory import pin_memory
+
+    batch = collate([dataset(prepared)[i] for i in (1, 2)])
+    moved = move_data_to_device(batch, torch.device("meta"))
+    assert {getattr(moved.student, f.name).device.type for f in dataclasses.fields(Side)} == {"meta"}
+    assert {getattr(moved.teachers[0], f.name).device.type for f in dataclasses.fields(TeacherSide)} == {"meta"}
+    assert batch.student.tokens.device.type == "cpu"
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)
+    assert torch.equal(pin_memory(batch).teachers[0].labels, batch.teachers[0].labels + 1)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        batch.student = moved.student
 
 
 def test_a_batch_without_chunks(prepared):
-    sample = dataset(prepared)[0] | {"teacher0_chunks": np.empty((0, 4), np.int64)}
-    assert collate([sample, sample])["teacher0_chunks"].shape == (0, 5)
+    sample = dataset(prepared)[0]
+    [side] = sample.teachers
+    sample = Batch(sample.student, (dataclasses.replace(side, chunks=side.chunks[:0]),))
+    assert collate([sample, sample]).teachers[0].chunks.shape == (0, 5)
 
 
 def test_padding_without_a_padding_token(prepared):
@@ -228,7 +249,7 @@ def test_real_tokenizers_end_to_end(tmp_path, s, t):
     texts = [TEXT[i : i + 300] for i in range(0, len(TEXT), 300)] + ["short", "12345 67", "é 中"]
     config = DataConfig([str(write(tmp_path, texts))], 128, 160, cache_dir=str(tmp_path), workers=1, progress=False)
     config.held_out = 4
-    training, held_out = config.build(student, [TeacherSide(teacher)], num_samples=300)
+    training, held_out = config.build(student, [Tokenization(teacher)], num_samples=300)
     assert held_out is not None
     assert len(training) == 300
     assert len(held_out) == held_out.epoch_length
@@ -263,10 +284,10 @@ def test_config_with_other_data_held_out(tmp_path):
     config = DataConfig([str(write(tmp_path, TEXTS))], 64, cache_dir=str(tmp_path), progress=False)
     assert config.prepare(STUDENT, [TEACHER])[1] is None
     config.held_out_paths = [str(tmp_path / "held.txt")]
-    training, held_out = config.build(STUDENT, [TeacherSide(TEACHER)])
+    training, held_out = config.build(STUDENT, [Tokenization(TEACHER)])
     assert held_out is not None
     assert (len(training.prepared[0]), len(held_out.prepared[0])) == (len(TEXTS), 1)
-    assert training[0]["teacher0_tokens"].shape == (64,)
+    assert training[0].teachers[0].tokens.shape == (1, 64)
 
 
 def test_the_preparation_needs_no_torch():

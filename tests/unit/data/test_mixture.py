@@ -1,15 +1,16 @@
+import dataclasses
 import json
 import random
 from collections import Counter
 from fractions import Fraction
 
-import numpy as np
 import pytest
+import torch
 from fakes import STUDENT, TEACHER
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_xtoken.data import DataConfig, SourceConfig, TeacherSide
+from nemo_xtoken.data import DataConfig, SourceConfig, Tokenization
 from nemo_xtoken.data.mixing import Schedule, shares_of
 from nemo_xtoken.errors import InputError
 
@@ -70,16 +71,19 @@ def config(files, **options):
 
 
 def same(a, b) -> bool:
-    return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a if k != "sample_id")
+    """But for the number of the sample."""
+    pairs = zip((a.student, *a.teachers), (b.student, *b.teachers), strict=True)
+    names = lambda side: [f.name for f in dataclasses.fields(side) if f.name != "samples"]  # noqa: E731
+    return all(torch.equal(getattr(x, n), getattr(y, n)) for x, y in pairs for n in names(x))
 
 
 def test_samples_come_from_their_sources_in_proportion(files):
-    mixed, held_out = config(files).build(STUDENT, [TeacherSide(TEACHER)], 400)
+    mixed, held_out = config(files).build(STUDENT, [Tokenization(TEACHER)], 400)
     assert held_out is None
     assert len(mixed) == 400
     alone = {
         name: DataConfig([str(files / f"{name}.jsonl")], 64, 60, text_key=key, cache_dir=str(files), progress=False)
-        .build(STUDENT, [TeacherSide(TEACHER)], 400)[0]
+        .build(STUDENT, [Tokenization(TEACHER)], 400)[0]
         for name, key in (("web", "text"), ("code", "content"))
     }  # fmt: skip
     used = Counter()
@@ -87,7 +91,7 @@ def test_samples_come_from_their_sources_in_proportion(files):
         sample = mixed[i]
         (name,) = {piece["source"] for piece in mixed.describe(i)}
         assert same(sample, alone[name][used[name]])
-        assert int(sample["sample_id"]) == i
+        assert sample.student.samples.tolist() == sample.teachers[0].samples.tolist() == [i]
         used[name] += 1
     assert used == {"web": 300, "code": 100}
     assert mixed.epochs(400) == {name: used[name] / data.epoch_length for name, data in alone.items()}
@@ -97,19 +101,19 @@ def test_samples_come_from_their_sources_in_proportion(files):
 
 
 def test_without_a_number_all_of_every_source_is_there(files):
-    mixed, _ = config(files).build(STUDENT, [TeacherSide(TEACHER)])
+    mixed, _ = config(files).build(STUDENT, [Tokenization(TEACHER)])
     epochs = mixed.epochs(len(mixed))
     assert min(epochs.values()) == 1
     assert min(mixed.epochs(len(mixed) - 1).values()) < 1
 
 
 def test_each_source_has_its_own_held_out_documents(files):
-    mixed, held_out = config(files, held_out=3).build(STUDENT, [TeacherSide(TEACHER)], 10)
+    mixed, held_out = config(files, held_out=3).build(STUDENT, [Tokenization(TEACHER)], 10)
     seen = {"web": set(), "code": set()}
     for i in range(len(held_out)):
         for piece in held_out.describe(i):
             seen[piece["source"]].add(piece["text_digest"])
-        assert int(held_out[i]["sample_id"]) == i
+        assert held_out[i].student.samples.tolist() == [i]
     assert {name: len(texts) for name, texts in seen.items()} == {"web": 3, "code": 3}
     for i in range(len(mixed)):
         assert not {piece["text_digest"] for piece in mixed.describe(i)} & (seen["web"] | seen["code"])
@@ -119,7 +123,7 @@ def test_the_fingerprint_is_of_weights_seed_and_sources(files):
     def fingerprint(weight=0.75, **options):
         made = config(files, **options)
         made.sources["web"].weight = weight
-        return made.build(STUDENT, [TeacherSide(TEACHER)], 10)[0].fingerprint
+        return made.build(STUDENT, [Tokenization(TEACHER)], 10)[0].fingerprint
 
     assert fingerprint() == fingerprint()
     assert len({fingerprint(), fingerprint(weight=1.0), fingerprint(seed=3)}) == 3
@@ -133,11 +137,11 @@ def test_what_a_mixture_does_not_take(files):
     with pytest.raises(InputError, match="weight"):
         config(files, sources={"a": SourceConfig([str(files)], weight=0)}).check()
     with pytest.raises(InputError, match="num_samples=0"):
-        config(files).build(STUDENT, [TeacherSide(TEACHER)], 0)
+        config(files).build(STUDENT, [Tokenization(TEACHER)], 0)
 
 
 def test_the_mixture_is_told(files, capsys):
-    config(files, progress=True).build(STUDENT, [TeacherSide(TEACHER)], 40)
+    config(files, progress=True).build(STUDENT, [Tokenization(TEACHER)], 40)
     told = capsys.readouterr().err
     assert "web: 75.00% of the samples" in told
     assert "code: 25.00%" in told

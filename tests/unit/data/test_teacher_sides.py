@@ -12,7 +12,7 @@ from fakes import STUDENT, TEACHER, TEACHER_BOS, WORDS, GreedyEncoder, aligned, 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_xtoken.data import DataConfig, DistillationDataset, TeacherSide, collate, prepare_documents, prepare_pairs
+from nemo_xtoken.data import DataConfig, DistillationDataset, Tokenization, collate, prepare_documents, prepare_pairs
 from nemo_xtoken.data.packing import DOCUMENT, STUDENT_END, STUDENT_START, pack_documents, permutation, teacher_columns
 from nemo_xtoken.errors import InputError
 
@@ -132,7 +132,7 @@ def three(tmp_path_factory):
     """A data set with a teacher, one that puts BOS, and one with the student's own tokenizer."""
     folder = tmp_path_factory.mktemp("three")
     config = DataConfig([write(folder)], 48, 40, cache_dir=str(folder), held_out=4, progress=False)
-    sides = [TeacherSide(TEACHER), TeacherSide(TEACHER_BOS, 64), TeacherSide(STUDENT, 48)]
+    sides = [Tokenization(TEACHER), Tokenization(TEACHER_BOS, 64), Tokenization(STUDENT, 48)]
     return folder, config, *config.build(STUDENT, sides, num_samples=200)
 
 
@@ -143,29 +143,29 @@ def test_samples_hold_every_side(three):
     for part in (data, held_out):
         for index in range(part.epoch_length):
             sample, [*pieces] = part[index], part.describe(index)
-            assert [len(sample[f"{s}_tokens"]) for s in ("student", "teacher0", "teacher1", "teacher2")] == [
-                48, 40, 64, 48
+            assert [side.tokens.shape for side in (sample.student, *sample.teachers)] == [
+                (1, 48), (1, 40), (1, 64), (1, 48)
             ]  # fmt: skip
-            for m, teacher in enumerate(teachers):
+            for m, (teacher, side) in enumerate(zip(teachers, sample.teachers, strict=True)):
                 at = 0
                 for number, piece in enumerate(pieces):
                     ids = part.prepared[m].document(piece["document"])[1][slice(*piece[f"teacher{m}_tokens"])]
                     n = len(ids) - 1
-                    np.testing.assert_array_equal(sample[f"teacher{m}_labels"][at : at + n], ids[1:])
-                    np.testing.assert_array_equal(sample[f"teacher{m}_tokens"][at : at + n], ids[:-1])
-                    assert (sample[f"teacher{m}_documents"][at : at + n] == number).all()
+                    np.testing.assert_array_equal(side.labels[0, at : at + n], ids[1:])
+                    np.testing.assert_array_equal(side.tokens[0, at : at + n], ids[:-1])
+                    assert (side.documents[0, at : at + n] == number).all()
                     at += n
-                assert (sample[f"teacher{m}_labels"][at:] == -100).all()
-                for first, count, other, others in sample[f"teacher{m}_chunks"].tolist():
-                    text = sample["student_labels"][first : first + count]
-                    said = sample[f"teacher{m}_labels"][other : other + others]
+                assert (side.labels[0, at:] == -100).all()
+                for _, first, count, other, others in side.chunks.tolist():
+                    text = sample.student.labels[0, first : first + count].numpy()
+                    said = side.labels[0, other : other + others].numpy()
                     assert STUDENT.decode_bytes(text) == teacher.decode_bytes(said)
                     seen[m] += 1
             for name in ("tokens", "labels", "positions", "documents"):  # the student's own tokenizer: the same side
-                np.testing.assert_array_equal(sample[f"teacher2_{name}"], sample[f"student_{name}"])
-            chunks = sample["teacher2_chunks"]
-            np.testing.assert_array_equal(chunks[:, :2], chunks[:, 2:])
-            assert (chunks[:, 1] == 1).all()
+                np.testing.assert_array_equal(getattr(sample.teachers[2], name), getattr(sample.student, name))
+            chunks = sample.teachers[2].chunks
+            np.testing.assert_array_equal(chunks[:, 1:3], chunks[:, 3:])
+            assert (chunks[:, 2] == 1).all()
     assert seen == [
         a.scored_chunks + b.scored_chunks for a, b in zip(data.report.teachers, held_out.report.teachers, strict=True)
     ]
@@ -173,19 +173,19 @@ def test_samples_hold_every_side(three):
 
 def test_a_batch_of_every_side(three):
     batch = collate([three[2][i] for i in (3, 1)])
-    for m in range(3):
-        chunks = batch[f"teacher{m}_chunks"].tolist()
+    for side in batch.teachers:
+        chunks = side.chunks.tolist()
         assert chunks == sorted(chunks)
         assert {c[0] for c in chunks} == {0, 1}
-    assert batch["teacher1_tokens"].shape == (2, 64)
-    assert batch["sample_ids"].tolist() == [3, 1]
+    assert batch.teachers[1].tokens.shape == (2, 64)
+    assert batch.student.samples.tolist() == [3, 1]
 
 
 def test_one_teacher_has_the_fingerprint_of_its_settings_and_more_have_others(three):
     folder, config, data, _ = three
     make = lambda *sides: config.build(STUDENT, sides)[0].fingerprint  # noqa: E731
-    one, two = TeacherSide(TEACHER), TeacherSide(TEACHER_BOS)
-    found = [make(one), make(two), make(one, two), make(two, one), make(one, TeacherSide(TEACHER_BOS, 41))]
+    one, two = Tokenization(TEACHER), Tokenization(TEACHER_BOS)
+    found = [make(one), make(two), make(one, two), make(two, one), make(one, Tokenization(TEACHER_BOS, 41))]
     assert len({*found, data.fingerprint}) == 6
     assert make(one) == found[0]
     assert folder
@@ -217,6 +217,6 @@ def test_the_students_own_tokenizer_reads_a_text_once(tmp_path, monkeypatch):
 def test_a_side_that_is_too_short_is_named(three):
     folder, config, *_ = three
     with pytest.raises(InputError, match="teacher1_length=1"):
-        config.build(STUDENT, [TeacherSide(TEACHER), TeacherSide(STUDENT, 1)])
+        config.build(STUDENT, [Tokenization(TEACHER), Tokenization(STUDENT, 1)])
     assert isinstance(three[2], DistillationDataset)
     assert folder

@@ -1,0 +1,107 @@
+"""The micro-batches of a step: their chunks chosen and counted, and the teachers' states with them for the schedule."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+
+from nemo_xtoken.data.batch import Batch
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.losses.chunks import IGNORED
+from nemo_xtoken.objective.scale import StepCounts
+from nemo_xtoken.teachers.contract import States, Teacher
+
+__all__ = ["MicroBatch", "global_counts", "on_device", "select_chunks", "with_states"]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What a schedule hands to the forward step, and this to the loss.
+
+    Attributes:
+        batch: on this rank's device, with the chunks that the losses score.
+        states: of each of the run's teachers, None off the last pipeline stage; empty in an evaluation.
+    """
+
+    batch: Batch
+    states: tuple[States | None, ...] = ()
+
+
+def on_device(batch: Batch) -> Batch:
+    """The same on this rank's device."""
+    return batch.to(torch.cuda.current_device())
+
+
+def select_chunks(batch: Batch, selections: Sequence[torch.nn.Module | None]) -> Batch:
+    """The same with the chunks alone that each teacher's loss scores: before they are counted, and once.
+
+    Args:
+        selections: see ``losses.registry.chunk_selection``; one a teacher.
+    """
+    if not selections:
+        return batch
+    sides = [
+        side if selected is None else replace(side, chunks=side.chunks[_mask(selected, batch, number)])
+        for number, (side, selected) in enumerate(zip(batch.teachers, selections, strict=True))
+    ]
+    return Batch(batch.student, tuple(sides))
+
+
+def _mask(selected: torch.nn.Module, batch: Batch, number: int) -> torch.Tensor:
+    side = batch.teachers[number]
+    mask: torch.Tensor = selected(batch.student.labels, side.labels, side.chunks)
+    return mask
+
+
+def global_counts(batches: Sequence[Batch], teachers: int) -> StepCounts:
+    """Tokens and chunks of the whole global batch.  Collective: one all-reduce of ``1 + teachers`` integers.
+
+    Context-parallel ranks have the same samples, so each data-parallel rank is counted once.
+
+    Args:
+        teachers: those that teach; the sides of others, which the data is aligned with, are not counted.
+    """
+    from megatron.core import parallel_state
+
+    tokens = torch.stack([(batch.student.labels != IGNORED).sum() for batch in batches]).sum()
+    chunks = [sum(batch.teachers[number].chunks.shape[0] for batch in batches) for number in range(teachers)]
+    counts = torch.cat([tokens.view(1), tokens.new_tensor(chunks)])
+    dist.all_reduce(counts, group=parallel_state.get_data_parallel_group())
+    total, *each = counts.tolist()
+    return StepCounts(total, tuple(each))
+
+
+def with_states(
+    batches: Sequence[Batch], teachers: Sequence[Teacher], sides: Sequence[int], step: int
+) -> Iterator[MicroBatch]:
+    """The micro-batches with the teachers' states; what a teacher can leave for later is not there before.
+
+    Args:
+        sides: for each teacher which of a batch's sides it reads.
+        step: its number, for messages.
+    """
+    ahead = [
+        None if teacher.one_at_a_time else deque(_states(step, teacher, side, batches))
+        for teacher, side in zip(teachers, sides, strict=True)
+    ]
+
+    def each() -> Iterator[MicroBatch]:
+        for batch in batches:  # nothing here holds states while the schedule works on them
+            yield MicroBatch(
+                batch,
+                tuple(
+                    _states(step, teacher, side, [batch])[0] if found is None else found.popleft()
+                    for teacher, side, found in zip(teachers, sides, ahead, strict=True)
+                ),
+            )
+
+    return each()
+
+
+def _states(step: int, teacher: Teacher, side: int, batches: Sequence[Batch]) -> list[States | None]:
+    try:
+        return teacher.states([batch.teachers[side] for batch in batches])
+    except InputError as error:
+        raise InputError(f"step {step}: {error.found}", error.expected, error.fix) from None
