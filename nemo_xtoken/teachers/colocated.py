@@ -45,13 +45,13 @@ class ColocatedTeacher(Teacher):
     them it runs over all micro-batches of a step before the student's.
 
     Args:
-        model: this pipeline stage of the teacher, in evaluation mode, its parameters frozen.
+        model: this pipeline stage of the teacher, a Megatron GPT model in evaluation mode, its parameters frozen.
         vocabulary_size: V_T of its tokenizer.
         form: of its inputs.
         label: what messages call it.
     """
 
-    def __init__(self, model: torch.nn.Module, vocabulary_size: int, form: InputForm, label: str = "teacher") -> None:
+    def __init__(self, model: Any, vocabulary_size: int, form: InputForm, label: str = "teacher") -> None:
         from megatron.core import parallel_state
 
         self.model, self.vocabulary_size, self.form, self.label = model, vocabulary_size, form, label
@@ -105,7 +105,7 @@ class ColocatedTeacher(Teacher):
             self._check_finite(states, inputs)
         return list(taken)
 
-    def _forward_step(self, batches: Iterator[Inputs], model: torch.nn.Module) -> tuple[Tensor, Any]:
+    def _forward_step(self, batches: Iterator[Inputs], model: Any) -> tuple[Tensor, Any]:
         inputs = next(batches)
         layout = self.form.context_layout(inputs)
         return model(**self.form.model_inputs(inputs, layout)), partial(self._take, layout)

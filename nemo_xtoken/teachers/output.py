@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from nemo_xtoken.parallel.head import OutputHead
@@ -34,12 +33,12 @@ class HiddenStateTap:
         sequence_parallel: the hidden states come as this tensor-parallel rank's part of the sequence.
     """
 
-    def __init__(self, output_layer: torch.nn.Module, sequence_parallel: bool) -> None:
+    def __init__(self, output_layer: Any, sequence_parallel: bool) -> None:
         self.sequence_parallel = sequence_parallel
         self._taken: tuple[Tensor, Tensor] | None = None
         output_layer.register_forward_pre_hook(self._take, with_kwargs=True)
 
-    def _take(self, layer: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    def _take(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         hidden, *rest = args
         weight = kwargs.get("weight")
         self._taken = (hidden, layer.weight if weight is None else weight)

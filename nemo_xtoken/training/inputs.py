@@ -45,7 +45,7 @@ def context_layout(inputs: Inputs) -> ContextLayout:
     if group_size(group) > 1 and uses_packed_attention():
         tensor_ranks = parallel_state.get_tensor_model_parallel_world_size()
         return ContextLayout.by_document(_starts(inputs), tokens.numel(), group, tensor_ranks)
-    return ContextLayout.zigzag(*tokens.shape, group, tokens.device)
+    return ContextLayout.zigzag(tokens.shape[0], tokens.shape[1], group, tokens.device)
 
 
 def document_mask(documents: Tensor, rows: Tensor | None = None) -> Tensor:

@@ -44,12 +44,12 @@ def distillation_terms(
     tile_rows = rows_within(objective.config.tile_mib, output.head, heads)
     weights: list[float | Tensor] = []
     if signals:
-        factor = objective.scale.known
+        factor: float | Tensor | None = objective.scale.known
         if factor is None:  # it follows from the sums of this very micro-batch
             with torch.no_grad():
                 sums = cross_tokenizer_loss(output, labels, signals, tile_rows=tile_rows, kernels=objective.kernels)
-            ce, *kd = sum_over(parallel_state.get_context_parallel_group(), [sums.ce, *sums.kd])
-            factor = objective.scale.within(ce, kd, objective.teacher_weights.alphas)
+            whole = sum_over(parallel_state.get_context_parallel_group(), [sums.ce, *sums.kd])
+            factor = objective.scale.within(whole[0], whole[1:], objective.teacher_weights.alphas)
         weights = kd_weights(factor, objective.teacher_weights.alphas, objective.counts)
     terms = cross_tokenizer_loss(output, labels, signals, 1.0, weights, tile_rows, objective.kernels)
     ce, device = terms.ce, terms.objective.device
