@@ -199,11 +199,11 @@ def test_what_a_batch_is(prepared):
 
 def test_a_batch_moves_as_loaders_and_trainers_move_one(prepared, monkeypatch):
     """Lightning and torch's loader take it whole, by the names of the methods; the batch itself stays as it is."""
-    from lightning.fabric.utilities.apply_func import move_data_to_device
     from torch.utils.data._utils.pin_memory import pin_memory
 
+    lightning = pytest.importorskip("lightning.fabric.utilities.apply_func")
     batch = collate([dataset(prepared)[i] for i in (1, 2)])
-    moved = move_data_to_device(batch, torch.device("meta"))
+    moved = lightning.move_data_to_device(batch, torch.device("meta"))
     assert {getattr(moved.student, f.name).device.type for f in dataclasses.fields(Side)} == {"meta"}
     assert {getattr(moved.teachers[0], f.name).device.type for f in dataclasses.fields(TeacherSide)} == {"meta"}
     assert batch.student.tokens.device.type == "cpu"
