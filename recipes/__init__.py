@@ -50,10 +50,15 @@ class Recipe:
 
     @property
     def layouts(self) -> dict[int, dict[str, int]]:
-        """Its ``LAYOUTS``, read from its source: number of nodes -> the arguments of ``common.Layout``; {} if none."""
+        """Its ``LAYOUTS``, read from its source: number of nodes -> the arguments of ``common.Layout``; {} if none.
+
+        A recipe that derives from another imports them from there.
+        """
         source = self._source()
         for node in source.body if source is not None else ():
             target = node.targets[0] if isinstance(node, ast.Assign) else None
+            if isinstance(node, ast.ImportFrom) and any(alias.name == "LAYOUTS" for alias in node.names):
+                return Recipe(self.name, node.module or "", self.function).layouts
             if isinstance(node, ast.Assign) and isinstance(target, ast.Name) and target.id == "LAYOUTS":
                 table = node.value
                 assert isinstance(table, ast.Dict)

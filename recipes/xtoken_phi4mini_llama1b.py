@@ -23,57 +23,17 @@ GPUs
 from typing import Optional
 
 import nemo_run as run
-from nemo.collections import llm
 
-from nemo_xtoken.data.config import DataConfig
-from nemo_xtoken.losses.base import ChunkLossConfig
-from nemo_xtoken.losses.registry import DivergenceOptions
-from nemo_xtoken.objective.scale import ObjectiveConfig
-from nemo_xtoken.plugin.nemo2.data import DistillationData
-from nemo_xtoken.plugin.nemo2.distill import distill
-from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig
-from nemo_xtoken.projection.build import ProjectionRule
-from nemo_xtoken.recipes.common import (
-    Layout,
-    adamw,
-    bf16_trainer,
-    checkpoints,
-    from_checkpoint,
-    imported_student,
-    lay_out,
-)
+from nemo_xtoken.recipes.xtoken_qwen3_llama1b import LAYOUTS, xtoken_qwen3_llama1b
 
-__all__ = ["xtoken_phi4mini_llama1b"]
-
-#: By number of nodes.  Everything fits a GPU, so each is a replica; 128 of them get 6 of the 768 samples each.
-LAYOUTS = {1: Layout(micro_batch=4), 16: Layout(micro_batch=2)}
+__all__ = ["LAYOUTS", "xtoken_phi4mini_llama1b"]
 
 
 def xtoken_phi4mini_llama1b(nodes: Optional[int] = None) -> run.Partial:
     """The recipe, for so many nodes of 8 GPUs (default: the job's); everything in it can be overridden."""
-    nodes, layout = lay_out(nodes, LAYOUTS)
-    return run.Partial(
-        distill,
-        model=imported_student(run.Config(llm.Llama32Config1B, seq_length=4096)),
-        teacher=run.Config(
-            TeacherConfig,
-            loss="h_kl",
-            options=run.Config(DivergenceOptions),
-            chunks=run.Config(ChunkLossConfig, temperature=1.0),
-            rule=run.Config(ProjectionRule),
-        ),
-        data=run.Config(
-            DistillationData,
-            text=run.Config(
-                DataConfig, paths=[], student_length=4096, teacher_length=4096, held_out=2000, workers=16
-            ),
-            micro_batch_size=layout.micro_batch,
-            global_batch_size=768,
-            loader_workers=2,
-        ),
-        objective=run.Config(ObjectiveConfig, scale="dynamic"),
-        trainer=bf16_trainer(nodes, layout, steps=30_000, validate_every=1000),
-        optim=adamw(lr=5e-5, min_lr=5e-6, warmup_steps=4000, beta2=0.98, weight_decay=0.1),
-        log=checkpoints("xtoken_phi4mini_llama1b", every=500),
-        resume=from_checkpoint(),
-    )  # fmt: skip
+    recipe = xtoken_qwen3_llama1b(nodes)
+    recipe.teacher.loss = "h_kl"
+    del recipe.teacher.learned  # of P-KL alone
+    recipe.data.text.teacher_length = 4096
+    recipe.log.name = "xtoken_phi4mini_llama1b"
+    return recipe
