@@ -33,7 +33,7 @@ class Descent:
         steps: int ``[C]``, the steps of descent after which it was looked at; 0 first.
         values: float64 ``[C, K]``, the loss of each case; 0 for those that it leaves out.
         probability: float64 ``[C, K]``, that the student writes the right continuation.
-        gradient: float64 ``[K]``, the norm of the gradient by the free logits of a case, at the start.
+        gradient: float64 ``[K]``, the norm of the gradient with respect to the free logits of a case, at the start.
         scored: bool ``[K]``, the cases that the loss compares at all.
         instead: for each case the token that the student finds most probable at its first position in the end, and its
             probability there.
@@ -107,7 +107,7 @@ class _Loss:
         ]
 
     def sum(self, student: Tensor) -> Tensor:
-        """Over all cases; differentiable by the logits."""
+        """Over all cases; differentiable with respect to the logits."""
         return self._terms(student, self.signals[:1]).objective
 
     def each(self, student: Tensor) -> Tensor:

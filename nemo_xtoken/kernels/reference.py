@@ -31,7 +31,7 @@ class _Waiting(NamedTuple):
     """
     Attributes:
         at: int64 ``[m]``, row numbers.
-        h: ``[m, V/tp]``, by the logarithms of their probabilities.
+        h: ``[m, V/tp]``, the derivative with respect to the logarithms of their probabilities.
         inner: ``[m]``, its sum over all ranks.
         all_rows: the rows are all there are, in order.
     """
@@ -95,7 +95,7 @@ class TorchKernels(TileKernels):
     ) -> Tensor:
         for part in waiting:
             inner = inner.index_add(0, part.at, part.inner)
-        dz = p.mul_(-(by_label + inner).unsqueeze(1))  # h by log p is h - p * sum_v h by z
+        dz = p.mul_(-(by_label + inner).unsqueeze(1))  # h with respect to log p is h - p * sum_v h with respect to z
         mine = torch.nonzero((labels >= 0) & (labels < p.shape[1])).squeeze(1)
         dz[mine, labels[mine]] += by_label[mine]
         for part in waiting:

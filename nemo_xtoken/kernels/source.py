@@ -70,7 +70,8 @@ def compare_columns(
     p, q, mask, coefficients, totals, outside, slopes, width,
     DIRECTION: tl.constexpr, MASKED: tl.constexpr, SLOPE: tl.constexpr, SMALLEST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """``losses.directions``: what each column adds, summed over a block, and its derivative by q, in q's place."""
+    """``losses.directions``: what each column adds, summed over a block, and its derivative with respect to q, in q's
+    place."""
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     at = block * BLOCK + tl.arange(0, BLOCK)
     teacher = tl.load(p + row * width + at, mask=at < width, other=0)
@@ -99,7 +100,7 @@ def compare_columns(
 
 @triton.jit
 def row_products(p, values, source, sums, width, BY_LOGARITHM: tl.constexpr, BLOCK: tl.constexpr):
-    """``sum_v p * values`` of a block, or ``sum_v values`` where they are by log p; 0 for a row without a source."""
+    """``sum_v p * values`` of a block, or ``sum_v values`` where they are with respect to log p; 0 without a source."""
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     at = block * BLOCK + tl.arange(0, BLOCK)
     origin = tl.load(source + row)

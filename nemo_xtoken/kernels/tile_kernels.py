@@ -52,7 +52,7 @@ class Elementwise(Protocol):
 
     @property
     def compare(self) -> Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]:
-        """What each class adds and its derivative by q, see there."""
+        """What each class adds and its derivative with respect to q, see there."""
         ...
 
 
@@ -61,7 +61,7 @@ class Compared(NamedTuple):
     Attributes:
         total: ``[k]``, the sum over the columns.
         outside: ``[k]``, what p had in masked columns; None without a mask.
-        slope: ``[k, V/tp]``, the derivative by q times the coefficients; None without them.
+        slope: ``[k, V/tp]``, the derivative with respect to q, times the coefficients; None without them.
     """
 
     total: Tensor
@@ -91,14 +91,14 @@ class Gather:
 
 @dataclass(frozen=True)
 class RowGradient:
-    """A derivative by the probabilities of some rows as if all were free, on its way to the rows' logits.
+    """A derivative with respect to the probabilities of some rows as if all were free, on its way to the rows' logits.
 
     Attributes:
-        values: ``[K, V/tp]``, by the probability; overwritten.
+        values: ``[K, V/tp]``, with respect to the probability; overwritten.
         at: int64 ``[m]``, the rows of p it is for; distinct.
         source: int64 ``[m]``, the row of ``values`` of each; None: m is K and each has its own.
         p: ``[m, V/tp]``, those rows of p where they are at hand; None: they are not.
-        by_logarithm: ``values`` is by the logarithm of the probability.
+        by_logarithm: ``values`` is with respect to the logarithm of the probability.
     """
 
     values: Tensor
@@ -147,7 +147,7 @@ class TileKernels(ABC):
 
     @abstractmethod
     def through_softmax(self, gradient: RowGradient, p: Tensor, reduce: Callable[[Tensor], Tensor]) -> Any:
-        """The way through the softmax, ``dL/dz = h - p * sum_v h`` with h by log p, but for the temperature.
+        """The way through the softmax but for the temperature, ``dL/dz = h - p * sum_v h`` with ``h = dL/dlog p``.
 
         Args:
             p: ``[n, V/tp]``.
@@ -167,12 +167,13 @@ class TileKernels(ABC):
         temperature: float,
         waiting: Sequence[Any],
     ) -> Tensor:
-        """A tile's whole derivative by the logits, ``[n, V/tp]``.
+        """A tile's whole derivative with respect to the logits, ``[n, V/tp]``.
 
         Args:
             p: ``[n, V/tp]``; overwritten.
-            by_label: ``[n]``, the derivative by the log-probability of each row's label.
-            inner: ``[n]``, the sum over the whole vocabulary of other derivatives by log p, which the caller adds.
+            by_label: ``[n]``, the derivative with respect to the log-probability of each row's label.
+            inner: ``[n]``, the sum over the whole vocabulary of the derivatives with respect to log p that the caller
+                adds.
             labels: int64 ``[n]``, column numbers; one that is not this rank's lies outside ``[0, V/tp)``.
             waiting: of :meth:`through_softmax`.
         """

@@ -145,7 +145,7 @@ class _Softmax:
 class _Waiting:
     """
     Attributes:
-        values: ``[K, V/tp]``, by the probability or its logarithm.
+        values: ``[K, V/tp]``, with respect to the probability or its logarithm.
         origin: int64 ``[n]``, the row of ``values`` of each row; -1 for none.
         inner: ``[n]``, ``sum_v h`` over all ranks.
     """

@@ -17,10 +17,10 @@ from nemo_xtoken.parallel.ownership import Ownership
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 
 __all__ = [
-    "Along",
     "ChunkDivergence",
     "ChunkLossConfig",
     "Comparison",
+    "LaterTerms",
     "LossForm",
     "LossSum",
     "LossTerms",
@@ -29,13 +29,13 @@ __all__ = [
 ]
 
 
-class Along(NamedTuple):
+class LaterTerms(NamedTuple):
     """What the later rows of chunks add to a divergence.
 
     Attributes:
         values: ``[k]``, equal on all ranks.
-        entries: (student rows ``[e]``, this rank's columns ``[e]``, the derivative by their log-probabilities as if all
-            were free ``[e]``), times the chunk's coefficient.
+        entries: (student rows ``[e]``, this rank's columns ``[e]``, the derivative with respect to their
+            log-probabilities as if all were free ``[e]``), times the chunk's coefficient.
         inner: (student rows ``[r]``, the sum of these derivatives over a row and all ranks ``[r]``); a row may come
             more than once.
         metrics: ``[m, k]``, the last rows of ``metric_names``.
@@ -65,10 +65,10 @@ class Comparison(NamedTuple):
 
     Attributes:
         values: ``[1 + metrics, k]``: the divergence first, then ``metric_names``; equal on all ranks.
-        gradient: ``[k, V_S/tp]``, the derivative by each student probability as if all were free, times the chunk's
-            coefficient; None when not asked for.
-        by_entry: ``[E]``, the derivative by the entries of W that this rank holds, likewise, summed over the chunks;
-            None when not asked for, and for divergences without W.
+        gradient: ``[k, V_S/tp]``, the derivative with respect to each student probability as if all were free, times
+            the chunk's coefficient; None when not asked for.
+        by_entry: ``[E]``, the derivative with respect to the entries of W that this rank holds, times the coefficients
+            and summed over the chunks; None when not asked for, and for divergences without W.
     """
 
     values: Tensor
@@ -128,7 +128,7 @@ class ChunkDivergence(torch.nn.Module):
         forms: what a certificate shows of it; empty: its defaults.
         merges: how it wants the rows of a chunk merged, the student's and the teacher's (see ``merge``); None: as
             ``ChunkLossConfig.merge`` says.
-        metric_names: names of the rows of ``Comparison.values`` after the first, and of those of ``Along.metrics``.
+        metric_names: of the rows of ``Comparison.values`` after the first, and of those of ``LaterTerms.metrics``.
 
     Attributes:
         ownership: the order in which it wants the teacher's columns.
@@ -197,14 +197,14 @@ class ChunkDivergence(torch.nn.Module):
         """
         raise NotImplementedError
 
-    def along(
+    def later_terms(
         self,
         p_student: Tensor,
         student: ScoredRows,
         p_teacher: Tensor,
         teacher: ScoredRows,
         coefficients: Tensor | None,
-    ) -> Along | None:
+    ) -> LaterTerms | None:
         """What the rows of chunks add that ``merges`` leaves out; None: nothing.
 
         Args:
@@ -284,8 +284,8 @@ class LossTerms:
     """The losses of a micro-batch.
 
     Attributes:
-        objective: scalar, the weighted sum of the totals below; differentiable by the student's hidden states and
-            output weight, and by entries of W that are learned.
+        objective: scalar, the weighted sum of the totals below; differentiable with respect to the student's hidden
+            states and output weight, and to entries of W that are learned.
         ce: cross-entropy over the labelled student positions.
         kd: of each teacher, the distillation loss over its chunks.
     """

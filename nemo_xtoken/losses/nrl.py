@@ -98,7 +98,7 @@ class _OnSet(ChunkDivergence):
     """``sum_t u (log u - log s)`` over a set of teacher tokens.
 
     u is the geometric mean of the teacher within the set, ``s = q / (q(set) + eps) + eps`` the student's, and q its
-    mean projected distribution.  The derivative by q is, on the set, ``(v - u / s) / (q(set) + eps)`` with
+    mean projected distribution.  The derivative with respect to q is, on the set, ``(v - u / s) / (q(set) + eps)`` with
     ``v = sum_t (u / s) q / (q(set) + eps)``.
 
     Args:

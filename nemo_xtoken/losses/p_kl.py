@@ -28,8 +28,8 @@ __all__ = ["ProjectedKL"]
 class ProjectedKL(ChunkDivergence):
     """The divergence of ``q = W^T p_S`` from ``p_T`` and its closed-form derivative.
 
-    With g the derivative by q, the derivative by ``p_S`` is ``W g``.  For the forward KL that is ``-r``,
-    ``r = W (p_T / q)``, and through the softmax ``p_S * (sum_s p_S r - r)`` for the logits.
+    With g the derivative with respect to q, that with respect to ``p_S`` is ``W g``.  For the forward KL that is
+    ``-r``, ``r = W (p_T / q)``, and through the softmax ``p_S * (sum_s p_S r - r)`` for the logits.
 
     Where one side has no way to put mass on REST the divergence to be bounded compares what both can say:
 
@@ -90,42 +90,58 @@ class ProjectedKL(ChunkDivergence):
         Collectives: one all-reduce of 4k values; before it where the student is conditioned one of k, with a top-k
         those of ``top_k_mask``; with a gradient those of ``Projection.pull``.
         """
-        q, rest = started.finish()
-        group = self.exchange.group
+        q, empty = started.finish()
         mass = None
-        if self.student_conditioned:  # summed rather than 1 - rest, of which nothing is left when it is small
-            limits = torch.finfo(q.dtype)
-            mass = all_reduce_sum(q.sum(1, keepdim=True), group).clamp_min_(limits.tiny * limits.eps)
+        if self.student_conditioned:
+            mass = _sum_of_rows(q, self.exchange)
             q = q / mass
-        wanted = None if coefficients is None else coefficients.unsqueeze(1)
-        kernels, reached = self.exchange.kernels, self.exchange.reached
-        if self.classes is None:
-            kept, tails = None, q.new_zeros((2, q.shape[0]))
-            total, unreached, slope = kernels.compare(self.direction, p_teacher, q, reached, coefficients)
-            assert unreached is not None
-        else:
-            unreached = torch.mv(p_teacher, (~reached).to(q.dtype))
-            kept, tails = self.classes.fold(p_teacher.mul_(reached), q)
-            total, _, slope = kernels.compare(self.direction, p_teacher, q, None, coefficients)
-        sums = all_reduce_sum(torch.cat([torch.stack([total, unreached]), tails]), group)
-        divergence, unreached, p_rest, q_rest = sums
+        kept, local, slope = self._compare(p_teacher, q, coefficients)
+        total, unreached, p_rest, q_rest = all_reduce_sum(local, self.exchange.group)
         if not self.teacher_conditioned:
             p_rest = p_rest + unreached
         if not self.student_conditioned:
-            q_rest = q_rest + rest
+            q_rest = q_rest + empty
         rest_term, rest_slope = self.direction.compare(p_rest, q_rest.clone(), coefficients)
-        divergence = divergence + rest_term
+        divergence = total + rest_term
         if self.teacher_conditioned:
-            inside = (1 - unreached).clamp_min(0)
-            divergence = divergence - torch.xlogy(inside, inside)
-        sent = torch.full_like(rest, self.exchange.bytes_a_chunk(rest.itemsize))
-        values = torch.stack([divergence, unreached, rest, sent])
-        if slope is None or rest_slope is None or wanted is None:
+            reached = (1 - unreached).clamp_min(0)
+            divergence = divergence - torch.xlogy(reached, reached)
+        sent = torch.full_like(empty, self.exchange.bytes_a_chunk(empty.itemsize))
+        values = torch.stack([divergence, unreached, empty, sent])
+        if slope is None or rest_slope is None or coefficients is None:
             return Comparison(values)
         if kept is not None:
             slope = torch.where(kept, slope, rest_slope.unsqueeze(1))
         if mass is not None:
-            # of KL(u || p_T) by q, with u = q / N: (log(u / p_T) - KL(u || p_T)) / N; N has nothing of the empty rows
-            slope = slope.sub_(wanted * (1 + divergence.unsqueeze(1))).div_(mass.clamp_min(limits.tiny / limits.eps))
-            rest_slope = torch.zeros_like(rest)
+            # with u = q / N, the derivative of KL(u || p_T) with respect to q is (log(u / p_T) - KL(u || p_T)) / N;
+            # N has nothing of the empty rows
+            least = torch.finfo(q.dtype).tiny / torch.finfo(q.dtype).eps
+            slope = slope.sub_(coefficients.unsqueeze(1) * (1 + divergence.unsqueeze(1))).div_(mass.clamp_min(least))
+            rest_slope = torch.zeros_like(empty)
         return Comparison(values, *started.pull(slope, rest_slope))
+
+    def _compare(
+        self, p: Tensor, q: Tensor, coefficients: Tensor | None
+    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """This rank's classes, REST not among them.
+
+        Returns:
+            ``(bool [k, V_T/tp], the tokens that are classes of their own, None: all that W reaches;
+            [4, k], this rank's part of the divergence, of the teacher's unreached mass, and of what teacher and student
+            have on reached tokens that are no classes; the derivative with respect to q, times the coefficients)``.
+        """
+        kernels, reached = self.exchange.kernels, self.exchange.reached
+        if self.classes is None:
+            total, unreached, slope = kernels.compare(self.direction, p, q, reached, coefficients)
+            assert unreached is not None
+            return None, torch.stack([total, unreached, *q.new_zeros((2, q.shape[0]))]), slope
+        unreached = torch.mv(p, (~reached).to(q.dtype))
+        kept, tails = self.classes.fold(p.mul_(reached), q)
+        total, _, slope = kernels.compare(self.direction, p, q, None, coefficients)
+        return kept, torch.stack([total, unreached, *tails]), slope
+
+
+def _sum_of_rows(q: Tensor, exchange: VocabularyExchange) -> Tensor:
+    """``[k, 1]``, over all ranks; summed rather than 1 - REST, of which nothing is left when it is small."""
+    limits = torch.finfo(q.dtype)
+    return all_reduce_sum(q.sum(1, keepdim=True), exchange.group).clamp_min_(limits.tiny * limits.eps)

@@ -24,9 +24,9 @@ class PublishedPartialKL(ChunkDivergence):
     """``sum_C p_T[t] (log p_T[t] - log p_S[s])``, as GOLD and X-Token publish it.
 
     The two sides' masses on C differ, so this is no divergence: it is negative where the student has more mass on C
-    than the teacher.  Its derivative by ``p_S[s]`` is ``-p_T[t] / p_S[s]`` in C and 0 outside, so that a student logit
-    j outside C has the gradient ``p_S[j] * M``, M being the teacher's mass on C, and is pushed down wherever the
-    teacher is (X-Token, arXiv 2605.21699, Proposition 1).
+    than the teacher.  Its derivative with respect to ``p_S[s]`` is ``-p_T[t] / p_S[s]`` in C and 0 outside, so that a
+    student logit j outside C has the gradient ``p_S[j] * M``, M being the teacher's mass on C, and is pushed down
+    wherever the teacher is (X-Token, arXiv 2605.21699, Proposition 1).
     """
 
     metric_names: tuple[str, ...] = ("teacher_uncommon", "student_uncommon", "exchange_bytes")

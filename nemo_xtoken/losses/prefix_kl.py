@@ -17,7 +17,7 @@ from torch import Tensor
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.kernels.reference import TORCH
 from nemo_xtoken.kernels.tile_kernels import TileKernels
-from nemo_xtoken.losses.base import Along, ChunkDivergence, Comparison
+from nemo_xtoken.losses.base import ChunkDivergence, Comparison, LaterTerms
 from nemo_xtoken.losses.chunks import ScoredRows
 from nemo_xtoken.losses.directions import DIRECTIONS
 from nemo_xtoken.losses.pair import VocabularyPair
@@ -118,14 +118,14 @@ class PrefixKL(ChunkDivergence):
         """The student's classes on their way; see ``VocabularyExchange.start``."""
         return self.exchange.start(p_student)
 
-    def along(
+    def later_terms(
         self,
         p_student: Tensor,
         student: ScoredRows,
         p_teacher: Tensor,
         teacher: ScoredRows,
         coefficients: Tensor | None,
-    ) -> Along:
+    ) -> LaterTerms:
         """The divergences of the pieces; collectives: see ``compare_spellings``."""
         tables = self.spelled[0], self.spelled[1]
         sides = Rows(p_student, student), Rows(p_teacher, teacher)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from nemo_xtoken.kernels.tile_kernels import smallest
-from nemo_xtoken.losses.base import Along
+from nemo_xtoken.losses.base import LaterTerms
 from nemo_xtoken.losses.chunks import ScoredRows
 from nemo_xtoken.parallel.softmax import all_reduce_sum
 from nemo_xtoken.projection.prefixes import MAX_PIECES, SpelledTokens
@@ -55,7 +55,7 @@ class SpelledClasses(torch.nn.Module):
     pieces: Tensor
     starts: Tensor
     place: Tensor
-    klass: Tensor
+    class_of: Tensor
     columns: Tensor
 
     def __init__(
@@ -73,7 +73,7 @@ class SpelledClasses(torch.nn.Module):
             "pieces": spelled.pieces[tokens].astype(np.int64),
             "starts": np.searchsorted(spelled.classes[tokens], np.arange(class_numbers + 1)),
             "place": place,
-            "klass": spelled.classes.astype(np.int64),
+            "class_of": spelled.classes.astype(np.int64),
             "columns": columns.astype(np.int64),
         }
         for name, value in buffers.items():
@@ -127,7 +127,7 @@ def compare_spellings(
     classes: tuple[SpelledClasses, SpelledClasses],
     coefficients: Tensor | None,
     group: torch.distributed.ProcessGroup | None,
-) -> Along:
+) -> LaterTerms:
     """What the pieces add, over the chunks of a tile.
 
     Args:
@@ -139,13 +139,13 @@ def compare_spellings(
         all-reduce for the chunks that the teacher spells and one for those that the student spells, of a value for each
         token of their classes at most.
     """
-    alone = [side.scored.tokens == 1 for side in (student, teacher)]
+    single = [side.scored.tokens == 1 for side in (student, teacher)]
     k = student.scored.first.numel()
     values = student.p.new_zeros(k)
     compared = torch.zeros_like(values)
     found: list[tuple[Tensor, ...]] = []
     for whole in (0, 1):
-        chosen = torch.nonzero(alone[whole] & ~alone[1 - whole]).squeeze(1)
+        chosen = torch.nonzero(single[whole] & ~single[1 - whole]).squeeze(1)
         sides = (student, teacher) if whole == 0 else (teacher, student)
         tables = classes if whole == 0 else (classes[1], classes[0])
         chosen, plan = _plan(sides[0].scored, sides[1].scored, tables[0], chosen)
@@ -160,7 +160,7 @@ def compare_spellings(
     rows, columns, slopes, inner_rows, inner = (
         torch.cat(parts) for parts in zip((no, no, nothing, no, nothing), *found, strict=True)
     )
-    return Along(values, (rows, columns, slopes), (inner_rows, inner), compared.unsqueeze(0))
+    return LaterTerms(values, (rows, columns, slopes), (inner_rows, inner), compared.unsqueeze(0))
 
 
 def _plan(
@@ -181,7 +181,7 @@ def _plan(
     if not kept.numel():
         return chosen[:0], None
     chosen, text, length, token = chosen[kept], text[kept], length[kept], token[kept]
-    number, places = table.members(table.klass[token])
+    number, places = table.members(table.class_of[token])
     pieces = table.pieces[places]
     common = (pieces == text[number]).long().cumprod(1).sum(1).minimum(length[number])
     # a token takes part at depth 2, and as deep as it goes with the text and one step beyond
@@ -218,7 +218,7 @@ def _compare(
     weights: Tensor | None,
     group: torch.distributed.ProcessGroup | None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The chunks' values ``[c]``, and ``entries`` and ``inner`` as :class:`Along` has them.
+    """The chunks' values ``[c]``, and ``entries`` and ``inner`` as :class:`LaterTerms` has them.
 
     Args:
         p, tables: of the whole and of the spelling side.
@@ -234,7 +234,7 @@ def _compare(
     next_, next_columns, next_mine = tables[1].take(p[1], leaf_row, torch.where(rest, 0, plan.leaf_piece))
     next_ = torch.where(rest, 0, next_)
     first, first_columns, first_mine = tables[1].take(p[1], plan.spelling, plan.first)
-    other_chunk, places = tables[1].members(tables[1].klass[plan.first])
+    other_chunk, places = tables[1].members(tables[1].class_of[plan.first])
     others = tables[1].tokens[places]
     keep = torch.nonzero(others != plan.first[other_chunk]).squeeze(1)
     other_chunk, others = other_chunk[keep], others[keep]
@@ -282,7 +282,7 @@ def _divergence(
     student_whole: bool,
     weights: Tensor | None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The values ``[c]``, and their derivatives by the student's probabilities, times the weights; by autograd.
+    """The values ``[c]``, and their derivatives with respect to the student's probabilities, times the weights.
 
     Args:
         whole: ``[l]``, mass of each leaf on the whole side.

@@ -61,8 +61,8 @@ class StrictOneToOne(ChunkDivergence):
     """``KL(s || t)`` of the student's and the teacher's distribution over the student's top tokens in C.
 
     With A the k tokens of C that the student finds most probable (of equal ones the smaller student id),
-    ``s = p_S / p_S(A)`` and ``t = p_T / p_T(A)``.  A counts as given; then the derivative by ``p_S`` is
-    ``(log(s / t) - KL(s || t)) / p_S(A)`` on A and 0 elsewhere.
+    ``s = p_S / p_S(A)`` and ``t = p_T / p_T(A)``.  A counts as given; then the derivative with respect to
+    ``p_S`` is ``(log(s / t) - KL(s || t)) / p_S(A)`` on A and 0 elsewhere.
 
     Args:
         common: C, ``CommonSet.strict``.  (The paper leaves special tokens out of it; here those with a role that both

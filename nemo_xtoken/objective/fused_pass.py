@@ -1,8 +1,8 @@
 """The pass over a micro-batch: logits tile by tile, losses and their gradients at once, nothing of size [T, V] kept.
 
 The coefficients of the objective are known beforehand and no chunk is cut, so that the gradient of a tile is complete
-when the tile is: the forward pass leaves the gradients by the student's hidden states and output weight, and backward
-only scales them.  Each logit is made once.
+when the tile is: the forward pass leaves the gradients with respect to the student's hidden states and output weight,
+and backward only scales them.  Each logit is made once.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nemo_xtoken.kernels.tile_kernels import TileKernels
-from nemo_xtoken.losses.base import Along, ChunkDivergence, LossSum, ModelOutput, TeacherSignal
+from nemo_xtoken.losses.base import ChunkDivergence, LaterTerms, LossSum, ModelOutput, TeacherSignal
 from nemo_xtoken.losses.chunks import ScoredRows
 from nemo_xtoken.objective.merge import continuation, later_rows, merge_rows, spread_gradient, sum_later_tokens
 from nemo_xtoken.objective.teacher_weights import sum_statistic
@@ -28,6 +28,10 @@ __all__ = ["FusedPass"]
 @dataclass
 class FusedPass:
     """One pass over a micro-batch; :meth:`run` may be called once.
+
+    It enters itself through autograd: :meth:`run` applies the function `_Fused` to the tensors that may want a
+    gradient, whose forward calls :meth:`accumulate`.  Only there is known which gradients are wanted, and only a
+    function can hand gradients that are made already to autograd, which passes them on below the hidden states.
 
     Args:
         student: hidden states and output layer.
@@ -74,7 +78,7 @@ class FusedPass:
         """Goes through the tiles; returns the gradients of the objective if they are wanted.
 
         Args:
-            by_weight: by the output weight as well (not where it is frozen).
+            by_weight: with respect to the output weight as well (not where it is frozen).
         """
         hidden, head = self.student.hidden, self.student.head
         dtype = accumulation_dtype(hidden.dtype)
@@ -141,18 +145,18 @@ class FusedPass:
             c, slope = continuation(log_m, log_m_student, teacher.tokens, student.tokens)
             if wanted:
                 coefficients = weight * m
-                later = later_rows(student)
-                side.by_label[later] += weight * slope[student.chunk[later]]
+                rows = later_rows(student)
+                side.by_label[rows] += weight * slope[student.chunk[rows]]
         elif wanted:
             coefficients = weight * side.p.new_ones(student.first.numel())
-        along = divergence.along(side.p, student, p_teacher, teacher, coefficients)
+        later = divergence.later_terms(side.p, student, p_teacher, teacher, coefficients)
         merged_teacher = merge_rows(p_teacher, teacher, signal.merges[1])
         values, g, by_entry = divergence.finish(started, merged_teacher, coefficients)
         terms = m * values[0] + c if merge == "chain_rule" else values[0]
-        if along is not None:
-            terms, values = terms + along.values, torch.cat([values, along.metrics])
+        if later is not None:
+            terms, values = terms + later.values, torch.cat([values, later.metrics])
             if wanted:
-                side.add(along)
+                side.add(later)
         self.kd[number] += tau**2 * terms.sum()
         self.metrics[number] += values[1:].sum(1)
         if g is not None:
@@ -181,9 +185,10 @@ class _Side:
     Attributes:
         p: ``[n, V_S/tp]`` probabilities.
         log_p: ``[n]``, of the labels.
-        by_label: ``[n]``, the objective's derivative by ``log_p``.
+        by_label: ``[n]``, the objective's derivative with respect to ``log_p``.
         waiting: of the divergences, from ``TileKernels.through_softmax``.
-        entries: (rows, columns, the derivative by their log-probabilities as if all were free), of the divergences.
+        entries: (rows, columns, the derivative with respect to their log-probabilities as if all were free), of the
+            divergences.
         inner: ``[n]``, the sum of these over a row and all ranks.
     """
 
@@ -199,13 +204,13 @@ class _Side:
         if self.wanted:
             self.by_label, self.inner = torch.zeros_like(self.log_p), torch.zeros_like(self.log_p)
 
-    def add(self, along: Along) -> None:
+    def add(self, later: LaterTerms) -> None:
         """Takes the gradients of single entries in."""
-        self.entries.append(along.entries)
-        self.inner.index_add_(0, *along.inner)
+        self.entries.append(later.entries)
+        self.inner.index_add_(0, *later.inner)
 
     def by_logits(self, tau: float, labels: Tensor, shard: VocabularyShard, kernels: TileKernels) -> Tensor:
-        """The objective's derivative by the logits, ``[n, V_S/tp]``; takes the place of ``p``."""
+        """The objective's derivative with respect to the logits, ``[n, V_S/tp]``; takes the place of ``p``."""
         dz = kernels.by_logits(self.p, self.by_label, self.inner, labels - shard.start, tau, self.waiting)
         for at, columns, part in self.entries:
             dz.index_put_((at, columns), part / tau, accumulate=True)

@@ -44,7 +44,7 @@ def spread_gradient(g: Tensor, merged: Tensor, scored: ScoredRows, merge: str) -
     """The way back through :func:`merge_rows`, to the rows' probabilities or their logarithms.
 
     Args:
-        g: ``[K, V/tp]``, by the merged distribution; overwritten.
+        g: ``[K, V/tp]``, with respect to the merged distribution; overwritten.
         merged: what :func:`merge_rows` made of the rows.
     """
     if merge not in MEANS:
@@ -75,7 +75,7 @@ def later_rows(scored: ScoredRows) -> Tensor:
 
 
 def bernoulli_kl(log_m_teacher: Tensor, log_m_student: Tensor) -> tuple[Tensor, Tensor]:
-    """``KL(Bernoulli(m_T) || Bernoulli(m_S))`` from the logarithms of m, and its derivative by ``log m_S``.
+    """``KL(Bernoulli(m_T) || Bernoulli(m_S))`` from the logarithms of m; its derivative with respect to ``log m_S``.
 
     A probability nearer to 1 than float32 can tell is taken as the nearest that it can, so that 1 - m is never 0.
     """
@@ -89,9 +89,9 @@ def bernoulli_kl(log_m_teacher: Tensor, log_m_student: Tensor) -> tuple[Tensor, 
 def continuation(
     log_m_teacher: Tensor, log_m_student: Tensor, teacher_tokens: Tensor, student_tokens: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """C of the chain rule and its derivative by ``log m_S``, ``[K]`` each.
+    """C of the chain rule and its derivative with respect to ``log m_S``, ``[K]`` each.
 
-    Where the student alone has later tokens m_T is 1 and C is ``-log m_S``.
+    Where only the student has later tokens m_T is 1 and C is ``-log m_S``.
     """
     value, slope = bernoulli_kl(log_m_teacher, log_m_student)
     both, some = teacher_tokens > 1, student_tokens > 1

@@ -41,16 +41,12 @@ class VocabularyExchange(torch.nn.Module):
         reached_tokens: how many it reaches on all ranks.
         empty: int64, this rank's student columns whose rows of W are empty.
         weights: ``[E]``, the entries of this rank's rows that are not in place, row after row.
-        entry_rows: int64 ``[E]``, the student column of each.
-        entry_tokens: int64 ``[E]``, the teacher token of each.
         crossing: distinct teacher tokens that each rank sends to others for one chunk, ``[tp]``.
     """
 
     reached: Tensor
     empty: Tensor
     weights: Tensor
-    entry_rows: Tensor
-    entry_tokens: Tensor
     in_place: Tensor
     local_columns: Tensor
     incoming_columns: Tensor
@@ -119,15 +115,6 @@ class VocabularyExchange(torch.nn.Module):
         """
         return Projection(self, p, weights)
 
-    def project(self, p: Tensor) -> tuple[Tensor, Tensor]:
-        """``W^T p`` at once, see :meth:`start` and :meth:`Projection.finish`."""
-        return self.start(p).finish()
-
-    def pull(self, g: Tensor, g_rest: Tensor, weights: Tensor | None = None) -> Tensor:
-        """The transpose of :meth:`project`, ``W g``; see :meth:`Projection.pull`."""
-        table = self._collect(g)
-        return self._spread(g, g_rest, self.weights if weights is None else weights, table)
-
     def _to_teacher(self) -> Gather:
         """The rows in place, and what this rank's other rows bring to its own columns."""
         none = self.empty[:0]
@@ -192,15 +179,15 @@ class Projection:
         return q, self._rest
 
     def pull(self, g: Tensor, g_rest: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The transpose: the gradient by p, and by the entries.
+        """The transpose: the gradient with respect to p, and to the entries.
 
         Args:
             g: ``[n, V_T/tp]``, this rank's columns.
             g_rest: ``[n]``, equal on all ranks.
 
         Returns:
-            ``(W g [n, V_S/tp], this rank's columns, 0 in padding; the gradient by the entries [E], summed over the n
-            rows, None where they are not learned)``.  Collectives: one all-to-all of ``[crossing, n]``.
+            ``(W g [n, V_S/tp], this rank's columns, 0 in padding; that with respect to the entries [E], summed
+            over the n rows, None where they are not learned)``.  Collectives: one all-to-all of ``[crossing, n]``.
         """
         exchange = self.exchange
         table = exchange._collect(g)
@@ -240,10 +227,10 @@ class _Plan:
         token, weight = matrix.ids[s, slot].astype(np.int64), matrix.weights[s, slot]
         rank, row = s // student.rows, s % student.rows
         owner, column = np.divmod(ownership.owned[token], ownership.shard.rows)
-        alone = (weight == 1) & (owner == rank) & (column == row)
+        stays = (weight == 1) & (owner == rank) & (column == row)
         in_place = np.zeros(student.rows, np.float32)
-        in_place[row[alone & (rank == me)]] = 1
-        loose = ~alone
+        in_place[row[stays & (rank == me)]] = 1
+        loose = ~stays
         s, token, weight, rank, row, owner = (x[loose] for x in (s, token, weight, rank, row, owner))
         column = column[loose]
         # what every rank sends to every other: distinct (rank, owner, token)
@@ -273,8 +260,6 @@ class _Plan:
             "reached": reached[first : first + ownership.shard.rows],
             "empty": np.flatnonzero(empty),
             "weights": weight.astype(np.float32),
-            "entry_rows": row,
-            "entry_tokens": token,
             "in_place": in_place,
             "local_columns": local_columns,
             "incoming_columns": arriving[2],

@@ -71,7 +71,7 @@ class OutputHead:
         return z
 
     def slope(self, z: Tensor) -> Tensor | None:
-        """The derivative of the logits by the product of hidden states and weight; None: the scale everywhere."""
+        """The derivative of the logits with respect to the product of hidden states and weight; None: the scale."""
         if self.softcap is None:
             return None
         valid = z[:, : self.shard.valid_rows] / self.softcap
@@ -80,7 +80,7 @@ class OutputHead:
         return slope
 
     def backward(self, dz: Tensor, slope: Tensor | None, hidden: Tensor, g_weight: Tensor | None) -> Tensor:
-        """Takes the gradient by the logits to the hidden states and adds that of the weight up.
+        """Takes the gradient with respect to the logits to the hidden states, and adds that of the weight up.
 
         Args:
             dz: ``[n, V_padded/tp]`` in the accumulation type; overwritten.

@@ -55,7 +55,8 @@ class LearnedProjection(torch.nn.Module):
         self.register_buffer("unused", unused.view(-1, self.width), persistent=False)
 
     def forward(self) -> Tensor:
-        """The entries ``[E]``, in the order of ``VocabularyExchange.weights``; differentiable by the logits."""
+        """The entries ``[E]``, in the order of ``VocabularyExchange.weights``; differentiable with respect to the
+        logits."""
         return self._entries(self.logits)
 
     def _entries(self, logits: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch.distributed import ProcessGroup
 
 from nemo_xtoken.errors import InputError
 
-__all__ = ["PlannedShard", "VocabularyShard", "group_rank", "group_size"]
+__all__ = ["VocabularyShard", "group_rank", "group_size"]
 
 
 def group_size(group: ProcessGroup | None) -> int:
@@ -78,24 +78,3 @@ class VocabularyShard:
     def valid_rows(self) -> int:
         """Rows on this rank that are tokens; the rest, always the last ones, are padding."""
         return max(0, min(self.rows, self.size - self.start))
-
-
-@dataclass(frozen=True)
-class PlannedShard(VocabularyShard):
-    """The rows that a rank would hold in a group that is not there: for plans and estimates.
-
-    Attributes:
-        of: (rank, ranks).
-    """
-
-    of: tuple[int, int] = (0, 1)
-
-    @property
-    def ranks(self) -> int:
-        """Ranks planned."""
-        return self.of[1]
-
-    @property
-    def rank(self) -> int:
-        """The rank planned for."""
-        return self.of[0]

@@ -89,11 +89,6 @@ class PrefixClasses:
         sides = [SpelledTokens(c.astype(np.int32), p) for c, p in zip(classes, pieces, strict=True)]
         return cls(*sides)
 
-    def same_class(self, student: np.ndarray, teacher: np.ndarray) -> np.ndarray:
-        """Whether two tokens are of one class, elementwise."""
-        same: np.ndarray = self.student.classes[student] == self.teacher.classes[teacher]
-        return same
-
 
 def _pieces(own: Vocabulary, other: Vocabulary) -> np.ndarray:
     """int32 ``[V, MAX_PIECES]``; only pieces whose bytes are the token's, one after the other, and shorter than it."""

@@ -13,10 +13,25 @@ from ranks import run_ranks
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.parallel.exchange import VocabularyExchange
 from nemo_xtoken.parallel.ownership import Ownership
-from nemo_xtoken.parallel.vocabulary_shard import PlannedShard, VocabularyShard
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 
 V_S, V_T, PAD_S = 21, 30, 24
 LAYOUTS = ("co_sharded", "even", "shuffled")
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedShard(VocabularyShard):
+    """The rows that the first rank would hold in a group that is not there."""
+
+    planned: int = 1
+
+    @property
+    def ranks(self):
+        return self.planned
+
+    @property
+    def rank(self):
+        return 0
 
 
 def problem(empty, swapped=False):
@@ -42,6 +57,16 @@ def columns(x, order, shard):
     return out[:, shard.start : shard.start + shard.rows].contiguous()
 
 
+def entries_of(matrix, student, ownership):
+    """(student tokens, teacher tokens) of the entries of this rank's rows that are not in place, row after row."""
+    s, slot = np.nonzero(matrix.ids >= 0)
+    t = matrix.ids[s, slot].astype(np.int64)
+    (rank, row), (owner, column) = np.divmod(s, student.rows), np.divmod(ownership.owned[t], ownership.shard.rows)
+    in_place = (matrix.weights[s, slot] == 1) & (owner == rank) & (column == row)
+    mine = (rank == student.rank) & ~in_place
+    return s[mine], t[mine]
+
+
 def both_ways(empty, layout, swapped, group=None):
     """Everything in the teacher's own order again, the ranks' parts beside each other."""
     matrix, p, g, g_rest = problem(empty, swapped)
@@ -52,8 +77,8 @@ def both_ways(empty, layout, swapped, group=None):
     started = exchange.start(columns(p, None, student), weights)
     q, rest = started.finish()
     out, by_entry = started.pull(columns(g, ownership.order, ownership.shard), g_rest)
-    entries = student.start + exchange.entry_rows, exchange.entry_tokens, by_entry
-    return q.numpy(), rest.numpy(), out.numpy(), [e.numpy() for e in entries], exchange.crossing, ownership
+    entries = *entries_of(matrix, student, ownership), by_entry.numpy()
+    return q.numpy(), rest.numpy(), out.numpy(), entries, exchange.crossing, ownership
 
 
 def on_world(*args):
@@ -70,7 +95,7 @@ def test_equals_the_dense_matrix(ranks, empty, layout, swapped):
     w = dense_w(matrix, v_s, v_t)
     alone = both_ways(empty, layout, swapped)
     parts = [alone] if ranks == 1 else run_ranks(ranks, on_world, empty, layout, swapped)
-    order = ownership_of(layout, matrix, PlannedShard(v_s, 32 if swapped else PAD_S, of=(0, ranks))).order
+    order = ownership_of(layout, matrix, PlannedShard(v_s, 32 if swapped else PAD_S, planned=ranks)).order
     q = np.concatenate([part[0] for part in parts], 1)
     pulled = np.concatenate([part[2] for part in parts], 1)
     want = (p @ w).numpy()
@@ -114,7 +139,7 @@ def test_what_is_sent_is_what_was_planned_and_co_sharding_sends_least(ranks):
         in_all = sum(8 * n for result in results for n in result[1])
         assert results[0][2] * ranks == in_all
         total[layout] = sum(crossing)
-    planned = VocabularyExchange.co_sharded(problem(0.3)[0], PlannedShard(V_S, PAD_S, of=(1, ranks)))
+    planned = VocabularyExchange.co_sharded(problem(0.3)[0], PlannedShard(V_S, PAD_S, planned=ranks))
     assert planned.crossing.sum() == total["co_sharded"] < total["even"]
     assert total["co_sharded"] < total["shuffled"]
 
