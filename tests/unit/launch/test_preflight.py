@@ -159,6 +159,8 @@ RED = {
     "steps": (["trainer.max_steps=many"], "steps", "trainer.max_steps='many'"),
     "no step": (["trainer.max_steps=0"], "steps", "trainer.max_steps=0"),
     "no such loss": (["teacher.loss=kl"], "W, teacher", "loss='kl'"),
+    "loss from nowhere": (["teacher.loss=nowhere_at_all:Loss"], "W, teacher", "cannot be imported"),
+    "option of the first version": (["teacher.options.nrl_compat=true"], "W, teacher", "set loss=nrl_p_kl"),
     "loss of one tokenizer": (["teacher.loss=same_tokenizer"], "W, teacher", "whose tokens differ"),
     "option": (["teacher.options.partial_kl=rest"], "W, teacher", "partial_kl='rest' with loss=p_kl"),
     "no such option": (["teacher.options.topk=5"], "W, teacher", "topk"),
@@ -183,6 +185,22 @@ def test_red(name, look):
     found = [c for c in of_status(report, "red") if c["check"] == check]
     assert any(text in c["found"] + c["fix"] for c in found), of_status(report, "red")
     assert all(c["expected"] and c["fix"] for c in of_status(report, "red"))
+
+
+def test_a_loss_from_outside_of_the_package(look, tmp_path, monkeypatch):
+    """Is imported here too, and asked what any other is."""
+    lines = "from nemo_xtoken.losses.elementwise import ElementwiseDivergence as Base\n\n\nclass Loss(Base):\n    {}\n"
+    (tmp_path / "loss_of_mine.py").write_text(lines.format("pass"))
+    (tmp_path / "partial_loss_of_mine.py").write_text(lines.format('suits = frozenset({"inside"})'))
+    monkeypatch.syspath_prepend(tmp_path)
+    status, report = look("teacher.loss=loss_of_mine:Loss")
+    assert (status, report["status"]) == (0, "green")
+    assert any("loss=loss_of_mine:Loss" in c["found"] for c in of_status(report, "green"))
+    _, report = look("teacher.loss=partial_loss_of_mine:Loss")
+    assert any("loss=partial_loss_of_mine:Loss" in c["found"] for c in of_status(report, "yellow"))
+    status, report = look("teacher.loss=loss_of_mine:Loss", "teacher.options.top_k=5")
+    assert status == 1
+    assert any("top_k=5 with loss=loss_of_mine:Loss" in c["found"] for c in of_status(report, "red"))
 
 
 YELLOW = {
