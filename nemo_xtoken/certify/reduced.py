@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from nemo_xtoken.losses.nrl import nrl_relaxed_pairs
-from nemo_xtoken.parallel.common_set import CommonSet
+from nemo_xtoken.losses.pair import VocabularyPair
+from nemo_xtoken.losses.registry import LOSSES
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 from nemo_xtoken.projection.prefixes import PrefixClasses
 from nemo_xtoken.vocab.vocabulary import Vocabulary
@@ -59,10 +59,8 @@ def reduce_pair(pair: Pair, student_ids: Iterable[int], teacher_ids: Iterable[in
     """
     spelled = pair.classes.student, pair.classes.teacher
     student, teacher, matrices = pair.student, pair.teacher, pair.matrices
-    strict = CommonSet.strict(student, teacher)
-    partners = [strict]
-    for matrix in matrices.values():
-        partners += [strict.widened(matrix), CommonSet.of_exact_rows(matrix), nrl_relaxed_pairs(matrix)]
+    pairs = [VocabularyPair(student, teacher, matrix, pair.classes) for matrix in matrices.values()]
+    partners = [common for loss in LOSSES.values() for one in pairs for common in loss.common_sets(one)]
     keep = np.zeros(student.size, dtype=bool), np.zeros(teacher.size, dtype=bool)
     keep[0][list(student_ids)] = True
     keep[1][list(teacher_ids)] = True

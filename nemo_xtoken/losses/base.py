@@ -12,6 +12,7 @@ from nemo_xtoken.kernels.tile_kernels import TileKernels
 from nemo_xtoken.losses.chunks import MERGES, ScoredRows
 from nemo_xtoken.losses.options import DivergenceOptions
 from nemo_xtoken.losses.pair import VocabularyPair
+from nemo_xtoken.parallel.common_set import CommonSet
 from nemo_xtoken.parallel.head import OutputHead
 from nemo_xtoken.parallel.ownership import Ownership
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
@@ -177,6 +178,11 @@ class ChunkDivergence(torch.nn.Module):
             CPU: move it to the device of the labels.
         """
         return None
+
+    @classmethod
+    def common_sets(cls, pair: VocabularyPair) -> tuple[CommonSet, ...]:
+        """Pairs of tokens that it compares one by one: a certificate, which cuts vocabularies down, keeps them."""
+        return ()
 
     def start(self, p_student: Tensor, entry_weights: Tensor | None = None) -> Any:
         """Begins with the student's side alone; what has to travel does so while the teacher's logits are made.

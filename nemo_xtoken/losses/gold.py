@@ -82,6 +82,11 @@ class Gold(ChunkDivergence):
         """
         check_partial_kl(options["partial_kl"], options["top_k"])
 
+    @classmethod
+    def common_sets(cls, pair: VocabularyPair) -> tuple[CommonSet, ...]:
+        """C."""
+        return (pair.strict,)
+
     def start(self, p_student: Tensor, entry_weights: Tensor | None = None) -> tuple[Any, Any]:
         """Begins both parts."""
         return self.common.start(p_student, entry_weights), self.remainder.start(p_student)

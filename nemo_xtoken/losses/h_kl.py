@@ -54,3 +54,8 @@ class HybridKL(Gold):
         """Over the strict common set and the pair's W."""
         values = options["partial_kl"], options["sorted_cap"], options["top_k"]
         return cls(pair.strict, pair.matrix, student, *values, kernels)
+
+    @classmethod
+    def common_sets(cls, pair: VocabularyPair) -> tuple[CommonSet, ...]:
+        """C, widened."""
+        return (pair.strict.widened(pair.matrix),)

@@ -35,7 +35,7 @@ from nemo_xtoken.parallel.top_k_over_ranks import top_k_mask
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 
-__all__ = ["NRL_TOP_K", "NrlGold", "NrlHybridKL", "NrlProjectedKL", "nrl_relaxed_pairs"]
+__all__ = ["NRL_TOP_K", "NrlGold", "NrlHybridKL", "NrlProjectedKL", "nrl_exact_pairs", "nrl_relaxed_pairs"]
 
 #: The public configuration's, of P-KL's set and of the sorted remainders.
 NRL_TOP_K = 8192
@@ -161,7 +161,7 @@ class NrlGold(Gold):
     It takes ``exp`` of the mean log-probability over a chunk for its probability.
 
     Args:
-        common: the pairs, ``CommonSet.of_exact_rows``: there they are read from W.
+        common: the pairs, ``nrl_exact_pairs``: there they are read from W.
         student: layout of its output layer.
         cap: probabilities of a remainder that are compared, at most; never more than the smaller remainder has.
         kernels: what goes over the tiles.
@@ -190,10 +190,15 @@ class NrlGold(Gold):
     def check(cls, pair: VocabularyPair, options: Mapping[str, Any]) -> None:
         """Its one form takes any pair."""
 
+    @classmethod
+    def common_sets(cls, pair: VocabularyPair) -> tuple[CommonSet, ...]:
+        """Its own."""
+        return (cls.pairs_of(pair.matrix),)
+
     @staticmethod
     def pairs_of(matrix: ProjectionMatrix) -> CommonSet:
         """The pairs."""
-        return CommonSet.of_exact_rows(matrix)
+        return nrl_exact_pairs(matrix)
 
 
 class NrlHybridKL(NrlGold):
@@ -203,6 +208,20 @@ class NrlHybridKL(NrlGold):
     def pairs_of(matrix: ProjectionMatrix) -> CommonSet:
         """The pairs."""
         return nrl_relaxed_pairs(matrix)
+
+
+def nrl_exact_pairs(matrix: ProjectionMatrix) -> CommonSet:
+    """The pairs of GOLD there: rows of W whose one entry has weight 1.
+
+    Of several rows with the same entry the one of the smallest student id counts.  Meant for a W of the paper's rule:
+    one whose rows all have a single entry, as those of the rule ``prefix``, does not tell which are exact.
+    """
+    used = matrix.ids >= 0
+    rows = np.flatnonzero((used.sum(axis=1) == 1) & (matrix.weights.max(axis=1, initial=0) == 1))
+    targets, first = np.unique(matrix.ids[rows].max(axis=1, initial=-1), return_index=True)
+    order = np.argsort(first)
+    student, teacher = rows[first[order]].astype(np.int64), targets[order].astype(np.int64)
+    return CommonSet(student, teacher, matrix.student_size, matrix.teacher_size)
 
 
 def nrl_relaxed_pairs(matrix: ProjectionMatrix) -> CommonSet:

@@ -104,6 +104,11 @@ class StrictOneToOne(ChunkDivergence):
         """The chunks whose two tokens are a pair."""
         return ExactPairs(pair.strict)
 
+    @classmethod
+    def common_sets(cls, pair: VocabularyPair) -> tuple[CommonSet, ...]:
+        """C."""
+        return (pair.strict,)
+
     def start(self, p_student: Tensor, entry_weights: Tensor | None = None) -> Projection:
         """The pairs' probabilities on their way to the teacher's columns; see ``VocabularyExchange.start``."""
         return self.exchange.start(p_student, entry_weights)

@@ -68,24 +68,6 @@ class CommonSet:
         table = np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)
         return cls(table[:, 0], table[:, 1], student.size, teacher.size)
 
-    @classmethod
-    def of_exact_rows(cls, matrix: ProjectionMatrix) -> "CommonSet":
-        """The strict pairs as a W shows them, where there are no vocabularies: rows whose one entry has weight 1.
-
-        Of several rows with the same entry the one of the smallest student id counts.  Meant for a W of the paper's
-        rule: one whose rows all have a single entry, as those of the rule ``prefix``, does not tell which are exact.
-        """
-        used = matrix.ids >= 0
-        rows = np.flatnonzero((used.sum(axis=1) == 1) & (matrix.weights.max(axis=1, initial=0) == 1))
-        targets, first = np.unique(matrix.ids[rows].max(axis=1, initial=-1), return_index=True)
-        order = np.argsort(first)
-        return cls(
-            rows[first[order]].astype(np.int64),
-            targets[order].astype(np.int64),
-            matrix.student_size,
-            matrix.teacher_size,
-        )
-
     def widened(self, matrix: ProjectionMatrix) -> "CommonSet":
         """These pairs, and ``(s, argmax_t W[s, t])`` for every other student token s with a row, as H-KL has it.
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tokenizer_zoo import zoo
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.losses.nrl import nrl_exact_pairs
 from nemo_xtoken.parallel.common_set import CommonSet
 from nemo_xtoken.projection.build import build_projection
 from nemo_xtoken.projection.matrix import ProjectionMatrix
@@ -43,7 +44,7 @@ def brute_widened(strict, matrix):
 def test_widening_keeps_exact_pairs_then_takes_the_larger_weight_then_the_smaller_id():
     rows = [{3: 1.0}, {3: 0.6, 4: 0.4}, {5: 0.7, 6: 0.3}, {5: 0.8, 6: 0.2}, {7: 0.5, 2: 0.5}, {2: 0.5, 8: 0.5}, {}]
     matrix = matrix_of(rows, 9)
-    strict = CommonSet.of_exact_rows(matrix)
+    strict = nrl_exact_pairs(matrix)
     assert pairs(strict) == [(0, 3)]
     # 1 wants 3, which is taken; 3 has more weight on 5 than 2; 4 and 5 both want 2, the smaller id gets it
     assert pairs(strict.widened(matrix)) == [(0, 3), (3, 5), (4, 2)]
@@ -53,14 +54,14 @@ def test_widening_keeps_exact_pairs_then_takes_the_larger_weight_then_the_smalle
 
 def test_of_equal_exact_rows_the_smaller_student_id_counts():
     matrix = matrix_of([{}, {4: 1.0}, {2: 1.0}, {4: 1.0}], 5)
-    assert pairs(CommonSet.of_exact_rows(matrix)) == [(1, 4), (2, 2)]
+    assert pairs(nrl_exact_pairs(matrix)) == [(1, 4), (2, 2)]
 
 
 @given(seed=st.integers(0, 10_000), empty=st.sampled_from([0.0, 0.3, 1.0]))
 @settings(deadline=None, max_examples=60)
 def test_widening_equals_taking_claims_one_by_one(seed, empty):
     matrix = random_matrix(np.random.default_rng(seed), 17, 12, empty=empty)
-    strict = CommonSet.of_exact_rows(matrix)
+    strict = nrl_exact_pairs(matrix)
     assert pairs(strict.widened(matrix)) == brute_widened(strict, matrix)
 
 

@@ -18,6 +18,7 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.chunks import MERGES
 from nemo_xtoken.losses.gold import Gold
 from nemo_xtoken.losses.h_kl import HybridKL
+from nemo_xtoken.losses.nrl import nrl_exact_pairs
 from nemo_xtoken.losses.p_kl import ProjectedKL
 from nemo_xtoken.losses.partial_kl import PARTIAL_KLS, PublishedPartialKL
 from nemo_xtoken.parallel.common_set import CommonSet
@@ -30,14 +31,14 @@ KINDS = [(loss, form) for loss in ("gold", "h_kl") for form in PARTIAL_KLS]
 
 
 def make_of(problem, loss, form, cap=4096):
-    strict = CommonSet.of_exact_rows(problem.matrix)
+    strict = nrl_exact_pairs(problem.matrix)
     if loss == "gold":
         return lambda s: Gold(strict, s, form, cap)
     return lambda s: HybridKL(strict, problem.matrix, s, form, cap)
 
 
 def reference_of(problem, loss, form, cap=None):
-    common = CommonSet.of_exact_rows(problem.matrix)
+    common = nrl_exact_pairs(problem.matrix)
     if loss == "h_kl":
         common = common.widened(problem.matrix)
     pairs = list(zip(common.student.tolist(), common.teacher.tolist(), strict=True))
@@ -56,7 +57,7 @@ def test_value_and_gradient_equal_the_dense_reference(merge, loss, form, case):
 
 def test_the_widened_set_is_wider_and_matters():
     problem = Problem(seed=3)
-    strict = CommonSet.of_exact_rows(problem.matrix)
+    strict = nrl_exact_pairs(problem.matrix)
     assert 3 < len(strict) < len(strict.widened(problem.matrix)) < problem.v_s
     assert (
         ours(problem, make_of(problem, "gold", "rest"), "first")[1]
@@ -132,7 +133,7 @@ def test_a_numeral_that_the_teacher_spells_out_is_pushed_down_by_gold_and_up_by_
     shard = VocabularyShard(5, 5)
     z = torch.tensor([[0.0, 0.0, 0.0, 1.0, 1.0]], dtype=torch.float64)
     p_t = torch.tensor([[0.9, 0.02, 0.02, 0.06]], dtype=torch.float64)
-    published = PublishedPartialKL(CommonSet.of_exact_rows(matrix).exchange(shard))
+    published = PublishedPartialKL(nrl_exact_pairs(matrix).exchange(shard))
     projected = ProjectedKL(VocabularyExchange.co_sharded(matrix, shard))
     assert float(logit_gradient(published, z, p_t, shard)[1][0, 3]) == pytest.approx(float(z.softmax(1)[0, 3]))
     assert float(logit_gradient(projected, z, p_t, shard)[1][0, 3]) < -0.1

@@ -19,7 +19,7 @@ from nemo_xtoken.losses.base import ChunkLossConfig, ModelOutput, TeacherSignal
 from nemo_xtoken.losses.chunks import MERGES
 from nemo_xtoken.losses.gold import Gold
 from nemo_xtoken.losses.h_kl import HybridKL
-from nemo_xtoken.losses.nrl import NrlGold, NrlHybridKL, nrl_relaxed_pairs
+from nemo_xtoken.losses.nrl import NrlGold, NrlHybridKL, nrl_exact_pairs, nrl_relaxed_pairs
 from nemo_xtoken.losses.p_kl import ProjectedKL
 from nemo_xtoken.losses.prefix_kl import PrefixKL, SameClass
 from nemo_xtoken.losses.registry import LOSSES
@@ -28,7 +28,6 @@ from nemo_xtoken.losses.sorted_l1 import UniversalLogitDistance
 from nemo_xtoken.losses.strict_1to1 import ExactPairs, StrictOneToOne
 from nemo_xtoken.objective.shares import Held, share, sum_over
 from nemo_xtoken.objective.terms import cross_tokenizer_loss
-from nemo_xtoken.parallel.common_set import CommonSet
 from nemo_xtoken.parallel.context_parallel import ContextLayout
 from nemo_xtoken.parallel.exchange import VocabularyExchange
 from nemo_xtoken.parallel.head import OutputHead
@@ -43,18 +42,18 @@ TILES = (3, 100)
 KINDS = {
     "p_kl": lambda p, s: ProjectedKL(VocabularyExchange.co_sharded(p.matrix, s)),
     "prefix_kl": lambda p, s: PrefixKL(p.classes, s),
-    "h_kl": lambda p, s: HybridKL(CommonSet.of_exact_rows(p.matrix), p.matrix, s),
-    "gold": lambda p, s: Gold(CommonSet.of_exact_rows(p.matrix), s),
+    "h_kl": lambda p, s: HybridKL(nrl_exact_pairs(p.matrix), p.matrix, s),
+    "gold": lambda p, s: Gold(nrl_exact_pairs(p.matrix), s),
     "uld": lambda p, s: UniversalLogitDistance(s, p.v_t),
-    "strict_1to1": lambda p, s: StrictOneToOne(CommonSet.of_exact_rows(p.matrix), s, 4),
+    "strict_1to1": lambda p, s: StrictOneToOne(nrl_exact_pairs(p.matrix), s, 4),
     "same_tokenizer": lambda p, s: SameTokenizerKL(s, p.v_t),
-    "nrl_gold": lambda p, s: NrlGold(CommonSet.of_exact_rows(p.matrix), s),
+    "nrl_gold": lambda p, s: NrlGold(nrl_exact_pairs(p.matrix), s),
     "nrl_h_kl": lambda p, s: NrlHybridKL(nrl_relaxed_pairs(p.matrix), s),
 }
 #: Of the losses that score some chunks alone.
 SELECTIONS = {
     "prefix_kl": lambda p: SameClass(p.classes),
-    "strict_1to1": lambda p: ExactPairs(CommonSet.of_exact_rows(p.matrix)),
+    "strict_1to1": lambda p: ExactPairs(nrl_exact_pairs(p.matrix)),
 }
 
 
@@ -95,7 +94,7 @@ def problem_of(packed):
     problem = Problem(
         seed=5, b=SAMPLES, t_s=T_S, t_t=T_T, v_s=V, v_t=V, pad_s=32, pad_t=36, dtype=torch.float32, reach=0.8
     )
-    match_labels(problem, CommonSet.of_exact_rows(problem.matrix))
+    match_labels(problem, nrl_exact_pairs(problem.matrix))
     problem.classes = random_classes(np.random.default_rng(2), V)
     assert match_spellings(problem, problem.classes) > 4
     problem.starts = None

@@ -11,8 +11,7 @@ from dense import dense_w, largest, nrl_gold, nrl_p_kl, nrl_relaxed
 from harness import WEIGHTS, compare, compare_ranks, gradcheck, ours, student_shard, teacher_output
 from ranks import run_ranks
 
-from nemo_xtoken.losses.nrl import NrlGold, NrlProjectedKL, nrl_relaxed_pairs
-from nemo_xtoken.parallel.common_set import CommonSet
+from nemo_xtoken.losses.nrl import NrlGold, NrlProjectedKL, nrl_exact_pairs, nrl_relaxed_pairs
 from nemo_xtoken.parallel.exchange import VocabularyExchange
 
 LOSSES = ("p_kl", "gold", "h_kl")
@@ -24,7 +23,7 @@ def make_of(problem, loss, k):
     if loss == "p_kl":
         return lambda shard: NrlProjectedKL(VocabularyExchange.co_sharded(problem.matrix, shard), k)
     relaxed = loss == "h_kl"
-    common = nrl_relaxed_pairs(problem.matrix) if relaxed else CommonSet.of_exact_rows(problem.matrix)
+    common = nrl_relaxed_pairs(problem.matrix) if relaxed else nrl_exact_pairs(problem.matrix)
     return lambda shard: NrlGold(common, shard, k)
 
 
@@ -39,7 +38,7 @@ def dense(problem, loss, k, tau):
     if loss == "p_kl":
         kd = nrl_p_kl(z_s, z_t, problem.batch, dense_w(problem.matrix, problem.v_s, problem.v_t), k, tau)
     else:
-        exact = CommonSet.of_exact_rows(problem.matrix)
+        exact = nrl_exact_pairs(problem.matrix)
         pairs = list(zip(exact.student.tolist(), exact.teacher.tolist(), strict=True))
         kd = nrl_gold(z_s, z_t, problem.batch, nrl_relaxed(problem.matrix) if loss == "h_kl" else pairs, k, tau)
     (WEIGHTS[0] * ce + WEIGHTS[1] * kd).backward()
@@ -141,5 +140,5 @@ def test_pairs_of_h_kl_need_a_weight_of_six_tenths():
     common = nrl_relaxed_pairs(problem.matrix)
     got = list(zip(common.student.tolist(), common.teacher.tolist(), strict=True))
     assert got == nrl_relaxed(problem.matrix, np.float32(0.6))
-    assert len(got) > len(CommonSet.of_exact_rows(problem.matrix))
+    assert len(got) > len(nrl_exact_pairs(problem.matrix))
     assert not any(7 <= s < 14 and problem.matrix.weights[s].max() < 0.6 for s, _ in got)

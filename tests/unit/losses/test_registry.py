@@ -15,7 +15,7 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.directions import DIRECTIONS
 from nemo_xtoken.losses.gold import Gold
 from nemo_xtoken.losses.h_kl import HybridKL
-from nemo_xtoken.losses.nrl import NrlGold, NrlHybridKL, NrlProjectedKL, nrl_relaxed_pairs
+from nemo_xtoken.losses.nrl import NrlGold, NrlHybridKL, NrlProjectedKL, nrl_exact_pairs, nrl_relaxed_pairs
 from nemo_xtoken.losses.options import DEFAULT_LOSS, DIRECTION_CHOICES, PARTIAL_KL_CHOICES, RECOMMENDED, recommend
 from nemo_xtoken.losses.p_kl import ProjectedKL
 from nemo_xtoken.losses.pair import VocabularyPair
@@ -71,7 +71,7 @@ def test_every_name_gives_its_loss(name):
         "strict_1to1": lambda: StrictOneToOne(strict, shard, 16),
         "same_tokenizer": lambda: SameTokenizerKL(shard, teacher_size),
         "nrl_p_kl": lambda: NrlProjectedKL(VocabularyExchange.co_sharded(matrix, shard)),
-        "nrl_gold": lambda: NrlGold(CommonSet.of_exact_rows(matrix), shard),
+        "nrl_gold": lambda: NrlGold(nrl_exact_pairs(matrix), shard),
         "nrl_h_kl": lambda: NrlHybridKL(nrl_relaxed_pairs(matrix), shard),
     }[name]()
     assert type(loss) is type(want)

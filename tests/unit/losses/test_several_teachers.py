@@ -12,11 +12,11 @@ from ranks import run_ranks
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.base import ChunkLossConfig, ModelOutput, TeacherSignal
 from nemo_xtoken.losses.h_kl import HybridKL
+from nemo_xtoken.losses.nrl import nrl_exact_pairs
 from nemo_xtoken.losses.p_kl import ProjectedKL
 from nemo_xtoken.losses.same_tokenizer import SameTokenizerKL
 from nemo_xtoken.objective.teacher_weights import STATISTICS, TeacherWeights
 from nemo_xtoken.objective.terms import cross_tokenizer_loss
-from nemo_xtoken.parallel.common_set import CommonSet
 from nemo_xtoken.parallel.exchange import VocabularyExchange
 from nemo_xtoken.parallel.head import OutputHead
 
@@ -42,7 +42,7 @@ def problems():
 
 
 def divergences(found, shard):
-    strict = CommonSet.of_exact_rows(found[1].matrix)
+    strict = nrl_exact_pairs(found[1].matrix)
     return [
         ProjectedKL(VocabularyExchange.co_sharded(found[0].matrix, shard)),
         HybridKL(strict, found[1].matrix, shard),

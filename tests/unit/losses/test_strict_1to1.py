@@ -17,6 +17,7 @@ from ranks import run_ranks
 from tokenizer_zoo import zoo
 
 from nemo_xtoken.losses.chunks import MERGES
+from nemo_xtoken.losses.nrl import nrl_exact_pairs
 from nemo_xtoken.losses.pair import VocabularyPair
 from nemo_xtoken.losses.registry import LOSSES, chunk_selection
 from nemo_xtoken.losses.strict_1to1 import ExactPairs, StrictOneToOne
@@ -30,7 +31,7 @@ SHARD = VocabularyShard(12, 13)
 def matched(**case):
     """A problem where some chunks count, and the same with these chunks alone."""
     problem = Problem(**({"seed": 3, "b": 3} | case))
-    mask = match_labels(problem, CommonSet.of_exact_rows(problem.matrix))
+    mask = match_labels(problem, nrl_exact_pairs(problem.matrix))
     assert 2 < mask.sum() < len(mask)
     alone = copy.copy(problem)
     alone.batch = problem.batch | {"chunks": problem.batch["chunks"][mask]}
@@ -41,17 +42,17 @@ def ours(problem, *arguments, **settings):
     """`harness.ours` on the chunks that the loss scores."""
     labels, chunks = [problem.batch[f"{side}_labels"] for side in ("student", "teacher")], problem.batch["chunks"]
     scored = copy.copy(problem)
-    chosen = ExactPairs(CommonSet.of_exact_rows(problem.matrix))(*labels, chunks)
+    chosen = ExactPairs(nrl_exact_pairs(problem.matrix))(*labels, chunks)
     scored.batch = problem.batch | {"chunks": chunks[chosen]}
     return harness.ours(scored, *arguments, **settings)
 
 
 def make_of(problem, k):
-    return lambda shard: StrictOneToOne(CommonSet.of_exact_rows(problem.matrix), shard, k)
+    return lambda shard: StrictOneToOne(nrl_exact_pairs(problem.matrix), shard, k)
 
 
 def reference_of(problem, k):
-    common = CommonSet.of_exact_rows(problem.matrix)
+    common = nrl_exact_pairs(problem.matrix)
     return functools.partial(
         strict_1to1, pairs=list(zip(common.student.tolist(), common.teacher.tolist(), strict=True)), k=k
     )
@@ -164,7 +165,7 @@ def test_the_chunks_selected_are_all_that_the_pass_sees():
     shard = VocabularyShard(problem.v_s, problem.weight_s.shape[0])
     signal = signal_of(problem, make_of(problem, 3)(shard), "first")
     labels = problem.batch["student_labels"]
-    selection = ExactPairs(CommonSet.of_exact_rows(problem.matrix))
+    selection = ExactPairs(nrl_exact_pairs(problem.matrix))
     once = signal.selected(selection, labels)
     assert torch.equal(once.chunks, alone.batch["chunks"])
     assert torch.equal(once.selected(selection, labels).chunks, once.chunks)

@@ -17,6 +17,7 @@ from ranks import run_ranks
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.gold import Gold
 from nemo_xtoken.losses.h_kl import HybridKL
+from nemo_xtoken.losses.nrl import nrl_exact_pairs
 from nemo_xtoken.losses.p_kl import ProjectedKL
 from nemo_xtoken.losses.same_tokenizer import SameTokenizerKL
 from nemo_xtoken.parallel.common_set import CommonSet
@@ -68,7 +69,7 @@ def every_kind(problems, group=None):
         for direction, k in (("forward", 3), ("reverse", 3), ("js", 5))
     ]
     found.append(ours(identity, same("forward", 4), "mean", group=group))
-    strict = CommonSet.of_exact_rows(problems[0].matrix)
+    strict = nrl_exact_pairs(problems[0].matrix)
     found.append(ours(problems[0], lambda s: HybridKL(strict, problems[0].matrix, s, top_k=3), "mean", group=group))
     return found
 
