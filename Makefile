@@ -7,12 +7,16 @@
 #                                   CUDA: all works the same without a GPU, and .venv has 6.5 GB.  pip's configuration
 #                                   and PIP_* variables count as always.
 
-PYTHON ?= python3
 TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VERSION := -c 'import sys; print(sys.version_info[:2])'
+ifeq ($(origin PYTHON),undefined)
+PYTHON := $(or $(wildcard $(BIN)/python),python3)
+else ifneq ($(shell $(PYTHON) $(VERSION) 2>/dev/null),$(shell $(BIN)/python $(VERSION) 2>/dev/null))
+.PHONY: $(STAMP)  # .venv is of another version, if there is one
+endif
 
 # One thread a process: the tests start several, which otherwise fight over the cores, and the demo's models are too
 # small to gain from more.
@@ -47,19 +51,12 @@ clean:  ## remove .venv and what tools leave behind; caches of runs stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Where PYTHON is given and .venv is of another version, it counts as not installed.
-ifneq ($(origin PYTHON),file)
-ifneq ($(shell $(PYTHON) $(VERSION) 2>/dev/null),$(shell $(BIN)/python $(VERSION) 2>/dev/null))
-.PHONY: $(STAMP)
-endif
-endif
-
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null || { \
 	    echo "error: Python 3.10, 3.11 or 3.12 is needed; '$(PYTHON)' is: $$($(PYTHON) --version 2>&1)"; \
 	    echo "  to fix: PYTHON=/path/to/python3.11 make ..."; exit 1; }
 	@test "$$($(PYTHON) $(VERSION))" = "$$($(BIN)/python $(VERSION) 2>/dev/null)" || rm -rf $(VENV)
-	$(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[nemo,dev]'
 	@# For the tests of the Triton kernels, which interpret them; PyTorch's CUDA builds have a Triton of their own.  In a
 	@# folder beside the packages, since much of the NeMo stack changes its ways where it finds one.  Without it they skip.

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -124,7 +125,8 @@ class TestMake:
             f'#!/bin/sh\ncase "$1" in\n  --version) echo Python {version};;\n'
             f'  -c) exec {sys.executable} -c "import sys; sys.version_info = ($(echo {version} | tr . ,)); $2";;\n'
             f'  -m) echo "$@" >> {tree}/calls\n'
-            f'      if [ "$2" = venv ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; fi;;\nesac\n'
+            '      if [ "$2" = venv ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; cp "$0" "$3/bin/pip"; fi;;\n'
+            "esac\n"
         )
         path.chmod(0o755)
         return f"PYTHON={path}"
@@ -162,11 +164,15 @@ class TestMake:
         assert other.returncode == 0, other.stdout + other.stderr
         assert not (tree / ".venv/of-3.11").exists()
         assert (tree / "calls").read_text().count("-m venv .venv") == 2
-        self._python(tree, "3.13.0")
-        environment = {"PATH": str(tree)}  # with no PYTHON given the environment stays what it is
-        command = [shutil.which("make"), "install"]
-        run = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=60)
-        assert "Nothing to be done" in run.stdout, run
+
+    def test_the_environment_keeps_its_python_where_none_is_given(self, tree):
+        assert self._make(tree, "install", self._python(tree, "3.12.4")).returncode == 0
+        (tree / ".venv/of-3.12").touch()
+        os.utime(tree / "constraints.txt", (time.time() + 60,) * 2)
+        again = self._make(tree, "install")
+        assert again.returncode == 0, again.stdout + again.stderr
+        assert (tree / ".venv/of-3.12").exists()
+        assert (tree / "calls").read_text().count(" install -c ") == 2
 
     def test_a_python_that_is_not_there_is_one_message(self, tree):
         run = self._make(tree, "install", "PYTHON=python-of-nobody")
