@@ -25,7 +25,7 @@ export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-fast lint clean
+.PHONY: help install demo test test-unit test-stack test-jobs lint clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,11 +35,21 @@ install: $(STAMP)  ## build .venv (the others do it by themselves)
 demo: $(STAMP)  ## distil a small teacher into a student with another tokenizer, on this machine
 	$(BIN)/nemo llm distill --recipe xtoken_tiny
 
-test: lint  ## lint, then all tests
-	$(BIN)/python -m pytest
+# The tests' files are spread over processes, the longest first (tests/conftest.py); each takes about 3 GB at most.
+WORKERS ?= 2
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=25
 
-test-fast: $(STAMP)  ## the tests that take less than ten seconds each
-	$(BIN)/python -m pytest -m "not slow"
+test: lint  ## lint, then all tests
+	$(PYTEST)
+
+test-unit: $(STAMP)  ## the tests that need no NeMo
+	$(PYTEST) tests/unit
+
+test-stack: $(STAMP)  ## the tests on NeMo and Megatron, in processes forked from ones that have imported them
+	$(PYTEST) tests/stack
+
+test-jobs: $(STAMP)  ## the tests of commands and whole runs
+	$(PYTEST) tests/jobs
 
 lint: $(STAMP)  ## ruff, mypy, and the contracts on imports
 	$(BIN)/ruff check .

@@ -22,14 +22,36 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 TIERS = ("unit", "stack", "jobs")
+#: With several processes, a file each time: these first, then the other jobs, the stack, the units, so that all
+#: processes end at about the same time.
+LONGEST = (
+    "test_real_job.py",
+    "test_layouts.py",
+    "test_recipes.py",
+    "test_xtoken_tiny.py",
+    "test_learned_runs.py",
+    "test_resume.py",
+    "test_invariance.py",
+    "test_kernels.py",
+)
 
 
-def pytest_collection_modifyitems(items):
+def _tier(item):
+    return item.path.relative_to(Path(__file__).parent).parts[0]
+
+
+def _place(item):
+    """Where a test's file stands in the queue."""
+    name = item.path.name
+    return LONGEST.index(name) if name in LONGEST else len(LONGEST) + len(TIERS) - TIERS.index(_tier(item))
+
+
+def pytest_collection_modifyitems(config, items):
     """Marks each test with the folder of its tier."""
     for item in items:
-        tier = item.path.relative_to(Path(__file__).parent).parts[0]
-        if tier in TIERS:
-            item.add_marker(tier)
+        item.add_marker(_tier(item))
+    if hasattr(config, "workerinput"):  # of pytest-xdist
+        items.sort(key=_place)
 
 
 @pytest.fixture(scope="session")
@@ -49,6 +71,7 @@ def world(nemo, tmp_path_factory):
     """Tokenizers, texts, checkpoints of a teacher and a student, written at TP=1: see ``jobs.World``."""
     from jobs import World
 
-    made = World(tmp_path_factory.mktemp("plugin"))
-    made.write()
-    return made
+    base = tmp_path_factory.getbasetemp()
+    return World(
+        tmp_path_factory.mktemp("plugin"), (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "world"
+    )

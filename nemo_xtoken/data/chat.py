@@ -1,6 +1,6 @@
 """Conversations as data sets hold them, brought to one form: a JSON list of ``[role, text]``.
 
-That form is the text of a document from here on: it is what is digested, sent to workers and cached by.
+From here on this form is the text of the document: digests, workers and the cache use it.
 """
 
 import json
@@ -29,15 +29,15 @@ class Message(NamedTuple):
 
 
 def conversation_text(value: Any, place: str) -> str:
-    """The one form of a conversation; "" for one in which the assistant says nothing, from which nothing is learned.
+    """A conversation in the form above; "" if the assistant says nothing, because nothing is learned from it then.
 
     Args:
         value: a list of messages, each with ``role`` and ``content`` (or ``from`` and ``value``); None is an empty one.
             A content is a text, or a list of parts that are texts.
-        place: for messages.
+        place: file and row, for error messages.
 
     Raises:
-        InputError: anything else, a role that is not known, tool calls, or text that UTF-8 cannot hold.
+        InputError: another type, an unknown role, tool calls, or text that UTF-8 cannot hold.
     """
     if value is None:
         return ""

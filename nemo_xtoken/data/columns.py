@@ -16,19 +16,19 @@ class Column(Protocol):
     name: str
 
     def check(self, place: str, schema: pa.Schema) -> None:
-        """Raises InputError where the schema has no such column, or one of another kind."""
+        """Raises InputError if the schema lacks the column, or has it with another type."""
         ...
 
     def text(self, value: Any, place: str) -> str:
-        """A value as the text of a document, "" for one that has nothing in it.
+        """A value as the text of a document; "" for an empty one.
 
         Raises:
-            InputError: it is of another kind.
+            InputError: the value has another type.
         """
         ...
 
     def missing(self, place: str, columns: list[Any]) -> InputError:
-        """What is wrong where there is no such column."""
+        """The error about data without this column."""
         ...
 
 

@@ -38,13 +38,13 @@ class Survey:
 
 
 def survey(sources: Sequence[Source], keep: Path | None = None, shown: bool = False, partial: bool = False) -> Survey:
-    """Reads everything once, so that whatever is wrong with the data is found before anything is written.
+    """Reads everything once, so that errors in the data are found before anything is written.
 
     Args:
-        keep: a folder in which the surveys of files are kept; a file that is as it was (path, size and time) is not
+        keep: a folder in which the surveys of files are kept; a file that is unchanged (path, size and time) is not
             read again.
-        shown: show how far it is, where that takes a while.
-        partial: there is more data than this, so none in here is fine.
+        shown: show the progress, if it takes a while.
+        partial: this is a part of the data, which may be empty.
 
     Raises:
         InputError: unreadable data, or no document with text in all of it.
@@ -76,7 +76,7 @@ def _survey_one(source: Source, keep: Path | None) -> Survey:
             found = load_file(path)
             return Survey(found["digests"].view(f"S{DIGEST_BYTES}").reshape(-1), found["characters"], ())
         except (OSError, SafetensorError, KeyError, ValueError):
-            path.unlink(missing_ok=True)  # damaged: it is made again
+            path.unlink(missing_ok=True)  # damaged: make it again
     digests, characters = bytearray(), array("q")
     for text in source.texts():
         digests += text_digest(text)
@@ -84,7 +84,8 @@ def _survey_one(source: Source, keep: Path | None) -> Survey:
     raw = np.frombuffer(bytes(digests), np.uint8).reshape(-1, DIGEST_BYTES)
     lengths = np.array(characters, np.int64)
     if path is not None and len(lengths) and source.state() == state:
-        with contextlib.suppress(OSError), atomic_path(path) as temporary:  # where nothing can be kept, it is read anew
+        # Without a writable folder it is read again next time.
+        with contextlib.suppress(OSError), atomic_path(path) as temporary:
             save_file({"digests": raw, "characters": lengths}, temporary, metadata={"source": source.name})
     return Survey(raw.view(f"S{DIGEST_BYTES}").reshape(-1), lengths, ())
 

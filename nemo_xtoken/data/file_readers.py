@@ -1,4 +1,4 @@
-"""Texts out of one file or data set, streamed: `sources` decides which reader reads what.
+"""Texts of one file or data set, streamed: `sources` has the table of which reader reads which files.
 
 Every reader yields what is there, empty texts included, and raises InputError with the place of what it cannot read.
 """
@@ -43,7 +43,7 @@ def read_text(path: str, text_split: str) -> Iterator[str]:
 
 
 def read_jsonl(path: str, column: Column) -> Iterator[str]:
-    """One JSON object a line; empty lines are passed over, null is an empty document."""
+    """One JSON object a line; empty lines are skipped, null is an empty document."""
     for number, line in _lines(path):
         if not line.strip():
             continue
@@ -72,7 +72,7 @@ def read_parquet(path: str, column: Column) -> Iterator[str]:
 
 
 def _uncompressed(metadata: pq.FileMetaData, name: str) -> int:
-    """Bytes of a column, with all that is in it."""
+    """Uncompressed bytes of a column, nested columns included."""
     columns = [metadata.schema.column(i).path.split(".")[0] for i in range(metadata.num_columns)]
     at = [i for i, column in enumerate(columns) if column == name]
     groups = [metadata.row_group(g) for g in range(metadata.num_row_groups)]
@@ -111,7 +111,7 @@ def read_dataset(name: str, hub: bool, split: str, column: Column) -> Iterator[s
             found = datasets.load_dataset(repository, configuration or None, **options)
         else:
             found = datasets.load_from_disk(name)
-    except Exception as error:  # the library raises of every kind, and there is only one thing to say
+    except Exception as error:  # the library raises many types
         raise _unreadable(name, "a data set of the Hugging Face hub" if hub else "a data set folder", error) from error
     if isinstance(found, dict):
         if split not in found:

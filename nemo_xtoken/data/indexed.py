@@ -33,7 +33,7 @@ class IndexedFile:
         path: its ``.idx`` file; the ``.bin`` file is beside it.
 
     Raises:
-        InputError: not such a file, or the two are not of one data set.
+        InputError: the file is of another kind, or the two files do not belong together.
     """
 
     def __init__(self, path: str) -> None:
@@ -74,7 +74,7 @@ class IndexedFile:
 
     def _damaged(self, found: str) -> InputError:
         return InputError(
-            f"{self.path} is no indexed data set: {found}",
+            f"{self.path} is not an indexed data set: {found}",
             "an .idx file and its .bin file, as NeMo and Megatron write them",
             "check the path, or copy both files again",
         )
@@ -87,7 +87,7 @@ def read_indexed(path: str, tokenizer: str) -> Iterator[str]:
         tokenizer: the one that made the ids.
 
     Raises:
-        InputError: another tokenizer made them, as far as that can be seen.
+        InputError: the ids show that another tokenizer made them.
     """
     vocabulary, dummy_space = _tokenizer(tokenizer)
     file = IndexedFile(path)

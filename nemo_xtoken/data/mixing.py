@@ -17,7 +17,7 @@ _LONGEST_CYCLE = 2**16
 def shares_of(weights: Mapping[str, float]) -> tuple[int, ...]:
     """Whole numbers in the proportion of the weights, exactly as these are written in decimals.
 
-    Where that takes a sum above 65536, the nearest ones with this sum: no share is off by more than 1.6e-5.
+    If their sum would exceed 65536, the nearest ones with this sum: no share is off by more than 1.6e-5.
 
     Raises:
         InputError: a weight that is not a positive number.
@@ -49,7 +49,7 @@ class Schedule:
     Of the first n samples source k has more than ``n * share_k - 1`` and fewer than ``n * share_k + 1``, for every n;
     of any n in a row it has less than 2 more or fewer than its share.  (Within 1 for any n in a row is possible for two
     sources, but not for three or more in general.)  Source k's sample j is due in ``[j / share_k, (j + 1) / share_k)``,
-    and of those whose time has come the one with the earliest deadline is next: the proportionate-progress schedule of
+    and of those that are due the one with the earliest deadline is next: the proportionate-progress schedule of
     Baruah et al. (1996) on one machine.
 
     Args:

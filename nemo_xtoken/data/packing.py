@@ -7,8 +7,8 @@ continued in the next sample.  The continuation starts with the token in front o
 before it had as its last label: the tokens of a document are labels once each, and every chunk but one at the very
 start of a document has its predictor.
 
-A conversation loses its sense without its beginning: it is not continued, but starts in a sample that holds all of it,
-and what a whole sample does not hold is left out (``whole``).
+A conversation makes no sense without its beginning: it is not continued, but starts in a sample that holds all of it,
+and what exceeds a whole sample is left out (``whole``).
 
 With several teachers a document is cut where a chunk of every one of them begins at the same student token, and a
 piece ends where the most demanding side is full.
@@ -75,7 +75,7 @@ def pack_documents(
         student_length: T_S.
         teacher_lengths: T_T of each teacher.
         pack: several documents a sample; False: one piece each.
-        whole: a document starts in a sample that holds all of it; one that no sample holds loses its end.
+        whole: a document starts in a sample that holds all of it; one that is longer than a sample is truncated.
 
     Raises:
         InputError: a length below 2, or no sample has a chunk to score for some teacher.
@@ -113,12 +113,14 @@ def pack_documents(
 
 @dataclass(frozen=True)
 class _Units:
-    """A document cut wherever it may be cut: a unit is the chunks between two cuts and the tokens in no chunk behind
-    them (and, for the first, in front of them); token 0 is never a label.
+    """A document cut at every place where a cut is allowed.
+
+    A unit is the chunks between two cuts and the tokens in no chunk after them (for the first also before them).
+    Token 0 is never a label.
 
     Attributes:
         labels: per side, the student first: int64 ``[U + 1]``, the first label of each unit, and the end.
-        chunks: per teacher, int64 ``[U + 1]``, likewise the first chunk.
+        chunks: per teacher, int64 ``[U + 1]``, the first chunk of each unit, and the end.
     """
 
     labels: list[np.ndarray]
@@ -192,7 +194,7 @@ class _Packer:
                 sizes = units.sizes(unit, end)
                 if sizes[0]:
                     self._put(document, *units.ranges(unit, end))
-                else:  # a first chunk of one student token, which is no label: there is nothing to learn
+                else:  # a first chunk of one student token, which is not a label: there is nothing to learn
                     self._skip(sizes)
                 unit = end
             elif any(n > length for n, length in zip(units.sizes(unit, unit + 1), self.lengths, strict=True)):
@@ -237,7 +239,7 @@ class _Packer:
         self.skipped_tokens = [a + b for a, b in zip(self.skipped_tokens, tokens, strict=True)]
 
     def _put(self, document: int, tokens: list[tuple[int, int]], chunks: list[tuple[int, int]]) -> None:
-        """A piece: token and chunk ranges; the first token of a side is no label."""
+        """A piece: token and chunk ranges; the first token of a side is not a label."""
         self.table.extend((document, *tokens[0]))
         for of_tokens, of_chunks in zip(tokens[1:], chunks, strict=True):
             self.table.extend((*of_tokens, *of_chunks))

@@ -1,4 +1,4 @@
-"""One part of a preparation that several tasks share: which documents are its own, and what it made of them."""
+"""One part of a preparation that several tasks share: which documents belong to it, and the counts of the result."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -80,7 +80,7 @@ def array_part(part: int | None, parts: int | None, environment: Mapping[str, st
         environment: the process's.
 
     Raises:
-        InputError: numbers that do not fit together.
+        InputError: ``part`` and ``parts`` contradict each other, or the array has gaps.
     """
     task = environment.get("SLURM_ARRAY_TASK_ID")
     if parts is None and part is not None:
@@ -106,10 +106,10 @@ def array_part(part: int | None, parts: int | None, environment: Mapping[str, st
 
 
 def deal(files: int, parts: int) -> list[list[tuple[int, int, int]]]:
-    """Who looks after what: for each part a list of (file, share, shares).
+    """The work of each part: a list of (file, share, shares).
 
-    Whole files where there are enough; else every file is cut into shares, of which share s has the documents
-    s, s + shares, .. of the file.  No part has more than one piece more than another.
+    Whole files if there are enough of them; otherwise every file is divided into shares, where share s has the
+    documents s, s + shares, .. of the file.  No part has more than one piece more than another.
     """
     shares = -(-parts // files)
     pieces = [(file, share, shares) for file in range(files) for share in range(shares)]
@@ -126,8 +126,8 @@ def prepare_part(
 ) -> PartReport:
     """Tokenises and aligns one part of a data set into the cache; what is there already is not done again.
 
-    Parts may run at once, anywhere that sees the cache folder: each writes to a folder of its own, and everybody reads
-    all of them.  Whoever trains finds the documents by their text and tokenizers, however many parts there were.
+    Parts may run at once, anywhere that sees the cache folder: each writes to a folder of its own, and training reads
+    all of them.  It finds documents by their text and tokenizers, however many parts there were.
 
     Args:
         data: which text (of one source), and where to.

@@ -1,4 +1,4 @@
-"""Text -> documents that are tokenised, aligned and on disk.  What is there already is not done again."""
+"""Text -> documents that are tokenised, aligned and on disk.  Documents that are in the cache are not done again."""
 
 import contextlib
 import errno
@@ -111,7 +111,7 @@ def prepare_pairs(
 
     Teachers with one tokenizer share what is prepared, and so do runs: a cache belongs to a pair of tokenizers.  Any
     number of processes may call this at once, on any number of nodes that share the cache folder: one does the work,
-    the others wait for it and find it done.  An interrupted call keeps its finished shards.
+    the others wait for the result.  An interrupted call keeps its finished shards.
 
     Args:
         paths: see `nemo_xtoken.data.sources.resolve_sources`.
@@ -120,7 +120,7 @@ def prepare_pairs(
         chat_template: of the student, Jinja source, for conversations; default its tokenizer's own.
         workers: processes that tokenise and align; 0: this one.
         cache_dir: default `nemo_xtoken.files.cache_root`.
-        progress: show a bar on a terminal, else a line at start and end; False: nothing.
+        progress: show a bar on a terminal, otherwise a line at start and end; False: nothing.
 
     Raises:
         InputError: data that cannot be read or holds no text (before anything is written), a tokenizer without EOS or,
@@ -165,7 +165,7 @@ class Pair:
         """Aligns and writes what is not in the cache yet.
 
         Args:
-            dealt: bool ``[N]``, the documents to look after; default all.
+            dealt: bool ``[N]``, the documents to prepare; default all.
 
         Returns:
             tokens of both sides that were written.
@@ -178,7 +178,7 @@ class Pair:
             return 0
         try:
             with cache.lock(lambda: say(f"waiting for the process that writes to {cache.folder}", progress)):
-                wanted = _missing(cache, found, dealt)  # another process may have been here meanwhile
+                wanted = _missing(cache, found, dealt)  # another process may have written it meanwhile
                 with Progress(int(wanted.sum()), int(found.characters[wanted].sum()), workers, progress) as shown:
                     documents = read_documents(sources, found, wanted)
                     with contextlib.closing(align_documents(self.align, documents, workers)) as aligned:
@@ -242,7 +242,7 @@ def _write_shards(cache: AlignmentCache, documents: Iterable[AlignedDocument], s
             if tokens >= _SHARD_TOKENS or time.monotonic() - since >= _SHARD_SECONDS:
                 cache.write(shard)
                 shard, tokens, since = [], 0, time.monotonic()
-    except (KeyboardInterrupt, SystemExit, BrokenExecutor):  # nothing is wrong with what is in hand
+    except (KeyboardInterrupt, SystemExit, BrokenExecutor):  # what has been aligned so far is good
         if shard:
             cache.write(shard)
         raise

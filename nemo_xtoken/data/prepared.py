@@ -57,7 +57,7 @@ class PreparedDocuments:
         """Student ids int32 ``[n_S]``, teacher ids int32 ``[n_T]``, chunks int32 ``[K, 4]``: read-only, not copied.
 
         Raises:
-            InputError: the cache file is gone or damaged.
+            InputError: the cache file is missing or damaged.
         """
         found = self._open(int(self._shard[i])).document(int(self._row[i]))
         return found.student_ids, found.teacher_ids, found.chunks
@@ -76,7 +76,7 @@ class PreparedDocuments:
 
     @property
     def digest(self) -> str:
-        """sha256 (hex) of what the documents are and of their order, wherever they lie in the cache."""
+        """sha256 (hex) of the documents and their order; independent of where they are in the cache."""
         return hashlib.sha256(self.pair_digest.encode() + np.ascontiguousarray(self.digests).tobytes()).hexdigest()
 
     def _open(self, number: int) -> Shard:

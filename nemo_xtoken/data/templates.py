@@ -1,8 +1,9 @@
 """A conversation rendered by one tokenizer's chat template, as token ids, and where in them the assistant speaks.
 
-The template is rendered twice.  Once with a mark in place of every message, which tells its own text (where the special
-tokens are) from the messages' (where ``</s>`` is four characters, as in any text).  Once with the messages themselves,
-to see that it is the same: a template that takes a message apart would have text scored that is not in the data.
+The template is rendered twice.  Once with a mark in place of every message, which separates its own text (with the
+special tokens) from that of the messages (where ``</s>`` is four characters, as in any text).  Once with the messages
+themselves, to check that nothing else changes: with a template that rewrites a message, text would be scored that is
+not in the data.
 
 A generating model is given the tokens up to the assistant's words and continues; so the text in front of them is
 encoded alone and in the whole, and the assistant's turn begins where the two differ.  It ends with the special token
@@ -28,7 +29,7 @@ __all__ = ["ChatTemplate", "Rendered"]
 VERSION = 1  # raise it when the same conversation gives other ids or turns: caches are keyed by it
 _OPEN, _CLOSE = "\ue000", "\ue001"  # private use: no template contains them
 _MARK = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
-#: What templates that write the date are told: rendering must not depend on the day.  Llama-3's own default.
+#: The date for templates that write one: rendering must not depend on the day.  Llama-3's own default.
 _DATE = datetime.datetime(2024, 7, 26)
 
 
@@ -66,7 +67,7 @@ class ChatTemplate:
         source: Jinja source, instead of the tokenizer's own.
 
     Raises:
-        InputError: there is none, or it is no Jinja.
+        InputError: the tokenizer has no chat template, or it is not valid Jinja.
     """
 
     def __init__(self, vocabulary: Vocabulary, source: str | None = None) -> None:
@@ -118,7 +119,7 @@ class ChatTemplate:
                 add_generation_prompt=False,
                 **named,
             )
-        except Exception as error:  # whatever a template does wrong
+        except Exception as error:  # templates raise many types
             raise InputError(
                 f"the chat template of {self.vocabulary.name} refuses the conversation {_shown(messages)}: {error}",
                 "conversations that every side's template takes",
@@ -164,12 +165,12 @@ class ChatTemplate:
                 template = _environment().from_string(self.source)
             except jinja2.TemplateError as error:
                 raise InputError(
-                    f"the chat template of {self.vocabulary.name} is no Jinja template: {error}",
+                    f"the chat template of {self.vocabulary.name} is not a Jinja template: {error}",
                     "a chat template as transformers takes it",
                     "correct it",
                 ) from error
             longest_first = sorted(self._specials, key=len, reverse=True)
-            # Without special tokens a pattern that is found nowhere.
+            # Without special tokens: a pattern that never matches.
             pattern = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
             self._tools = template, pattern
         return self._tools

@@ -58,7 +58,7 @@ class DocumentAligner:
 def align_documents(
     align: AlignFunction, documents: Iterable[tuple[bytes, str]], workers: int
 ) -> Generator[AlignedDocument, None, None]:
-    """Aligned documents in the order of ``documents``, whatever ``workers`` is.
+    """Aligned documents in the order of ``documents``, for any number of workers.
 
     Args:
         documents: digest and text; read as the results are consumed, a bounded number ahead.
@@ -139,7 +139,7 @@ def _start_worker(pickled: bytes) -> None:
 
 
 def _end_with_parent() -> None:
-    """A killed parent cannot end its pool, and the siblings would keep each other's queues open for ever."""
+    """Ends this worker with its parent: a killed one cannot end its pool, siblings keep each other's queues open."""
     if (parent := multiprocessing.parent_process()) is not None:
         parent.join()
         os._exit(1)

@@ -56,7 +56,7 @@ def slurm_executor(config: SlurmConfig, job: Job) -> run.SlurmExecutor:
     """nemo_run's executor for a job.
 
     Raises:
-        InputError: a value that nemo_run cannot pass on.
+        InputError: a value that nemo_run cannot quote.
     """
     for name in ("log_folder", "folder"):
         if " " in str(getattr(config, name)):
@@ -89,7 +89,7 @@ def slurm_executor(config: SlurmConfig, job: Job) -> run.SlurmExecutor:
         container_mounts=list(config.mounts),
         container_env=container_names(config) or None,
         srun_args=[
-            *(option for option in srun_options(config) if option != KILL),  # which nemo_run gives
+            *(option for option in srun_options(config) if option != KILL),  # which nemo_run sets
             "--open-mode=append",
             *(["--no-container-mount-home"] if config.container_image and not config.container_mount_home else []),
         ],

@@ -97,7 +97,7 @@ def read_sweep(path: str) -> list[list[str]]:
         sweep = [words for line in lines if (words := shlex.split(line, comments=True))]
     except (OSError, ValueError) as error:
         raise InputError(
-            f"sweep={path} cannot be read ({error})", "a line of key=value words per task", "see it"
+            f"sweep={path} cannot be read ({error})", "a line of key=value words per task", "fix the path"
         ) from error
     if not sweep:
         raise InputError(

@@ -48,7 +48,7 @@ def adopt_slurm_ranks(environment: MutableMapping[str, str]) -> None:
             )
         return
     if tasks == 1 and environment.get("SLURM_JOB_NAME") in INTERACTIVE:
-        return  # a shell in which the user starts whatever it is
+        return  # a shell in which the user starts programs
     nodes = int(environment.get("SLURM_STEP_NUM_NODES") or environment.get("SLURM_NNODES", "1"))
     spread = environment.get("SLURM_STEP_TASKS_PER_NODE", "")
     if tasks % nodes or "," in spread:
@@ -69,7 +69,7 @@ def adopt_slurm_ranks(environment: MutableMapping[str, str]) -> None:
         LOCAL_WORLD_SIZE=str(tasks // nodes),
         GROUP_RANK=node,
         NODE_RANK=node,
-        TORCHELASTIC_RUN_ID=f"slurm-{job}-{step}",  # by this torch and Lightning tell that RANK and the rest are set
+        TORCHELASTIC_RUN_ID=f"slurm-{job}-{step}",  # this tells torch and Lightning that RANK and the others are set
     )
 
 
@@ -82,7 +82,7 @@ def placement(environment: Mapping[str, str]) -> Placement | None:
 
 
 def fit_trainer(config: Any, overrides: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Gives a run's trainer the nodes and devices that the job has, where ``srun`` or ``torchrun`` started it.
+    """Sets the trainer's nodes and devices to those of the job, if ``srun`` or ``torchrun`` started it.
 
     Args:
         config: the configured run; one without a trainer stays as it is.

@@ -169,6 +169,6 @@ def _directive(value: str) -> str:
 
 
 def _word(word: str) -> str:
-    """``--name=value`` with the value quoted alone, which reads better."""
+    """``--name=value`` with only the value quoted, which is easier to read."""
     name, equals, value = word.partition("=")
     return f"{name}={shlex.quote(value)}" if equals and word.startswith("--") else quote([word])

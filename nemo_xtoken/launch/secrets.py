@@ -21,7 +21,7 @@ ASSIGNMENT = re.compile(r"\b([A-Z][A-Z0-9_]*)=[\"']?([^\s\"']+)")
 
 
 def check_environment(values: Mapping[str, str], names: Iterable[str]) -> None:
-    """Refuses variables that cannot be named so, and values that belong to a secret."""
+    """Refuses variables with an invalid name, and values that look like secrets."""
     for name in (*values, *names):
         if not NAME.fullmatch(name):
             raise InputError(f"a variable named {name!r}", "letters, digits and _; for pass_env no value", "correct it")
@@ -36,7 +36,7 @@ def check_environment(values: Mapping[str, str], names: Iterable[str]) -> None:
 
 
 def check_words(words: Iterable[str]) -> None:
-    """Refuses words of a script that hold what looks like somebody's token; the message does not show it."""
+    """Refuses words of a script that look like an access token; the message does not show it."""
     for word in words:
         if match := SECRET_VALUE.search(word):
             raise InputError(

@@ -2,7 +2,7 @@
 
 A run that gets SIGTERM saves a checkpoint and ends with status 0, on every rank, as a finished one does.  The first
 rank then makes the file that the job's script named, and the script requeues the job or fails it, so that the next of a
-chain starts.  (An exit status would not do: where one rank ends with another than 0, srun kills those that are still
+chain starts.  (An exit status would not work: if one rank ends with another one than 0, srun kills those that are still
 ending, and then reports that.)
 """
 
@@ -19,7 +19,7 @@ EXIT_STATUS = 75  # of the job: sysexits.h calls it "temporary failure, try agai
 
 @contextlib.contextmanager
 def report_unfinished() -> Iterator[None]:
-    """Around a run: where it leaves the process with status 0 instead of returning, the script is told."""
+    """Context around a run: tells the script if the run ends the process with status 0 instead of returning."""
     try:
         yield
     except SystemExit as stop:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 import random
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 import nemo.lightning as nl
 import torch
+from filelock import FileLock
 from launcher import launch
 from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
@@ -261,25 +263,35 @@ class World:
     """What all runs share.
 
     Attributes:
-        root: the folder; tokenizers and text lie in it.
+        root: the folder of this process; its runs and cache lie in it.
         teacher, student, tied: checkpoints written by one process.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, assets: Path) -> None:
+        """Makes tokenizers, text and checkpoints in ``assets``, where no other process has yet, and links to them."""
+        self.root = assets
+        with FileLock(f"{assets}.lock"):
+            if not (assets / "whole").exists():
+                shutil.rmtree(assets, ignore_errors=True)
+                self._write()
+                (assets / "whole").touch()
+        self.teacher, self.student, self.tied = (str(self.job(name).last) for name in ("teacher", "student", "tied"))
         self.root = root
+        for name in ("text", "student_tokenizer", "teacher_tokenizer"):
+            (root / name).symlink_to(assets / name)
         os.environ["NEMO_XTOKEN_CACHE"] = str(root / "cache")
 
-    def write(self) -> None:
-        """Writes tokenizers, text and checkpoints."""
+    def _write(self) -> None:
+        os.environ["NEMO_XTOKEN_CACHE"] = str(self.root / "cache")
+        (self.root / "text").mkdir(parents=True)
         write_folder("llama", self.root / "student_tokenizer")
         write_folder("sp_bpe", self.root / "teacher_tokenizer")
-        (self.root / "text").mkdir()
         for i in range(DOCUMENTS):
             (self.root / f"text/{i:02}.txt").write_text(_text(i))
         padded = {"make_vocab_size_divisible_by": 64}  # another width with two ranks than with one, on both sides
-        self.teacher = self._checkpoint(self.job("teacher", side="teacher", model=padded))
-        self.student = self._checkpoint(self.job("student"))
-        self.tied = self._checkpoint(self.job("tied", tied=True))
+        self._checkpoint(self.job("teacher", side="teacher", model=padded))
+        self._checkpoint(self.job("student"))
+        self._checkpoint(self.job("tied", tied=True))
 
     def job(self, name: str, **settings: Any) -> Job:
         """A job that trains on text alone unless told otherwise."""

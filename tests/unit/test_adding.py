@@ -1,10 +1,37 @@
 """The examples of docs/adding.md, taken from the page and run: those that need neither NeMo nor Megatron."""
 
 import pytest
-from adding import example
+import torch
+from adding import example, module
+from tokenizer_zoo import zoo
 
 from nemo_xtoken.data.sources import FILE_FORMATS, Reading, resolve_sources
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.objective import PairLoss, TextBatch
+
+
+def _hellinger(student, teacher):
+    """The loss of the page on a text between random models, by its name: its mean over the chunks, and its gradient."""
+    batch = TextBatch.of(["In 201 BC 37 elephants crossed the Alps."], student, teacher)
+    random = torch.Generator().manual_seed(0)
+    normal = lambda *shape: torch.randn(*shape, generator=random)  # noqa: E731
+    weights = normal(student.size, 5), normal(teacher.size, 5)
+    states = normal(*batch.student_tokens.shape, 5).requires_grad_(), normal(*batch.teacher_tokens.shape, 5)
+    if student is teacher:  # one model, twice
+        weights, states = (weights[0], weights[0]), (states[0], states[0].detach())
+    terms = PairLoss(student, teacher, *weights, "my_losses:Hellinger")(batch, states[0], weights[0], states[1])
+    terms.objective.backward()
+    (kd,) = terms.kd
+    return float(kd.total / kd.count), states[0].grad
+
+
+def test_a_loss(tmp_path, monkeypatch):
+    module("A loss", "my_losses", tmp_path, monkeypatch)
+    student, teacher = zoo()["llama"], zoo()["qwen"]
+    value, gradient = _hellinger(student, teacher)
+    assert 0 < value < 1
+    assert torch.isfinite(gradient).all()
+    assert _hellinger(student, student)[0] < 1e-6
 
 
 def test_a_data_format(tmp_path, monkeypatch):

@@ -183,7 +183,7 @@ class TestMake:
 
     def test_help_lists_the_targets(self, tree):
         out = self._make(tree).stdout
-        for target in ("demo", "test", "test-fast", "lint", "clean", "help"):
+        for target in ("demo", "test", "test-unit", "test-stack", "test-jobs", "lint", "clean", "help"):
             assert f"make {target} " in out
 
 

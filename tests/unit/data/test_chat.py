@@ -288,7 +288,7 @@ def test_messages_that_are_none(value, error):
 def test_templates_that_do_not_work(folders):
     side, turns = load_vocabulary(folders / "qwen"), messages(CONVERSATIONS[1])
     for source, error in (
-        ("{% if", "no Jinja template"),
+        ("{% if", "not a Jinja template"),
         ("{{ raise_exception('no system role') }}", "refuses the conversation 'system: Be short.*no system role"),
         ("{% for m in messages %}{{ m.content.upper() }}{% endfor %}", "changes the messages"),
         ("{{ messages[0].__class__.__mro__ }}", "refuses"),

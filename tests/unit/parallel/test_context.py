@@ -32,31 +32,6 @@ def test_samples_are_cut_as_megatron_cuts_them(ranks):
         ContextLayout.zigzag(1, 6, 2)
 
 
-def test_as_megatrons_own_slices(nemo_or_skip):
-    """Against megatron-core's function for a batch, whose ranks are asked for one after the other."""
-    parallel_state, get_batch_on_this_cp_rank = nemo_or_skip
-    tokens = torch.arange(3 * 24).view(3, 24)
-    for size in (2, 4):
-        for rank in range(size):
-            parallel_state.size, parallel_state.rank = size, rank
-            expected = get_batch_on_this_cp_rank({"tokens": tokens.clone()})["tokens"]
-            found = ContextLayout(ContextLayout.zigzag(3, 24, size).positions[rank : rank + 1])
-            assert torch.equal(found.take(tokens.flatten()).view(3, -1), expected)
-
-
-@pytest.fixture
-def nemo_or_skip(monkeypatch, ranks):
-    utils = pytest.importorskip("megatron.core.utils", reason="megatron-core is not installed")
-
-    class Of:
-        size, rank = 1, 0
-
-    state = Of()
-    monkeypatch.setattr(utils.parallel_state, "get_context_parallel_world_size", lambda: state.size)
-    monkeypatch.setattr(utils.parallel_state, "get_context_parallel_rank", lambda: state.rank)
-    return state, utils.get_batch_on_this_cp_rank
-
-
 def test_documents_are_cut_one_by_one(ranks):
     """Of 5, 4 and 1 tokens: padded to 8, 4 and 4; rank 0 has the first and the last quarter of each."""
     layout = ContextLayout.by_document(torch.tensor([0, 5, 9]), 10, 2)
