@@ -18,6 +18,8 @@ _SPELLINGS = {
     ASSISTANT: "assistant gpt model bot chatgpt",
     "tool": "tool function observation ipython",
 }
+#: What may stand beside a message's text and says nothing that a template would write or a run would heed.
+NEUTRAL = ("id", "uuid", "message_id", "created_at", "create_time", "timestamp", "date", "index", "lang", "language")
 _ROLE_OF = {spelling: role for role, spellings in _SPELLINGS.items() for spelling in spellings.split()}
 
 
@@ -37,7 +39,8 @@ def conversation_text(value: Any, place: str) -> str:
         place: file and row, for error messages.
 
     Raises:
-        InputError: another type, an unknown role, tool calls, or text that UTF-8 cannot hold.
+        InputError: anything else, an unknown role, something beside the text that would be lost (tool calls, reasoning,
+            a name, a weight), or text that UTF-8 cannot hold.
     """
     if value is None:
         return ""
@@ -60,8 +63,12 @@ def _message(message: Any, place: str) -> Message:
     names = ("role", "content") if "role" in message else ("from", "value")
     if not all(name in message for name in names):
         raise _wrong(place, f"keys {', '.join(map(str, message)) or 'none'}", "role and content, or from and value")
-    if message.get("tool_calls"):
-        raise _wrong(place, "tool calls", "text: every template writes tool calls in its own way")
+    for name, value in message.items():
+        if name in names or name in NEUTRAL or value is None or value in ("", [], {}):
+            continue
+        if (name, value) in (("weight", 1), ("name", message[names[0]])):
+            continue
+        raise _wrong(place, f"{name}={_short(value)}", f"text in {names[1]} alone: what else a message has is not read")
     role = _ROLE_OF.get(str(message[names[0]]).lower())
     if role is None:
         raise _wrong(place, f"role {message[names[0]]!r}", f"one of {', '.join(_ROLE_OF)}")
@@ -71,6 +78,11 @@ def _message(message: Any, place: str) -> Message:
     except UnicodeEncodeError as error:
         raise _wrong(place, f"half a surrogate pair at character {error.start}", "text in UTF-8") from error
     return Message(role, text)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _text(content: Any, place: str) -> str:

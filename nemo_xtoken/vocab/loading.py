@@ -151,8 +151,13 @@ def _declared_in(folder: Path) -> Declared:
     added = {
         int(i): (str(t["content"]), bool(t.get("special"))) for i, t in config.get("added_tokens_decoder", {}).items()
     }
+    strips = {
+        int(i): (bool(t.get("lstrip")), bool(t.get("rstrip")))
+        for i, t in config.get("added_tokens_decoder", {}).items()
+    }
     add_bos = config.get("add_bos_token")
-    return Declared(texts, add_bos if isinstance(add_bos, bool) else None, added, _chat_template(folder, config))
+    template = _chat_template(folder, config)
+    return Declared(texts, add_bos if isinstance(add_bos, bool) else None, added, strips, template)
 
 
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
@@ -191,8 +196,9 @@ def _from_object(source: Any) -> Vocabulary:
     add_bos = getattr(source, "add_bos_token", None)
     decoder = getattr(source, "added_tokens_decoder", None) or {}
     added = {int(i): (str(t.content), bool(t.special)) for i, t in decoder.items()}
+    strips = {int(i): (bool(t.lstrip), bool(t.rstrip)) for i, t in decoder.items()}
     template = _default_template(getattr(source, "chat_template", None))
-    declared = Declared(texts, add_bos if isinstance(add_bos, bool) else None, added, template)
+    declared = Declared(texts, add_bos if isinstance(add_bos, bool) else None, added, strips, template)
     if (backend := getattr(source, "backend_tokenizer", None)) is not None and hasattr(backend, "to_str"):
         return read_tokenizers_json(backend.to_str(), declared, name)
     if (sp := getattr(source, "sp_model", None)) is not None and hasattr(sp, "serialized_model_proto"):

@@ -30,12 +30,14 @@ class Declared:
         texts: "bos", "eos", "unk", "pad" -> the token's text.
         add_bos: whether BOS is put in front of a text; None where it does not say.
         added: id -> (text, special) of tokens beside the model's own.
+        strips: id -> whether a token takes the blanks on its left, on its right along.
         chat_template: Jinja source of the chat template; None where there is none.
     """
 
     texts: Mapping[str, str] = field(default_factory=dict)
     add_bos: bool | None = None
     added: Mapping[int, tuple[str, bool]] = field(default_factory=dict)
+    strips: Mapping[int, tuple[bool, bool]] = field(default_factory=dict)
     chat_template: str | None = None
 
     def role_of(self, text: str) -> str:
@@ -53,6 +55,7 @@ def _finish(
     adds_bos: bool | None,
     fallback: frozenset[int] = frozenset(),
     roles: dict[int, str] | None = None,
+    strips: dict[int, tuple[bool, bool]] | None = None,
 ) -> Vocabulary:
     """The `Vocabulary` of text tokens ``tokens`` and special tokens ``special`` (id -> text).
 
@@ -86,6 +89,7 @@ def _finish(
         adds_bos=ids["bos"] is not None and (adds_bos is None or adds_bos),
         fallback_ids=fallback,
         special_texts=special,
+        special_strips={i: s for i, s in (strips or {}).items() if i in special and any(s)},
         chat_template=declared.chat_template,
     )
 
@@ -186,7 +190,11 @@ def read_tokenizers_json(text: str, declared: Declared, name: str) -> Vocabulary
     if first is not None and "bos" not in {declared.role_of(t) for t in special.values()} and first in special:
         roles.setdefault(first, "bos")  # however it is spelled: the tokenizer puts it in front of a text
     behaviour = _behaviour(spec)
-    return _finish(name, behaviour, encoder, tokens, special, declared, first is not None, frozenset(fallback), roles)
+    strips = {int(t["id"]): (bool(t.get("lstrip")), bool(t.get("rstrip"))) for t in spec["added_tokens"]}
+    strips.update(declared.strips)
+    return _finish(
+        name, behaviour, encoder, tokens, special, declared, first is not None, frozenset(fallback), roles, strips
+    )
 
 
 def _pruned(part: Any) -> Any:

@@ -29,6 +29,7 @@ class Vocabulary:
         bos_id, eos_id, pad_id: None where the tokenizer has none.  One id may serve several of them.
         adds_bos: by default the tokenizer puts BOS in front of a text.
         special_texts: the spelling of special tokens by id, as chat templates write them.
+        special_strips: (left, right) of special tokens that take the blanks beside them along; others have no entry.
         chat_template: Jinja source of the tokenizer's chat template; None where it has none.  Not in ``digest``.
     """
 
@@ -46,6 +47,7 @@ class Vocabulary:
     pad_id: int | None
     adds_bos: bool
     special_texts: dict[int, str]
+    special_strips: dict[int, tuple[bool, bool]]
     chat_template: str | None
 
     def __init__(
@@ -62,6 +64,7 @@ class Vocabulary:
         adds_bos: bool = False,
         fallback_ids: frozenset[int] = frozenset(),
         special_texts: Mapping[int, str] | None = None,
+        special_strips: Mapping[int, tuple[bool, bool]] | None = None,
         chat_template: str | None = None,
     ) -> None:
         """
@@ -100,6 +103,7 @@ class Vocabulary:
             pad_id=pad_id,
             adds_bos=adds_bos,
             special_texts=dict(special_texts or {}),
+            special_strips=dict(special_strips or {}),
             chat_template=chat_template,
             _encoder=encoder,
         )

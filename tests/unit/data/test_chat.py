@@ -103,6 +103,77 @@ def test_ids_and_turns_are_those_of_transformers(folders, name):
         assert ours.render(messages(conversation)) == theirs.apply_chat_template(as_dicts(conversation), tokenize=False)
 
 
+EVERY_TURN_BY_TWO = (  # a turn ends with two special tokens
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + ' ' + m.content }}"
+    "{% if m.role == 'assistant' %}{{ '<|endoftext|><|im_end|>' }}{% endif %}{% endfor %}"
+)
+QUESTION_ENDS = "{% for m in messages %}{% if m.role == 'user' %}{{ 'Human: ' + m.content + '<|im_end|>' }}" + (
+    "{% else %}{{ 'Bot: ' + m.content + '\n\n' }}{% endif %}{% endfor %}"
+)
+OTHER_AT_THE_END = (  # as gpt-oss ends turns: the last of a conversation by another token
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}"
+    "{{ '<|endoftext|>' if loop.last and m.role == 'assistant' else '<|im_end|>' }}{% endfor %}"
+)
+ONLY_AT_THE_END = (
+    "{% for m in messages %}{{ m.role + ': ' + m.content }}{% if loop.last %}{{ eos_token }}{% else %}{{ '\n' }}"
+    "{% endif %}{% endfor %}"
+)
+TALK = [("user", "2 + 3?"), ("assistant", "5"), ("user", "next question"), ("assistant", "an answer")]
+
+
+@pytest.mark.parametrize(
+    ("template", "learned"),
+    [
+        (EVERY_TURN_BY_TWO, ["5<|endoftext|><|im_end|>", "an answer<|endoftext|><|im_end|>"]),
+        (QUESTION_ENDS, ["5\n\n", "an answer\n\n"]),
+        (OTHER_AT_THE_END, ["5<|im_end|>", "an answer<|endoftext|>"]),
+        (ONLY_AT_THE_END, ["5", "an answer<|im_end|>"]),
+        (CHATML, ["5<|im_end|>", "an answer<|im_end|>"]),
+        ("{% for m in messages %}{{ '[' + m.content + ']' }}{% endfor %}", ["5]", "an answer]"]),
+        (
+            "{% for m in messages %}{{ m.content + '<|im_start|>' }}{% endfor %}",
+            ["5<|im_start|>", "an answer<|im_start|>"],
+        ),
+        ("{% for m in messages %}{{ '<|im_start|>' + m.content }}{% endfor %}", ["5", "an answer"]),
+    ],
+)
+def test_a_turn_ends_with_what_the_template_writes_to_end_it(folders, template, learned):
+    side = load_vocabulary(folders / "qwen")
+    (found,) = ChatTemplate(side, template)([messages(TALK)])
+    said = []
+    for start, end in found.turns.values():
+        ids = found.ids[start:end].tolist()
+        said.append("".join(side.special_texts.get(i) or side.decode_bytes([i]).decode() for i in ids))
+    assert [text.lstrip(" ") for text in said] == learned  # a word may have the blank before it in its first token
+
+
+@pytest.mark.parametrize("where", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(("left", "right"), [(False, True), (True, False), (True, True)])
+def test_special_tokens_that_take_blanks_along(where, left, right, folders, tmp_path):
+    """As Phi-3's markers: the line break that the template writes behind one is no token."""
+    folder = write_folder("qwen", tmp_path / "q")
+    flags = {"lstrip": left, "rstrip": right}
+    spec = json.loads((folder / "tokenizer.json").read_text())
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    if where == "tokenizer.json":
+        spec["added_tokens"] = [t | flags for t in spec["added_tokens"]]
+        (folder / "tokenizer.json").write_text(json.dumps(spec))
+    else:
+        added = {str(t["id"]): {k: v for k, v in t.items() if k != "id"} | flags for t in spec["added_tokens"]}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config | {"added_tokens_decoder": added}))
+    (folder / "chat_template.jinja").write_text(CHATML.replace("m.content +", "' ' + m.content + ' ' +"))
+    theirs, ours = hugging_face(folder), ChatTemplate(load_vocabulary(folder))
+    plain = ChatTemplate(load_vocabulary(folders / "qwen"), ours.source)
+    assert ours.digest != plain.digest
+    for conversation in CONVERSATIONS:
+        (found,) = ours([messages(conversation)])
+        assert found.ids.tolist() == theirs.apply_chat_template(as_dicts(conversation))
+        assert len(found.ids) < len(plain([messages(conversation)])[0].ids)
+        for number, (start, end) in found.turns.items():
+            said = ours.vocabulary.decode_bytes(found.ids[start:end]).decode()
+            assert said.strip(" ") == messages(conversation)[number].text
+
+
 def slow_chunks(sides, renderings):
     """For tokenizers that keep the bytes: the finest common partition of each turn, place by place."""
     out = []
@@ -257,6 +328,7 @@ def test_forms_of_messages():
     assert messages_of(plain) == [Message("user", "a"), Message("assistant", "b")]
     for other in (
         [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b", "weight": None}],
+        [{"from": "human", "value": "a", "id": 7}, {"from": "gpt", "value": "b", "weight": 1, "thinking": ""}],
         [
             {"role": "user", "content": [{"type": "text", "text": "a"}]},
             {"role": "model", "content": "b", "tool_calls": None},
@@ -276,7 +348,15 @@ def test_forms_of_messages():
         ([{"role": "user", "text": "a"}], "keys role, text"),
         ([{"role": "user", "content": 3}], "content of type int"),
         ([{"role": "user", "content": [{"type": "image"}]}], "content of type image"),
-        ([{"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}], "tool calls"),
+        ([{"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}], "tool_calls=.*'name': 'f'"),
+        ([{"role": "assistant", "content": "a", "reasoning_content": "why"}], "reasoning_content='why'"),
+        ([{"role": "assistant", "content": None, "thinking": "why"}], "message 1 of p: thinking='why'"),
+        ([{"role": "assistant", "content": "", "function_call": {"name": "f", "arguments": "{}"}}], "function_call="),
+        ([{"role": "tool", "content": "7", "tool_call_id": "x"}], "tool_call_id='x'"),
+        ([{"role": "user", "content": "a", "name": "Ann"}], "name='Ann'"),
+        ([{"role": "assistant", "content": "a", "weight": 0}], "weight=0"),
+        ([{"role": "assistant", "content": "a", "refusal": "no"}], "refusal='no'"),
+        ([{"from": "gpt", "value": "b", "thought": ["x"]}], "thought="),
         ([{"role": "assistant", "content": "\ud800"}], "surrogate"),
     ],
 )
