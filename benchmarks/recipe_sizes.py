@@ -16,11 +16,11 @@ from typing import Any
 import scaling
 from bench import Parser, markdown, show_table, write_json
 
+from nemo_xtoken.run.estimates.loss_time import GIB
+from nemo_xtoken.run.estimates.memory import TaughtBy, Training, worst_stage
+from nemo_xtoken.run.estimates.model_sizes import Model
+from nemo_xtoken.run.estimates.step_time import Gpu, step_time
 from nemo_xtoken.run.layout import ParallelSizes
-from nemo_xtoken.run.loss_time import GIB
-from nemo_xtoken.run.memory import TaughtBy, Training, worst_stage
-from nemo_xtoken.run.model_sizes import Model
-from nemo_xtoken.run.step_time import Gpu, step_time
 
 LLAMA_3B = Model("Llama-3.2-3B", 28, 3072, 8192, 24, 8, 128, 128256, tied=True)
 PHI_4_MINI = Model("Phi-4-mini", 32, 3072, 8192, 24, 8, 128, 200064, tied=True)

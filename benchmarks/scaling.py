@@ -15,11 +15,11 @@ from typing import Any
 
 from bench import Parser, markdown, show_table, write_json
 
+from nemo_xtoken.run.estimates.loss_time import BF16, FP32, GIB, LossSizes
+from nemo_xtoken.run.estimates.memory import Recompute, TaughtBy, Training, memory_of
+from nemo_xtoken.run.estimates.model_sizes import Model
+from nemo_xtoken.run.estimates.step_time import Gpu, loss_sizes, step_time
 from nemo_xtoken.run.layout import ParallelSizes
-from nemo_xtoken.run.loss_time import BF16, FP32, GIB, LossSizes
-from nemo_xtoken.run.memory import Recompute, TaughtBy, Training, memory_of
-from nemo_xtoken.run.model_sizes import Model
-from nemo_xtoken.run.step_time import Gpu, loss_sizes, step_time
 
 __all__ = ["Gpu", "Job", "Layout", "LossSizes", "estimate", "jobs", "row"]
 

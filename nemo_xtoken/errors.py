@@ -1,6 +1,9 @@
 """The one exception that bad input raises: what was found, what was expected, what to do about it."""
 
-__all__ = ["InputError"]
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["InputError", "nearest"]
 
 
 class InputError(ValueError):
@@ -18,3 +21,9 @@ class InputError(ValueError):
 
     def __str__(self) -> str:
         return f"{self.found}\n  expected: {self.expected}\n  to fix:   {self.fix}"
+
+
+def nearest(word: str, names: Iterable[str], cutoff: float = 0.5) -> str:
+    """A hint such as ``; did you mean 'build'?``, or nothing where no name comes close (1 is equality)."""
+    close = difflib.get_close_matches(word, list(names), n=1, cutoff=cutoff)
+    return f"; did you mean {close[0]!r}?" if close else ""

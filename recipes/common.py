@@ -3,6 +3,10 @@
 Each recipe is one file that says what it trains on what; these are the parts that would read the same in all of them.
 """
 
+import os
+from collections.abc import Mapping
+from typing import Optional
+
 import nemo.lightning as nl
 import nemo_run as run
 import torch
@@ -10,13 +14,25 @@ from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
 from nemo.lightning.pytorch.optim import CosineAnnealingScheduler
 
+from nemo_xtoken.launch.ranks import job_nodes
 from nemo_xtoken.plugin.nemo2 import student
 from nemo_xtoken.plugin.nemo2.model import DistillationModel
-from nemo_xtoken.recipes.node_layouts import Layout, lay_out
+from nemo_xtoken.run.node_layouts import Layout, choose_layout
 
 __all__ = ["GPUS", "Layout", "adamw", "bf16_trainer", "checkpoints", "from_checkpoint", "imported_student", "lay_out"]
 
 GPUS = 8  # on a node
+
+
+def lay_out(nodes: Optional[int], layouts: Mapping[int, Layout]) -> tuple[int, Layout]:
+    """The number of nodes of a run, and its layout.
+
+    Args:
+        nodes: of 8 GPUs; None: those of the job that ``srun`` or ``torchrun`` started this process in, else 1.
+        layouts: by number of nodes, see `choose_layout`.
+    """
+    nodes = job_nodes(os.environ) if nodes is None else nodes
+    return nodes, choose_layout(nodes, layouts)
 
 
 def imported_student(config: run.Config) -> run.Config:
@@ -55,10 +71,7 @@ def bf16_trainer(nodes: int, layout: Layout, steps: int, validate_every: int) ->
         use_distributed_sampler=False,
         strategy=run.Config(
             nl.MegatronStrategy,
-            tensor_model_parallel_size=layout.tensor,
-            pipeline_model_parallel_size=layout.pipeline,
-            context_parallel_size=layout.context,
-            sequence_parallel=layout.tensor > 1,
+            **layout.strategy,
             pipeline_dtype=torch.bfloat16,
             gradient_as_bucket_view=True,
             ckpt_async_save=False,

@@ -33,6 +33,7 @@ from nemo.lightning import OptimizerModule
 from nemo.lightning.pytorch.optim import CosineAnnealingScheduler
 
 from nemo_xtoken.data.config import DataConfig
+from nemo_xtoken.evaluate.evaluation_config import EvaluationConfig
 from nemo_xtoken.files import digest_of
 from nemo_xtoken.losses.base import ChunkLossConfig
 from nemo_xtoken.losses.registry import DivergenceOptions
@@ -40,7 +41,6 @@ from nemo_xtoken.objective.scale import ObjectiveConfig
 from nemo_xtoken.plugin.nemo2.checkpoint_folders import finished_checkpoint
 from nemo_xtoken.plugin.nemo2.data import DistillationData
 from nemo_xtoken.plugin.nemo2.distill import again, run_folder, train_one
-from nemo_xtoken.plugin.nemo2.evaluation import EvaluationConfig
 from nemo_xtoken.plugin.nemo2.model import DistillationModel
 from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer

@@ -11,7 +11,7 @@ from nemo_xtoken.alignment.spans import Side, cuts_of_runs, match_places, spans_
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
-__all__ = ["METHODS", "Aligner"]
+__all__ = ["METHODS", "Aligner", "check_method"]
 
 METHODS = ("spans", "dp")
 VERSION = 2  # raise it when the same ids give other chunks: caches are keyed by it
@@ -46,6 +46,12 @@ class _Tokens:
         return [d or (r if r >= 0 else None) for d, r in zip(data, self.role_codes[ids].tolist(), strict=True)]
 
 
+def check_method(method: str) -> None:
+    """Raises InputError where there is no aligner of that name."""
+    if method not in METHODS:
+        raise InputError(f"aligner={method!r}", f"one of {', '.join(METHODS)}", "use 'spans' unless you compare")
+
+
 class Aligner:
     """Aligns token ids of one text in the student's and the teacher's tokenization.  Can be pickled.
 
@@ -58,8 +64,7 @@ class Aligner:
     """
 
     def __init__(self, student: Vocabulary, teacher: Vocabulary, method: str = "spans") -> None:
-        if method not in METHODS:
-            raise InputError(f"aligner={method!r}", f"one of {', '.join(METHODS)}", "use 'spans' unless you compare")
+        check_method(method)
         self.student, self.teacher, self.method = student, teacher, method
         self._sides: tuple[_Tokens, _Tokens] | None = None
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import TextIO
 
 import nemo_xtoken
-from nemo_xtoken.commands.verb import Option, UsageError, Verb, nearest, parse_arguments
+from nemo_xtoken.commands.verb import Option, UsageError, Verb, parse_arguments
 from nemo_xtoken.commands.verbs import all_verbs
-from nemo_xtoken.errors import InputError
+from nemo_xtoken.errors import InputError, nearest
 
 __all__ = ["main", "report_error"]
 

@@ -7,6 +7,7 @@ works; elsewhere the command is registered here, and recipes run with Megatron-B
 
 import contextlib
 import gc
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -113,19 +114,17 @@ def _under_bridge(recipe: Recipe, nodes: int | None = None) -> run.Partial:
             "NeMo 2 (nemo-toolkit 2.6 or 2.7, with nemo.collections.llm) or Megatron-Bridge 0.3 and later",
             "pip install 'nemo_xtoken[nemo]', or use one of NVIDIA's NeMo containers (`xtoken env` says what is here)",
         )
-    import yaml
-
-    from nemo_xtoken.plugin.bridge.recipe import from_nemo2, lay_out_run
-    from nemo_xtoken.recipes.node_layouts import Layout, lay_out
+    from nemo_xtoken.launch.ranks import job_nodes
+    from nemo_xtoken.plugin.bridge.recipe import from_nemo2
+    from nemo_xtoken.run.settings import Settings
 
     assert recipe.yaml is not None
-    configured = from_nemo2(yaml.safe_load(recipe.yaml.read_text("utf-8")), recipe.name)
-    if layouts := recipe.layouts:
-        number, layout = lay_out(nodes, {n: Layout(**sizes) for n, sizes in layouts.items()})
-        lay_out_run(configured, number, layout.tensor, layout.pipeline, layout.context, layout.micro_batch)
+    settings = Settings.read(recipe.yaml)
+    if recipe.layouts:
+        settings.lay_out(job_nodes(os.environ) if nodes is None else nodes, recipe.layouts)
     elif nodes is not None:
         raise InputError(f"{recipe.name}(nodes={nodes})", "no argument: it has one layout", "leave it out")
-    return configured
+    return from_nemo2(settings.content, recipe.name)
 
 
 HOST = _host()

@@ -17,7 +17,7 @@ import nemo_run as run
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.run.renamed_paths import current_path
 
-__all__ = ["add_named", "config_from_dict"]
+__all__ = ["add_named", "config_from_dict", "plain"]
 
 
 def config_from_dict(content: Mapping[str, Any], source: str) -> Any:
@@ -66,6 +66,27 @@ def _convert(value: Any, source: str, where: str, done: dict[int, Any]) -> Any:
     return config
 
 
+def plain(config: Any) -> Any:
+    """A configuration as plain data, as ``--to-yaml`` writes it: the opposite of `config_from_dict`."""
+    if isinstance(config, run.Config | run.Partial):
+        arguments = {name: plain(value) for name, value in config.__arguments__.items()}
+        target = config.__fn_or_cls__
+        return arguments if target is dict else {"_target_": _full_name(target), **arguments}
+    if isinstance(config, Mapping):
+        return {str(name): plain(value) for name, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [plain(value) for value in config]
+    if config is None or isinstance(config, bool | int | float | str):
+        return config
+    if callable(config) or hasattr(config, "__qualname__"):
+        return {"_target_": _full_name(config), "_call_": False}
+    return {"_target_": str(config), "_call_": False}
+
+
+def _full_name(target: Any) -> str:
+    return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', target)}"
+
+
 def add_named(config: Any, overrides: Sequence[str]) -> None:
     """Lets overrides reach into an argument that holds dataclasses by name: ``teachers: dict[str, TeacherConfig]``.
 
@@ -92,12 +113,12 @@ def _add_named(config: Any, overrides: Sequence[str]) -> None:
     paths = [path.split(".") for path in overrides]
     for argument in inspect.signature(target).parameters:
         inner = [path.partition(".")[2] for path in overrides if path.startswith(f"{argument}.")]
-        if any(path.count(".") > 1 for path in inner) and isinstance(config.__arguments__.get(argument), run.Config):
-            _add_named(config.__arguments__[argument], inner)
-        part = _optional_part(hints.get(argument))
+        part = _part(hints.get(argument))
         deeper = any(path[0] == argument and len(path) > 1 for path in paths)
         if part is not None and deeper and config.__arguments__.get(argument) is None:
             setattr(config, argument, run.Config(part, **_parts(part)))
+        if any("." in path for path in inner) and isinstance(config.__arguments__.get(argument), run.Config):
+            _add_named(config.__arguments__[argument], inner)
         kind = _held_by_name(hints.get(argument))
         if kind is None:
             continue
@@ -127,9 +148,9 @@ def _held_by_name(annotation: Any) -> type | None:
     return None
 
 
-def _optional_part(annotation: Any) -> type | None:
-    """D of ``Optional[D]`` where D is a dataclass of ours, which a recipe may leave out."""
-    kinds = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
+def _part(annotation: Any) -> type | None:
+    """D of ``D`` and ``Optional[D]`` where D is a dataclass of ours, which a recipe may leave out."""
+    kinds = [kind for kind in typing.get_args(annotation) or (annotation,) if kind is not type(None)]
     ours = len(kinds) == 1 and dataclasses.is_dataclass(kinds[0]) and kinds[0].__module__.startswith("nemo_xtoken.")
     return kinds[0] if ours else None
 

@@ -17,16 +17,20 @@ from nemo_run.cli.config import ConfigSerializer
 from nemo_run.cli.lazy import LazyEntrypoint
 
 from nemo_xtoken.commands.cli import report_error
-from nemo_xtoken.commands.run_config import add_named, config_from_dict
-from nemo_xtoken.commands.verb import nearest
+from nemo_xtoken.commands.run_config import add_named, config_from_dict, plain
 from nemo_xtoken.environment import find_stack
-from nemo_xtoken.errors import InputError
+from nemo_xtoken.errors import InputError, nearest
 from nemo_xtoken.launch.job import distillation, read_sweep
 from nemo_xtoken.launch.ranks import adopt_slurm_ranks, fit_trainer
 from nemo_xtoken.launch.sbatch import unset_names
 from nemo_xtoken.launch.slurm_config import PREFIX, load_config
 from nemo_xtoken.launch.unfinished import report_unfinished
 from nemo_xtoken.recipes import available_recipes, describe_recipes
+from nemo_xtoken.run.arguments.names import argument_at
+from nemo_xtoken.run.run_checks import check_settings
+from nemo_xtoken.run.settings import Settings
+from nemo_xtoken.run.sides import processes_of
+from nemo_xtoken.run.yaml_file import read_yaml
 
 __all__ = ["RecipeRunContext"]
 
@@ -116,19 +120,35 @@ class RecipeRunContext(RunContext):
                 given = LazyEntrypoint(fn, factory=self.factory).resolve(ctx=self)
                 self.factory = lambda: given
             if given is not None:
+                args = self._judged(given, args)
                 add_named(given, [*args, *self._paths_in_yaml()])
             config = super().parse_fn(fn, args, **default_kwargs)
             fit_trainer(config, args, os.environ)
+            if given is not None:
+                settings = Settings(plain(config), "the command line")
+                check_settings(settings, None if self.slurm_words is not None else processes_of(settings))
             return config
         except CLIException as error:
             chain = [error, *_causes(error)]
             inner = [e for e in chain if isinstance(e, CLIException)][-1]
             if type(inner) is CLIException and inner.__cause__ is not None:
                 raise inner.__cause__ from None  # raised by a recipe or a factory
-            hints = (_unknown_name(given, override) for override in args)
-            _leave(next(filter(None, hints), "") or _readable(inner, args))
+            _leave(_readable(inner, args))
         finally:
             parser_log.setLevel(level)
+
+    def _judged(self, given: Any, args: Sequence[str]) -> list[str]:
+        """The overrides, names and kinds checked; a single text for a list of texts becomes a list, as elsewhere."""
+        settings = Settings(plain(given), "the command line")
+        for path in self._paths_in_yaml():
+            argument_at(settings.content, path, f"{path} in {self.yaml}")
+        words = []
+        for word in args:
+            value = settings.judged(word) if "=" in word else None
+            name, _, text = word.partition("=")
+            listed = isinstance(value, list) and not text.lstrip('"').startswith("[")
+            words.append(f"{name}={value!r}" if listed else word)
+        return words
 
     def _should_continue(self, skip_confirmation: bool) -> bool:
         go_on = super()._should_continue(skip_confirmation or not sys.stdin.isatty())
@@ -195,7 +215,9 @@ class RecipeRunContext(RunContext):
         if not Path(self.yaml).is_file():
             raise InputError(f"no file {self.yaml}", "a file written by --to-yaml", "fix the path after --yaml")
         try:
-            content = ConfigSerializer().load_dict(self.yaml)
+            content = _content(self.yaml)
+        except InputError:
+            raise
         except Exception as error:  # each format has its own
             raise InputError(
                 f"{self.yaml} cannot be read ({error})", "a .yaml, .json or .toml file", "see the place named"
@@ -210,7 +232,7 @@ class RecipeRunContext(RunContext):
 
     def _paths_in_yaml(self) -> list[str]:
         """The names of the single values in the file of ``--yaml``, as on the command line."""
-        content = ConfigSerializer().load_dict(self.yaml) if isinstance(self.yaml, str) else {}
+        content = _content(self.yaml) if isinstance(self.yaml, str) else {}
 
         def paths(value: Any, prefix: str) -> Iterator[str]:
             if isinstance(value, dict):
@@ -220,6 +242,11 @@ class RecipeRunContext(RunContext):
                 yield prefix
 
         return list(paths(content, ""))
+
+
+def _content(path: str) -> Any:
+    """Of a file in YAML, JSON or TOML."""
+    return read_yaml(Path(path)) if path.endswith((".yaml", ".yml")) else ConfigSerializer().load_dict(path)
 
 
 def _rank() -> int:
@@ -269,26 +296,3 @@ def _readable(error: CLIException, overrides: Sequence[str]) -> str:
     override = next((o for o in overrides if o.partition("=")[2] == error.value), error.value)
     wanted = getattr(error.expected_type, "__name__", error.expected_type)
     return f"{override}: {error.reason} ({wanted} is expected)"
-
-
-def _unknown_name(config: Any, override: str) -> str:
-    """What to say when ``override`` names an argument that ``config`` does not have; "" when that is not the matter."""
-    path = re.split(r"[*+\-/|&]?=", override, maxsplit=1)[0]
-    at = ""
-    for name in (re.sub(r"\[.*", "", part) for part in path.split(".")):
-        target = getattr(config, "__fn_or_cls__", None)
-        if target is None:
-            return ""
-        if target is dict:
-            config, at = getattr(config, name, None), f"{at}.{name}"
-            continue
-        parameters = inspect.signature(target).parameters
-        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            return ""
-        if name not in parameters:
-            return (
-                f"there is no argument {name!r} in {at or 'the run'}{nearest(name, parameters)}\n"
-                f"  in: {override}\n  its arguments: {', '.join(parameters)}"
-            )
-        config, at = getattr(config, name, None), f"{at}.{name}" if at else name
-    return ""

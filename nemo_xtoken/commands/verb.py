@@ -1,11 +1,12 @@
 """What a verb is, and how its arguments are read: ``key=value``, ``--key value``, ``--key=value`` and ``--flag``."""
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Option", "UsageError", "Verb", "nearest", "parse_arguments"]
+from nemo_xtoken.errors import nearest
+
+__all__ = ["Option", "UsageError", "Verb", "parse_arguments"]
 
 
 class UsageError(Exception):
@@ -54,12 +55,6 @@ class Verb:
     examples: tuple[tuple[str, str], ...]
     run: Callable[[Mapping[str, Any]], int]
     rest: str = ""
-
-
-def nearest(word: str, names: Iterable[str], cutoff: float = 0.5) -> str:
-    """A hint such as ``; did you mean 'build'?``, or nothing where no name comes close (1 is equality)."""
-    close = difflib.get_close_matches(word, list(names), n=1, cutoff=cutoff)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def parse_arguments(verb: Verb, arguments: Sequence[str]) -> dict[str, Any]:

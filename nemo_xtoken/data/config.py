@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
+from nemo_xtoken.alignment.aligner import check_method
 from nemo_xtoken.data.mixing import shares_of
 from nemo_xtoken.data.prepare import prepare_pairs
 from nemo_xtoken.data.prepared import PreparedDocuments, split_documents
@@ -143,6 +144,19 @@ class DataConfig:
             for part in self.parts().values():
                 part.check()
             return
+        self.check_values()
+        for paths in (self.paths, self.held_out_paths or self.paths):
+            resolve_sources(paths, self.reading)
+        self.template()
+
+    def check_values(self) -> None:
+        """Finds values that cannot work, without a look at any file.
+
+        Raises:
+            InputError: a length, a number of processes or documents, an aligner or a format that cannot be.
+        """
+        _ = self.reading  # has checks of its own
+        check_method(self.align)
         for side, length in zip(("student", "teacher"), self.lengths, strict=True):
             if length < 2:
                 raise InputError(f"{side}_length={length}", "a sequence of at least 2 tokens", f"set {side}_length")
@@ -154,9 +168,6 @@ class DataConfig:
             raise InputError(
                 f"held_out={self.held_out}", "a fraction below 1, or a whole number of documents", "correct held_out"
             )
-        for paths in (self.paths, self.held_out_paths or self.paths):
-            resolve_sources(paths, self.reading)
-        self.template()
 
     def prepare(
         self, student: Vocabulary, teachers: Sequence[Vocabulary]

@@ -12,7 +12,7 @@ from typing import Any
 
 from nemo_xtoken.errors import InputError
 
-__all__ = ["Placement", "adopt_slurm_ranks", "first_host", "fit_trainer", "placement"]
+__all__ = ["Placement", "adopt_slurm_ranks", "first_host", "fit_trainer", "job_nodes", "placement"]
 
 INTERACTIVE = ("bash", "interactive")  # what `srun --pty bash` and `salloc` call a job
 
@@ -79,6 +79,12 @@ def placement(environment: Mapping[str, str]) -> Placement | None:
         return None
     local = int(environment["LOCAL_WORLD_SIZE"])
     return Placement(int(environment["WORLD_SIZE"]) // local, local)
+
+
+def job_nodes(environment: Mapping[str, str]) -> int:
+    """Machines of the job that this process is in; 1 outside of one."""
+    place = placement(environment)
+    return place.nodes if place else 1
 
 
 def fit_trainer(config: Any, overrides: Sequence[str], environment: Mapping[str, str]) -> None:

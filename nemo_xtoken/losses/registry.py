@@ -31,6 +31,7 @@ __all__ = [
     "LOSSES",
     "DivergenceOptions",
     "check_loss",
+    "check_options",
     "chunk_selection",
     "loss_named",
     "make_divergence",
@@ -139,11 +140,22 @@ def check_loss(
         InputError: there is no such loss, an option that it does not have, or it cannot compare these tokenizers.
     """
     name = resolve_loss(name, student, teacher)
-    loss = loss_named(name)
-    if loss.merges is not None and merge not in (None, ChunkLossConfig().merge):
-        raise InputError(f"merge={merge!r} with loss={name}", "its own merge", "leave chunks.merge out")
-    loss.check(VocabularyPair(student, teacher), _values(name, options))
+    loss_named(name).check(VocabularyPair(student, teacher), check_options(name, options, merge))
     return name
+
+
+def check_options(name: str, options: DivergenceOptions, merge: str | None = None) -> Mapping[str, Any]:
+    """Whether a loss has these options, whatever it compares; a value for each that it has.
+
+    Args:
+        merge: of the chunks; None: not known yet.
+
+    Raises:
+        InputError: there is no such loss, or it does not have an option or the merge.
+    """
+    if loss_named(name).merges is not None and merge not in (None, ChunkLossConfig().merge):
+        raise InputError(f"merge={merge!r} with loss={name}", "its own merge", "leave chunks.merge out")
+    return _values(name, options)
 
 
 def _values(name: str, options: DivergenceOptions) -> Mapping[str, Any]:

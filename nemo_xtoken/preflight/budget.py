@@ -7,9 +7,9 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.launch.slurm_config import SlurmConfig
 from nemo_xtoken.preflight.findings import Finding, green, left_out, red, yellow
 from nemo_xtoken.preflight.plan import Plan
-from nemo_xtoken.run.loss_time import GIB
-from nemo_xtoken.run.memory import worst_stage
-from nemo_xtoken.run.step_time import Gpu, step_time
+from nemo_xtoken.run.estimates.loss_time import GIB
+from nemo_xtoken.run.estimates.memory import worst_stage
+from nemo_xtoken.run.estimates.step_time import Gpu, step_time
 
 __all__ = ["memory", "time"]
 

@@ -1,17 +1,19 @@
 """The checks, in the order in which a run would meet what they look for."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.launch.slurm_config import SlurmConfig
-from nemo_xtoken.preflight import budget, layouts, machine, tokenizers
+from nemo_xtoken.preflight import architecture, budget, layouts, machine, tokenizers
 from nemo_xtoken.preflight import corpus as texts
-from nemo_xtoken.preflight.findings import Finding, Report, guarded
+from nemo_xtoken.preflight.findings import Finding, Report, guarded, red
 from nemo_xtoken.preflight.plan import Plan
-from nemo_xtoken.run import architecture
-from nemo_xtoken.run import sides as models
+from nemo_xtoken.run.arguments.names import check_content
 from nemo_xtoken.run.settings import Settings
+from nemo_xtoken.run.sides import run_of
+from nemo_xtoken.run.teaching import label_of
+from nemo_xtoken.run.values import value_checks
 
 __all__ = ["check"]
 
@@ -42,11 +44,10 @@ def check(
         report.findings += guarded(name, findings)
 
     add("versions", "looking for packages", machine.versions(slurm))
-    student = models.student_side(settings)
-    teachers = {}
-    for where, config in settings.teachers().items():
-        teachers[where] = models.teacher_side(settings, where, config)
-    plan = Plan(settings, student, tuple(teachers.values()), nodes, gpus, gpu_gib)
+    add("settings", "reading the settings", (red("settings", error) for error in check_content(settings.content)))
+    for part, check in value_checks(settings):
+        add(_named(part), "reading the settings", _refused(_named(part), check))
+    plan = Plan(settings, run_of(settings, nodes * gpus), nodes, gpus, gpu_gib)
     for side in plan.sides:
         add(side.label, f"reading the {side.label}", architecture.architecture(plan, side))
     add("hub", "looking for a token", machine.hub(plan, slurm))
@@ -64,6 +65,21 @@ def check(
         add("Slurm", "reading the Slurm configuration", machine.slurm_job(slurm, asked_for_slurm))
     report.figures |= _summary(plan)
     return report
+
+
+def _named(part: str) -> str:
+    """What the table calls a part of the settings."""
+    return f"W, {label_of(part)}" if part.startswith("teacher") else part
+
+
+def _refused(name: str, check: Callable[[], object]) -> Iterator[Finding]:
+    """A red finding where a value does not fit; a package that is not here is missed by a later check as well."""
+    try:
+        check()
+    except InputError as error:
+        yield red(name, error)
+    except ImportError:
+        return
 
 
 def _summary(plan: Plan) -> dict[str, Any]:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.preflight.findings import Finding, green, left_out, yellow
 from nemo_xtoken.preflight.plan import Plan
+from nemo_xtoken.run.arguments.names import MARKS
 from nemo_xtoken.run.settings import resolved
+from nemo_xtoken.run.values import PARTS, TEXT, made
 
 if TYPE_CHECKING:
     from nemo_xtoken.data.config import DataConfig
@@ -63,22 +65,9 @@ def data(plan: Plan, figures: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _config(plan: Plan) -> "DataConfig":
-    from nemo_xtoken.data import config
-
-    given = {k: resolved(v) for k, v in plan.settings.part("data.text").items() if not k.startswith("_")}
-    given["paths"] = given.get("paths") or []
-    if isinstance(given["paths"], str):
-        given["paths"] = [given["paths"]]
-    known = {f.name for f in dataclasses.fields(config.DataConfig)}
-    if wrong := sorted(set(given) - known):
-        raise InputError(f"data.text.{wrong[0]}", f"one of {', '.join(sorted(known))}", "correct its name")
-    if sources := plan.settings.part("data.text.sources"):
-        given["sources"] = {
-            name: config.SourceConfig(**{k: v for k, v in source.items() if not k.startswith("_")})
-            for name, source in sources.items()
-            if not name.startswith("_")
-        }
-    return config.DataConfig(**given)
+    given = {name: resolved(value) for name, value in plan.settings.part(TEXT).items() if name not in MARKS}
+    config: DataConfig = made(PARTS[TEXT], given, TEXT)
+    return config
 
 
 def _sources(config: "DataConfig") -> list["Source"]:

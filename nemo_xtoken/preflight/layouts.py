@@ -1,39 +1,19 @@
 """Whether models, sequences and batches divide over the GPUs, and what a step holds."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from nemo_xtoken.errors import InputError
 from nemo_xtoken.preflight.findings import Finding, green, red, yellow
 from nemo_xtoken.preflight.plan import Plan
-from nemo_xtoken.run import layout as sizes
+from nemo_xtoken.run.layout import ParallelSizes
+from nemo_xtoken.run.run_checks import layout_problems
 
 __all__ = ["layout", "steps"]
 
 
 def layout(plan: Plan) -> Iterator[Finding]:
     """The checks that the run makes itself, all of them rather than the first, and what only slows it down."""
-    problems: list[InputError] = []
-
-    def attempt(function: Callable[..., None], *arguments: Any) -> None:
-        try:
-            function(*arguments)
-        except InputError as error:
-            problems.append(error)
-
-    strategy = "trainer.strategy"
-    attempt(sizes.check_virtual, plan.settings.number(f"{strategy}.virtual_pipeline_model_parallel_size"))
-    for side in plan.sides:
-        attempt(sizes.check_processes, side.label, side.sizes, plan.processes, side.where)
-        sequence_ranks = side.sizes.tensor if plan.sequence_parallel else 1
-        attempt(sizes.check_length, side.label, side.length, side.length_name, side.sizes.context, sequence_ranks)
-        if side.known:
-            config = side.config
-            heads, layers = config["num_attention_heads"], config["num_layers"]
-            groups, experts = config.get("num_query_groups"), config.get("num_moe_experts")
-            attempt(sizes.check_divisible, side.label, heads, groups, layers, experts, side.sizes)
-    if plan.data_parallel:
-        attempt(sizes.check_batches, plan.global_batch, plan.micro_batch, plan.data_parallel)
+    problems = list(layout_problems(plan.run))
     yield from (red("layout", problem) for problem in problems)
     if not problems:
         parts = [f"{plan.processes} GPUs: {_described(plan)}"]
@@ -47,7 +27,7 @@ def _described(plan: Plan) -> str:
     return " x ".join([*filter(None, [_sizes(plan.student.sizes)]), f"data {plan.data_parallel}"])
 
 
-def _sizes(of: sizes.ParallelSizes) -> str:
+def _sizes(of: ParallelSizes) -> str:
     named = (("tensor", of.tensor), ("pipeline", of.pipeline), ("context", of.context), ("expert", of.expert))
     return " x ".join(f"{name} {size}" for name, size in named if size > 1)
 
@@ -85,14 +65,8 @@ def _advice(plan: Plan) -> Iterator[Finding]:
 def steps(plan: Plan, figures: dict[str, Any]) -> Iterator[Finding]:
     """Tokens of a step, steps, tokens in all; whether schedule and checkpoints fit into them."""
     total, warm_up = plan.max_steps, plan.settings.number("optim.lr_scheduler.warmup_steps", 0)
-    if total < 1:
-        raise InputError(f"trainer.max_steps={total}", "at least one step", "set trainer.max_steps=N")
-    if plan.global_batch < 1 or plan.micro_batch < 1:
-        raise InputError(
-            f"a global batch of {plan.global_batch} samples, a micro-batch of {plan.micro_batch}",
-            "at least 1",
-            "set data.global_batch_size and data.micro_batch_size",
-        )
+    if total < 1 or plan.global_batch < 1 or plan.micro_batch < 1:
+        return  # the settings are red
     per_step = plan.global_batch * plan.student.length
     figures |= {"tokens_per_step": per_step, "steps": total, "tokens": per_step * total}
     yield green(

@@ -14,7 +14,7 @@ from nemo_xtoken.launch.sbatch import unset_names
 from nemo_xtoken.launch.slurm_config import SlurmConfig
 from nemo_xtoken.preflight.findings import Finding, green, left_out, red, yellow
 from nemo_xtoken.preflight.plan import Plan
-from nemo_xtoken.run.loss_time import GIB
+from nemo_xtoken.run.estimates.loss_time import GIB
 
 __all__ = ["disk", "hub", "run_folder", "slurm_job", "versions"]
 

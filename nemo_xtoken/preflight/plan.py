@@ -1,12 +1,15 @@
 """A run as the checks see it: settings, models, machines, and the sizes that follow."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from nemo_xtoken.run.loss_time import BF16, FP32
-from nemo_xtoken.run.memory import Precision, Recompute, TaughtBy, Training
+from nemo_xtoken.run.estimates.loss_time import BF16, FP32
+from nemo_xtoken.run.estimates.memory import Precision, Recompute, TaughtBy, Training
 from nemo_xtoken.run.settings import Settings
-from nemo_xtoken.run.sides import Side
+from nemo_xtoken.run.spec import ModelSpec, RunSpec
+
+if TYPE_CHECKING:
+    from nemo_xtoken.vocab import Vocabulary
 
 __all__ = ["Plan"]
 
@@ -17,25 +20,44 @@ class Plan:
 
     Attributes:
         settings: of the run.
-        student, teachers: the models.
+        run: its models, layout, batches and steps.
         nodes, gpus: machines, and processes on each.
         gpu_gib: memory of a GPU.
         tokens, chunks: teacher's tokens and chunks for each token of the student, once measured on the data.
     """
 
     settings: Settings
-    student: Side
-    teachers: tuple[Side, ...]
+    run: RunSpec
     nodes: int
     gpus: int
     gpu_gib: float
     tokens: float = 1.05
     chunks: float = 0.95
 
+    def know(self, side: ModelSpec, vocabulary: "Vocabulary") -> ModelSpec:
+        """Puts a model's vocabulary, once loaded, in its place; the model as it now is."""
+        known = replace(side, vocabulary=vocabulary, ids=vocabulary.size)
+        if side.where == self.student.where:
+            self.run = replace(self.run, student=known)
+        else:
+            teachers = tuple(known if other.where == side.where else other for other in self.teachers)
+            self.run = replace(self.run, teachers=teachers)
+        return known
+
     @property
-    def sides(self) -> tuple[Side, ...]:
+    def student(self) -> ModelSpec:
+        """The model that learns."""
+        return self.run.student
+
+    @property
+    def teachers(self) -> tuple[ModelSpec, ...]:
+        """Those that teach."""
+        return self.run.teachers
+
+    @property
+    def sides(self) -> tuple[ModelSpec, ...]:
         """All models."""
-        return self.student, *self.teachers
+        return self.run.sides
 
     @property
     def processes(self) -> int:
@@ -45,27 +67,27 @@ class Plan:
     @property
     def data_parallel(self) -> int:
         """Copies of the student; 0 where not even one fits."""
-        return self.processes // self.student.sizes.ranks
+        return self.run.data_parallel
 
     @property
     def micro_batch(self) -> int:
         """Samples that a copy computes at a time."""
-        return int(self.settings.number("data.micro_batch_size", 4))
+        return self.run.micro_batch
 
     @property
     def global_batch(self) -> int:
         """Samples of a step."""
-        return int(self.settings.number("data.global_batch_size", 8))
+        return self.run.global_batch
 
     @property
     def max_steps(self) -> int:
         """Of the run."""
-        return int(self.settings.number("trainer.max_steps", -1))
+        return self.run.max_steps
 
     @property
     def sequence_parallel(self) -> bool:
         """Whether activations are cut over the tensor-parallel ranks."""
-        return bool(self.settings.get("trainer.strategy.sequence_parallel", False))
+        return self.run.sequence_parallel
 
     def precision(self) -> Precision:
         """Bytes of the student's parameters, as trainer and optimizer have them."""
@@ -102,8 +124,7 @@ class Plan:
             seen.setdefault(key, side.label)
             experts = self.student.sizes if side.config.get("num_moe_experts") else None
             own = side.sizes != (experts or self.student.sizes)
-            ids = side.vocabulary.size if side.vocabulary is not None else None
-            taught.append(TaughtBy(side.model, side.sizes, own, side.length, shares, ids))
+            taught.append(TaughtBy(side.model, side.sizes, own, side.length, shares, side.ids))
         return Training(
             student=student,
             sizes=self.student.sizes,

@@ -7,8 +7,9 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.options import DEFAULT_LOSS, recommend
 from nemo_xtoken.preflight.findings import Finding, green, left_out, red, yellow
 from nemo_xtoken.preflight.plan import Plan
-from nemo_xtoken.run.layout import check_rows
-from nemo_xtoken.run.sides import Side
+from nemo_xtoken.run.run_checks import row_problems
+from nemo_xtoken.run.spec import ModelSpec
+from nemo_xtoken.run.values import PARTS_OF_TEACHER, made
 
 if TYPE_CHECKING:
     from nemo_xtoken.vocab import Vocabulary
@@ -31,27 +32,24 @@ def vocabularies(plan: Plan) -> Iterator[Finding]:
                 yield red("vocabularies", error)
             continue
         try:
-            side.vocabulary = load_vocabulary(side.tokenizer)
+            known = plan.know(side, load_vocabulary(side.tokenizer))
         except InputError as error:
             yield red("vocabularies", error)
             continue
-        size = side.vocabulary.size
-        own_rows = side.config.get("vocab_size")
-        try:
-            check_rows(side.label, own_rows, size, side.path or side.where, side.sizes.tensor)
-        except InputError as error:
-            yield red("vocabularies", error)
+        if problems := list(row_problems(plan.run, [known])):
+            yield from (red("vocabularies", problem) for problem in problems)
             continue
-        rows, tensor = side.rows or 0, side.sizes.tensor
+        size, own_rows = known.ids, known.config.get("vocab_size")
+        rows, tensor = known.rows or 0, known.sizes.tensor
         share = f", {rows // tensor:,} on each of {tensor} ranks" if tensor > 1 else ""
         padded = f"{rows:,} rows{share}" if side.known or own_rows else "its output layer is not known"
         yield green("vocabularies", f"{side.label}: {size:,} ids in {side.tokenizer}; {padded}")
 
 
-def projection(plan: Plan, side: Side, figures: dict[str, Any]) -> Iterator[Finding]:
+def projection(plan: Plan, side: ModelSpec, figures: dict[str, Any]) -> Iterator[Finding]:
     """W between the student and a teacher, its coverage, and whether the loss is the one that fits."""
     from nemo_xtoken.projection.audit import audit_coverage
-    from nemo_xtoken.projection.build import ProjectionRule, load_or_build
+    from nemo_xtoken.projection.build import load_or_build
 
     name = f"W, {side.label}"
     student, teacher = plan.student.vocabulary, side.vocabulary
@@ -59,11 +57,8 @@ def projection(plan: Plan, side: Side, figures: dict[str, Any]) -> Iterator[Find
         yield left_out(name, "a tokenizer is not known")
         return
     config = plan.settings.teachers()[side.where]
-    rule = {k: v for k, v in (config.get("rule") or {}).items() if not k.startswith("_")}
-    try:
-        matrix = load_or_build(student, teacher, ProjectionRule(**rule), config.get("projection"))
-    except TypeError as error:
-        raise InputError(f"{side.where}.rule: {error}", "a setting that a rule has", "correct its name") from error
+    rule = made(PARTS_OF_TEACHER["rule"], config.get("rule") or {}, f"{side.where}.rule")
+    matrix = load_or_build(student, teacher, rule, config.get("projection"))
     audit = audit_coverage(student, teacher, matrix)
     kinds, reached = matrix.coverage, int(matrix.reached.sum())
     found: dict[str, Any] = {**kinds, "reached": reached}

@@ -139,14 +139,15 @@ def check_length(side: str, length: int, where: str, cp: int, sequence_ranks: in
         )
 
 
-def check_rows(side: str, rows: int | None, ids: int, where: str, tensor: int = 1) -> None:
+def check_rows(side: str, rows: int | None, ids: int, where: str, tensor: int, fix: str) -> None:
     """An output layer has a row for each id, and its rows are spread evenly.
 
     Args:
         rows: of the output layer; None: it sizes itself.
         ids: V of its tokenizer.
-        where: whence the number of rows is.
+        where: what decides the number of rows, for error messages.
         tensor: ranks that the rows are spread over.
+        fix: what to do where they cannot be.
     """
     if rows is not None and rows < ids:
         raise InputError(
@@ -159,7 +160,7 @@ def check_rows(side: str, rows: int | None, ids: int, where: str, tensor: int = 
         raise InputError(
             f"the {side}'s output layer has {rows} rows ({where}), tensor_model_parallel_size is {tensor}",
             f"a multiple of {tensor}",
-            "import the model again with `xtoken import`, which rounds up, or change the layout",
+            fix,
         )
 
 

@@ -1,24 +1,24 @@
 """A run's settings as plain data: the YAML of its recipe with the overrides of the command line."""
 
-import ast
 import importlib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.run.arguments.kinds import ANYTHING, read_word
+from nemo_xtoken.run.arguments.names import argument_at
+from nemo_xtoken.run.node_layouts import Layout, choose_layout
 from nemo_xtoken.run.renamed_paths import current_path
+from nemo_xtoken.run.teaching import teaching
+from nemo_xtoken.run.yaml_file import read_yaml
 
 __all__ = ["Settings", "resolved"]
 
-#: What ``distill`` takes, beside what a recipe of its own adds.
-ARGUMENTS = ("model", "data", "trainer", "teacher", "objective", "optim", "log", "resume", "teachers")
 #: Values that are functions, which the run calls; those below are light and belong to this package.
 LIGHT = "nemo_xtoken.recipes.tiny_text."
-_WORDS = {"true": True, "false": False, "null": None, "none": None}
+_OPERATOR = re.compile(r"[*+\-/|&]$")
 
 
 class Settings:
@@ -26,7 +26,7 @@ class Settings:
 
     Args:
         content: nested dictionaries with ``_target_``, as ``--to-yaml`` writes them.
-        source: whence, for messages.
+        source: where it came from, for error messages.
     """
 
     def __init__(self, content: dict[str, Any], source: str) -> None:
@@ -37,12 +37,9 @@ class Settings:
         """From a file, with overrides ``a.b.c=value`` as ``nemo llm distill`` takes them.
 
         Raises:
-            InputError: no such file, no run in it, or an override that cannot be read.
+            InputError: no such file, no run in it, or an override that does not fit it.
         """
-        try:
-            content = yaml.safe_load(path.read_text("utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise InputError(f"{path} cannot be read ({error})", "the YAML file of a run", "fix the path") from error
+        content = read_yaml(path)
         if not isinstance(content, dict) or "_target_" not in content:
             raise InputError(
                 f"{path} holds no run", "a file from `nemo llm distill .. --to-yaml FILE.yaml`", "write it by that"
@@ -53,17 +50,32 @@ class Settings:
         return settings
 
     def override(self, word: str) -> None:
-        """Sets one value; a name on the way that is not there is made."""
-        name, equals, text = word.partition("=")
-        if not equals or re.search(r"[*+\-/|&]$", name):
-            raise InputError(f"{word!r}", "key=value", "write the value itself: trainer.max_steps=20")
-        first = name.partition(".")[0]
-        if first not in {*ARGUMENTS, *self.content}:
-            known = ", ".join(sorted({*ARGUMENTS, *self.content} - {"_target_", "_partial_"}))
-            raise InputError(f"there is no argument {first!r} in the run ({word})", f"one of {known}", "correct it")
-        self._set(name, _value(text))
+        """Sets one value; what an argument of this package's leaves out on the way is made.
 
-    def _set(self, name: str, value: Any) -> None:
+        Raises:
+            InputError: no ``key=value``, a name that there is no argument of, or a value of another kind.
+        """
+        name, equals, _ = word.partition("=")
+        if not equals or _OPERATOR.search(name):
+            raise InputError(f"{word!r}", "key=value", "write the value itself: trainer.max_steps=20")
+        self.set(name, self.judged(word))
+
+    def judged(self, word: str) -> Any:
+        """The value of an override, after its name and its kind have been checked.
+
+        Raises:
+            InputError: a name that there is no argument of, or a value of another kind.
+        """
+        name, _, text = word.partition("=")
+        argument = argument_at(self.content, _OPERATOR.sub("", name), word)
+        kind = argument.kind if argument is not None else ANYTHING
+        try:
+            return read_word(text, kind)
+        except ValueError:
+            raise InputError(f"{name}={text!r}", str(kind), f"correct {word}") from None
+
+    def set(self, name: str, value: Any) -> None:
+        """Sets the value at ``a.b.c``."""
         *path, last = name.split(".")
         at = self.content
         for part in path:
@@ -97,25 +109,24 @@ class Settings:
             raise InputError(f"{name}={found!r}", "a whole number", "correct it")
         return found
 
-    def lay_out(self, nodes: int, layouts: Mapping[int, Mapping[str, int]]) -> None:
+    def lay_out(self, nodes: int | None, layouts: Mapping[int, Mapping[str, int]]) -> None:
         """Gives the run so many nodes, and the layout that its recipe has for them.
 
         Args:
-            layouts: by number of nodes, what differs from `recipes.common.Layout`'s defaults; empty: none of its own.
+            nodes: None: as many as it says.
+            layouts: of its recipe, the arguments of `Layout` by number of nodes; empty: none of its own.
+
+        Raises:
+            InputError: less than one node.
         """
-        self._set("trainer.num_nodes", nodes)
-        if not layouts:
-            return
-        layout = layouts[max(number for number in layouts if number <= nodes)]
-        tensor = layout.get("tensor", 1)
-        for name, value in {
-            "tensor_model_parallel_size": tensor,
-            "pipeline_model_parallel_size": layout.get("pipeline", 1),
-            "context_parallel_size": layout.get("context", 1),
-            "sequence_parallel": tensor > 1,
-        }.items():
-            self._set(f"trainer.strategy.{name}", value)
-        self._set("data.micro_batch_size", layout.get("micro_batch", 1))
+        if nodes is None:
+            nodes = self.number("trainer.num_nodes", 1)
+        self.set("trainer.num_nodes", nodes)
+        if layouts:
+            layout = choose_layout(nodes, {number: Layout(**sizes) for number, sizes in layouts.items()})
+            for name, size in layout.strategy.items():
+                self.set(f"trainer.strategy.{name}", size)
+            self.set("data.micro_batch_size", layout.micro_batch)
 
     @property
     def target(self) -> str:
@@ -128,15 +139,13 @@ class Settings:
         return not self.target.endswith((".distill.distill", ".distill_bridge.distill"))
 
     def teachers(self) -> dict[str, dict[str, Any]]:
-        """Settings of those that are to teach, by what each is called on the command line, as `distill` picks them."""
+        """Settings of those that are to teach, by what each is called on the command line."""
         if self.get("objective.scale", "dynamic") == 0:
             return {}
         several = {k: v for k, v in self.part("teachers").items() if k != "_target_" and isinstance(v, Mapping)}
-        found = {f"teachers.{name}": dict(config) for name, config in several.items()}
         alone = self.get("teacher")
-        if isinstance(alone, Mapping) and (alone.get("path") is not None or not found):
-            return {"teacher": dict(alone), **found}
-        return found
+        one = alone if isinstance(alone, Mapping) else None
+        return {where: dict(config) for where, config in teaching(one, several, lambda c: c.get("path")).items()}
 
 
 def resolved(value: Any) -> Any:
@@ -150,13 +159,3 @@ def resolved(value: Any) -> Any:
         return None
     function = getattr(importlib.import_module(target.rpartition(".")[0]), target.rpartition(".")[2])
     return function(**{k: v for k, v in value.items() if not k.startswith("_")})
-
-
-def _value(text: str) -> Any:
-    """As nemo_run reads it: a Python literal, a word for none, true or false, or text."""
-    if text.lower() in _WORDS:
-        return _WORDS[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text

@@ -1,85 +1,57 @@
 """What a student or teacher is, read from what lies beside its weights: plain data, no code of it, no pickle."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import yaml
+from typing import Any
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.run.classes import class_defaults
-from nemo_xtoken.run.layout import ParallelSizes, padded_rows
-from nemo_xtoken.run.model_sizes import Model
+from nemo_xtoken.run.arguments.signatures import class_defaults
+from nemo_xtoken.run.layout import ParallelSizes
 from nemo_xtoken.run.settings import Settings, resolved
+from nemo_xtoken.run.spec import START, ModelSpec, RunSpec
+from nemo_xtoken.run.teaching import label_of
+from nemo_xtoken.run.yaml_file import read_yaml
 
-if TYPE_CHECKING:
-    from nemo_xtoken.vocab import Vocabulary
+__all__ = ["checkpoint_config", "processes_of", "run_of", "student_side", "teacher_side"]
 
-__all__ = ["START", "Side", "checkpoint_config", "student_side", "teacher_side"]
-
-START = "resume.restore_config.path"
 NOT_TAKEN = ("vocab_size", "make_vocab_size_divisible_by", "recompute_")
 _IMPORT = "`xtoken import model={} out=FOLDER` makes one from a Hugging Face model"
 
 
-@dataclass
-class Side:
-    """One model of a run.
+def run_of(settings: Settings, processes: int | None) -> RunSpec:
+    """The run that settings describe, as far as they, and what lies beside the weights of its checkpoints, say it.
 
-    Attributes:
-        label: what messages call it.
-        where: what its settings are called on the command line.
-        path_name: what its checkpoint is called there.
-        path: its checkpoint; None: not set.
-        problem: what is wrong with the checkpoint.
-        config: its configuration by Megatron's names; empty where it is not known.
-        config_from: whence.
-        given: what of the configuration the run sets itself.
-        tokenizer: folder, file or hub name; None: not known.
-        tokenizer_name: what it is called on the command line.
-        sizes: its layout.
-        length, length_name: positions of a sample, and what they are called.
-        vocabulary: once loaded.
+    Args:
+        processes: one for each GPU; None: not known yet.
+
+    Raises:
+        InputError: a size that is no whole number.
     """
-
-    label: str
-    where: str
-    path_name: str
-    path: str | None
-    problem: InputError | None
-    config: dict[str, Any]
-    config_from: str
-    given: dict[str, Any]
-    tokenizer: str | None
-    tokenizer_name: str
-    sizes: ParallelSizes
-    length: int
-    length_name: str
-    vocabulary: "Vocabulary | None" = None
-
-    @property
-    def known(self) -> bool:
-        """Whether its architecture is."""
-        return all(self.config.get(name) for name in ("num_layers", "hidden_size", "num_attention_heads"))
-
-    @property
-    def rows(self) -> int | None:
-        """Of its output layer; None where they follow from a tokenizer that is not known."""
-        if self.config.get("vocab_size"):
-            return int(self.config["vocab_size"])
-        if self.vocabulary is None:
-            return None
-        return padded_rows(self.vocabulary.size, self.config.get("make_vocab_size_divisible_by"), self.sizes.tensor)
-
-    @property
-    def model(self) -> Model | None:
-        """Its sizes; None where they are not known."""
-        rows = self.rows
-        return Model.from_config(self.label, self.config, rows) if self.known and rows is not None else None
+    return RunSpec(
+        student=student_side(settings),
+        teachers=tuple(teacher_side(settings, where, config) for where, config in settings.teachers().items()),
+        processes=processes,
+        micro_batch=settings.number("data.micro_batch_size", 4),
+        global_batch=settings.number("data.global_batch_size", 8),
+        max_steps=settings.number("trainer.max_steps", -1),
+        sequence_parallel=bool(settings.get("trainer.strategy.sequence_parallel", False)),
+        virtual=settings.number("trainer.strategy.virtual_pipeline_model_parallel_size"),
+    )
 
 
-def student_side(settings: Settings) -> Side:
+def processes_of(settings: Settings) -> int | None:
+    """Those that the trainer asks for; None where that follows from the machine."""
+    devices, nodes = settings.get("trainer.devices", 1), settings.get("trainer.num_nodes", 1)
+    if isinstance(devices, str) and devices.isdigit():
+        devices = int(devices)
+    if isinstance(devices, list):
+        devices = len(devices)
+    if isinstance(devices, bool) or not isinstance(devices, int) or devices < 1 or not isinstance(nodes, int):
+        return None
+    return devices * nodes
+
+
+def student_side(settings: Settings) -> ModelSpec:
     """The student: its checkpoint's configuration, or that of NeMo's class, under what the run sets."""
     path = settings.get(START)
     starts = settings.get("resume.restore_config") is not None
@@ -94,7 +66,7 @@ def student_side(settings: Settings) -> Side:
     config = {k: v for k, v in found.get("config", {}).items() if not k.startswith(NOT_TAKEN)} | own
     tokenizer = resolved(settings.get("model.tokenizer.source"))
     strategy = settings.part("trainer.strategy")
-    return Side(
+    return ModelSpec(
         label="student",
         where="trainer.strategy",
         path_name=START,
@@ -111,15 +83,14 @@ def student_side(settings: Settings) -> Side:
     )
 
 
-def teacher_side(settings: Settings, where: str, teacher: Mapping[str, Any]) -> Side:
+def teacher_side(settings: Settings, where: str, teacher: Mapping[str, Any]) -> ModelSpec:
     """A teacher.
 
     Args:
         where: what it is called on the command line.
         teacher: its settings.
     """
-    name = where.partition(".")[2]
-    label = f"teacher {name}" if name else "teacher"
+    label = label_of(where)
     path = teacher.get("path")
     made = path is None and settings.makes_its_teacher
     found, origin, problem = ({}, "", None) if made else _checkpoint(path, f"{where}.path", f"the {label}")
@@ -131,7 +102,7 @@ def teacher_side(settings: Settings, where: str, teacher: Mapping[str, Any]) -> 
     length = teacher.get("length")
     shared = settings.number("data.text.teacher_length") or settings.number("data.text.student_length", 4096)
     tokenizer = resolved(teacher.get("tokenizer")) or found.get("tokenizer")
-    return Side(
+    return ModelSpec(
         label=label,
         where=where,
         path_name=f"{where}.path",
@@ -139,7 +110,6 @@ def teacher_side(settings: Settings, where: str, teacher: Mapping[str, Any]) -> 
         problem=problem,
         config=config,
         config_from=origin or "the run's settings",
-        given={},
         tokenizer=str(tokenizer) if tokenizer else None,
         tokenizer_name=f"{where}.tokenizer",
         sizes=student.but(*sizes),
@@ -178,26 +148,22 @@ def _checkpoint(path: Any, name: str, who: str) -> tuple[dict[str, Any], str, In
         return {}, "", error
     file = folder / "context" / "model.yaml"
     try:
-        content = yaml.safe_load(file.read_text("utf-8"))
+        content = read_yaml(file)
         config = content["config"]
         if not isinstance(config, dict):
             raise TypeError(f"config is a {type(config).__name__}")
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        return (
-            {},
-            "",
-            InputError(
-                f"{file} cannot be read ({reason})", "what NeMo 2 saves beside the weights", _fix("MODEL", name)
-            ),
-        )
+    except InputError as error:
+        return {}, "", InputError(error.found, "what NeMo 2 saves beside the weights", _fix("MODEL", name))
+    except (KeyError, TypeError) as error:
+        reason = f"{file} cannot be read ({type(error).__name__}: {error})"
+        return {}, "", InputError(reason, "what NeMo 2 saves beside the weights", _fix("MODEL", name))
     return {"config": config, "tokenizer": _tokenizer(content.get("tokenizer"), file.parent)}, str(file), None
 
 
 def checkpoint_config(path: str) -> dict[str, Any]:
     """The configuration in a NeMo 2 checkpoint; empty where there is none that can be read."""
     found, _, problem = _checkpoint(path, START, "the student")
-    return found.get("config", {}) if problem is None else {}
+    return dict(found.get("config", {})) if problem is None else {}
 
 
 def _fix(model: str, name: str) -> str:

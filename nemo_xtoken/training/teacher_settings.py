@@ -1,7 +1,6 @@
 """The teachers of a run, as every adapter configures them: checkpoint, tokenizer, W, loss, weight, layout."""
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional, TypeVar
@@ -15,6 +14,8 @@ from nemo_xtoken.losses.options import DEFAULT_LOSS, DivergenceOptions
 from nemo_xtoken.objective.scale import ObjectiveConfig
 from nemo_xtoken.projection.build import ProjectionRule
 from nemo_xtoken.run.layout import ParallelSizes
+from nemo_xtoken.run.teaching import ALONE, label_of, name_of, teaching, where_of
+from nemo_xtoken.run.values import check_teacher
 from nemo_xtoken.teachers.colocated import ColocatedTeacher
 from nemo_xtoken.teachers.groups import TeacherGroups
 from nemo_xtoken.teachers.own_layout import OwnLayoutTeacher
@@ -33,8 +34,6 @@ __all__ = [
     "teachers_of_run",
 ]
 
-#: The name of the teacher that the argument ``teacher`` configures.
-ALONE = "teacher"
 SHARED_WITH_STUDENT = (
     "sequence_parallel",
     "pipeline_dtype",
@@ -135,12 +134,12 @@ class NamedTeacher:
     @property
     def where(self) -> str:
         """What its configuration is called on the command line."""
-        return _where(self.name)
+        return ALONE if self.name == ALONE else where_of(self.name)
 
     @property
     def label(self) -> str:
         """What messages call it."""
-        return "teacher" if self.name == ALONE else f"teacher {self.name}"
+        return label_of(self.where)
 
     @property
     def side(self) -> Tokenization:
@@ -148,24 +147,11 @@ class NamedTeacher:
         return Tokenization(self.tokenizer.vocabulary, self.config.length)
 
 
-def _where(name: str) -> str:
-    """What a teacher's configuration is called on the command line."""
-    return ALONE if name == ALONE else f"teachers.{name}"
-
-
 def teachers_by_argument(
     teacher: Settings | None, teachers: Mapping[str, Settings | None] | None
 ) -> dict[str, Settings]:
     """Those that are to teach, by what each is called on the command line; see `named_teachers`."""
-    return {_where(name): config for name, config in _configured(teacher, teachers).items()}
-
-
-def _configured(teacher: Settings | None, teachers: Mapping[str, Settings | None] | None) -> dict[str, Settings]:
-    """Those that are to teach, by name, in order."""
-    configs = {name: config for name, config in (teachers or {}).items() if config is not None}
-    if teacher is not None and (teacher.path is not None or not configs):
-        configs = {ALONE: teacher, **configs}
-    return configs
+    return teaching(teacher, teachers, lambda config: config.path)
 
 
 def teachers_of_run(
@@ -199,25 +185,19 @@ def named_teachers(
         InputError: a name that is none, two teachers that differ in their weights alone, no checkpoint, or a tokenizer
             that cannot be read.
     """
-    for name in (name for name, config in (teachers or {}).items() if config is not None):
-        if name == ALONE or not re.fullmatch(r"[A-Za-z]\w*", name):
-            raise InputError(
-                f"a teacher named {name!r}",
-                f"a name of letters, digits and _ that begins with a letter, and not {ALONE!r}",
-                "rename it: teachers.NAME.path=PATH",
-            )
-    configs = _configured(teacher, teachers)
+    configs = teachers_by_argument(teacher, teachers)
     seen: dict[str, str] = {}
-    for name, config in configs.items():
+    for where, config in configs.items():
+        check_teacher(where, vars(config))
         key = repr(dataclasses.replace(config, weight=1.0))
         if key in seen:
             raise InputError(
-                f"{_where(name)} and {_where(seen[key])} are the same teacher with the same loss",
+                f"{where} and {seen[key]} are the same teacher with the same loss",
                 "teachers that differ in more than their weights",
-                f"leave one of them out, or set {_where(name)}.path=PATH or {_where(name)}.loss=LOSS",
+                f"leave one of them out, or set {where}.path=PATH or {where}.loss=LOSS",
             )
-        seen[key] = name
-    return tuple(NamedTeacher(n, config, config.load_tokenizer(_where(n))) for n, config in configs.items())
+        seen[key] = where
+    return tuple(NamedTeacher(name_of(w), config, config.load_tokenizer(w)) for w, config in configs.items())
 
 
 def one_model_each(teachers: Sequence[NamedTeacher]) -> list[int]:

@@ -151,7 +151,7 @@ def test_dryrun_shows_the_overridden_run(with_nemo):
         ("wrong argument", ["no argument 'max_step' in trainer; did you mean 'max_steps'?", "devices"]),
         ("wrong deep argument", ["no argument 'foo' in trainer", "in: trainer.foo.bar=20"]),
         ("wrong argument of a teacher", ["no argument 'layer' in teachers.second; did you mean 'layers'?"]),
-        ("wrong value", ["trainer.max_steps=many", "int is expected"]),
+        ("wrong value", ["trainer.max_steps=many", "expected: a whole number"]),
         ("input error in run", ["error: scale=-1.0", "expected: 0 or more"]),
         ("input error in recipe", ["error: layers=0", "expected: 1 or more"]),
         ("yaml and recipe", ["run.yaml holds a whole run", "leave --recipe out"]),

@@ -41,7 +41,8 @@ MAY_CACHE = {
     "nemo_xtoken/data/templates.py": "a compiled template",
     "nemo_xtoken/losses/registry.py": "an audit",
     "nemo_xtoken/report/pictures.py": "fonts",
-    "nemo_xtoken/run/classes.py": "parsed source",
+    "nemo_xtoken/run/arguments/python_source.py": "parsed source",
+    "nemo_xtoken/run/arguments/signatures.py": "signatures in it",
 }
 MAY_HAVE_CONTEXT = {"nemo_xtoken/kernels/choice.py"}
 

@@ -1,18 +1,15 @@
 """``xtoken preflight``: whether a run can work, before it waits in a queue; needs neither a GPU nor NeMo."""
 
 import json
-import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_xtoken.commands.verb import Option, Verb, nearest
+from nemo_xtoken.commands.verb import Option, Verb
 from nemo_xtoken.errors import InputError
 
 if TYPE_CHECKING:
     from nemo_xtoken.launch.slurm_config import SlurmConfig
     from nemo_xtoken.preflight.findings import Report
-    from nemo_xtoken.recipes import Recipe
     from nemo_xtoken.run.settings import Settings
 
 __all__ = ["VERB"]
@@ -23,6 +20,7 @@ NO_SLURM = "none"
 
 
 def _run(arguments: Mapping[str, Any]) -> int:
+    from nemo_xtoken.commands.run_settings import find_recipe, nodes_of_recipe, read_settings
     from nemo_xtoken.launch.slurm_config import PREFIX
     from nemo_xtoken.preflight.checkup import check
 
@@ -30,9 +28,9 @@ def _run(arguments: Mapping[str, Any]) -> int:
         raise InputError("not one of recipe= and yaml=", "exactly one of them", "see `xtoken preflight --help`")
     words = [word for word in arguments["rest"] if not word.startswith(PREFIX)]
     of_slurm = [word for word in arguments["rest"] if word.startswith(PREFIX)]
-    recipe, given_nodes = (None, arguments["nodes"])
+    recipe, given_nodes = None, arguments["nodes"]
     if arguments["recipe"]:
-        recipe, of_recipe = _recipe(arguments["recipe"])
+        recipe, of_recipe = find_recipe(arguments["recipe"]), nodes_of_recipe(arguments["recipe"])
         given_nodes = given_nodes if given_nodes is not None else of_recipe
     for name, number in (("nodes", given_nodes), ("gpus", arguments["gpus"])):
         if number is not None and number < 1:
@@ -42,7 +40,7 @@ def _run(arguments: Mapping[str, Any]) -> int:
     nodes, gpus = given_nodes, arguments["gpus"]
     if slurm is not None and not isinstance(slurm, InputError):
         nodes, gpus = nodes or slurm.nodes, gpus or slurm.tasks
-    settings = _settings(recipe, arguments["yaml"], words, nodes)
+    settings = read_settings(recipe, arguments["yaml"], words, nodes)
     nodes = nodes or int(settings.number("trainer.num_nodes", 1))
     gpus = gpus or _devices(settings)
     stages = None if arguments["json"] else _progress()
@@ -58,47 +56,6 @@ def _run(arguments: Mapping[str, Any]) -> int:
     else:
         _print(report, f"{arguments['recipe'] or arguments['yaml']} on {nodes} x {gpus} GPUs")
     return 1 if report.status == "red" else 0
-
-
-def _recipe(text: str) -> "tuple[Recipe, int | None]":
-    """The recipe, and the nodes in ``NAME(nodes=N)``."""
-    from nemo_xtoken.recipes import available_recipes
-
-    name, _, given = text.partition("(")
-    recipes = available_recipes()
-    if name not in recipes:
-        raise InputError(
-            f"there is no recipe {name!r}{nearest(name, recipes)}", f"one of {', '.join(recipes)}", "correct the name"
-        )
-    nodes = re.fullmatch(r"nodes=(\d+)\)", given)
-    if given and nodes is None:
-        raise InputError(
-            f"recipe={text}", "NAME or NAME(nodes=N)", "write other arguments as overrides: key=value after the recipe"
-        )
-    return recipes[name], int(nodes[1]) if nodes else None
-
-
-def _settings(recipe: "Recipe | None", yaml: str | None, words: list[str], nodes: int | None) -> "Settings":
-    """Of the run on so many nodes (None: as it says), with its overrides."""
-    from nemo_xtoken.run.settings import Settings
-
-    if recipe is None:
-        path = Path(yaml or "")
-    elif recipe.yaml is None:
-        raise InputError(
-            f"the recipe {recipe.name} has no YAML file here",
-            "one beside it",
-            f"`nemo llm distill --recipe {recipe.name} --to-yaml {recipe.name}.yaml`, then yaml={recipe.name}.yaml",
-        )
-    else:
-        path = recipe.yaml
-    settings = Settings.read(path)
-    layouts = recipe.layouts if recipe is not None else {}
-    if nodes is not None or layouts:
-        settings.lay_out(nodes or int(settings.number("trainer.num_nodes", 1)), layouts)
-    for word in words:
-        settings.override(word)
-    return settings
 
 
 def _devices(settings: "Settings") -> int:

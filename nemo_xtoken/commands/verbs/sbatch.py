@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_xtoken.commands.verb import Option, Verb, nearest
+from nemo_xtoken.commands.verb import Option, Verb
 from nemo_xtoken.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ def _run(arguments: Mapping[str, Any]) -> int:
     from nemo_xtoken.launch.sbatch import render, submit_lines, unset_names
     from nemo_xtoken.launch.slurm_config import PREFIX, load_config
 
+    if arguments["submit"] and not arguments["out"]:
+        raise InputError("submit without a file", "the script's file", "say out=job.sh as well")
     settings = [word for word in arguments["rest"] if word.startswith(PREFIX)]
     config = load_config(arguments["slurm"], settings)
     job = _job(config, arguments, [word for word in arguments["rest"] if word not in settings])
@@ -31,8 +33,6 @@ def _run(arguments: Mapping[str, Any]) -> int:
         print(f"warning: {name} is in pass_env and not set in this shell: the job will not have it", file=sys.stderr)
     out = arguments["out"]
     if not out:
-        if arguments["submit"]:
-            raise InputError("submit without a file", "the script's file", "say out=job.sh as well")
         print(script, end="")
         return 0
     path = Path(out)
@@ -56,7 +56,6 @@ def _run(arguments: Mapping[str, Any]) -> int:
 def _job(config: "SlurmConfig", arguments: Mapping[str, Any], overrides: list[str]) -> "Job":
     """The job that the arguments name."""
     from nemo_xtoken.launch.job import Job, distillation, read_sweep
-    from nemo_xtoken.recipes import available_recipes
 
     recipe, yaml, command = (arguments[name] for name in ("recipe", "yaml", "command"))
     if sum(bool(x) for x in (recipe, yaml, command)) != 1:
@@ -66,15 +65,26 @@ def _job(config: "SlurmConfig", arguments: Mapping[str, Any], overrides: list[st
         words = shlex.split(command)
         name = config.job_name or re.sub(r"[^\w.-]+", "-", "-".join(Path(word).name for word in words[:2]))
         return Job(name, (*words, *overrides), tuple(map(tuple, sweep)))
-    if recipe:
-        name, recipes = recipe.partition("(")[0], available_recipes()
-        if name not in recipes:
-            raise InputError(
-                f"there is no recipe {name!r}{nearest(name, recipes)}",
-                f"one of {', '.join(recipes)}",
-                "correct the name",
-            )
-    return distillation(config, recipe, yaml, overrides, sweep)
+    job = distillation(config, recipe, yaml, overrides, sweep)
+    for words in sweep or [[]]:
+        _check_settings(config, recipe, yaml, [*overrides, *words])
+    return job
+
+
+def _check_settings(config: "SlurmConfig", recipe: str | None, yaml: str | None, overrides: list[str]) -> None:
+    """What the run would refuse; nothing where its settings are known only where it runs."""
+    from nemo_xtoken.commands.run_settings import find_recipe, read_settings
+    from nemo_xtoken.run.run_checks import check_settings
+
+    found = find_recipe(recipe) if recipe else None
+    if found is not None and (found.yaml is None or "(" in str(recipe)):
+        return
+    path = config.folder / Path(yaml).expanduser() if yaml else None
+    if path is not None and not path.is_file():
+        return
+    settings = read_settings(found, str(path) if path else None, overrides, config.nodes)
+    settings.set("trainer.devices", config.tasks)
+    check_settings(settings, config.nodes * config.tasks)
 
 
 VERB = Verb(
@@ -97,12 +107,15 @@ VERB = Verb(
     ),
     examples=(
         (
-            "sbatch recipe=xtoken_tiny slurm=venv executor.gpus_per_node=2 out=job.sh",
+            "sbatch recipe=xtoken_tiny slurm=venv executor.gpus_per_node=2 data.micro_batch_size=4 out=job.sh",
             "a script; how to submit it is printed",
         ),
-        ("sbatch recipe=xtoken_tiny slurm=mine.yaml executor.nodes=2 trainer.max_steps=500", "on two nodes, printed"),
         (
-            "sbatch recipe=xtoken_tiny slurm=mine executor.chain=4 out=job.sh submit=true",
+            "sbatch recipe=xtoken_tiny slurm=mine.yaml executor.nodes=2 data.global_batch_size=128 log.name=two",
+            "on two nodes, printed",
+        ),
+        (
+            "sbatch recipe=xtoken_tiny slurm=mine executor.chain=4 data.global_batch_size=64 out=job.sh submit=true",
             "four jobs in a row, submitted",
         ),
     ),

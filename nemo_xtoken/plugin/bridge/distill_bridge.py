@@ -12,29 +12,27 @@ from nemo_xtoken.data.config import Tokenization
 from nemo_xtoken.data.whole import WholeBatches
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.kernels.choice import kernels_for
-from nemo_xtoken.losses.registry import check_loss, loss_named
 from nemo_xtoken.objective.scale import ObjectiveConfig
 from nemo_xtoken.plugin.bridge.batches import HeldOutBatches, StepBatches
 from nemo_xtoken.plugin.bridge.bridge_config import Data, Log, Optimizer, Resume, Student, TeacherConfig, Trainer
 from nemo_xtoken.plugin.bridge.checkpoints import Checkpoint
 from nemo_xtoken.plugin.bridge.forward_step import Distillation
 from nemo_xtoken.plugin.bridge.models import load_teacher, prepare_student
-from nemo_xtoken.projection.matrix import ProjectionMatrix
 from nemo_xtoken.report.summary import report_runs
-from nemo_xtoken.run.layout import (
-    ParallelSizes,
-    check_batches,
-    check_divisible,
-    check_length,
-    check_processes,
-    check_rows,
-)
+from nemo_xtoken.run.layout import ParallelSizes
+from nemo_xtoken.run.run_checks import check_run, left_to_the_user
+from nemo_xtoken.run.spec import START, ModelSpec, RunSpec, plain_config
+from nemo_xtoken.run.values import RANGES, check_range
+from nemo_xtoken.training.teacher_checks import check_losses, teacher_spec
 from nemo_xtoken.training.teacher_settings import NamedTeacher, teachers_by_argument, teachers_of_run
 from nemo_xtoken.training.vocabulary_tokenizer import VocabularyTokenizer
 
 __all__ = ["configure", "distill", "is_first", "train_one"]
 
-START = "resume.restore_config.path"
+ROWS_FIX = (
+    "change tensor_model_parallel_size of trainer.strategy or of the teacher: Megatron-Bridge loads a model's rows as "
+    "they are"
+)
 
 
 def distill(
@@ -181,20 +179,15 @@ def _check_given(
     teachers: Optional[dict[str, TeacherConfig]],
 ) -> None:
     """Names all that a recipe leaves to the user and the user has left out, at once."""
-    missing = {}
-    if not (resume.restore_config.path or model.architecture):
-        missing[START] = "the student"
-    for where, config in teachers_by_argument(teacher, teachers).items():
-        if config.path is None:
-            missing[f"{where}.path"] = "a teacher"
+    taught_by = teachers_by_argument(teacher, teachers)
+    for where, config in taught_by.items():
         if config.learned:
             raise InputError(
                 f"{where}.learned under Megatron-Bridge",
                 "a fixed W: a learned one needs NeMo 2, so far",
                 f"set {where}.learned=false",
             )
-    if not (data.text.paths or data.text.sources):
-        missing["data.text.paths"] = "the text"
+    missing = left_to_the_user(not (resume.restore_config.path or model.architecture), taught_by, data.text)
     if missing:
         raise InputError(
             f"not set: {', '.join(f'{name} ({what})' for name, what in missing.items())}",
@@ -215,50 +208,49 @@ def _check_run(
             f"start it by `torchrun --nproc-per-node={trainer.devices} --no-python nemo llm distill ..` or by srun, or "
             "set trainer.devices and trainer.num_nodes",
         )
-    if trainer.max_steps < 1:
-        raise InputError(f"trainer.max_steps={trainer.max_steps}", "at least one step", "set trainer.max_steps=N")
-    if trainer.val_check_interval < 1:
-        raise InputError(
-            f"trainer.val_check_interval={trainer.val_check_interval}",
-            "a number of steps",
-            "correct it; without held-out text nothing is evaluated",
-        )
-    layout = ParallelSizes.of(trainer.strategy, experts=bool(provider.num_moe_experts))
-    check_processes("student", layout, processes, "trainer.strategy")
-    check_batches(data.global_batch_size, data.micro_batch_size, processes // layout.ranks)
+    for name in ("max_steps", "val_check_interval", "log_every_n_steps"):
+        check_range(f"trainer.{name}", getattr(trainer, name), RANGES[f"trainer.{name}"])
+    check_run(run_spec(provider, tokenizer, data, trainer, teachers, processes))
+    check_losses(teachers, tokenizer.vocabulary, trainer.strategy.context_parallel_size)
+
+
+def run_spec(
+    provider: Any,
+    tokenizer: VocabularyTokenizer,
+    data: Data,
+    trainer: Trainer,
+    teachers: Sequence[NamedTeacher],
+    processes: int,
+) -> RunSpec:
+    """The run that Bridge's provider and our arguments describe.
+
+    Raises:
+        InputError: a teacher's checkpoint that cannot be read.
+    """
+    strategy = trainer.strategy
     own, default = data.text.lengths
-    sides = [("student", provider, tokenizer.vocab_size, own, "data.text.student_length", "model.tokenizer", layout)]
-    for teacher in teachers:
-        config = Checkpoint.at(teacher.config.path, f"{teacher.where}.path").provider(random_weights=True)
-        sizes = teacher.config.sizes(ParallelSizes.of(trainer.strategy, experts=bool(config.num_moe_experts)))
-        check_processes(teacher.label, sizes, processes, teacher.where)
-        length, where = teacher.config.length, f"{teacher.where}.length"
-        if length is None:
-            length, where = default, "data.text.teacher_length"
-        sides.append((teacher.label, config, teacher.tokenizer.vocab_size, length, where, teacher.where, sizes))
-    for side, config, ids, length, where, rows, sizes in sides:
-        check_divisible(
-            side, config.num_attention_heads, config.num_query_groups, config.num_layers, config.num_moe_experts, sizes
-        )
-        check_length(side, length, where, sizes.context, sizes.tensor if trainer.strategy.sequence_parallel else 1)
-        check_rows(side, config.vocab_size, ids, rows)
-        if (config.vocab_size or 0) % sizes.tensor:
-            raise InputError(
-                f"the {side}'s output layer has {config.vocab_size} rows, tensor_model_parallel_size is {sizes.tensor}",
-                f"a divisor of {config.vocab_size}: Megatron-Bridge loads a model's rows as they are",
-                "change tensor_model_parallel_size of trainer.strategy or of the teacher",
-            )
-    for teacher in teachers:
-        config, other = teacher.config, teacher.tokenizer.vocabulary
-        loss = check_loss(config.loss, tokenizer.vocabulary, other, config.options, merge=config.chunks.merge)
-        if not loss_named(loss).context_parallel and layout.context > 1:
-            raise InputError(
-                f"{teacher.where}.loss={loss} with trainer.strategy.context_parallel_size={layout.context}",
-                "1: this loss looks at all positions of a micro-batch, which no rank has",
-                "choose another loss: the others are the same in every layout",
-            )
-        if config.projection is not None:
-            ProjectionMatrix.load(config.projection, tokenizer.vocabulary, other)
+    student = ModelSpec(
+        "student",
+        "trainer.strategy",
+        ParallelSizes.of(strategy, experts=bool(provider.num_moe_experts)),
+        own,
+        "data.text.student_length",
+        plain_config(provider),
+        ids=tokenizer.vocab_size,
+        rows_name="model.tokenizer",
+    )
+    theirs = [Checkpoint.at(t.config.path, f"{t.where}.path").provider(random_weights=True) for t in teachers]
+    taught_by = [teacher_spec(t, plain_config(c), strategy, default) for t, c in zip(teachers, theirs, strict=True)]
+    return RunSpec(
+        student,
+        tuple(taught_by),
+        processes,
+        data.micro_batch_size,
+        data.global_batch_size,
+        trainer.max_steps,
+        strategy.sequence_parallel,
+        rows_fix=ROWS_FIX,
+    )
 
 
 def is_first() -> bool:

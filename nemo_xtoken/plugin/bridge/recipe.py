@@ -11,7 +11,7 @@ import nemo_run as run
 
 from nemo_xtoken.errors import InputError
 
-__all__ = ["NEMO_ONLY", "from_nemo2", "lay_out_run"]
+__all__ = ["NEMO_ONLY", "from_nemo2"]
 
 #: What takes the place of NeMo 2's function under Bridge.
 TARGETS = {
@@ -76,16 +76,6 @@ def from_nemo2(content: Mapping[str, Any], name: str) -> run.Partial:
     if unknown:
         raise _not_here(name, sorted(unknown)[0])
     return run.Partial(function, **arguments)
-
-
-def lay_out_run(
-    configured: run.Partial, nodes: int, tensor: int, pipeline: int, context: int, micro_batch: int
-) -> None:
-    """Gives a run of `from_nemo2` another layout; sizes as in a recipe's ``LAYOUTS``."""
-    trainer = configured.trainer
-    trainer.num_nodes, configured.data.micro_batch_size = nodes, micro_batch
-    trainer.strategy.tensor_model_parallel_size, trainer.strategy.pipeline_model_parallel_size = tensor, pipeline
-    trainer.strategy.context_parallel_size, trainer.strategy.sequence_parallel = context, tensor > 1
 
 
 def _config(kind: type, content: Mapping[str, Any], where: str) -> run.Config:

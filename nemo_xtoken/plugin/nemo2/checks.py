@@ -7,21 +7,16 @@ from typing import Any
 import nemo.lightning as nl
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.losses.registry import check_loss, loss_named
 from nemo_xtoken.plugin.nemo2.data import DistillationData
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
-from nemo_xtoken.projection.matrix import ProjectionMatrix
-from nemo_xtoken.run.layout import (
-    ParallelSizes,
-    check_divisible,
-    check_length,
-    check_processes,
-    check_rows,
-    check_virtual,
-)
+from nemo_xtoken.run import run_checks
+from nemo_xtoken.run.layout import ParallelSizes, check_rows
+from nemo_xtoken.run.spec import START, ModelSpec, RunSpec, plain_config
+from nemo_xtoken.run.values import RANGES, check_range
+from nemo_xtoken.training.teacher_checks import check_losses, teacher_spec
 from nemo_xtoken.training.teacher_settings import NamedTeacher
 
-__all__ = ["check_run"]
+__all__ = ["check_run", "run_spec"]
 
 EMBEDDING = "embedding.word_embeddings.weight"
 
@@ -39,43 +34,47 @@ def check_run(
         InputError: the first thing that is wrong.
     """
     _check_trainer(trainer)
-    strategy = trainer.strategy
-    layout = ParallelSizes.of(strategy)
-    check_processes("student", layout, trainer.world_size, "trainer.strategy")
-    data.check_layout(trainer.world_size // layout.ranks)
-    own, default = data.text.lengths
-    sides = [
-        ("student", model.config, model.tokenizer, own, "data.text.student_length", "model.config.vocab_size", layout)
-    ]
-    for teacher in teachers:
-        length, where = teacher.config.length, f"{teacher.where}.length"
-        if length is None:
-            length, where = default, "data.text.teacher_length"
-        config = teacher.config.load_config(teacher.where)
-        sizes = teacher.config.sizes(ParallelSizes.of(strategy, experts=bool(config.num_moe_experts)))
-        check_processes(teacher.label, sizes, trainer.world_size, teacher.where)
-        sides.append((teacher.label, config, teacher.tokenizer, length, where, teacher.where, sizes))
-    for side, config, tokenizer, length, where, rows, sizes in sides:
-        check_divisible(
-            side, config.num_attention_heads, config.num_query_groups, config.num_layers, config.num_moe_experts, sizes
-        )
-        check_length(side, length, where, sizes.context, sizes.tensor if strategy.sequence_parallel else 1)
-        check_rows(side, config.vocab_size, tokenizer.vocab_size, rows, sizes.tensor)
+    run = run_spec(model, data, trainer, teachers)
+    run_checks.check_run(run)
     if (start := getattr(getattr(resume, "restore_config", None), "path", None)) is not None and "://" not in start:
-        _check_checkpoint("student", Path(start), model.tokenizer, "resume.restore_config.path")
-    student = model.tokenizer.vocabulary
+        _check_checkpoint("student", Path(start), model.tokenizer, START)
     for teacher in teachers:
-        config, other = teacher.config, teacher.tokenizer
-        _check_checkpoint(teacher.label, config.checkpoint(teacher.where), other, f"{teacher.where}.path")
-        loss = check_loss(config.loss, student, other.vocabulary, config.options, merge=config.chunks.merge)
-        if not loss_named(loss).context_parallel and layout.context > 1:
-            raise InputError(
-                f"{teacher.where}.loss={loss} with trainer.strategy.context_parallel_size={layout.context}",
-                "1: this loss looks at all positions of a micro-batch, which no rank has",
-                "choose another loss: the others are the same in every layout",
-            )
-        if config.projection is not None:
-            ProjectionMatrix.load(config.projection, student, other.vocabulary)
+        path = teacher.config.checkpoint(teacher.where)
+        _check_checkpoint(teacher.label, path, teacher.tokenizer, f"{teacher.where}.path")
+    check_losses(teachers, model.tokenizer.vocabulary, run.student.sizes.context)
+
+
+def run_spec(model: Any, data: DistillationData, trainer: nl.Trainer, teachers: Sequence[NamedTeacher]) -> RunSpec:
+    """The run that NeMo's objects describe.
+
+    Raises:
+        InputError: a teacher's configuration that cannot be read.
+    """
+    strategy = trainer.strategy
+    own, default = data.text.lengths
+    student = ModelSpec(
+        "student",
+        "trainer.strategy",
+        ParallelSizes.of(strategy),
+        own,
+        "data.text.student_length",
+        plain_config(model.config),
+        ids=model.tokenizer.vocab_size,
+        rows_name="model.config.vocab_size",
+    )
+    return RunSpec(
+        student,
+        tuple(
+            teacher_spec(teacher, plain_config(teacher.config.load_config(teacher.where)), strategy, default)
+            for teacher in teachers
+        ),
+        trainer.world_size,
+        data.micro_batch_size,
+        data.global_batch_size,
+        trainer.max_steps,
+        bool(strategy.sequence_parallel),
+        strategy.virtual_pipeline_model_parallel_size,
+    )
 
 
 def _check_trainer(trainer: nl.Trainer) -> None:
@@ -86,9 +85,7 @@ def _check_trainer(trainer: nl.Trainer) -> None:
             "a MegatronStrategy",
             "set trainer.strategy to nemo.lightning.MegatronStrategy",
         )
-    if trainer.max_steps < 1:
-        raise InputError(f"trainer.max_steps={trainer.max_steps}", "at least one step", "set trainer.max_steps=N")
-    check_virtual(strategy.virtual_pipeline_model_parallel_size)
+    check_range("trainer.max_steps", trainer.max_steps, RANGES["trainer.max_steps"])
 
 
 def _check_checkpoint(side: str, path: Path, tokenizer: XTokenTokenizer, where: str) -> None:
@@ -105,4 +102,4 @@ def _check_checkpoint(side: str, path: Path, tokenizer: XTokenTokenizer, where: 
         ) from error
     for name, tensor in found.items():
         if name.endswith(EMBEDDING) and not name.startswith("optimizer"):
-            check_rows(side, int(tensor.global_shape[0]), tokenizer.vocab_size, where)
+            check_rows(side, int(tensor.global_shape[0]), tokenizer.vocab_size, where, tensor=1, fix=f"fix {where}")

@@ -17,12 +17,13 @@ from nemo.lightning.pytorch.callbacks import PreemptionCallback
 
 from nemo_xtoken.data.config import Tokenization
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.evaluate.evaluation_config import EvaluationConfig
 from nemo_xtoken.kernels.choice import kernels_for
 from nemo_xtoken.objective.scale import ObjectiveConfig
 from nemo_xtoken.plugin.nemo2.checkpoint_folders import remove_unfinished
 from nemo_xtoken.plugin.nemo2.checks import check_run
 from nemo_xtoken.plugin.nemo2.data import DistillationData
-from nemo_xtoken.plugin.nemo2.evaluation import Evaluation, EvaluationConfig
+from nemo_xtoken.plugin.nemo2.evaluation import Evaluation
 from nemo_xtoken.plugin.nemo2.history import History
 from nemo_xtoken.plugin.nemo2.learned import learn_projections
 from nemo_xtoken.plugin.nemo2.model import DistillationModel
@@ -156,7 +157,8 @@ def run_folder(log: nl.NeMoLogger) -> Path:
 def _evaluation(config: EvaluationConfig | None, folder: Path, log: nl.NeMoLogger) -> list[Evaluation]:
     if config is None or config.every is None:
         return []
-    config.check(log)
+    config.check_steps(getattr(log.ckpt, "_every_n_train_steps", None))
+    config.check_place()
     return [Evaluation(folder, config)]
 
 

@@ -10,88 +10,18 @@ import logging
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
 import lightning.pytorch as pl
-import nemo.lightning as nl
 
 from nemo_xtoken.environment import without_launcher
-from nemo_xtoken.errors import InputError
-from nemo_xtoken.evaluate.benchmark_columns import read_columns
-from nemo_xtoken.evaluate.harness import check_harness
-from nemo_xtoken.evaluate.local_data import check_data
-from nemo_xtoken.evaluate.task_settings import Settings
+from nemo_xtoken.evaluate.evaluation_config import EvaluationConfig
 from nemo_xtoken.run.records import FOLDER
 
 __all__ = ["Evaluation", "EvaluationConfig"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class EvaluationConfig:
-    """What to evaluate, how often and where: ``evaluate.every=1000 evaluate.tasks=mmlu,gsm8k``.
-
-    Attributes:
-        every: steps between two evaluations, a multiple of ``log.ckpt.every_n_train_steps``; the last checkpoint is
-            evaluated in any case.  None: none at all.
-        tasks, shots, limit, batch_size, chat, data: see `xtoken evaluate --help`.
-        device: where it runs beside training.  "cpu" unless told otherwise: training has filled the GPUs.
-        submit: a command that takes a command line as its last argument (``sbatch --gpus=1 --wrap``): every evaluation
-            becomes a job, and ``device`` is left to it.
-        wait: whether the run's end waits for evaluations that are still going on, so that the report has them.
-    """
-
-    every: Optional[int] = None
-    tasks: str = "all"
-    shots: int = 3
-    limit: Optional[float] = None
-    batch_size: str = "auto"
-    chat: bool = False
-    data: Optional[str] = None
-    device: str = "cpu"
-    submit: Optional[str] = None
-    wait: bool = True
-
-    def words(self) -> list[str]:
-        """The settings as `xtoken evaluate` takes them.
-
-        Raises:
-            InputError: one that it would refuse.
-        """
-        read_columns(self.tasks)
-        settings = Settings(
-            self.shots,
-            self.limit,
-            self.chat,
-            data=self.data,
-            batch_size=str(self.batch_size),
-            device=None if self.submit else self.device,
-        )
-        return [f"tasks={self.tasks}", f"every={self.every}", *settings.words()]
-
-    def check(self, log: nl.NeMoLogger) -> None:
-        """Before training.
-
-        Raises:
-            InputError: steps at which nothing is saved, no harness, no data.
-        """
-        saves = getattr(log.ckpt, "_every_n_train_steps", None) or 0
-        if self.every is None or self.every < 1 or not saves or self.every % saves:
-            raise InputError(
-                f"evaluate.every={self.every}, and a checkpoint every {saves or 'no'} steps",
-                "a multiple of the steps between checkpoints: what is evaluated is a checkpoint",
-                f"set evaluate.every={max(saves, 1) * max(1, round((self.every or 1) / max(saves, 1)))}"
-                if saves
-                else "set log.ckpt.every_n_train_steps",
-            )
-        if self.data is not None:
-            check_data(Path(self.data))
-        if self.submit is None:
-            check_harness()
-        self.words()
 
 
 class Evaluation(pl.Callback):

@@ -11,18 +11,11 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.plugin.nemo2.context import load_from_context, load_tokenizer
 from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
+from nemo_xtoken.run.run_checks import left_to_the_user
+from nemo_xtoken.run.spec import START, differences, plain_config
 from nemo_xtoken.training.teacher_settings import teachers_by_argument
 
 __all__ = ["check_architecture", "check_given", "fused_rope", "starting_tokenizer", "tokenizer"]
-
-START = "resume.restore_config.path"
-#: What of a configuration makes the same weights another model, or other weights.
-ARCHITECTURE = (
-    "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels",
-    "share_embeddings_and_output_weights", "position_embedding_type", "rotary_base", "rotary_percent", "scale_factor",
-    "seq_len_interpolation_factor", "normalization", "layernorm_epsilon", "qk_layernorm", "add_bias_linear",
-    "add_qkv_bias", "gated_linear_unit", "window_size", "num_moe_experts", "moe_router_topk", "moe_ffn_hidden_size",
-)  # fmt: skip
 
 
 def tokenizer(source: Optional[str] = None) -> Optional[XTokenTokenizer]:
@@ -60,15 +53,8 @@ def check_given(
     Raises:
         InputError: no path for the student, or several paths that are not set.
     """
-    missing = {}
     start = getattr(resume, "restore_config", None)
-    if start is not None and not start.path:
-        missing[START] = "the student"
-    for where, config in teachers_by_argument(teacher, teachers).items():
-        if config.path is None:
-            missing[f"{where}.path"] = "a teacher"
-    if not text.paths:
-        missing["data.text.paths"] = "the text"
+    missing = left_to_the_user(start is not None and not start.path, teachers_by_argument(teacher, teachers), text)
     if START in missing or len(missing) > 1:
         raise InputError(
             f"not set: {', '.join(f'{name} ({what})' for name, what in missing.items())}",
@@ -110,18 +96,9 @@ def check_architecture(config: Any, resume: Optional[nl.AutoResume]) -> None:
     if path is None or not (path / "context").is_dir():
         return
     theirs = load_from_context(path, "model.config", f"fix {START}, or import the model again")
-    differences = {
-        name: (getattr(config, name, None), getattr(theirs, name, None))
-        for name in ARCHITECTURE
-        if getattr(config, name, None) != getattr(theirs, name, None)
-    }
-    if differences:
-        found = ", ".join(f"{name} {own} where it has {its}" for name, (own, its) in differences.items())
-        raise InputError(
-            f"the student is to start from {path}, and has another architecture: {found}",
-            "the architecture of the checkpoint",
-            f"fix {START}, or set {' '.join(f'model.config.{name}={its}' for name, (_, its) in differences.items())}",
-        )
+    problem = differences(plain_config(config), plain_config(theirs), str(path))
+    if problem is not None:
+        raise problem
 
 
 def _start(resume: Optional[nl.AutoResume]) -> Optional[Path]:

@@ -16,7 +16,7 @@ def _counted(folder):
 
     from nemo_xtoken.plugin.nemo2.hf.session import trainer_for
     from nemo_xtoken.plugin.nemo2.model import DistillationImporter
-    from nemo_xtoken.run.model_sizes import Model
+    from nemo_xtoken.run.estimates.model_sizes import Model
 
     torch.set_num_threads(1)
     found = {}
@@ -80,9 +80,9 @@ def test_memory_of_the_ranks(name, world):
 
     from nemo_xtoken.preflight.plan import Plan
     from nemo_xtoken.preflight.tokenizers import vocabularies
-    from nemo_xtoken.run.memory import memory_of
+    from nemo_xtoken.run.estimates.memory import memory_of
     from nemo_xtoken.run.settings import Settings
-    from nemo_xtoken.run.sides import student_side, teacher_side
+    from nemo_xtoken.run.sides import run_of
 
     ranks, layout, of_teacher, experts = RUNS[name]
     models = world.with_experts if experts else {"start": world.student, "teacher": world.teacher}
@@ -103,8 +103,7 @@ def test_memory_of_the_ranks(name, world):
         "resume": {"restore_config": {"path": job.start}},
     }
     settings = Settings(content, "test")
-    sides = [teacher_side(settings, where, config) for where, config in settings.teachers().items()]
-    plan = Plan(settings, student_side(settings), tuple(sides), 1, ranks, 80.0)
+    plan = Plan(settings, run_of(settings, ranks), 1, ranks, 80.0)
     assert all(finding.status == "green" for finding in vocabularies(plan))
     run = plan.training()
     assert run is not None

@@ -1,5 +1,6 @@
 """`xtoken preflight`: each thing that can be wrong, once, on checkpoints as they lie on disk; no NeMo is loaded."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -156,21 +157,18 @@ RED = {
         ["trainer.strategy.context_parallel_size=2", "data.text.student_length=66"], "layout", "sequence of 66",
     ),
     "batch": (["data.global_batch_size=60"], "layout", "global batch of 60"),
-    "steps": (["trainer.max_steps=many"], "steps", "trainer.max_steps='many'"),
     "no step": (["trainer.max_steps=0"], "steps", "trainer.max_steps=0"),
     "no such loss": (["teacher.loss=kl"], "W, teacher", "loss='kl'"),
     "loss from nowhere": (["teacher.loss=nowhere_at_all:Loss"], "W, teacher", "cannot be imported"),
     "option of the first version": (["teacher.options.nrl_compat=true"], "W, teacher", "set loss=nrl_p_kl"),
     "loss of one tokenizer": (["teacher.loss=same_tokenizer"], "W, teacher", "whose tokens differ"),
     "option": (["teacher.options.partial_kl=rest"], "W, teacher", "partial_kl='rest' with loss=p_kl"),
-    "no such option": (["teacher.options.topk=5"], "W, teacher", "topk"),
     "rule": (["teacher.rule.beta=0"], "W, teacher", "beta=0"),
     "W missing": (["teacher.projection={world}/nowhere"], "W, teacher", "nowhere"),
     "W of another pair": (["teacher.projection={world}/swapped.safetensors"], "W, teacher", "another student"),
     "memory": (["gpu_memory=4"], "memory", "loss: tile 1.0"),
     "no data": (["data.text.paths=[]"], "data", "no data"),
     "data missing": (["data.text.paths={world}/*.parquet"], "data", "matches nothing"),
-    "data setting": (["data.text.lenght=3"], "data", "data.text.lenght"),
     "data's check": (["data.text.workers=-1"], "data", "workers=-1"),
     "Slurm": (["slurm=default"], "Slurm", "container_image not set in"),
     "Slurm's file": (["slurm={world}/nowhere.yaml"], "Slurm", "nowhere.yaml"),
@@ -259,12 +257,12 @@ def test_nodes_and_gpus_are_the_jobs(look):
 def hub_findings(world, monkeypatch, slurm=None, **environment):
     from nemo_xtoken.preflight.plan import Plan
     from nemo_xtoken.run.settings import Settings
-    from nemo_xtoken.run.sides import student_side
+    from nemo_xtoken.run.sides import run_of
 
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     settings = Settings.read(world / "run.yaml", ["model.tokenizer.source=meta-llama/Llama-3.2-1B"])
-    [finding] = machine.hub(Plan(settings, student_side(settings), (), 1, 8, 80.0), slurm)
+    [finding] = machine.hub(Plan(settings, dataclasses.replace(run_of(settings, 8), teachers=()), 1, 8, 80.0), slurm)
     assert TOKEN not in str(finding)
     return finding
 
@@ -350,6 +348,12 @@ def test_a_recipe_by_name(capsys):
     assert report["figures"]["steps"] == 120
 
 
+def test_a_right_command_is_not_refused(capsys):
+    words = ["recipe=xtoken_tiny", "nodes=1", "gpus=1", "slurm=none", "--json", "evaluate.every=120"]
+    assert main(["preflight", *words]) == 0
+    assert not of_status(json.loads(capsys.readouterr().out), "red")
+
+
 def test_the_layout_of_a_recipe_follows_the_nodes(tmp_path, monkeypatch):
     from nemo_xtoken.recipes import Recipe
     from nemo_xtoken.run.settings import Settings
@@ -381,6 +385,15 @@ def test_the_layout_of_a_recipe_follows_the_nodes(tmp_path, monkeypatch):
         (["recipe=xtoken_tiny", "trayner.max_steps=3"], "there is no argument 'trayner'"),
         (["recipe=xtoken_tiny", "trainer.max_steps*=3"], "trainer.max_steps*=3"),
         (["recipe=xtoken_tiny", "data.text.student_length=many"], "data.text.student_length='many'"),
+        (["recipe=xtoken_tiny", "trainer.max_steps=many"], "trainer.max_steps='many'"),
+        (
+            ["recipe=xtoken_tiny", "teacher.options.topk=5"],
+            "no argument 'topk' in teacher.options; did you mean 'top_k'",
+        ),
+        (["recipe=xtoken_tiny", "data.text.lenght=3"], "no argument 'lenght' in data.text"),
+        (["recipe=xtoken_tiny", "teacher.los=gold"], "no argument 'los' in teacher; did you mean 'loss'"),
+        (["recipe=xtoken_tiny", "objective.tile_mb=3"], "no argument 'tile_mb' in objective; did you mean 'tile_mib'"),
+        (["recipe=xtoken_tiny", "optim.lr=1"], "no argument 'lr' in optim; did you mean optim.config.lr"),
     ],
 )
 def test_what_is_no_run(words, text, capsys):

@@ -8,9 +8,9 @@ wastes, CUDA's own and NCCL's buffers are in none of it.
 
 from dataclasses import dataclass
 
+from nemo_xtoken.run.estimates.loss_time import BF16, FP32, MIB, MULTI_ENTRIES
+from nemo_xtoken.run.estimates.model_sizes import Model, Part
 from nemo_xtoken.run.layout import ParallelSizes, owned_rows
-from nemo_xtoken.run.loss_time import BF16, FP32, MIB, MULTI_ENTRIES
-from nemo_xtoken.run.model_sizes import Model, Part
 
 __all__ = ["Precision", "Recompute", "TaughtBy", "Training", "memory_of", "worst_stage"]
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from nemo_xtoken.run.loss_time import LossSizes, crossing_entries
-from nemo_xtoken.run.memory import Training
+from nemo_xtoken.run.estimates.loss_time import LossSizes, crossing_entries
+from nemo_xtoken.run.estimates.memory import Training
 
 __all__ = ["Gpu", "loss_sizes", "step_time"]
 

@@ -1,23 +1,18 @@
 """Whether a model is where it should be, and is the one that the settings describe."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from nemo_xtoken.errors import InputError
 from nemo_xtoken.preflight.findings import Finding, green, left_out, red, yellow
 from nemo_xtoken.preflight.plan import Plan
-from nemo_xtoken.run.classes import class_defaults
-from nemo_xtoken.run.sides import Side, checkpoint_config
+from nemo_xtoken.run.arguments.signatures import class_defaults
+from nemo_xtoken.run.sides import checkpoint_config
+from nemo_xtoken.run.spec import ModelSpec, differences
 
 __all__ = ["architecture"]
 
-#: What makes the same weights another model, and a preflight can compare: numbers that a run sets itself.
-COMPARED = (
-    "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels",
-    "share_embeddings_and_output_weights", "rotary_base", "num_moe_experts", "moe_router_topk",
-)  # fmt: skip
 
-
-def architecture(plan: Plan, side: Side) -> Iterator[Finding]:
+def architecture(plan: Plan, side: ModelSpec) -> Iterator[Finding]:
     """Checkpoint, sizes, and the positions that it was trained on."""
     if side.problem is not None:
         yield red(side.label, side.problem)
@@ -46,24 +41,17 @@ def architecture(plan: Plan, side: Side) -> Iterator[Finding]:
         )
 
 
-def _as_given(side: Side) -> Iterator[Finding]:
+def _as_given(side: ModelSpec) -> Iterator[Finding]:
     """A student that starts from a checkpoint has its architecture, by what the run sets and its class."""
     if side.path is None or side.problem is not None:
         return
-    own, theirs = class_defaults(str(side.given.get("_target_", ""))) | side.given, checkpoint_config(side.path)
-    differences = {
-        name: (own[name], theirs[name])
-        for name in COMPARED
-        if own.get(name) is not None and theirs.get(name) is not None and own[name] != theirs[name]
-    }
-    if differences:
-        found = ", ".join(f"{name} {own} where it has {its}" for name, (own, its) in differences.items())
-        yield red(
-            side.label,
-            InputError(
-                f"the {side.label} is to start from {side.path}, and has another architecture: {found}",
-                "the architecture of the checkpoint",
-                f"fix {side.path_name}, or set "
-                + " ".join(f"model.config.{name}={its}" for name, (_, its) in differences.items()),
-            ),
-        )
+    own = class_defaults(str(side.given.get("_target_", ""))) | dict(side.given)
+    theirs = checkpoint_config(side.path)
+    problem = differences(_numbers(own), _numbers(theirs), side.path)
+    if problem is not None:
+        yield red(side.label, problem)
+
+
+def _numbers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that are set: what is None follows from others, which the class does when it is made."""
+    return {name: value for name, value in config.items() if isinstance(value, int | float | str)}

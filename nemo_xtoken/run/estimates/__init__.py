@@ -1,0 +1,1 @@
+"""Sizes, memory and time of a run on paper."""

@@ -1,0 +1,107 @@
+"""Whether a run can be: the same checks for its YAML on a login node, for the command line, and for the run itself."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.run import layout
+from nemo_xtoken.run.arguments.names import check_content
+from nemo_xtoken.run.settings import Settings
+from nemo_xtoken.run.sides import run_of
+from nemo_xtoken.run.spec import START, ModelSpec, RunSpec
+from nemo_xtoken.run.values import value_checks
+
+__all__ = ["check_run", "check_settings", "layout_problems", "left_to_the_user", "row_problems"]
+
+
+def check_run(run: RunSpec) -> None:
+    """Layout and sizes.
+
+    Raises:
+        InputError: the first thing that does not fit.
+    """
+    for problem in (*layout_problems(run), *row_problems(run)):
+        raise problem
+
+
+def layout_problems(run: RunSpec) -> Iterator[InputError]:
+    """Everything that does not divide, as far as sizes are known."""
+    yield from _found(layout.check_virtual, run.virtual)
+    if run.processes is not None:
+        for side in run.sides:
+            yield from _found(layout.check_processes, side.label, side.sizes, run.processes, side.where)
+        if run.data_parallel:
+            yield from _found(layout.check_batches, run.global_batch, run.micro_batch, run.data_parallel)
+    for side in run.sides:
+        if all(side.config.get(name) for name in ("num_layers", "num_attention_heads")):
+            yield from _found(_check_divisible, side)
+        ranks = side.sizes.tensor if run.sequence_parallel else 1
+        yield from _found(layout.check_length, side.label, side.length, side.length_name, side.sizes.context, ranks)
+
+
+def _check_divisible(side: ModelSpec) -> None:
+    config = side.config
+    heads, layers = config["num_attention_heads"], config["num_layers"]
+    layout.check_divisible(
+        side.label, heads, config.get("num_query_groups"), layers, config.get("num_moe_experts"), side.sizes
+    )
+
+
+def row_problems(run: RunSpec, sides: Iterable[ModelSpec] | None = None) -> Iterator[InputError]:
+    """Output layers that have too few rows for a tokenizer that is known, or whose rows do not divide.
+
+    Args:
+        sides: some of its models; None: all.
+    """
+    for side in run.sides if sides is None else sides:
+        if side.ids is not None:
+            rows = side.config.get("vocab_size")
+            where = side.rows_name or side.path or side.where
+            yield from _found(layout.check_rows, side.label, rows, side.ids, where, side.sizes.tensor, run.rows_fix)
+
+
+def _found(check: Callable[..., None], *arguments: Any) -> Iterator[InputError]:
+    try:
+        check(*arguments)
+    except InputError as error:
+        yield error
+
+
+def check_settings(settings: Settings, processes: int | None) -> None:
+    """Names, kinds and ranges of values, and the layout: all that can be told without a checkpoint's weights or data.
+
+    A value whose check needs a package that is not here is left to the run.
+
+    Args:
+        processes: of the run; None: not known yet.
+
+    Raises:
+        InputError: the first thing that is wrong.
+    """
+    for problem in check_content(settings.content):
+        raise problem
+    for _, check in value_checks(settings):
+        try:
+            check()
+        except ImportError:
+            continue
+    if settings.part("data"):
+        check_run(run_of(settings, processes))
+
+
+def left_to_the_user(
+    starts: bool, teachers: Mapping[str, Any], text: Any, path: Callable[[Any], Any] = lambda teacher: teacher.path
+) -> dict[str, str]:
+    """What a recipe leaves to the user and the user has left out: its name on the command line, and what it is.
+
+    Args:
+        starts: whether a path for the student is missing.
+        teachers: those that teach, by what each is called.
+        text: the settings of the text.
+        path: of a teacher.
+    """
+    missing = {START: "the student"} if starts else {}
+    missing |= {f"{where}.path": "a teacher" for where, teacher in teachers.items() if path(teacher) is None}
+    if not (text.paths or text.sources):
+        missing["data.text.paths"] = "the text"
+    return missing

@@ -1,0 +1,57 @@
+"""What every adapter checks of its teachers before anything is built."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.losses.registry import check_loss, loss_named
+from nemo_xtoken.projection.matrix import ProjectionMatrix
+from nemo_xtoken.run.layout import ParallelSizes
+from nemo_xtoken.run.spec import ModelSpec
+from nemo_xtoken.training.teacher_settings import NamedTeacher
+from nemo_xtoken.vocab.vocabulary import Vocabulary
+
+__all__ = ["check_losses", "teacher_spec"]
+
+
+def teacher_spec(teacher: NamedTeacher, config: Mapping[str, Any], strategy: Any, length: int) -> ModelSpec:
+    """A teacher whose tokenizer is loaded.
+
+    Args:
+        config: its configuration by Megatron's names.
+        strategy: the student's layout, with Megatron's names.
+        length: positions of a sample where it has no length of its own.
+    """
+    own = teacher.config.length
+    return ModelSpec(
+        teacher.label,
+        teacher.where,
+        teacher.config.sizes(ParallelSizes.of(strategy, experts=bool(config.get("num_moe_experts")))),
+        length if own is None else own,
+        "data.text.teacher_length" if own is None else f"{teacher.where}.length",
+        config,
+        ids=teacher.tokenizer.vocab_size,
+        rows_name=teacher.where,
+    )
+
+
+def check_losses(teachers: Sequence[NamedTeacher], student: Vocabulary, context: int) -> None:
+    """Whether each loss can compare its pair with its options in this layout, and W is of the pair.
+
+    Args:
+        context: context-parallel size of the student.
+
+    Raises:
+        InputError: it cannot, or a file of W that is of another pair or damaged.
+    """
+    for teacher in teachers:
+        config, other = teacher.config, teacher.tokenizer.vocabulary
+        loss = check_loss(config.loss, student, other, config.options, merge=config.chunks.merge)
+        if not loss_named(loss).context_parallel and context > 1:
+            raise InputError(
+                f"{teacher.where}.loss={loss} with trainer.strategy.context_parallel_size={context}",
+                "1: this loss looks at all positions of a micro-batch, which no rank has",
+                "choose another loss: the others are the same in every layout",
+            )
+        if config.projection is not None:
+            ProjectionMatrix.load(config.projection, student, other)
