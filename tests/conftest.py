@@ -9,6 +9,7 @@ The properties are tried on the same examples every time, so that two runs of on
 
 import gc
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,14 @@ def nemo():
     gc.enable()
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def command_line(nemo):
+    """nemo_run's application with the entry points, loaded before processes are forked."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["nemo", "llm"])
+        import nemo_run.__main__  # noqa: F401
 
 
 @pytest.fixture(scope="session")

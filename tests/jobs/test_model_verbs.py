@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from forked_commands import run_command
 from safetensors.torch import load_file
 from toy_models import write_model
 
@@ -16,15 +17,14 @@ def command(*words):
 
 
 @pytest.mark.slow
-def test_there_and_back_by_commands(tmp_path):
-    pytest.importorskip("nemo", reason="the NeMo stack is not installed")
+def test_there_and_back_by_commands(nemo, tmp_path):
     source = write_model("llama", tmp_path / "source")
     there = command("import", f"model={source}", f"out={tmp_path / 'nemo'}")
     assert there.returncode == 0, there.stderr
     assert there.stdout.strip().endswith(f"saved in {tmp_path / 'nemo'}")
     assert "converting the weights" in there.stderr
-    back = command("export", f"run={tmp_path / 'nemo'}", f"out={tmp_path / 'hf'}")
-    assert back.returncode == 0, back.stderr
+    status, output = run_command(tmp_path, "xtoken", "export", f"run={tmp_path / 'nemo'}", f"out={tmp_path / 'hf'}")
+    assert status == 0, output
     before, after = (load_file(folder / "model.safetensors") for folder in (source, tmp_path / "hf"))
     assert before.keys() == after.keys()
     assert all((before[name] == after[name]).all() for name in before)

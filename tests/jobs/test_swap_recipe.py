@@ -5,7 +5,6 @@ import io
 import json
 import multiprocessing
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -81,14 +80,6 @@ def swap(folder, *lines):
         results.append((done.exit_code, done.output, list(started)))
         started.clear()
     return results
-
-
-@pytest.fixture(scope="module")
-def command_line(nemo):
-    """The command line, loaded before processes are forked."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["nemo", "llm"])
-        import nemo_run.__main__  # noqa: F401
 
 
 @pytest.fixture(scope="module")

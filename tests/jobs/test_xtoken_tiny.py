@@ -1,4 +1,7 @@
-"""The main job through the command a user types: three runs, the table, the files; again; and wrong input."""
+"""The main job through the command a user types: three runs, the table, the files; again; and wrong input.
+
+The first is the command itself; the others are forks of this process, which spares each the import of NeMo.
+"""
 
 import json
 import os
@@ -7,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from forked_commands import run_command
 
 ROOT = Path(__file__).parents[2]
 SHORT = [
@@ -15,8 +19,14 @@ SHORT = [
 ]  # fmt: skip
 
 
-def nemo(folder, *words):
-    """``nemo llm distill WORDS`` in ``folder``: (exit status, output)."""
+def distill(folder, *words):
+    """``nemo llm distill WORDS`` in ``folder``, in a fork: (exit status, output)."""
+    env = {"NEMO_XTOKEN_CACHE": str(folder / "cache"), "COLUMNS": "150"}
+    return run_command(folder, "nemo", "llm", "distill", *words, env=env)
+
+
+def distill_by_program(folder, *words):
+    """The same by the program ``nemo``."""
     environment = {**os.environ, "NEMO_XTOKEN_CACHE": str(folder / "cache"), "COLUMNS": "150"}
     done = subprocess.run(
         ["nemo", "llm", "distill", *words],
@@ -32,9 +42,9 @@ def nemo(folder, *words):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(command_line, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
-    status, output = nemo(folder, "--recipe", "xtoken_tiny", *SHORT)
+    status, output = distill_by_program(folder, "--recipe", "xtoken_tiny", *SHORT)
     assert status == 0, output[-5000:]
     return folder, output
 
@@ -61,7 +71,7 @@ def test_the_same_command_again_reports_and_trains_nothing(run):
     out = folder / "runs" / "xtoken_tiny"
     before = (out / "history.jsonl").read_text(), (out / "ce_only" / "history.jsonl").read_text()
     report = json.loads((out / "report.json").read_text())
-    status, output = nemo(folder, "--recipe", "xtoken_tiny", *SHORT)
+    status, output = distill(folder, "--recipe", "xtoken_tiny", *SHORT)
     assert status == 0, output[-5000:]
     assert "Training epoch" not in output
     assert before == ((out / "history.jsonl").read_text(), (out / "ce_only" / "history.jsonl").read_text())
@@ -71,7 +81,7 @@ def test_the_same_command_again_reports_and_trains_nothing(run):
 @pytest.mark.slow
 def test_a_teacher_that_is_not_there(run):
     folder, _ = run
-    status, output = nemo(folder, "--recipe", "xtoken_tiny", "teacher.path=nowhere", "log.name=wrong")
+    status, output = distill(folder, "--recipe", "xtoken_tiny", "teacher.path=nowhere", "log.name=wrong")
     assert status == 2
     assert "no checkpoint in nowhere" in output
     assert "Traceback" not in output
@@ -84,7 +94,7 @@ def test_a_second_teacher_by_name(run):
     first = next(path for path in folder.rglob("run-*/checkpoints/*-last"))
     words = [f"teachers.again.path={first}", "teachers.again.loss=h_kl", "teachers.again.options.partial_kl=paper"]
     words += ["teachers.again.weight=0.25", "objective.teacher_weights=confidence", "log.name=two"]
-    status, output = nemo(folder, "--recipe", "xtoken_tiny", *SHORT, *words)
+    status, output = distill(folder, "--recipe", "xtoken_tiny", *SHORT, *words)
     assert status == 0, output[-5000:]
     assert "Teachers of with the teacher" in output
     _, taught = json.loads((folder / "runs" / "two" / "report.json").read_text())
@@ -95,8 +105,8 @@ def test_a_second_teacher_by_name(run):
     assert all(record["kd/again"] != record["kd/teacher"] for record in steps)
     # The same again from a file: one teacher more is as easy to take back.
     exported = [*SHORT, *words, "--to-yaml", "two.yaml"]
-    assert nemo(folder, "--recipe", "xtoken_tiny", *exported)[0] == 0
-    status, output = nemo(folder, "--yaml", "two.yaml", "--dryrun", "teachers.again=None")
+    assert distill(folder, "--recipe", "xtoken_tiny", *exported)[0] == 0
+    status, output = distill(folder, "--yaml", "two.yaml", "--dryrun", "teachers.again=None")
     assert status == 0, output[-3000:]
     assert "again=None" in output
 
@@ -104,7 +114,7 @@ def test_a_second_teacher_by_name(run):
 @pytest.mark.slow
 def test_the_yaml_in_conf_is_the_recipe(run):
     folder, _ = run
-    status, output = nemo(folder, "--recipe", "xtoken_tiny", "--to-yaml", "exported.yaml")
+    status, output = distill(folder, "--recipe", "xtoken_tiny", "--to-yaml", "exported.yaml")
     assert status == 0, output[-3000:]
     exported = yaml.safe_load((folder / "exported.yaml").read_text())
     assert exported == yaml.safe_load((ROOT / "conf" / "xtoken_tiny.yaml").read_text())

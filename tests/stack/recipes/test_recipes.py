@@ -7,7 +7,6 @@ The toys have the recipes' own architectures and settings, with fewer and narrow
 import json
 import os
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -91,14 +90,6 @@ def commands(folder, *lines):
 
     runner = CliRunner()
     return [(r.exit_code, r.output) for r in (runner.invoke(app, ["llm", "distill", *words]) for words in lines)]
-
-
-@pytest.fixture(scope="module")
-def command_line(nemo):
-    """The command line, loaded before processes are forked."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["nemo", "llm"])
-        import nemo_run.__main__  # noqa: F401
 
 
 # --- as it is
