@@ -60,6 +60,24 @@ def test_logits_are_kept_there_and_back(kind, tmp_path):
     assert (tmp_path / "hf" / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
 
 
+def test_the_family_that_the_documents_add(tmp_path, monkeypatch):
+    from adding import module
+    from toy_models import KINDS
+
+    from nemo_xtoken.plugin.nemo2.hf import families
+
+    added = module("A model family", "my_family", tmp_path, monkeypatch)
+    monkeypatch.setattr(families, "FAMILIES", (added.MINISTRAL, *families.FAMILIES))
+    window, full = "sliding_attention", "full_attention"
+    windows = {"sliding_window": 16, "layer_types": [window, full, window], "head_dim": 16}
+    monkeypatch.setitem(KINDS, "ministral", ("ministral", "sp_bpe", windows))
+    source = write_model("ministral", tmp_path / "source")
+    there, back = in_rank(tmp_path, _round_trip, source, tmp_path)
+    assert there < 1e-4
+    assert back == 0
+    assert differences(read(tmp_path / "hf" / "config.json"), read(source / "config.json")) == {}
+
+
 def differences(one, other):
     """What two configurations say differently, defaults filled in."""
     from transformers import CONFIG_MAPPING
