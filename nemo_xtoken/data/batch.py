@@ -10,7 +10,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "Inputs", "Side", "TeacherSide", "collate"]
+__all__ = ["IGNORED", "Batch", "Inputs", "Side", "TeacherSide", "collate"]
+
+#: The label of a position that predicts nothing; torch's cross-entropy leaves it out as well.
+IGNORED = -100
 
 AnyInputs = TypeVar("AnyInputs", bound="Inputs")
 
@@ -41,7 +44,7 @@ class Side(Inputs):
     """One model's half of a micro-batch.
 
     Attributes:
-        labels: int64 ``[b, T]``, the next token of the same document, -100 where there is none or it is context.
+        labels: int64 ``[b, T]``, the next token of the same document, `IGNORED` where there is none or it is context.
         pieces: int64 ``[P, 4]``, of the pieces of all samples in order: sample, first position, number of positions,
             and which token of its document stands at the first.  The same pieces in the same order on every side.
         digests: uint8 ``[P, 16]``, the digest of each piece's text.

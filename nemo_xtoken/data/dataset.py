@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from nemo_xtoken.alignment.cache import DIGEST_BYTES
-from nemo_xtoken.data.batch import Batch, Side, TeacherSide
+from nemo_xtoken.data.batch import IGNORED, Batch, Side, TeacherSide
 from nemo_xtoken.data.packing import (
     DOCUMENT,
     STUDENT_END,
@@ -26,9 +26,7 @@ from nemo_xtoken.data.prepared import PreparedDocuments
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.vocab import Vocabulary
 
-__all__ = ["IGNORE", "DistillationDataset", "checked_length"]
-
-IGNORE = -100  # label of a position that has none
+__all__ = ["DistillationDataset", "checked_length"]
 
 
 class DistillationDataset(Dataset[Batch]):
@@ -155,7 +153,7 @@ class _Filled:
 
     def __init__(self, length: int, padding: int) -> None:
         self.tokens = np.full((1, length), padding, np.int64)
-        self.labels = np.full((1, length), IGNORE, np.int64)
+        self.labels = np.full((1, length), IGNORED, np.int64)
         self.positions = np.zeros((1, length), np.int64)
         self.documents = np.full((1, length), -1, np.int32)
         self._pieces: list[tuple[int, int, int, int]] = []
@@ -173,7 +171,7 @@ class _Filled:
         start, end = self._used, self._used + len(ids) - 1
         context = ids < 0
         self.tokens[0, start:end] = np.where(context, ~ids, ids)[:-1]
-        self.labels[0, start:end] = np.where(context, IGNORE, ids)[1:]
+        self.labels[0, start:end] = np.where(context, IGNORED, ids)[1:]
         self.positions[0, start:end] = np.arange(end - start)
         self.documents[0, start:end] = number
         self._pieces.append((0, start, end - start, first))

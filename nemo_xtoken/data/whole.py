@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 from torch.utils.data import Dataset
 
-from nemo_xtoken.data.batch import Batch
-from nemo_xtoken.data.dataset import IGNORE, DistillationDataset
+from nemo_xtoken.data.batch import IGNORED, Batch
+from nemo_xtoken.data.dataset import DistillationDataset
 from nemo_xtoken.data.mixture import JoinedDataset, MixedDataset
 
 __all__ = ["WholeBatches"]
@@ -26,11 +26,11 @@ class WholeBatches(Dataset[Batch]):
         if index < len(self.samples):
             return self.samples[index]
         sample = self.samples[0].numbered(index)
-        student = replace(sample.student, labels=torch.full_like(sample.student.labels, IGNORE))
+        student = replace(sample.student, labels=torch.full_like(sample.student.labels, IGNORED))
         return Batch(
             student,
             tuple(
-                replace(side, labels=torch.full_like(side.labels, IGNORE), chunks=side.chunks[:0])
+                replace(side, labels=torch.full_like(side.labels, IGNORED), chunks=side.chunks[:0])
                 for side in sample.teachers
             ),
         )

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nemo_xtoken.data.batch import IGNORED
 from nemo_xtoken.errors import InputError
 
-__all__ = ["IGNORED", "MERGES", "ScoredRows"]
+__all__ = ["MERGES", "ScoredRows"]
 
-IGNORED = -100
 MERGES = ("chain_rule", "mean", "first")
 
 

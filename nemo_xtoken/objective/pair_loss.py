@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from nemo_xtoken.alignment.aligner import Aligner
+from nemo_xtoken.data.batch import IGNORED
 from nemo_xtoken.data.workers import document_ids
 from nemo_xtoken.kernels.reference import TORCH
 from nemo_xtoken.kernels.tile_kernels import TileKernels
 from nemo_xtoken.losses.base import ChunkLossConfig, LossTerms, ModelOutput, TeacherSignal
-from nemo_xtoken.losses.chunks import IGNORED
 from nemo_xtoken.losses.options import DEFAULT_LOSS, DivergenceOptions
 from nemo_xtoken.losses.pair import VocabularyPair
 from nemo_xtoken.losses.registry import check_loss, chunk_selection, make_divergence

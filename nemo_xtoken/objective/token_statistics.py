@@ -4,8 +4,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from nemo_xtoken.data.batch import IGNORED
 from nemo_xtoken.losses.base import LossSum, ModelOutput
-from nemo_xtoken.losses.chunks import IGNORED
 from nemo_xtoken.parallel.softmax import log_normalizer_and_picked
 from nemo_xtoken.parallel.vocabulary_shard import group_size
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 import torch.distributed as dist
 
-from nemo_xtoken.data.batch import Batch
+from nemo_xtoken.data.batch import IGNORED, Batch
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.losses.chunks import IGNORED
 from nemo_xtoken.objective.scale import StepCounts
 from nemo_xtoken.teachers.contract import States, Teacher
 

@@ -14,8 +14,8 @@ from tokenizer_zoo import write_folder
 
 from nemo_xtoken.alignment.aligner import Aligner
 from nemo_xtoken.data import DataConfig, Tokenization, prepare_pairs
+from nemo_xtoken.data.batch import IGNORED
 from nemo_xtoken.data.chat import Message, conversation_text, messages_of
-from nemo_xtoken.data.dataset import IGNORE
 from nemo_xtoken.data.sources import Reading, resolve_sources
 from nemo_xtoken.data.templates import ChatTemplate
 from nemo_xtoken.data.turns import ConversationAligner
@@ -244,15 +244,15 @@ def test_the_whole_way_to_samples(folders, tmp_path):
                 (rendered,) = template([conversation])
                 at = torch.nonzero(side.documents[0] == number).squeeze(1)
                 assert side.tokens[0, at].tolist() == rendered.ids[:-1].tolist()
-                labels = np.full(len(rendered.ids), IGNORE)
+                labels = np.full(len(rendered.ids), IGNORED)
                 for start, end in rendered.turns.values():
                     labels[start:end] = rendered.ids[start:end]
                 assert side.labels[0, at].tolist() == labels[1:].tolist()
             seen += 1
         for side in sample.teachers:
             for _, first, count, teacher_first, teacher_count in side.chunks.tolist():
-                assert (sample.student.labels[0, first : first + count] != IGNORE).all()
-                assert (side.labels[0, teacher_first : teacher_first + teacher_count] != IGNORE).all()
+                assert (sample.student.labels[0, first : first + count] != IGNORED).all()
+                assert (side.labels[0, teacher_first : teacher_first + teacher_count] != IGNORED).all()
     assert seen == 4
     assert DataConfig([str(path)], 120, cache_dir=str(tmp_path)).reading != config.reading
 

@@ -25,7 +25,7 @@ from nemo_xtoken.data import (
     collate,
     prepare_documents,
 )
-from nemo_xtoken.data.dataset import IGNORE
+from nemo_xtoken.data.batch import IGNORED
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.vocab import Vocabulary
 
@@ -65,7 +65,7 @@ def check_side(side: Side, ids_of_piece: list[np.ndarray], starts: list[int], pa
         assert side.pieces[number].tolist() == [0, at, n, starts[number]]
         at += n
     assert (tokens[at:] == padding).all()
-    assert (labels[at:] == IGNORE).all()
+    assert (labels[at:] == IGNORED).all()
     assert (documents[at:] == -1).all()
     assert (positions[at:] == 0).all()
 
@@ -97,8 +97,8 @@ def check_sample(data: DistillationDataset, index: int, student: Vocabulary, tea
         teacher_start = piece["teacher0_tokens"][0] + int(taught.positions[0, teacher_first]) + 1
         assert (start, start + count, teacher_start, teacher_start + teacher_count) in known[piece["document"]]
         labels = sample.student.labels[0, at_student].numpy(), taught.labels[0, at_teacher].numpy()
-        assert (labels[0] != IGNORE).all()
-        assert (labels[1] != IGNORE).all()
+        assert (labels[0] != IGNORED).all()
+        assert (labels[1] != IGNORED).all()
         if equal:
             assert student.decode_bytes(labels[0]) == teacher.decode_bytes(labels[1])
             assert (labels[0] == student.eos_id).any() == (labels[1] == teacher.eos_id).any()

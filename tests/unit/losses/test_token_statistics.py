@@ -6,8 +6,8 @@ import torch
 import torch.distributed as dist
 from ranks import run_ranks
 
+from nemo_xtoken.data.batch import IGNORED
 from nemo_xtoken.losses.base import ModelOutput
-from nemo_xtoken.losses.chunks import IGNORED
 from nemo_xtoken.objective.token_statistics import token_statistics
 from nemo_xtoken.parallel.head import OutputHead
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
