@@ -129,18 +129,32 @@ def resolve_loss(name: str, student: Vocabulary, teacher: Vocabulary) -> str:
 
 
 def check_loss(
-    name: str, student: Vocabulary, teacher: Vocabulary, options: DivergenceOptions, merge: str | None = None
+    name: str,
+    student: Vocabulary,
+    teacher: Vocabulary,
+    options: DivergenceOptions,
+    merge: str | None = None,
+    context: int = 1,
 ) -> str:
-    """`resolve_loss`, and whether the loss has these options and can compare these tokenizers.
+    """`resolve_loss`, and whether the loss has these options, can compare these tokenizers, and fits the layout.
 
     Args:
         merge: of the chunks; None: not known yet.
+        context: context-parallel size of the student.
 
     Raises:
-        InputError: there is no such loss, an option that it does not have, or it cannot compare these tokenizers.
+        InputError: there is no such loss, an option that it does not have, or it cannot compare these tokenizers or be
+            divided over so many ranks.
     """
     name = resolve_loss(name, student, teacher)
-    loss_named(name).check(VocabularyPair(student, teacher), check_options(name, options, merge))
+    loss, values = loss_named(name), check_options(name, options, merge)
+    if context > 1 and not loss.context_parallel:
+        raise InputError(
+            f"loss={name} with trainer.strategy.context_parallel_size={context}",
+            "1: this loss looks at all positions of a micro-batch, which no rank has",
+            "choose another loss: the others are the same in every layout",
+        )
+    loss.check(VocabularyPair(student, teacher), values)
     return name
 
 

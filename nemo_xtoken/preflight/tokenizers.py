@@ -72,7 +72,7 @@ def projection(plan: Plan, side: ModelSpec, figures: dict[str, Any]) -> Iterator
     recommended = recommend(audit)
     found["recommended"] = recommended.loss
     loss = str(config.get("loss", DEFAULT_LOSS))
-    yield from _options(config, loss, student, teacher, name)
+    yield from _options(config, loss, (student, teacher), plan.student.sizes.context, name)
     chosen = f"auto, which is {recommended.loss}" if loss == "auto" else loss
     if loss == "auto" or _fits(loss, audit.finding):
         yield green(name, f"{text}; loss={chosen}")
@@ -83,7 +83,7 @@ def projection(plan: Plan, side: ModelSpec, figures: dict[str, Any]) -> Iterator
 
 
 def _options(
-    config: Mapping[str, Any], loss: str, student: "Vocabulary", teacher: "Vocabulary", name: str
+    config: Mapping[str, Any], loss: str, pair: "tuple[Vocabulary, Vocabulary]", context: int, name: str
 ) -> Iterator[Finding]:
     """What the run checks of a loss and its options; needs torch."""
     try:
@@ -94,7 +94,7 @@ def _options(
     options = {k: v for k, v in (config.get("options") or {}).items() if not k.startswith("_")}
     try:
         merge = (config.get("chunks") or {}).get("merge")
-        check_loss(loss, student, teacher, DivergenceOptions(**options), merge=merge)
+        check_loss(loss, *pair, DivergenceOptions(**options), merge, context)
     except TypeError as error:
         yield red(name, InputError(f"options: {error}", "a setting that a loss has", "correct its name"))
     except InputError as error:

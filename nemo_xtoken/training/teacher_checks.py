@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nemo_xtoken.errors import InputError
-from nemo_xtoken.losses.registry import check_loss, loss_named
+from nemo_xtoken.losses.registry import check_loss
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 from nemo_xtoken.run.layout import ParallelSizes
 from nemo_xtoken.run.spec import ModelSpec
@@ -46,12 +45,6 @@ def check_losses(teachers: Sequence[NamedTeacher], student: Vocabulary, context:
     """
     for teacher in teachers:
         config, other = teacher.config, teacher.tokenizer.vocabulary
-        loss = check_loss(config.loss, student, other, config.options, merge=config.chunks.merge)
-        if not loss_named(loss).context_parallel and context > 1:
-            raise InputError(
-                f"{teacher.where}.loss={loss} with trainer.strategy.context_parallel_size={context}",
-                "1: this loss looks at all positions of a micro-batch, which no rank has",
-                "choose another loss: the others are the same in every layout",
-            )
+        check_loss(config.loss, student, other, config.options, config.chunks.merge, context)
         if config.projection is not None:
             ProjectionMatrix.load(config.projection, student, other)

@@ -160,6 +160,10 @@ RED = {
     "no step": (["trainer.max_steps=0"], "steps", "trainer.max_steps=0"),
     "no such loss": (["teacher.loss=kl"], "W, teacher", "loss='kl'"),
     "loss from nowhere": (["teacher.loss=nowhere_at_all:Loss"], "W, teacher", "cannot be imported"),
+    "loss of whole micro-batches": (
+        ["teacher.loss=nrl_p_kl", "trainer.strategy.context_parallel_size=2"], "W, teacher",
+        "loss=nrl_p_kl with trainer.strategy.context_parallel_size=2",
+    ),
     "option of the first version": (["teacher.options.nrl_compat=true"], "W, teacher", "set loss=nrl_p_kl"),
     "loss of one tokenizer": (["teacher.loss=same_tokenizer"], "W, teacher", "whose tokens differ"),
     "option": (["teacher.options.partial_kl=rest"], "W, teacher", "partial_kl='rest' with loss=p_kl"),
