@@ -10,7 +10,7 @@ class InputError(ValueError):
     """Bad input, reported in one message that a user can act on.
 
     Args:
-        found: what was there, with the path or value.
+        found: what was found, with the path or value.
         expected: what would have been right.
         fix: what to do now (a command, an option, a file to look at).
     """

@@ -47,7 +47,7 @@ class _Tokens:
 
 
 def check_method(method: str) -> None:
-    """Raises InputError where there is no aligner of that name."""
+    """Raises InputError if there is no aligner of that name."""
     if method not in METHODS:
         raise InputError(f"aligner={method!r}", f"one of {', '.join(METHODS)}", "use 'spans' unless you compare")
 

@@ -34,7 +34,7 @@ class Agreement:
     ends: tuple[int, int]
 
     def next_token(self, side: int, prefix: tuple[int, ...] = ()) -> dict[int, float]:
-        """The distribution of the next token, by id; tokens that are not here have probability 0.
+        """The distribution of the next token, by id; tokens that are missing have probability 0.
 
         Args:
             side: 0 for the student, 1 for the teacher.

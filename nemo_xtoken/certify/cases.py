@@ -14,7 +14,7 @@ from nemo_xtoken.vocab.vocabulary import Vocabulary
 
 __all__ = ["KINDS", "Case", "build_cases"]
 
-#: Kinds of chunks, with their names for people: student tokens to teacher tokens.
+#: Kinds of chunks, with readable names: student tokens to teacher tokens.
 KINDS = {
     "one_to_one": "1 to 1",
     "one_to_several": "1 to several",
@@ -30,7 +30,7 @@ class Case:
     """One chunk.
 
     Attributes:
-        text: its bytes, for people.
+        text: its bytes as readable text.
         kind: one of `KINDS`.
         agreement: what both models say there.
     """

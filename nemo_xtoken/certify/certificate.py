@@ -18,7 +18,7 @@ from nemo_xtoken.vocab.vocabulary import Vocabulary
 
 __all__ = ["KEPT", "ZERO", "Certificates", "Finding", "certify"]
 
-#: Values (nats) and gradients up to this are 0; the two sides agree but for a hundredth of it (`problem.LEAK`).
+#: Values (nats) and gradients up to this are 0; the two sides agree up to a hundredth of it (`problem.LEAK`).
 ZERO = 1e-7
 #: What a student may lose of the right token's probability and still count as keeping it.
 KEPT = 0.01

@@ -18,7 +18,7 @@ from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 __all__ = ["LEAK", "Problem"]
 
 #: The mass that each side keeps for the tokens that it never says, evenly, so that every logit is a number, as those of
-#: a model are.  The two agree but for this.
+#: a model are.  Except for this the two agree.
 LEAK = 1e-9
 
 

@@ -76,7 +76,7 @@ def _host() -> Callable[..., Any]:
         absent = ("nemo", "nemo.collections", "nemo.collections.llm")
         if not (isinstance(error, ModuleNotFoundError) and error.name in absent):
             report_error(str(unloadable_nemo(error)))
-            # Now, since nemo_run imports NeMo once more; that may succeed, with modules left half-made by the first
+            # Now, since nemo_run imports NeMo again; that may succeed, with modules left half-made by the first
             # time, and NeMo's own `distill` then answers, which knows no recipes.
             if "nemo_run.__main__" in sys.modules and sys.argv[1:3] == ["llm", "distill"]:
                 raise SystemExit(2) from error

@@ -25,7 +25,7 @@ def config_from_dict(content: Mapping[str, Any], source: str) -> Any:
 
     Args:
         content: plain data, as read from the file.
-        source: the file, for messages.
+        source: the file, for error messages.
 
     Raises:
         InputError: a target that cannot be imported, or an argument that it does not take.
@@ -94,7 +94,7 @@ def add_named(config: Any, overrides: Sequence[str]) -> None:
     configuration of one, and a name that an override such as ``teachers.second.path=PATH`` speaks of is added to it; so
     is a dataclass that a recipe left out: ``evaluate: Optional[EvaluationConfig] = None``.
 
-    Configurations inside of this one likewise: ``data.text.sources.web.paths=PATHS``.
+    The same holds for configurations inside this one: ``data.text.sources.web.paths=PATHS``.
 
     Args:
         config: the run; changed in place.

@@ -44,7 +44,7 @@ class RecipeRunContext(RunContext):
     - ``--executor slurm``, with ``slurm=FILE``, ``executor.KEY=VALUE`` and ``sweep=FILE``, submits the run;
     - under ``srun`` and ``torchrun``, the trainer has the nodes and devices that the job has;
     - ``--yaml`` reads what ``--to-yaml`` wrote, exactly, whatever function the recipe configures;
-    - no question where standard input is no terminal;
+    - no question where standard input is not a terminal;
     - an unknown option is refused, not ignored; wrong input is one message and exit status 2; other failures show
       their traceback and give exit status 1.
     """
@@ -54,7 +54,7 @@ class RecipeRunContext(RunContext):
 
     @classmethod
     def cli_command(cls, *args: Any, **kwargs: Any) -> Any:
-        """Registers the command as nemo_run does, and notes its options for messages about others."""
+        """Registers the command as nemo_run does, and notes its options for error messages."""
         command = super().cli_command(*args, **kwargs)
         defaults = (parameter.default for parameter in inspect.signature(command).parameters.values())
         declared = " ".join(text for default in defaults for text in getattr(default, "param_decls", None) or ())
@@ -90,7 +90,7 @@ class RecipeRunContext(RunContext):
                 run.run(self.parse_fn(fn, task_args), direct=True)
 
     def _submit(self, fn: Callable[..., Any], overrides: list[str]) -> None:
-        """Submits the run to Slurm, after it has been parsed with all that would be found wrong later."""
+        """Submits the run to Slurm, after parsing it, which finds errors before the job does."""
         from nemo_xtoken.launch.executors import submit
 
         words = dict(word.split("=", 1) for word in self.slurm_words or () if not word.startswith(PREFIX))

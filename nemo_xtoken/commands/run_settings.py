@@ -18,7 +18,7 @@ def find_recipe(text: str) -> "Recipe":
     """The recipe that ``NAME`` or ``NAME(..)`` names.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: there is no recipe of that name.
     """
     from nemo_xtoken.recipes import available_recipes
 

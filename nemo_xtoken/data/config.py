@@ -68,7 +68,7 @@ class DataConfig:
             files, folders written by ``save_to_disk``, data sets of the Hugging Face hub as
             ``hf:owner/name[:configuration]``.
         student_length: T_S, input positions of a sample on the student's side.
-        teacher_length: T_T, likewise on the side of every teacher that has no length of its own; None: T_S.
+        teacher_length: T_T, the same on the side of every teacher that has no length of its own; None: T_S.
         format: "text", or "chat": conversations, rendered by each side's own chat template; what is learned is what
             the assistant says.
         text_key: the column that holds the text; .txt files need none.

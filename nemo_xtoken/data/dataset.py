@@ -124,7 +124,7 @@ class DistillationDataset(Dataset[Batch]):
         return torch.from_numpy(np.concatenate(found).view(np.uint8).reshape(-1, DIGEST_BYTES))
 
     def describe(self, index: int) -> list[dict[str, Any]]:
-        """Where a sample comes from, a dictionary per piece: for messages that name a sample."""
+        """Where a sample comes from, a dictionary per piece; for error messages about a sample."""
         return [
             {
                 "document": row[DOCUMENT],

@@ -1,4 +1,4 @@
-"""Which kernels a run uses, chosen once by name; whoever works on tiles is given them."""
+"""Which kernels a run uses: chosen once by name, and passed to the code that works on tiles."""
 
 import importlib.util
 
@@ -15,7 +15,7 @@ KERNELS = ("auto", "torch", "triton")
 def check_kernels(name: str) -> None:
     """
     Raises:
-        InputError: there are no such kernels.
+        InputError: the name is unknown, or the kernels are unavailable on this machine.
     """
     if name not in KERNELS:
         raise InputError(f"kernels={name!r}", f"one of {', '.join(KERNELS)}", "leave it out for torch")

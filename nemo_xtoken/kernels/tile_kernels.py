@@ -147,7 +147,7 @@ class TileKernels(ABC):
 
     @abstractmethod
     def through_softmax(self, gradient: RowGradient, p: Tensor, reduce: Callable[[Tensor], Tensor]) -> Any:
-        """The way through the softmax but for the temperature, ``dL/dz = h - p * sum_v h`` with ``h = dL/dlog p``.
+        """The gradient through the softmax at temperature 1, ``dL/dz = h - p * sum_v h`` with ``h = dL/dlog p``.
 
         Args:
             p: ``[n, V/tp]``.

@@ -117,7 +117,7 @@ class SlurmConfig:
 
     @property
     def shape(self) -> str:
-        """Nodes and processes, for people."""
+        """Nodes and processes, as readable text."""
         return f"{self.nodes} node{'s' * (self.nodes > 1)}, {self.tasks} task{'s' * (self.tasks > 1)} on each"
 
     @property
@@ -168,7 +168,7 @@ def load_config(source: str | None, overrides: Iterable[str] = ()) -> SlurmConfi
         overrides: ``KEY=VALUE``, with or without ``executor.`` before it; ``env_vars.NAME=VALUE`` sets one entry.
 
     Raises:
-        InputError: no such file, a key that there is none of, a value that does not fit, or one that is still missing.
+        InputError: the file is missing, has an unknown key or a value of another type, or lacks a required value.
     """
     path = _find(source or "default")
     content = read_yaml(path, text=True) or {}

@@ -94,8 +94,8 @@ class Gold(ChunkDivergence):
     def finish(self, started: tuple[Any, Any], p_teacher: Tensor, coefficients: Tensor | None) -> Comparison:
         """The loss, then ``metric_names``: masses outside C, bytes sent, the loss's two parts, and what the cap hides.
 
-        The gradient is the sum of the parts'; one is 0 where the other is not, but for REST.  Collectives: those of the
-        two parts.
+        The gradient is the sum of the parts'; one is 0 where the other is not, except for REST.  Collectives: those of
+        the two parts.
         """
         remainder = self.remainder.finish(started[1], p_teacher, coefficients)  # the other may overwrite p_teacher
         common = self.common.finish(started[0], p_teacher, coefficients)

@@ -80,7 +80,7 @@ class NrlProjectedKL(ChunkDivergence):
     def for_batch(self, teacher: ModelOutput) -> "ChunkDivergence":
         """The divergence on this micro-batch's set.
 
-        Every position of the teacher counts, padding too.  Its logits are made once more than without: that is the
+        Every position of the teacher counts, padding too.  Its logits are computed a second time: that is the
         price of the set.  Collectives: those of ``top_k_mask`` for one row.
         """
         shard = self.ownership.shard

@@ -24,7 +24,8 @@ __all__ = [
 
 #: What won the learning study, and has a certificate for every kind of chunk: docs/learning.md#defaults.
 DEFAULT_LOSS = "prefix_kl"
-#: What ``direction`` (`losses.directions`) and ``partial_kl`` (`losses.partial_kl`) can be, with advice for messages.
+#: What ``direction`` (`losses.directions`) and ``partial_kl`` (`losses.partial_kl`) can be, with advice for error
+#: messages.
 DIRECTION_CHOICES = {"forward": "the paper's", "reverse": "keeps to what the teacher says most", "js": "bounded"}
 PARTIAL_KL_CHOICES = {"rest": "never negative", "paper": "the published form"}
 

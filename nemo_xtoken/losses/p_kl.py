@@ -128,7 +128,7 @@ class ProjectedKL(ChunkDivergence):
         Returns:
             ``(bool [k, V_T/tp], the tokens that are classes of their own, None: all that W reaches;
             [4, k], this rank's part of the divergence, of the teacher's unreached mass, and of what teacher and student
-            have on reached tokens that are no classes; the derivative with respect to q, times the coefficients)``.
+            have on reached tokens that are not classes; the derivative with respect to q, times the coefficients)``.
         """
         kernels, reached = self.exchange.kernels, self.exchange.reached
         if self.classes is None:

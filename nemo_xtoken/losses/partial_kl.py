@@ -23,7 +23,7 @@ __all__ = ["PARTIAL_KLS", "PublishedPartialKL", "check_partial_kl", "make_partia
 class PublishedPartialKL(ChunkDivergence):
     """``sum_C p_T[t] (log p_T[t] - log p_S[s])``, as GOLD and X-Token publish it.
 
-    The two sides' masses on C differ, so this is no divergence: it is negative where the student has more mass on C
+    The two sides' masses on C differ, so this is not a divergence: it is negative where the student has more mass on C
     than the teacher.  Its derivative with respect to ``p_S[s]`` is ``-p_T[t] / p_S[s]`` in C and 0 outside, so that a
     student logit j outside C has the gradient ``p_S[j] * M``, M being the teacher's mass on C, and is pushed down
     wherever the teacher is (X-Token, arXiv 2605.21699, Proposition 1).

@@ -66,7 +66,7 @@ def register_loss(name: str, loss: type[ChunkDivergence]) -> None:
     In a run there is no need to: ``teacher.loss=package.module:Class`` names a class that Python can import.
 
     Raises:
-        InputError: the name is taken, or is no name; or this is no loss.
+        InputError: the name is taken or not an identifier, or the class is not a loss.
     """
     if not name.isidentifier() or name == AUTO or LOSSES.get(name, loss) is not loss:
         raise InputError(
@@ -81,7 +81,7 @@ def loss_named(name: str) -> type[ChunkDivergence]:
     """The class of a loss: a row of `LOSSES`, or ``package.module:Class``, which is imported.
 
     Raises:
-        InputError: the name is unknown, the module cannot be imported, or the class is no loss.
+        InputError: the name is unknown, the module cannot be imported, or the class is not a loss.
     """
     if name in LOSSES:
         return LOSSES[name]

@@ -92,7 +92,7 @@ class SortedL1(ChunkDivergence):
 
     Args:
         student_tokens: bool ``[V_S]``, the tokens that take part.
-        teacher_tokens: bool ``[V_T]`` likewise.
+        teacher_tokens: bool ``[V_T]``, the same for the teacher.
         student: layout of its output layer.
         ownership: of the teacher's tokens.
         cap: values of a side that are compared one by one, see above.

@@ -147,7 +147,7 @@ class PairLoss:
         Args:
             student_hidden: ``[b, T_S, H_S]``, the last hidden states, after the final norm.
             student_weight: its output layer, as given to the constructor.
-            teacher_hidden: ``[b, T_T, H_T]``, likewise.
+            teacher_hidden: ``[b, T_T, H_T]``, the teacher's.
             scale: the factor on the distillation term.
 
         Returns:

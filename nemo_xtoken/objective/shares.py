@@ -1,4 +1,4 @@
-"""A micro-batch over a context-parallel group: every rank gets whole chunks, and a like part of the work.
+"""A micro-batch over a context-parallel group: every rank gets whole chunks, and an equal share of the work.
 
 What a rank scores is a micro-batch of its own, of one sample that holds nothing but labelled rows.  Every label and
 every chunk is on exactly one rank, so that sums, counts and gradients over the ranks are those of one process.

@@ -6,8 +6,8 @@ with any tokenizers and in any layout:
 
 - Per student token.  A token of one teacher is not a token of another, so what a teacher's positions add up to in its
   chunks is divided by the student's tokens in the same chunks.  By the chain rule that is the teacher's cross-entropy
-  (and entropy) of the text that an average student token spells.  The largest probability is taken likewise: the
-  geometric mean, of the products over a chunk's positions.
+  (and entropy) of the text that an average student token spells.  The largest probability is treated in the same way:
+  the geometric mean, of the products over a chunk's positions.
   A loss that scores some chunks alone (exactly matching tokens, say) is judged on those.
 - From the step before.  A step's global means are known only after its last micro-batch, so the weights follow from
   the global means of the previous step, as the dynamic scale does.

@@ -71,7 +71,7 @@ class Ownership:
 
     @classmethod
     def even(cls, size: int, group: ProcessGroup | None) -> "Ownership":
-        """Tokens in the order of their ids, as many on each rank as on any other but for the last."""
+        """Tokens in the order of their ids, the same number on each rank except the last."""
         ranks = group_size(group)
         return cls.in_order(VocabularyShard(size, owned_rows(size, ranks) * ranks, group))
 

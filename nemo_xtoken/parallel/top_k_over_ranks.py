@@ -22,7 +22,7 @@ def top_k_mask(x: Tensor, ids: Tensor, k: int, group: ProcessGroup | None) -> Te
 
     Returns:
         bool ``[n, c]``; over the ranks k of a row are True, or all where there are not more.  Collectives: one
-        all-gather of ``[n, k]`` and one all-reduce of n; where values tie at the border, once more each.
+        all-gather of ``[n, k]`` and one all-reduce of n; where values tie at the border, each of them twice.
     """
     here = min(k, x.shape[1])
     largest = x.new_full((x.shape[0], k), float("-inf"))

@@ -73,7 +73,7 @@ def _named(part: str) -> str:
 
 
 def _refused(name: str, check: Callable[[], object]) -> Iterator[Finding]:
-    """A red finding where a value does not fit; a package that is not here is missed by a later check as well."""
+    """A red finding if a value does not fit; if a package is missing, a later check reports that."""
     try:
         check()
     except InputError as error:

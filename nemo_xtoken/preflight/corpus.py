@@ -142,9 +142,7 @@ def _parquet_bytes(source: "Source") -> int:
     try:
         footer = pq.ParquetFile(source.name).metadata
     except Exception as error:  # each version of the format has its own
-        raise InputError(
-            f"{source.name} cannot be read ({error})", "a whole Parquet file", "copy it once more"
-        ) from error
+        raise InputError(f"{source.name} cannot be read ({error})", "a whole Parquet file", "copy it again") from error
     key = source.reading.messages_key if source.reading.format == "chat" else source.reading.text_key
     total = 0
     for group in range(footer.num_row_groups):

@@ -72,7 +72,7 @@ def left_out(check: str, why: str, fix: str = "") -> Finding:
 
 
 def guarded(check: str, findings: Iterable[Finding]) -> Iterator[Finding]:
-    """The findings; wrong input ends them with a red one, and so does a package that is not here, left out."""
+    """The findings; wrong input ends them with a red one, a missing package with one that says what was skipped."""
     try:
         yield from findings
     except InputError as error:
@@ -81,4 +81,4 @@ def guarded(check: str, findings: Iterable[Finding]) -> Iterator[Finding]:
         yield red(check, InputError(str(error), "files that can be read, folders that can be written", "see the path"))
     except ImportError as error:
         name = (error.name or str(error)).split(".")[0]
-        yield left_out(check, f"needs the package {name}, which is not here", f"pip install {name}")
+        yield left_out(check, f"needs the package {name}, which is not installed", f"pip install {name}")

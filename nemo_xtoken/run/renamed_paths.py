@@ -14,6 +14,6 @@ RENAMED = {
 
 
 def current_path(path: str) -> str:
-    """Today's full name of a function or class that a ``_target_`` names; ``path`` itself where it is no old one."""
+    """Today's full name of a function or class that a ``_target_`` names; ``path`` itself if it is not an old one."""
     module, dot, name = path.rpartition(".")
     return f"{RENAMED[module]}{dot}{name}" if module in RENAMED else path

@@ -70,7 +70,7 @@ def _found(check: Callable[..., None], *arguments: Any) -> Iterator[InputError]:
 def check_settings(settings: Settings, processes: int | None) -> None:
     """Names, kinds and ranges of values, and the layout: all that can be told without a checkpoint's weights or data.
 
-    A value whose check needs a package that is not here is left to the run.
+    A value whose check needs a missing package is left to the run.
 
     Args:
         processes: of the run; None: not known yet.

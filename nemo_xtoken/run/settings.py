@@ -53,7 +53,7 @@ class Settings:
         """Sets one value; what an argument of this package's leaves out on the way is made.
 
         Raises:
-            InputError: no ``key=value``, a name that there is no argument of, or a value of another kind.
+            InputError: not ``key=value``, an unknown argument, or a value of another type.
         """
         name, equals, _ = word.partition("=")
         if not equals or _OPERATOR.search(name):
@@ -64,7 +64,7 @@ class Settings:
         """The value of an override, after its name and its kind have been checked.
 
         Raises:
-            InputError: a name that there is no argument of, or a value of another kind.
+            InputError: an unknown argument, or a value of another type.
         """
         name, _, text = word.partition("=")
         argument = argument_at(self.content, _OPERATOR.sub("", name), word)

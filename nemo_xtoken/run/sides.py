@@ -25,7 +25,7 @@ def run_of(settings: Settings, processes: int | None) -> RunSpec:
         processes: one for each GPU; None: not known yet.
 
     Raises:
-        InputError: a size that is no whole number.
+        InputError: a size that is not a whole number.
     """
     return RunSpec(
         student=student_side(settings),
@@ -62,7 +62,8 @@ def student_side(settings: Settings) -> ModelSpec:
     if defaults and not origin:
         origin = target.rpartition(".")[2]
     own = {**defaults, **given}
-    # the run's own settings, where they are not known the checkpoint's; it never takes those that are no architecture
+    # the run's own settings, where they are not known the checkpoint's; it never takes those that do not belong to the
+    # architecture
     config = {k: v for k, v in found.get("config", {}).items() if not k.startswith(NOT_TAKEN)} | own
     tokenizer = resolved(settings.get("model.tokenizer.source"))
     strategy = settings.part("trainer.strategy")
@@ -122,7 +123,7 @@ _AXES = ("tensor_model", "pipeline_model", "context", "expert_model")
 
 
 def _checkpoint(path: Any, name: str, who: str) -> tuple[dict[str, Any], str, InputError | None]:
-    """What a NeMo 2 checkpoint says of its model: configuration and tokenizer, whence, and what is wrong with it."""
+    """A NeMo 2 checkpoint: its model's configuration and tokenizer, where these came from, and what is wrong."""
     if path is None:
         error = InputError(f"{name} is not set ({who})", "the folder of a NeMo 2 checkpoint", _fix("MODEL", name))
         return {}, "", error

@@ -1,4 +1,4 @@
-"""A run, read once: its models, layout, batches and steps as plain data, whoever configured it."""
+"""A run, read once: its models, layout, batches and steps as plain data, from any configuration."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

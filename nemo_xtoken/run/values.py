@@ -72,7 +72,7 @@ Check = Callable[[], object]
 
 
 def check_range(name: str, value: Any, rule: tuple[Callable[[Any], bool], str]) -> None:
-    """A value that is not set has its default; one that is no number is judged elsewhere.
+    """A value that is not set has its default; one that is not a number is checked elsewhere.
 
     Raises:
         InputError: out of range, or not finite.
@@ -100,7 +100,7 @@ def check_teacher(where: str, values: Mapping[str, Any]) -> None:
 def value_checks(settings: Settings) -> Iterator[tuple[str, Check]]:
     """What is to be checked, each by itself, and what part of the run it belongs to.
 
-    A check raises `InputError`, or ImportError where the package that it needs is not here.
+    A check raises `InputError`, or ImportError if a package that it needs is not installed.
     """
     for name, rule in RANGES.items():
         yield _part_of(name), partial(check_range, name, settings.get(name), rule)
@@ -159,7 +159,7 @@ def made(target: str, values: Mapping[str, Any], where: str) -> Any:
 
     Raises:
         InputError: a name that it does not have, or a value that does not fit.
-        ImportError: it needs a package that is not here.
+        ImportError: a package that the check needs is not installed.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException

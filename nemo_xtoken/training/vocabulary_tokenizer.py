@@ -13,7 +13,7 @@ class VocabularyTokenizer:
         source: a folder or file with a tokenizer, or a hub name.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the tokenizer cannot be read.
     """
 
     def __init__(self, source: str) -> None:

@@ -94,7 +94,7 @@ def configured(config: Mapping[str, Any], source: str) -> Any:
         raise InputError(
             f"{source} is not accepted by transformers ({error})",
             f"a configuration of type {config['model_type']}",
-            "copy the file once more",
+            "copy the file again",
         ) from error
 
 

@@ -40,7 +40,7 @@ def classic_rotary(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     if not new:
         return out
     if not isinstance(new, Mapping):
-        raise InputError(f"{source}: {NEW} is a {type(new).__name__}", "an object", "copy the file once more")
+        raise InputError(f"{source}: {NEW} is a {type(new).__name__}", "an object", "copy the file again")
     kinds = {name: value for name, value in new.items() if isinstance(value, Mapping)}
     model_type = str(config.get("model_type"))
     classic = _by_layers(new, kinds, source) if kinds else _classic(new, model_type, source, NEW)

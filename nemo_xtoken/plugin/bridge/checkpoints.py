@@ -113,7 +113,7 @@ class Checkpoint:
             where: what the path is called on the command line.
 
         Raises:
-            InputError: it is not the newest: Bridge loads no other.
+            InputError: the checkpoint is not the newest, and Bridge loads no other.
         """
         folder = Path(self.source)
         newest = _iterations(folder.parent)

@@ -33,7 +33,7 @@ __all__ = ["AlignedText", "make_container"]
 class AlignedText(DatasetProvider):
     """Hands batches that are there already to Bridge's loop, which takes them as they are.
 
-    What the batches are made of is no part of Bridge's configuration: `with_batches` gives them.
+    The batches are not part of Bridge's configuration: `with_batches` gives them.
     """
 
     def with_batches(self, train: StepBatches, held_out: Optional[HeldOutBatches]) -> "AlignedText":

@@ -44,7 +44,7 @@ def from_nemo2(content: Mapping[str, Any], name: str) -> run.Partial:
 
     Args:
         content: of the recipe's YAML file.
-        name: the recipe's, for messages.
+        name: the recipe's, for error messages.
 
     Raises:
         InputError: a recipe that does more than distil, or has a setting that Bridge's adapter does not know.

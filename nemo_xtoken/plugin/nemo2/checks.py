@@ -94,7 +94,7 @@ def _check_checkpoint(side: str, path: Path, tokenizer: XTokenTokenizer, where: 
 
     try:
         found = dist_checkpointing.load_tensors_metadata(str(path / "weights"))
-    except Exception as error:  # whatever the format of the day raises for a folder that is none of its own
+    except Exception as error:  # the loader raises different types for foreign folders
         raise InputError(
             f"no checkpoint that can be read in {path} ({type(error).__name__}: {error})",
             "a folder with `weights` and `context`, as NeMo 2 saves them",

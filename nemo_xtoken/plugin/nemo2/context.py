@@ -20,7 +20,7 @@ def load_from_context(checkpoint: Path, what: str, fix: str) -> Any:
         fix: what to do where it cannot be loaded.
 
     Raises:
-        InputError: it cannot be loaded.
+        InputError: the part cannot be loaded.
     """
     path = checkpoint / "context"
     try:
@@ -44,7 +44,7 @@ def load_tokenizer(checkpoint: Path, override: str, fix: str) -> XTokenTokenizer
         fix: see `load_from_context`.
 
     Raises:
-        InputError: it cannot be loaded, or is none of Hugging Face's.
+        InputError: the tokenizer cannot be loaded, or is of another kind than Hugging Face's.
     """
     found = load_from_context(checkpoint, "model.tokenizer", fix)
     if isinstance(found, XTokenTokenizer):

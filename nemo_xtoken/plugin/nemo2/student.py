@@ -68,7 +68,7 @@ def starting_tokenizer(resume: Optional[nl.AutoResume]) -> XTokenTokenizer:
     """The tokenizer of the checkpoint that the student starts from.
 
     Raises:
-        InputError: it starts from none, or from one without a tokenizer.
+        InputError: the student starts from no checkpoint, or from one without a tokenizer.
     """
     path = _start(resume)
     if path is None:

@@ -216,7 +216,7 @@ def _export(run: Path, dtype: str | None) -> Path:
 
 
 def _measure(models: Mapping[str, Path], folder: Path, device: str | None) -> None:
-    """Bits per byte of each model, as a table and as `BITS`.  The training is done: a failure is no more than said."""
+    """Bits per byte of each model, as a table and as `BITS`.  The training is done: a failure is only reported."""
     found: dict[str, dict[str, Any]] = {}
     words = [f"text={folder / HELD_OUT}", f"bytes={1 << 60}", "json=true", *([f"device={device}"] if device else [])]
     for name, path in models.items():
@@ -242,7 +242,7 @@ def _command(*words: str) -> str:
     """What ``xtoken WORDS`` prints, in a process of its own that knows of no other.
 
     Raises:
-        InputError: it failed.
+        InputError: the command failed.
     """
     line = [sys.executable, "-m", "nemo_xtoken", *words]
     done = subprocess.run(line, env=without_launcher(os.environ), capture_output=True, text=True)

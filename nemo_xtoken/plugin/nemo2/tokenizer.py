@@ -45,7 +45,7 @@ class XTokenTokenizer(VocabularyTokenizer, TokenizerSpec):
         return [int(i) for i in self.vocabulary.encode(text)]
 
     def ids_to_text(self, ids: Sequence[int]) -> str:
-        """Text without special tokens; bytes that are no text become U+FFFD."""
+        """Text without special tokens; bytes that are not text become U+FFFD."""
         return self.vocabulary.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def text_to_tokens(self, text: str) -> list[str]:

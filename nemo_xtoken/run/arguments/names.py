@@ -12,7 +12,7 @@ from nemo_xtoken.run.arguments.signatures import NO_DEFAULT, Argument, Signature
 
 __all__ = ["MARKS", "argument_at", "check_content"]
 
-#: Keys of a configuration that are no arguments.
+#: Keys of a configuration that are not arguments.
 MARKS = ("_target_", "_partial_", "_call_")
 LISTED = 30  # arguments that a message names
 
@@ -120,7 +120,7 @@ def _names(place: _Place, depth: int) -> Iterator[str]:
 
 
 def check_content(content: Mapping[str, Any]) -> Iterator[InputError]:
-    """All names in a run that are no arguments, and all values of a wrong kind, as a file may have them."""
+    """All unknown names and all values of a wrong type in a run; a file may have several."""
     yield from _wrong(content, _Place("", content))
 
 

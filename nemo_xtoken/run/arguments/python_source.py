@@ -27,7 +27,7 @@ class Module:
     stars: tuple[str, ...]
 
     def full_name(self, expression: ast.expr) -> str | None:
-        """The full name of what ``a.b.C`` in this module is; None for what is no name."""
+        """The full name of what ``a.b.C`` in this module is; None for other expressions."""
         parts = []
         while isinstance(expression, ast.Attribute):
             parts.append(expression.attr)
@@ -85,7 +85,7 @@ def find(full_name: str, steps: int = 12) -> Found | None:
 
 @functools.lru_cache(maxsize=256)
 def read_module(name: str) -> Module | None:
-    """The module's top level; None where there is no source of it."""
+    """The module's top level; None if its source is not found."""
     path = _path(name)
     if path is None:
         return None

@@ -56,7 +56,7 @@ class Signature:
 
 @functools.lru_cache(maxsize=256)
 def signature(target: str) -> Signature | None:
-    """Of the function or class of that full name; None where there is no source of it here."""
+    """Of the function or class of that full name; None if its source is not found."""
     found = find(current_path(target))
     return None if found is None else _signature(found, 16)
 

@@ -14,8 +14,8 @@ from nemo_xtoken.run.layout import ParallelSizes, owned_rows
 
 __all__ = ["Precision", "Recompute", "TaughtBy", "Training", "memory_of", "worst_stage"]
 
-TILE = 1024 * MIB  # on a GPU (losses/tiles.py)
-ROW_OF_W = 60  # bytes for an entry of W that is no exact row: ids, weights, sparse forms of it and of its transpose
+TILE = 1024 * MIB  # on a GPU (objective/tiles.py)
+ROW_OF_W = 60  # bytes of an entry of W outside the exact rows: ids, weights, sparse forms of it and its transpose
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def _states(run: Training, part: Part) -> float:
 
 
 def _teacher_weights(run: Training, teacher: TaughtBy, last: bool) -> float:
-    """Frozen weights; those of an untied output layer go when they are there in the order of W, but for one row."""
+    """Frozen weights; an untied output layer is released once it exists in the order of W, except one row."""
     model, own = teacher.model, teacher.sizes
     weights = 0.0
     for i in {0, own.pipeline - 1} if teacher.own_layout else {own.pipeline - 1 if last else 0}:

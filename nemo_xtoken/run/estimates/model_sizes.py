@@ -30,7 +30,7 @@ class Model:
     """Sizes of a decoder; ``active`` of ``experts`` feed-forward blocks work on a token (dense: 1 of 1).
 
     Attributes:
-        name: for people.
+        name: readable.
         layers, hidden, ffn, heads, groups, head_size: ``ffn`` is an expert's where there are experts.
         vocabulary: rows of the output layer.
         tied: embedding and output layer are one.
@@ -74,7 +74,7 @@ class Model:
         """From what NeMo 2 writes of a model's configuration, by Megatron's names.
 
         Args:
-            name: for people.
+            name: readable.
             config: plain values; what is None or missing has Megatron's default.
             rows: of the output layer.
 

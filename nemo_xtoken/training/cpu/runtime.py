@@ -2,7 +2,7 @@
 
 Importing this module changes nothing.  Call :func:`enable` once per process, in the thread that trains, before the
 trainer runs; :func:`disable` takes everything back.  Trainer, strategy, Megatron's schedules, optimizer and distributed
-checkpoints stay the stock code; tensors live on the CPU.  This is the only module that changes others, but for what
+checkpoints stay the stock code; tensors live on the CPU.  This is the only module that changes others, except for what
 :mod:`~nemo_xtoken.training.cpu.megatron_import` does while Megatron is imported.
 
 Holds for nemo-toolkit 2.6 to 2.7, megatron-core 0.15 (0.16 in the tests of Megatron-Bridge): TP, SP, PP, DP, CP,

@@ -119,7 +119,7 @@ def _stored_dtype(checkpoint: Path) -> torch.dtype:
 
     try:
         tensors = dist_checkpointing.load_tensors_metadata(str(checkpoint / "weights"))
-    except Exception as error:  # whatever the format of the day raises for a folder that is none of its own
+    except Exception as error:  # the loader raises different types for foreign folders
         raise InputError(
             f"no checkpoint that can be read in {checkpoint} ({type(error).__name__}: {error})",
             "a folder with `weights` and `context`, as NeMo 2 saves them",
@@ -150,7 +150,7 @@ def _hf_config(family: Family, config: Any, base: dict[str, Any], vocab_size: in
     from transformers import CONFIG_MAPPING
 
     said = family.hf_config(config, vocab_size)
-    # The sequence length of a training run is no property of the model.
+    # The sequence length of a training run is not a property of the model.
     longest = "max_position_embeddings"
     said[longest] = max(int(said[longest]), int(base.get(longest) or 0))
     ids = {} if base else _special_ids(tokenizer)

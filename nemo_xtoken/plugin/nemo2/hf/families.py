@@ -34,7 +34,7 @@ def family_of_config(config: Any) -> Family:
     """The family of a NeMo model.
 
     Raises:
-        InputError: none.
+        InputError: no family has such a configuration.
     """
     for family in FAMILIES:
         dense = family is not GPT_OSS and getattr(config, "num_moe_experts", None)

@@ -225,7 +225,7 @@ def convert(
     Args:
         source_state: may be lazy.
         target_state: names and shapes; the values are not looked at.
-        ignored: tensors of the source that are no weights.
+        ignored: tensors of the source that are not weights.
 
     Raises:
         InputError: a weight of either side that has no counterpart, or of another shape.
