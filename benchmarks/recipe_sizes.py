@@ -17,7 +17,7 @@ import scaling
 from bench import Parser, markdown, show_table, write_json
 
 from nemo_xtoken.run.estimates.loss_time import GIB
-from nemo_xtoken.run.estimates.memory import TaughtBy, Training, worst_stage
+from nemo_xtoken.run.estimates.memory import TeacherSizes, Training, worst_stage
 from nemo_xtoken.run.estimates.model_sizes import Model
 from nemo_xtoken.run.estimates.step_time import Gpu, step_time
 from nemo_xtoken.run.layout import ParallelSizes
@@ -86,7 +86,7 @@ def figures(recipe: str, run: Any, gpu: Gpu) -> Figures:
     training = Training(
         student=student,
         sizes=sizes,
-        teachers=tuple(TaughtBy(t, sizes, False, data.text.teacher_length) for t in teachers),
+        teachers=tuple(TeacherSizes(t, sizes, False, data.text.teacher_length) for t in teachers),
         processes=8 * nodes,
         micro_batch=data.micro_batch_size,
         global_batch=batch,

@@ -16,7 +16,7 @@ from typing import Any
 from bench import Parser, markdown, show_table, write_json
 
 from nemo_xtoken.run.estimates.loss_time import BF16, FP32, GIB, LossSizes
-from nemo_xtoken.run.estimates.memory import Recompute, TaughtBy, Training, memory_of
+from nemo_xtoken.run.estimates.memory import Recompute, TeacherSizes, Training, memory_of
 from nemo_xtoken.run.estimates.model_sizes import Model
 from nemo_xtoken.run.estimates.step_time import Gpu, loss_sizes, step_time
 from nemo_xtoken.run.layout import ParallelSizes
@@ -69,7 +69,7 @@ def training(job: Job) -> Training:
     return Training(
         student=job.student,
         sizes=sizes,
-        teachers=(TaughtBy(job.teacher, own, layout.ep > 1, round(job.length * job.teacher_tokens)),),
+        teachers=(TeacherSizes(job.teacher, own, layout.ep > 1, round(job.length * job.teacher_tokens)),),
         processes=layout.gpus,
         micro_batch=layout.micro_batch,
         global_batch=job.batch,

@@ -40,7 +40,7 @@ from nemo_xtoken.losses.registry import DivergenceOptions
 from nemo_xtoken.objective.scale import ObjectiveConfig
 from nemo_xtoken.plugin.nemo2.checkpoint_folders import finished_checkpoint
 from nemo_xtoken.plugin.nemo2.data import DistillationData
-from nemo_xtoken.plugin.nemo2.distill import again, run_folder, train_one
+from nemo_xtoken.plugin.nemo2.distill import rebuilt, run_folder, train_one
 from nemo_xtoken.plugin.nemo2.model import DistillationModel
 from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
@@ -156,8 +156,8 @@ def distill_tiny(
     sides = [t.side for t in named_teachers(teacher, teachers)]
     folder = run_folder(log)
     alone = train_one(
-        again(model), again(data), again(trainer), None, ObjectiveConfig(scale=0.0), again(optim),
-        again(log, name="ce_only", log_dir=str(folder)), again(resume), aligned_with=sides,
+        rebuilt(model), rebuilt(data), rebuilt(trainer), None, ObjectiveConfig(scale=0.0), rebuilt(optim),
+        rebuilt(log, name="ce_only", log_dir=str(folder)), rebuilt(resume), aligned_with=sides,
     )  # fmt: skip
     train_one(model, data, trainer, teacher, objective, optim, log, resume, teachers, evaluate=evaluate)
     if trainer.is_global_zero:
@@ -176,10 +176,12 @@ def train_teacher(
     log = nl.NeMoLogger(log_dir=str(tiny_text.folder()), name=f"run-{key}", use_datetime_version=False, ckpt=ckpt)
     if found := finished_checkpoint(run_folder(log) / "checkpoints", steps):
         return found
-    text = again(data, text=fdl.build(run.Config(DataConfig, **{**vars(data.text), "student_length": TEACHER_LENGTH})))
+    text = rebuilt(
+        data, text=fdl.build(run.Config(DataConfig, **{**vars(data.text), "student_length": TEACHER_LENGTH}))
+    )
     folder = train_one(
-        DistillationModel(config, reader), text, again(trainer, max_steps=steps, val_check_interval=steps), None,
-        ObjectiveConfig(scale=0.0), again(optim), log,
+        DistillationModel(config, reader), text, rebuilt(trainer, max_steps=steps, val_check_interval=steps), None,
+        ObjectiveConfig(scale=0.0), rebuilt(optim), log,
         nl.AutoResume(resume_if_exists=True, resume_ignore_no_checkpoint=True),
     )  # fmt: skip
     return next(folder.glob("checkpoints/*-last"))

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from nemo_xtoken.run.estimates.loss_time import BF16, FP32
-from nemo_xtoken.run.estimates.memory import Precision, Recompute, TaughtBy, Training
+from nemo_xtoken.run.estimates.memory import Precision, Recompute, TeacherSizes, Training
 from nemo_xtoken.run.settings import Settings
 from nemo_xtoken.run.spec import ModelSpec, RunSpec
 
@@ -115,7 +115,7 @@ class Plan:
         student = self.student.model
         if student is None or self.data_parallel < 1 or any(side.model is None for side in self.teachers):
             return None
-        taught: list[TaughtBy] = []
+        teachers: list[TeacherSizes] = []
         seen: dict[Any, str] = {}
         for side in self.teachers:
             assert side.model is not None
@@ -124,11 +124,11 @@ class Plan:
             seen.setdefault(key, side.label)
             experts = self.student.sizes if side.config.get("num_moe_experts") else None
             own = side.sizes != (experts or self.student.sizes)
-            taught.append(TaughtBy(side.model, side.sizes, own, side.length, shares, side.ids))
+            teachers.append(TeacherSizes(side.model, side.sizes, own, side.length, shares, side.ids))
         return Training(
             student=student,
             sizes=self.student.sizes,
-            teachers=tuple(taught),
+            teachers=tuple(teachers),
             processes=self.processes,
             micro_batch=self.micro_batch,
             global_batch=self.global_batch,

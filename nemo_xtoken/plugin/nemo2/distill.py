@@ -35,7 +35,7 @@ from nemo_xtoken.report.summary import report_runs
 from nemo_xtoken.training.cpu import runtime as cpu_runtime
 from nemo_xtoken.training.teacher_settings import teachers_of_run
 
-__all__ = ["again", "distill", "run_folder", "train_one"]
+__all__ = ["distill", "rebuilt", "run_folder", "train_one"]
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def train_one(
         # NeMo would put the tokenizer of the checkpoint in place of the run's; of one that it is about to remove, too.
         resume.restore_config.load_artifacts = False
     if model.tokenizer is None:
-        model = again(model, tokenizer=starting_tokenizer(resume))
+        model = rebuilt(model, tokenizer=starting_tokenizer(resume))
     named = teachers_of_run(objective, teacher, teachers)
     model.learn_from(named, objective)
     folder = run_folder(log)
@@ -162,7 +162,7 @@ def _evaluation(config: EvaluationConfig | None, folder: Path, log: nl.NeMoLogge
     return [Evaluation(folder, config)]
 
 
-def again(thing: Any, **changes: Any) -> Any:
+def rebuilt(thing: Any, **changes: Any) -> Any:
     """A fresh copy of a NeMo object, made from the arguments that it was made from, some of them changed."""
     if not hasattr(thing, "__io__"):
         return dataclasses.replace(thing, **changes)

@@ -33,7 +33,7 @@ from nemo_xtoken.evaluate.results import identity_of
 from nemo_xtoken.files import atomic_path, cache_root, digest_of
 from nemo_xtoken.objective.scale import ObjectiveConfig
 from nemo_xtoken.plugin.nemo2.data import DistillationData
-from nemo_xtoken.plugin.nemo2.distill import again, run_folder, train_one
+from nemo_xtoken.plugin.nemo2.distill import rebuilt, run_folder, train_one
 from nemo_xtoken.plugin.nemo2.hf.exporting import load_config
 from nemo_xtoken.plugin.nemo2.model import DistillationModel
 from nemo_xtoken.plugin.nemo2.student import starting_tokenizer
@@ -113,14 +113,14 @@ def swap_tokenizer(
     teacher.path = teacher.path or str(made.teacher)
     resume = resume or nl.AutoResume(resume_if_exists=True, resume_ignore_no_checkpoint=True)
     if resume.restore_config is None:
-        resume = again(resume, restore_config=nl.RestoreConfig(path=str(made.student)))
+        resume = rebuilt(resume, restore_config=nl.RestoreConfig(path=str(made.student)))
     folder = run_folder(log)
     runs = {}
     if ce_only:
         sides = [t.side for t in named_teachers(teacher, teachers)]
         runs["cross-entropy only"] = train_one(
-            _student(resume, data), again(data), again(trainer), None, ObjectiveConfig(scale=0.0), again(optim),
-            again(log, name="ce_only", log_dir=str(folder)), again(resume), aligned_with=sides,
+            _student(resume, data), rebuilt(data), rebuilt(trainer), None, ObjectiveConfig(scale=0.0), rebuilt(optim),
+            rebuilt(log, name="ce_only", log_dir=str(folder)), rebuilt(resume), aligned_with=sides,
         )  # fmt: skip
     student = _student(resume, data)
     runs["distilled"] = train_one(student, data, trainer, teacher, objective, optim, log, resume, teachers)

@@ -12,7 +12,7 @@ from nemo_xtoken.run.estimates.loss_time import BF16, FP32, MIB, MULTI_ENTRIES
 from nemo_xtoken.run.estimates.model_sizes import Model, Part
 from nemo_xtoken.run.layout import ParallelSizes, owned_rows
 
-__all__ = ["Precision", "Recompute", "TaughtBy", "Training", "memory_of", "worst_stage"]
+__all__ = ["Precision", "Recompute", "TeacherSizes", "Training", "memory_of", "worst_stage"]
 
 TILE = 1024 * MIB  # on a GPU (objective/tiles.py)
 ROW_OF_W = 60  # bytes of an entry of W outside the exact rows: ids, weights, sparse forms of it and its transpose
@@ -51,8 +51,8 @@ class Recompute:
 
 
 @dataclass(frozen=True)
-class TaughtBy:
-    """A teacher as memory sees it.
+class TeacherSizes:
+    """A teacher for the estimate of memory.
 
     Attributes:
         model: its sizes.
@@ -89,7 +89,7 @@ class Training:
 
     student: Model
     sizes: ParallelSizes
-    teachers: tuple[TaughtBy, ...]
+    teachers: tuple[TeacherSizes, ...]
     processes: int
     micro_batch: int
     global_batch: int
@@ -151,7 +151,7 @@ def memory_of(run: Training, stage: int) -> dict[str, float]:
     return parts
 
 
-def _kept(run: Training, teacher: TaughtBy) -> float:
+def _kept(run: Training, teacher: TeacherSizes) -> float:
     """Micro-batches whose hidden states are there at a time: all of a step where stages wait for each other."""
     return 1.0 if run.sizes.pipeline == 1 and not teacher.own_layout else run.micro_batches
 
@@ -165,7 +165,7 @@ def _states(run: Training, part: Part) -> float:
     return spread * run.precision.states
 
 
-def _teacher_weights(run: Training, teacher: TaughtBy, last: bool) -> float:
+def _teacher_weights(run: Training, teacher: TeacherSizes, last: bool) -> float:
     """Frozen weights; an untied output layer is released once it exists in the order of W, except one row."""
     model, own = teacher.model, teacher.sizes
     weights = 0.0
