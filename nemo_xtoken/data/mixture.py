@@ -1,17 +1,19 @@
-"""Several data sets as one: mixed by weights for training, one after the other for validation."""
+"""Several data sets as one: mixed by weights for training, one after the other, in whole batches, for validation."""
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 
-from nemo_xtoken.data.batch import Batch
+from nemo_xtoken.data.batch import IGNORED, Batch
 from nemo_xtoken.data.dataset import DistillationDataset, checked_length
 from nemo_xtoken.data.mixing import Schedule, shares_of
 
-__all__ = ["JoinedDataset", "MixedDataset"]
+__all__ = ["JoinedDataset", "MixedDataset", "WholeBatches"]
 
 
 class _Several(Dataset[Batch]):
@@ -107,3 +109,27 @@ class JoinedDataset(_Several):
         """In the order of the sources."""
         source = int(np.searchsorted(self._ends, index, "right"))
         return source, index - (int(self._ends[source - 1]) if source else 0)
+
+
+class WholeBatches(Dataset[Batch]):
+    """A data set filled up to a multiple of the batch by samples without labels, which count for nothing."""
+
+    def __init__(self, samples: DistillationDataset | MixedDataset | JoinedDataset, batch: int) -> None:
+        self.samples = samples
+        self.length = -(-len(samples) // batch) * batch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Batch:
+        if index < len(self.samples):
+            return self.samples[index]
+        sample = self.samples[0].numbered(index)
+        student = replace(sample.student, labels=torch.full_like(sample.student.labels, IGNORED))
+        return Batch(
+            student,
+            tuple(
+                replace(side, labels=torch.full_like(side.labels, IGNORED), chunks=side.chunks[:0])
+                for side in sample.teachers
+            ),
+        )

@@ -9,7 +9,7 @@ from typing import Any, Optional
 import torch
 
 from nemo_xtoken.data.config import Tokenization
-from nemo_xtoken.data.whole import WholeBatches
+from nemo_xtoken.data.mixture import WholeBatches
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.kernels.choice import kernels_for
 from nemo_xtoken.objective.scale import ObjectiveConfig

@@ -14,8 +14,7 @@ from torch.utils.data import Dataset
 from nemo_xtoken.data.batch import collate
 from nemo_xtoken.data.config import DataConfig, Tokenization
 from nemo_xtoken.data.dataset import DistillationDataset
-from nemo_xtoken.data.mixture import MixedDataset
-from nemo_xtoken.data.whole import WholeBatches
+from nemo_xtoken.data.mixture import MixedDataset, WholeBatches
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.run.layout import check_batches
 from nemo_xtoken.vocab.vocabulary import Vocabulary

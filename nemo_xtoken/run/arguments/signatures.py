@@ -164,6 +164,6 @@ def _plain(value: ast.expr | None, module: Module) -> Any:
     name = module.full_name(value) if isinstance(value, ast.Name | ast.Attribute) else None
     there = find(name) if name is not None else None
     try:
-        return ast.literal_eval(there.node) if there is not None else NO_DEFAULT  # type: ignore[arg-type]
+        return ast.literal_eval(there.node) if there is not None else NO_DEFAULT
     except (ValueError, TypeError):
         return NO_DEFAULT

@@ -11,7 +11,7 @@ from dense import chunk_losses, dense_w, projected_kl
 from tokenizer_zoo import zoo
 
 from nemo_xtoken.data.config import DataConfig, Tokenization
-from nemo_xtoken.data.whole import WholeBatches
+from nemo_xtoken.data.mixture import WholeBatches
 from nemo_xtoken.objective.scale import ObjectiveConfig
 from nemo_xtoken.plugin.bridge.batches import HeldOutBatches, StepBatches
 from nemo_xtoken.plugin.bridge.bridge_config import TeacherConfig
