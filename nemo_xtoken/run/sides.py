@@ -70,7 +70,6 @@ def student_side(settings: Settings) -> ModelSpec:
     return ModelSpec(
         label="student",
         where="trainer.strategy",
-        path_name=START,
         path=str(path) if path is not None else None,
         problem=problem,
         config=config,
@@ -106,7 +105,6 @@ def teacher_side(settings: Settings, where: str, teacher: Mapping[str, Any]) -> 
     return ModelSpec(
         label=label,
         where=where,
-        path_name=f"{where}.path",
         path=str(path) if path is not None else None,
         problem=problem,
         config=config,

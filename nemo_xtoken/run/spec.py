@@ -37,7 +37,7 @@ class ModelSpec:
         config: its configuration by Megatron's names; empty where it is not known.
         config_from: where it came from, for error messages.
         given: what of the configuration the run sets itself.
-        path, path_name: its checkpoint, None where none is set; and what that is called.
+        path: its checkpoint; None where none is set.
         problem: what is wrong with the checkpoint.
         tokenizer, tokenizer_name: folder, file or hub name, None where it is not known; and what that is called.
         ids: V of its tokenizer; None until that is loaded.
@@ -54,7 +54,6 @@ class ModelSpec:
     config_from: str = "the run's settings"
     given: Mapping[str, Any] = field(default_factory=dict)
     path: str | None = None
-    path_name: str = ""
     problem: InputError | None = None
     tokenizer: str | None = None
     tokenizer_name: str = ""

@@ -16,7 +16,6 @@ from nemo_xtoken.data.config import DataConfig, Tokenization
 from nemo_xtoken.data.dataset import DistillationDataset
 from nemo_xtoken.data.mixture import MixedDataset, WholeBatches
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.run.layout import check_batches
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
 __all__ = ["DistillationData"]
@@ -64,10 +63,6 @@ class DistillationData(pl.LightningDataModule, io.IOMixin):
         self.train_set, held_out = text.build(student, teachers, (max(0, steps) + 1) * self.global_batch_size)
         if held_out is not None:
             self.held_out_set = WholeBatches(held_out, self.global_batch_size)
-
-    def check_layout(self, data_parallel_size: int) -> None:
-        """Raises InputError where the batch sizes do not fit together."""
-        check_batches(self.global_batch_size, self.micro_batch_size, data_parallel_size)
 
     def train_dataloader(self) -> Any:
         """Over the training samples, in the order of the data set."""
