@@ -1,8 +1,8 @@
 """What a step costs on a cluster, and what part of it is the loss: FLOPs, bytes and memory of a rank, on paper.
 
-Every term of the loss is written out in nemo_xtoken/run/loss_time.py and held against counters of real runs by
-tests/unit/benchmarks/test_scaling.py: FLOPs of the matrix products exactly, bytes of the collectives exactly.  What a
-GPU makes of them is a roofline with the efficiencies of `Gpu`: assumptions, to be replaced by measurements.
+Every term of the loss is written out in nemo_xtoken/run/estimates/loss_time.py and held against counters of real runs
+by tests/unit/benchmarks/test_scaling.py: FLOPs of the matrix products exactly, bytes of the collectives exactly.  What
+a GPU makes of them is a roofline with the efficiencies of `Gpu`: assumptions, to be replaced by measurements.
 
 examples:
   python benchmarks/scaling.py
