@@ -23,7 +23,7 @@ from nemo_xtoken.objective.scale import ObjectiveConfig
 from nemo_xtoken.plugin.nemo2.checkpoint_folders import remove_unfinished
 from nemo_xtoken.plugin.nemo2.checks import check_run
 from nemo_xtoken.plugin.nemo2.data import DistillationData
-from nemo_xtoken.plugin.nemo2.evaluation import Evaluation
+from nemo_xtoken.plugin.nemo2.evaluation import evaluations
 from nemo_xtoken.plugin.nemo2.history import History
 from nemo_xtoken.plugin.nemo2.learned import learn_projections
 from nemo_xtoken.plugin.nemo2.model import DistillationModel
@@ -115,7 +115,7 @@ def train_one(
     model.learn_from(named, objective)
     folder = run_folder(log)
     check_run(model, data, trainer, named, resume)
-    evaluation = _evaluation(evaluate, folder, log)
+    evaluation = evaluations(evaluate, folder, log)
     check_architecture(model.config, resume)
     learning = learn_projections(named, model.tokenizer.vocabulary, trainer, optim or model.optim, resume, folder)
     sides = [t.side for t in named] or aligned_with or [Tokenization(model.tokenizer.vocabulary)]
@@ -152,14 +152,6 @@ def run_folder(log: nl.NeMoLogger) -> Path:
             "set log.use_datetime_version=False",
         )
     return Path(log.log_dir or "nemo_experiments") / log.name
-
-
-def _evaluation(config: EvaluationConfig | None, folder: Path, log: nl.NeMoLogger) -> list[Evaluation]:
-    if config is None or config.every is None:
-        return []
-    config.check_steps(getattr(log.ckpt, "_every_n_train_steps", None))
-    config.check_place()
-    return [Evaluation(folder, config)]
 
 
 def rebuilt(thing: Any, **changes: Any) -> Any:

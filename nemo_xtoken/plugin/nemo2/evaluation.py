@@ -19,9 +19,26 @@ from nemo_xtoken.environment import without_launcher
 from nemo_xtoken.evaluate.evaluation_config import EvaluationConfig
 from nemo_xtoken.run.records import FOLDER
 
-__all__ = ["Evaluation", "EvaluationConfig"]
+__all__ = ["Evaluation", "EvaluationConfig", "evaluations"]
 
 logger = logging.getLogger(__name__)
+
+
+def evaluations(config: EvaluationConfig | None, folder: Path, log: Any) -> list["Evaluation"]:
+    """The callback of a run that is to be evaluated, after its settings have been checked; none for others.
+
+    Args:
+        folder: the run's folder.
+        log: NeMo's logger, which says when checkpoints are saved.
+
+    Raises:
+        InputError: steps at which nothing is saved, a wrong setting, no harness, no data.
+    """
+    if config is None or config.every is None:
+        return []
+    config.check_steps(getattr(log.ckpt, "_every_n_train_steps", None))
+    config.check_place()
+    return [Evaluation(folder, config)]
 
 
 class Evaluation(pl.Callback):

@@ -132,7 +132,7 @@ def _parameters(node: ast.FunctionDef, module: Module, bound: bool = False) -> d
     positional = [*node.args.posonlyargs, *node.args.args][int(bound) :]
     defaults: list[ast.expr | None] = [None] * (len(positional) - len(node.args.defaults)) + list(node.args.defaults)
     pairs = [*zip(positional, defaults, strict=False), *zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)]
-    return {a.arg: Argument(a.arg, a.annotation, module, _plain(default, module)) for a, default in pairs}
+    return {a.arg: Argument(a.arg, a.annotation, module, _plain(default)) for a, default in pairs}
 
 
 def _fields(node: ast.ClassDef, module: Module) -> dict[str, Argument]:
@@ -149,21 +149,13 @@ def _fields(node: ast.ClassDef, module: Module) -> dict[str, Argument]:
                 continue
         value = options.get("default") if options else statement.value
         name = statement.target.id
-        found[name] = Argument(name, statement.annotation, module, _plain(value, module))
+        found[name] = Argument(name, statement.annotation, module, _plain(value))
     return found
 
 
-def _plain(value: ast.expr | None, module: Module) -> Any:
-    """A literal, or a name in this module that is one."""
-    if value is None:
-        return NO_DEFAULT
+def _plain(value: ast.expr | None) -> Any:
+    """A literal; what a name stands for may depend on what is installed."""
     try:
-        return ast.literal_eval(value)
-    except (ValueError, TypeError):
-        pass
-    name = module.full_name(value) if isinstance(value, ast.Name | ast.Attribute) else None
-    there = find(name) if name is not None else None
-    try:
-        return ast.literal_eval(there.node) if there is not None else NO_DEFAULT
+        return NO_DEFAULT if value is None else ast.literal_eval(value)
     except (ValueError, TypeError):
         return NO_DEFAULT

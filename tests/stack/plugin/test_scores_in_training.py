@@ -1,6 +1,7 @@
 """Training starts a process that takes its checkpoints, under any layout, and is none the worse for it."""
 
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -69,11 +70,13 @@ def test_a_process_that_fails_leaves_the_run_whole(world, tmp_path):
 def test_settings_are_checked_before_training(settings, message):
     import nemo.lightning as nl
 
+    from nemo_xtoken.plugin.nemo2.evaluation import evaluations
+
     log = nl.NeMoLogger(ckpt=nl.ModelCheckpoint(every_n_train_steps=2))
     with pytest.raises(InputError, match=message):
-        evaluation(**settings).check(log)
+        evaluations(evaluation(**settings), Path("run"), log)
     with pytest.raises(InputError, match="no steps"):
-        evaluation().check(nl.NeMoLogger())
+        evaluations(evaluation(), Path("run"), nl.NeMoLogger())
 
 
 def test_the_marker_is_nemo_s():
