@@ -33,7 +33,7 @@ help:  ## this list
 install: $(STAMP)  ## build .venv (the others do it by themselves)
 
 demo: $(STAMP)  ## distil a small teacher into a student with another tokenizer, on this machine
-	$(BIN)/nemo llm distill --recipe xtoken_tiny
+	PYTHONWARNINGS="ignore:The pynvml package is deprecated:FutureWarning" $(BIN)/nemo llm distill --recipe xtoken_tiny
 
 # The tests' files are spread over processes, the longest first (tests/conftest.py); each takes about 3 GB at most.
 WORKERS ?= 2

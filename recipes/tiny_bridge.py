@@ -22,7 +22,7 @@ from nemo_xtoken.plugin.bridge.bridge_config import (
 )
 from nemo_xtoken.plugin.bridge.distill_bridge import is_first, train_one
 from nemo_xtoken.recipes import tiny_text
-from nemo_xtoken.recipes.tiny_models import STUDENT, TEACHER
+from nemo_xtoken.recipes.tiny_models import ALONE, STUDENT, TAUGHT, TEACHER
 from nemo_xtoken.report.summary import report_runs
 from nemo_xtoken.vocab.loading import load_vocabulary
 
@@ -62,10 +62,12 @@ def distill_tiny(
     alone = dataclasses.replace(log, log_dir=str(folder), name="ce_only")
     sides = [Tokenization(teacher.load_tokenizer().vocabulary, teacher.length)]
     no_teacher = ObjectiveConfig(scale=0.0)
-    alone_folder = train_one(model, data, trainer, None, no_teacher, optim, alone, resume, aligned_with=sides)
-    train_one(model, data, trainer, teacher, objective, optim, log, resume)
+    alone_folder = train_one(
+        model, data, trainer, None, no_teacher, optim, alone, resume, aligned_with=sides, title=ALONE
+    )
+    train_one(model, data, trainer, teacher, objective, optim, log, resume, title=TAUGHT)
     if is_first():
-        report_runs({"cross-entropy only": alone_folder, "with the teacher": folder}, folder)
+        report_runs({ALONE: alone_folder, TAUGHT: folder}, folder)
     return folder
 
 
@@ -111,5 +113,5 @@ def _train_teacher(tokenizer: str, data: Data, trainer: Trainer, optim: Optional
         model = Student(TokenizerSource(tokenizer), llama(tokenizer, length, TEACHER))
         text = dataclasses.replace(data, text=dataclasses.replace(data.text, student_length=length))
         longer = dataclasses.replace(trainer, max_steps=steps, val_check_interval=steps)
-        train_one(model, text, longer, None, ObjectiveConfig(scale=0.0), optim, log, Resume())
+        train_one(model, text, longer, None, ObjectiveConfig(scale=0.0), optim, log, Resume(), title="the teacher")
     return str(checkpoints)

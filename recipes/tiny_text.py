@@ -13,6 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from nemo_xtoken.files import atomic_path, cache_root, digest_of
+from nemo_xtoken.progress import Phase
 
 __all__ = ["documents", "make_tokenizer", "student_tokenizer", "teacher_tokenizer", "text_file"]
 
@@ -103,7 +104,8 @@ def make_tokenizer(folder: Path, texts: Iterable[str], digits: str, size: int, r
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
-        tokenizer.train_from_iterator([*texts, *[" ".join(map(str, range(1000)))] * repeats], trainer)
+        with Phase(f"training a tokenizer of {size:,} tokens"):
+            tokenizer.train_from_iterator([*texts, *[" ".join(map(str, range(1000)))] * repeats], trainer)
         path.write_text(tokenizer.to_str())
 
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end_of_text|>"}

@@ -46,7 +46,7 @@ from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
 from nemo_xtoken.projection.build import ProjectionRule
 from nemo_xtoken.recipes import tiny_text
-from nemo_xtoken.recipes.tiny_models import STUDENT, TEACHER
+from nemo_xtoken.recipes.tiny_models import ALONE, STUDENT, TAUGHT, TEACHER
 from nemo_xtoken.report.summary import report_runs
 from nemo_xtoken.training.teacher_settings import named_teachers
 
@@ -95,7 +95,7 @@ def xtoken_tiny() -> run.Partial:
             val_check_interval=30,
             limit_val_batches=1.0,
             num_sanity_val_steps=0,
-            log_every_n_steps=10,
+            log_every_n_steps=100,
             logger=False,
             use_distributed_sampler=False,
             strategy=run.Config(nl.MegatronStrategy, ckpt_async_save=False, progress_interval=20),
@@ -157,11 +157,11 @@ def distill_tiny(
     folder = run_folder(log)
     alone = train_one(
         rebuilt(model), rebuilt(data), rebuilt(trainer), None, ObjectiveConfig(scale=0.0), rebuilt(optim),
-        rebuilt(log, name="ce_only", log_dir=str(folder)), rebuilt(resume), aligned_with=sides,
+        rebuilt(log, name="ce_only", log_dir=str(folder)), rebuilt(resume), aligned_with=sides, title=ALONE,
     )  # fmt: skip
-    train_one(model, data, trainer, teacher, objective, optim, log, resume, teachers, evaluate=evaluate)
+    train_one(model, data, trainer, teacher, objective, optim, log, resume, teachers, evaluate=evaluate, title=TAUGHT)
     if trainer.is_global_zero:
-        report_runs({"cross-entropy only": alone, "with the teacher": folder}, folder)
+        report_runs({ALONE: alone, TAUGHT: folder}, folder)
     return folder
 
 
@@ -182,6 +182,6 @@ def train_teacher(
     folder = train_one(
         DistillationModel(config, reader), text, rebuilt(trainer, max_steps=steps, val_check_interval=steps), None,
         ObjectiveConfig(scale=0.0), rebuilt(optim), log,
-        nl.AutoResume(resume_if_exists=True, resume_ignore_no_checkpoint=True),
+        nl.AutoResume(resume_if_exists=True, resume_ignore_no_checkpoint=True), title="the teacher",
     )  # fmt: skip
     return next(folder.glob("checkpoints/*-last"))

@@ -7,8 +7,8 @@ whole or not at all, are never changed, and are read through memory maps.
 
 import contextlib
 import hashlib
+import logging
 import mmap
-import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +22,8 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.files import atomic_path, tensor_places
 
 __all__ = ["DIGEST_BYTES", "AlignedDocument", "AlignmentCache", "DamagedShard", "Shard", "text_digest"]
+
+logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = "1"
 DIGEST_BYTES = 16  # of a text; a collision among 10**12 texts has probability 1e-15
@@ -210,9 +212,10 @@ class AlignmentCache:
                 self._shards[name] = Shard(path, self.pair_digest)
             except DamagedShard as damage:
                 if discard_damaged and path.parent == self._own:
-                    warnings.warn(
-                        f"the alignment cache file {path} is damaged ({damage}): deleted, its texts are aligned again",
-                        stacklevel=2,
+                    logger.warning(
+                        "the alignment cache file %s is damaged (%s): deleted, its texts are aligned again",
+                        path,
+                        damage,
                     )
                     path.unlink(missing_ok=True)
 

@@ -3,6 +3,7 @@
 Exit status: 0 done, 1 unexpected error, 2 wrong input or wrong command line, 130 interrupted.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -39,8 +40,11 @@ def main(arguments: Sequence[str] | None = None, program: str = "xtoken") -> int
     if any(word in ("-h", "--help") for word in words[1:]):
         print(_verb_help(verb, program))
         return 0
+    from nemo_xtoken.commands.terminal import Terminal  # loads rich, which help needs not
+
     try:
-        return verb.run(parse_arguments(verb, words[1:]))
+        with Terminal(level=logging.WARNING, captures=False):
+            return verb.run(parse_arguments(verb, words[1:]))
     except UsageError as error:
         report_error(f"{error}\n  see `{program} {verb.name} --help`")
         return 2

@@ -17,7 +17,9 @@ from rich.markup import escape
 
 import nemo_xtoken.commands.nemo_cli_light  # noqa: F401  (first: `nemo xtoken VERB` runs there and needs nothing of the below)
 from nemo_xtoken.commands.cli import report_error
+from nemo_xtoken.commands.output_log import OutputLog
 from nemo_xtoken.commands.run_context import RecipeRunContext
+from nemo_xtoken.commands.terminal import wants_verbose
 from nemo_xtoken.environment import find_stack, unloadable_nemo
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.recipes import Recipe, available_recipes, describe_recipes
@@ -50,6 +52,26 @@ def distill(recipe: str = "") -> None:
 
 
 @contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What the import prints is kept for a run's log."""
+    if wants_verbose(sys.argv, os.environ):
+        yield
+        return
+    log = OutputLog()
+    waiting = log.err.isatty()
+    if waiting:
+        print("loading NeMo ..", end="", file=log.err, flush=True)
+    try:
+        with log.active_as(True):
+            yield
+    finally:
+        if waiting:
+            print("\r\x1b[K", end="", file=log.err, flush=True)
+        RecipeRunContext.import_output = log.path.read_text("utf-8", "replace")
+        log.close(keep=False)
+
+
+@contextlib.contextmanager
 def _no_garbage_collection() -> Iterator[None]:
     """Imports make many lasting objects; not looking through them again and again saves a third of NeMo's import."""
     enabled = gc.isenabled()
@@ -69,7 +91,7 @@ def _host() -> Callable[..., Any]:
         SystemExit: with status 2, where this process is that command and NeMo 2 is installed and cannot be loaded.
     """
     try:
-        with _no_garbage_collection():
+        with _quiet(), _no_garbage_collection():
             from nemo.collections import llm
     except Exception as error:
         # NeMo 3 and the images that follow have no such package; anything else is an installation to be repaired.

@@ -1,11 +1,12 @@
 """What ``nemo llm distill`` does with its command line, beyond nemo_run's own run context."""
 
+import contextlib
+import functools
 import inspect
 import logging
 import os
 import re
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn
@@ -18,6 +19,8 @@ from nemo_run.cli.lazy import LazyEntrypoint
 
 from nemo_xtoken.commands.cli import report_error
 from nemo_xtoken.commands.run_config import add_named, config_from_dict, plain
+from nemo_xtoken.commands.run_header import describe_run, run_folder_of
+from nemo_xtoken.commands.terminal import Terminal, wants_verbose
 from nemo_xtoken.environment import find_stack
 from nemo_xtoken.errors import InputError, nearest
 from nemo_xtoken.launch.job import distillation, read_sweep
@@ -50,7 +53,11 @@ class RecipeRunContext(RunContext):
     """
 
     known_options: ClassVar[list[str]] = []
+    terminal: ClassVar[Terminal]  # of the command; a process has one
+    import_output: ClassVar[str] = ""  # what others printed while they were imported; for the log
     slurm_words: list[str] | None = None  # what a job on Slurm is configured by; None for a run right here
+    _title: str = ""  # the recipe or the file
+    _configured: Any = None  # the run, once it is parsed
 
     @classmethod
     def cli_command(cls, *args: Any, **kwargs: Any) -> Any:
@@ -59,23 +66,26 @@ class RecipeRunContext(RunContext):
         defaults = (parameter.default for parameter in inspect.signature(command).parameters.values())
         declared = " ".join(text for default in defaults for text in getattr(default, "param_decls", None) or ())
         cls.known_options = sorted({*re.findall(r"--[\w-]+", declared), "--executor", "--recipe", "--list-recipes"})
+        parent = args[0] if args else kwargs["parent"]
+        parent.registered_commands[-1].callback = _with_terminal(command)
         return command
 
     def cli_execute(
         self, fn: Callable[..., Any], args: list[str], entrypoint_type: Literal["task", "experiment"] = "task"
     ) -> None:
         """Runs the command; ``args`` holds what the command's own options left, in their order."""
-        try:
-            adopt_slurm_ranks(os.environ)
-            _show_log()
-            super().cli_execute(fn, self._take_options(list(args)), entrypoint_type)
-        except InputError as error:
-            _leave(str(error))
-        except RunContextError:
-            raise
-        except Exception as error:  # nemo_run would show the message alone
-            traceback.print_exc()
-            raise SystemExit(1) from error
+        with self.terminal.released():
+            try:
+                super().cli_execute(fn, self._take_options(list(args)), entrypoint_type)
+            except (InputError, _Refused) as error:
+                report_error(str(error))
+                raise SystemExit(2) from None
+            except RunContextError as error:
+                report_error(str(error))
+                raise SystemExit(1) from None
+            except Exception as error:  # nemo_run would show the message alone
+                self.terminal.unexpected(error)
+                raise SystemExit(1) from error
 
     def _execute_task(self, fn: Callable[..., Any], task_args: list[str]) -> None:
         """Runs the configured run here, exports it, or submits it."""
@@ -83,11 +93,16 @@ class RecipeRunContext(RunContext):
         if self.slurm_words is not None and not export:
             self._submit(fn, task_args)
             return
-        with report_unfinished():
-            if _rank() == 0 or export:
+        shown = export or self.dryrun or self.repl
+        with report_unfinished(), contextlib.nullcontext() if shown else self.terminal.captured():
+            if self.terminal.rank == 0 or export:
                 super()._execute_task(fn, task_args)
+                if (log := self.terminal.log) is not None:
+                    self.terminal.say(f"log         {log}")
             elif not self.dryrun:  # the first rank shows the configuration
-                run.run(self.parse_fn(fn, task_args), direct=True)
+                configured = self.parse_fn(fn, task_args)
+                self._introduce()
+                run.run(configured, direct=True)
 
     def _submit(self, fn: Callable[..., Any], overrides: list[str]) -> None:
         """Submits the run to Slurm, after parsing it, which finds errors before the job does."""
@@ -108,6 +123,8 @@ class RecipeRunContext(RunContext):
 
     def parse_fn(self, fn: Any, args: list[str], **default_kwargs: Any) -> Any:
         """The configured run: from the recipe, or from the file of ``--yaml``, with the overrides applied."""
+        if isinstance(self.factory or self.yaml, str):
+            self._title = str(self.factory or self.yaml)
         exported = self._exported()
         if exported is not None:
             self.factory, self.yaml = (lambda: exported), None
@@ -117,16 +134,19 @@ class RecipeRunContext(RunContext):
         parser_log.setLevel(logging.CRITICAL)
         try:
             if self.factory and given is None:
-                given = LazyEntrypoint(fn, factory=self.factory).resolve(ctx=self)
+                with self.terminal.captured():
+                    given = LazyEntrypoint(fn, factory=self.factory).resolve(ctx=self)
                 self.factory = lambda: given
             if given is not None:
                 args = self._judged(given, args)
                 add_named(given, [*args, *self._paths_in_yaml()])
-            config = super().parse_fn(fn, args, **default_kwargs)
+            with self.terminal.captured():  # what the imports of a recipe print, also where the run is only shown
+                config = super().parse_fn(fn, args, **default_kwargs)
             fit_trainer(config, args, os.environ)
             if given is not None:
                 settings = Settings(plain(config), "the command line")
                 check_settings(settings, None if self.slurm_words is not None else processes_of(settings))
+            self._configured = config
             return config
         except CLIException as error:
             chain = [error, *_causes(error)]
@@ -151,10 +171,17 @@ class RecipeRunContext(RunContext):
         return words
 
     def _should_continue(self, skip_confirmation: bool) -> bool:
-        go_on = super()._should_continue(skip_confirmation or not sys.stdin.isatty())
-        if go_on and self.slurm_words is None:
-            logger.info(find_stack().line())
-        return go_on
+        if self.slurm_words is None:
+            self._introduce()
+        with self.terminal.released():
+            return super()._should_continue(skip_confirmation or not sys.stdin.isatty())
+
+    def _introduce(self) -> None:
+        """Says what will run, and where its log goes."""
+        folder = run_folder_of(self._configured)
+        log = None if folder is None else self.terminal.log_to(folder)
+        print(find_stack().line())
+        self.terminal.say(describe_run(self._title, self._configured, log))
 
     def _take_options(self, args: list[str]) -> list[str]:
         """Takes our options out, checks the rest, and returns the overrides."""
@@ -249,29 +276,36 @@ def _content(path: str) -> Any:
     return read_yaml(Path(path)) if path.endswith((".yaml", ".yml")) else ConfigSerializer().load_dict(path)
 
 
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
+def _adopt_ranks() -> None:
+    try:
+        adopt_slurm_ranks(os.environ)
+    except InputError as error:
+        report_error(str(error))
+        raise SystemExit(2) from None
 
 
-class _Printer(logging.Handler):
-    """Prints to what is standard error at the time."""
+def _with_terminal(command: Callable[..., None]) -> Callable[..., None]:
+    """nemo_run's command, on a terminal of ours."""
 
-    def emit(self, record: logging.LogRecord) -> None:
-        print(f"[nemo_xtoken] {self.format(record)}", file=sys.stderr)
+    @functools.wraps(command)
+    def run_command(**options: Any) -> None:
+        _adopt_ranks()
+        verbose = bool(options.get("verbose")) or wants_verbose([], os.environ)
+        with Terminal(verbose) as terminal, terminal.captured():
+            if RecipeRunContext.import_output and not verbose:
+                print(RecipeRunContext.import_output)
+            RecipeRunContext.terminal = terminal
+            command(**options)
+
+    return run_command
 
 
-def _show_log() -> None:
-    """Shows what this package says at level INFO, once, unless logging is set up otherwise."""
-    log = logging.getLogger("nemo_xtoken")
-    if log.level == logging.NOTSET:
-        log.setLevel(logging.INFO if _rank() == 0 else logging.WARNING)
-    if not log.hasHandlers():
-        log.addHandler(_Printer())
+class _Refused(Exception):
+    """A command line that cannot be; the text is for the person who typed it."""
 
 
 def _leave(message: str) -> NoReturn:
-    report_error(message)
-    raise SystemExit(2)
+    raise _Refused(message)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -10,9 +10,9 @@ from nemo_xtoken.alignment.aligner import check_method
 from nemo_xtoken.data.mixing import shares_of
 from nemo_xtoken.data.prepare import prepare_pairs
 from nemo_xtoken.data.prepared import PreparedDocuments, split_documents
-from nemo_xtoken.data.progress import say
 from nemo_xtoken.data.sources import Reading, resolve_sources
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.progress import say
 from nemo_xtoken.vocab import Vocabulary
 
 if TYPE_CHECKING:

@@ -11,12 +11,14 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from nemo_xtoken.alignment.cache import DIGEST_BYTES, text_digest
-from nemo_xtoken.data.progress import Surveying
 from nemo_xtoken.data.sources import Source
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.files import atomic_path, digest_of
+from nemo_xtoken.progress import Pace, Phase
 
 __all__ = ["Survey", "read_documents", "survey"]
+
+_LINE_SECONDS = 10.0  # between lines in a log
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,11 @@ def survey(sources: Sequence[Source], keep: Path | None = None, shown: bool = Fa
         InputError: unreadable data, or no document with text in all of it.
     """
     parts = []
-    with Surveying(len(sources), shown) as shown_progress:
-        for source in sources:
+    lines = Pace(_LINE_SECONDS)
+    with Phase("reading", len(sources), "files", shown and len(sources) > 1, announced=False) as phase:
+        for number, source in enumerate(sources, 1):
             parts.append(_survey_one(source, keep))
-            shown_progress.advance(len(parts[-1]))
+            phase.at(number, {"documents": f"{sum(map(len, parts)):,}"}, lines.due())
     if not partial and not any(map(len, parts)):
         names = ", ".join(source.name for source in sources[:5]) + (", ..." if len(sources) > 5 else "")
         raise InputError(

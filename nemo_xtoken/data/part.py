@@ -12,9 +12,9 @@ from nemo_xtoken.data.config import DataConfig
 from nemo_xtoken.data.documents import Survey, survey
 from nemo_xtoken.data.prepare import Pair, survey_folder
 from nemo_xtoken.data.prepared import PreparedDocuments
-from nemo_xtoken.data.progress import say
 from nemo_xtoken.data.sources import resolve_sources
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.progress import say
 from nemo_xtoken.vocab import Vocabulary
 
 __all__ = ["PartReport", "TeacherReport", "array_part", "deal", "prepare_part"]

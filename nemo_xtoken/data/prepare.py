@@ -15,19 +15,20 @@ from nemo_xtoken.alignment.aligner import Aligner
 from nemo_xtoken.alignment.cache import AlignedDocument, AlignmentCache
 from nemo_xtoken.data.documents import Survey, read_documents, survey
 from nemo_xtoken.data.prepared import PreparedDocuments
-from nemo_xtoken.data.progress import Progress, say
 from nemo_xtoken.data.sources import Reading, Source, resolve_sources
 from nemo_xtoken.data.templates import ChatTemplate
 from nemo_xtoken.data.turns import ConversationAligner
 from nemo_xtoken.data.workers import AlignFunction, DocumentAligner, align_documents
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.files import cache_root, digest_of
+from nemo_xtoken.progress import Pace, Phase, say
 from nemo_xtoken.vocab import Vocabulary
 
 __all__ = ["Pair", "open_cache", "prepare_documents", "prepare_pairs", "survey_folder"]
 
 _TEXT = Reading()
 _SHARD_TOKENS = 8_000_000  # both sides together: a shard has about 100 MB, and as much is held in memory
+_LINE_SECONDS = 60.0  # between lines in a log
 _SHARD_SECONDS = 60.0  # an interrupted preparation loses no more than this
 _CANNOT_WRITE = {getattr(errno, name) for name in ("EACCES", "EPERM", "EROFS", "ENOTDIR", "EEXIST", "ENOSPC", "EDQUOT")}
 
@@ -179,10 +180,16 @@ class Pair:
         try:
             with cache.lock(lambda: say(f"waiting for the process that writes to {cache.folder}", progress)):
                 wanted = _missing(cache, found, dealt)  # another process may have written it meanwhile
-                with Progress(int(wanted.sum()), int(found.characters[wanted].sum()), workers, progress) as shown:
+                phase = Phase("aligning text", int(wanted.sum()), "documents", progress and bool(wanted.any()))
+                size = f"{found.characters[wanted].sum():,} characters, {workers or 'no'} worker processes"
+                with phase.begin(said=size):
                     documents = read_documents(sources, found, wanted)
                     with contextlib.closing(align_documents(self.align, documents, workers)) as aligned:
-                        return _write_shards(cache, aligned, shown)
+                        written = _write_shards(cache, aligned, phase)
+                    rate = f"{written / max(phase.seconds, 1e-9):,.0f}"
+                    counts = f"{phase.done:,} documents, {written:,} tokens"
+                    phase.end(f"{counts}, in {phase.seconds:.1f} s ({rate} tokens/s)", {"tokens/s": rate})
+                    return written
         except OSError as error:
             if error.errno not in _CANNOT_WRITE:
                 raise
@@ -229,16 +236,19 @@ def _missing(cache: AlignmentCache, found: Survey, dealt: np.ndarray | None) -> 
     return wanted & (cache.find(found.digests)[0] < 0)
 
 
-def _write_shards(cache: AlignmentCache, documents: Iterable[AlignedDocument], shown: Progress) -> int:
+def _write_shards(cache: AlignmentCache, documents: Iterable[AlignedDocument], phase: Phase) -> int:
     shard: list[AlignedDocument] = []
     total, tokens, since = 0, 0, time.monotonic()
+    lines, moments = Pace(_LINE_SECONDS), Pace(0.1)
     try:
         for document in documents:
             shard.append(document)
             added = len(document.student_ids) + len(document.teacher_ids)
             tokens += added
             total += added
-            shown.advance(1, added)
+            phase.done += 1
+            if moments.due():
+                phase.at(phase.done, {"tokens/s": f"{total / phase.seconds:,.0f}"}, lines.due())
             if tokens >= _SHARD_TOKENS or time.monotonic() - since >= _SHARD_SECONDS:
                 cache.write(shard)
                 shard, tokens, since = [], 0, time.monotonic()

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import rich
 from rich.console import Console
 from rich.table import Table
 
@@ -102,7 +103,7 @@ def report_runs(runs: Mapping[str, Path], out: Path, console: Console | None = N
         runs: name of each run -> its folder, in the order of the table; the last is the one that matters.
         out: where the files go.
     """
-    console = console or Console()
+    console = console or rich.get_console()
     summaries = [summarize(name, folder) for name, folder in runs.items()]
     console.print()
     console.print(_table(summaries))

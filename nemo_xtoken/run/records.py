@@ -13,6 +13,7 @@ __all__ = [
     "EVALUATIONS",
     "FOLDER",
     "HISTORY",
+    "RUN_LOG",
     "add_evaluations",
     "append_record",
     "curve_records",
@@ -22,6 +23,7 @@ __all__ = [
 ]
 
 HISTORY = "history.jsonl"
+RUN_LOG = "run.log"  # what others than this package printed; of the first rank
 EVALUATIONS = "evaluations.jsonl"  # a line for each column of scores and checkpoint
 FOLDER = "evaluations"  # what belongs to one checkpoint, below the run's folder
 EVALUATION = "evaluation/"  # before the name of a column in records for curves

@@ -26,11 +26,16 @@ def third_party(tmp_path_factory):
 
 
 def _environment(third_party):
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(third_party), str(SUPPORT)]), "COLUMNS": "200"}
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(third_party), str(SUPPORT)]),
+        "COLUMNS": "200",
+        "NEMO_XTOKEN_VERBOSE": "1",
+    }
 
 
 def _drive(folder, third_party, commands, *flags):
-    (folder / "commands.json").write_text(json.dumps([["llm", *words] for words in commands.values()]))
+    (folder / "commands.json").write_text(json.dumps([_words(words) for words in commands.values()]))
     subprocess.run(
         [sys.executable, SUPPORT / "nemo_driver.py", "commands.json", "results.json", *flags],
         env=_environment(third_party),
@@ -43,7 +48,12 @@ def _drive(folder, third_party, commands, *flags):
     return dict(zip(commands, results["done"], strict=True)), results["loaded"]
 
 
+def _words(words):
+    return [words[0], "llm", *words[1:]] if isinstance(words[0], dict) else ["llm", *words]
+
+
 RECIPE = ["distill", "--recipe", "fake_recipe"]
+QUIET = {"NEMO_XTOKEN_VERBOSE": ""}
 COMMANDS = {
     # First, while nothing has been confirmed in the process: it must not ask.
     "run": [*RECIPE, "trainer.max_steps=20"],
@@ -58,6 +68,11 @@ COMMANDS = {
     "no override": [*RECIPE, "max_steps"],
     "wrong argument": [*RECIPE, "trainer.max_step=20"],
     "wrong deep argument": [*RECIPE, "trainer.foo.bar=20"],
+    "quiet": [QUIET, *RECIPE, "trainer.max_steps=20"],
+    "quiet failure": [QUIET, *RECIPE, "scale=0"],
+    "quiet input error": [QUIET, *RECIPE, "scale=-1"],
+    "quiet dryrun": [QUIET, *RECIPE, "--dryrun"],
+    "quiet verbose": [QUIET, *RECIPE, "--verbose"],
     "more teachers": [*RECIPE, "teachers.second.layers=8", "teachers.third.layers=3", "--yaml", "teachers.yaml"],
     "wrong argument of a teacher": [*RECIPE, "teachers.second.layer=8"],
     "wrong value": [*RECIPE, "trainer.max_steps=many"],
@@ -120,6 +135,29 @@ def test_recipe_runs_with_overrides_and_without_a_question(with_nemo, name, expe
     result = with_nemo[name]
     assert result["status"] == 0, result
     assert expected in result["out"]
+
+
+def test_what_a_run_prints_goes_to_its_log(with_nemo):
+    quiet, verbose = with_nemo["quiet"], with_nemo["quiet verbose"]
+    assert quiet["status"] == verbose["status"] == 0, quiet
+    assert quiet["out"] == ""
+    assert re.match(r"fake_recipe: nemo_xtoken \S+, NeMo 2\.\S+, Megatron-core \S+, PyTorch", quiet["err"])
+    assert "\n  training  20 steps\n" in quiet["err"]
+    assert "Resolved Arguments" in verbose["out"]
+    assert "RAN" in verbose["out"]
+    assert "max_steps=500" in with_nemo["quiet dryrun"]["out"]  # asked for, it is shown
+    assert "Configuring global options" not in with_nemo["quiet dryrun"]["out"]
+
+
+def test_errors_come_to_the_terminal_of_a_quiet_run(with_nemo):
+    failure, wrong = with_nemo["quiet failure"], with_nemo["quiet input error"]
+    assert failure["status"] == 1
+    assert "Traceback (most recent call last)" in failure["err"]
+    assert "RuntimeError: broken on purpose" in failure["err"]
+    assert re.search(r"the log: \S+\.log\n", failure["err"])
+    assert wrong["status"] == 2
+    assert "error: scale=-1.0\n  expected: 0 or more" in wrong["err"]
+    assert "the log" not in wrong["err"]
 
 
 def test_more_teachers_by_name(with_nemo):

@@ -54,6 +54,17 @@ def test_three_runs_and_a_comparison(run):
     folder, output = run
     for part in ("Student on held-out text", "cross-entropy only", "with the teacher", "curves.png"):
         assert part in output
+    log = (folder / "runs" / "xtoken_tiny" / "run.log").read_text()
+    for noise in ("[NeMo I ", "`Trainer.fit` stopped", "Resolved Arguments", "GPU available: False"):
+        assert noise in log
+        assert noise not in output
+    lines = output.splitlines()
+    assert len(lines) < 40, output
+    assert "  log       runs/xtoken_tiny/run.log" in lines
+    for title in ("the teacher", "cross-entropy only", "with the teacher"):
+        assert any(line.startswith(f"{title}: 3 of 3 steps, CE ") for line in lines)
+        assert any(line.startswith(f"{title}: after step 3: held-out CE ") for line in lines)
+    assert "\x1b" not in output
     out = folder / "runs" / "xtoken_tiny"
     alone, taught = json.loads((out / "report.json").read_text())
     assert alone["start_ce"] == pytest.approx(taught["start_ce"], rel=1e-6)  # the same start
@@ -73,9 +84,25 @@ def test_the_same_command_again_reports_and_trains_nothing(run):
     report = json.loads((out / "report.json").read_text())
     status, output = distill(folder, "--recipe", "xtoken_tiny", *SHORT)
     assert status == 0, output[-5000:]
-    assert "Training epoch" not in output
+    assert "with the teacher: was done before" in output
+    assert " of 3 steps" not in output
     assert before == ((out / "history.jsonl").read_text(), (out / "ce_only" / "history.jsonl").read_text())
     assert json.loads((out / "report.json").read_text()) == report
+
+
+@pytest.mark.slow
+def test_verbose_brings_the_libraries_back(run):
+    folder, _ = run
+    status, output = distill(folder, "--recipe", "xtoken_tiny", *SHORT, "--verbose", "log.name=loud")
+    assert status == 0, output[-5000:]
+    for part in (
+        "[NeMo I ",
+        "`Trainer.fit` stopped",
+        "[nemo_xtoken] with the teacher: 3 of 3 steps",
+        "Resolved Arguments",
+    ):
+        assert part in output
+    assert not (folder / "runs" / "loud" / "run.log").exists()
 
 
 @pytest.mark.slow

@@ -2,7 +2,8 @@
 
 Usage: python nemo_driver.py COMMANDS.json RESULTS.json [--without-nemo]
 
-Commands are lists of words after `nemo`.  A result has the exit status, standard output and standard error.
+Commands are lists of words after `nemo`; a first word that is a dictionary changes the environment for it.
+A result has the exit status, standard output and standard error.
 """
 
 import importlib.abc
@@ -30,7 +31,8 @@ if __name__ == "__main__":
 
     done = []
     for words in json.loads(Path(commands).read_text()):
-        result = CliRunner().invoke(app, words)
+        environment = words.pop(0) if isinstance(words[0], dict) else {}
+        result = CliRunner().invoke(app, words, env=environment)
         done.append({"status": result.exit_code, "out": result.stdout, "err": result.stderr})
     loaded = [name for name in ("nemo", "megatron", "fake_recipe") if name in sys.modules]
     Path(results).write_text(json.dumps({"done": done, "loaded": loaded}))

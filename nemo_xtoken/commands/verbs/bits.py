@@ -7,30 +7,26 @@ from typing import Any
 
 from nemo_xtoken.commands.verb import Option, Verb
 from nemo_xtoken.commands.verbs.import_model import DTYPE
+from nemo_xtoken.progress import Phase
 
 __all__ = ["VERB"]
 
 
 def _run(arguments: Mapping[str, Any]) -> int:
-    from rich import progress as bars
-    from rich.console import Console
-
     from nemo_xtoken.data.sources import Reading, resolve_sources
     from nemo_xtoken.evaluate.bits import bits_per_byte, take_bytes
 
     reading = Reading(text_key=arguments["text_key"], text_split=arguments["text_split"])
     sources = resolve_sources([arguments["text"]], reading)
     texts = take_bytes((text for source in sources for text in source.texts()), arguments["bytes"])
-    console = Console(stderr=True)
-    with bars.Progress(console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("documents", total=len(texts))
+    with Phase("measuring", len(texts), "documents", announced=False) as phase:
         found = bits_per_byte(
             arguments["model"],
             texts,
             window=arguments["window"],
             dtype=arguments["dtype"],
             device=arguments["device"],
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=lambda done, total: phase.at(done),
         )
     print(json.dumps(dataclasses.asdict(found)) if arguments["json"] else found)
     return 0

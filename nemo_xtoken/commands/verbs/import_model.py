@@ -1,15 +1,15 @@
 """``xtoken import``: a Hugging Face checkpoint as a NeMo 2 checkpoint.  And what `export` has in common with it."""
 
-import contextlib
 import importlib
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from nemo_xtoken.commands.terminal import Terminal, wants_verbose
 from nemo_xtoken.commands.verb import Option, Verb
 from nemo_xtoken.environment import unloadable_nemo
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.progress import Phase
 from nemo_xtoken.weights.dtypes import FLOATS
 
 __all__ = ["DTYPE", "OVERWRITE", "VERB", "converted"]
@@ -28,44 +28,50 @@ def converted(function: str, **arguments: Any) -> Any:
     Raises:
         InputError: what the function raises, and that there is no NeMo 2.
     """
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    status = console.status("loading NeMo") if console.is_terminal else None
-
-    def say(stage: str) -> None:
-        if status is not None:
-            status.update(stage)
-        else:
-            console.print(stage, highlight=False, markup=False, soft_wrap=True)
-
-    with status or contextlib.nullcontext(), warnings.catch_warnings(), _silence():
-        warnings.simplefilter("ignore")
-        say("loading NeMo")
+    with Terminal(wants_verbose([], os.environ)) as terminal, _Stages() as stages:
         try:
-            call = getattr(importlib.import_module("nemo_xtoken.plugin.nemo2.conversion"), function)
-        except ModuleNotFoundError as error:
-            if (error.name or "").split(".")[0] in ("nemo_xtoken", "transformers", "safetensors"):
-                raise
-            raise InputError(
-                f"NeMo 2 cannot be loaded here ({error})",
-                "nemo-toolkit 2.6 or 2.7 with megatron-core",
-                "pip install 'nemo_xtoken[nemo]', or use an image that has them; `xtoken env` says what is there",
-            ) from error
-        except Exception as error:
-            raise unloadable_nemo(error) from error
-        return call(say=say, **arguments)
+            with terminal.captured():
+                stages.begin("loading NeMo")
+                return _function(function)(say=stages.begin, **arguments)
+        except InputError:
+            raise
+        except Exception:
+            terminal.show_log()
+            raise
 
 
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """NeMo, Megatron and Lightning say more while they load than a conversion has to say."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+def _function(name: str) -> Callable[..., Any]:
     try:
-        yield
-    finally:
-        logging.disable(level)
+        return getattr(importlib.import_module("nemo_xtoken.plugin.nemo2.conversion"), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in ("nemo_xtoken", "transformers", "safetensors"):
+            raise
+        raise InputError(
+            f"NeMo 2 cannot be loaded here ({error})",
+            "nemo-toolkit 2.6 or 2.7 with megatron-core",
+            "pip install 'nemo_xtoken[nemo]', or use an image that has them; `xtoken env` says what is there",
+        ) from error
+    except Exception as error:
+        raise unloadable_nemo(error) from error
+
+
+class _Stages:
+    """One phase after the other."""
+
+    def __init__(self) -> None:
+        self._phase: Phase | None = None
+
+    def begin(self, title: str) -> None:
+        if self._phase is not None:
+            self._phase.end()
+        self._phase = Phase(title).begin()
+
+    def __enter__(self) -> "_Stages":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if self._phase is not None:
+            self._phase.end() if kind is None else self._phase.fail()
 
 
 def _run(arguments: Mapping[str, Any]) -> int:

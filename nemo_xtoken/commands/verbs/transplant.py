@@ -4,33 +4,27 @@ from collections.abc import Mapping
 from typing import Any
 
 from nemo_xtoken.commands.verb import Option, Verb
+from nemo_xtoken.progress import Phase
 
 __all__ = ["VERB"]
 
 
 def _run(arguments: Mapping[str, Any]) -> int:
-    from rich import progress as bars
-    from rich.console import Console
-
     from nemo_xtoken.weights.transplant import transplant
 
-    console = Console(stderr=True)
-    columns = (
-        bars.TextColumn("writing"),
-        bars.BarColumn(),
-        bars.DownloadColumn(),
-        bars.TransferSpeedColumn(),
-        bars.TimeRemainingColumn(),
-    )
-    with bars.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("writing", total=None)
+    with Phase("writing", unit="MB", announced=False) as phase:
+
+        def show(written: int, total: int) -> None:
+            phase.total = total // 1_000_000
+            phase.at(written // 1_000_000, {"MB/s": f"{written / 1e6 / max(phase.seconds, 1e-9):,.0f}"})
+
         done = transplant(
             arguments["model"],
             arguments["tokenizer"],
             arguments["out"],
             multiple_of=arguments["multiple_of"],
             overwrite=arguments["overwrite"],
-            progress=lambda written, total: bar.update(task, completed=written, total=total),
+            progress=show,
         )
     print(
         f"saved in {done.out}: {done.rows:,} rows (before: {done.old_rows:,}), of which {done.exact:,} are tokens of "

@@ -25,6 +25,7 @@ from nemo_xtoken.run.spec import START, ModelSpec, RunSpec, plain_config
 from nemo_xtoken.run.values import RANGES, check_range
 from nemo_xtoken.training.teacher_checks import check_losses, teacher_spec
 from nemo_xtoken.training.teacher_settings import NamedTeacher, teachers_by_argument, teachers_of_run
+from nemo_xtoken.training.training_progress import TrainingProgress
 from nemo_xtoken.training.vocabulary_tokenizer import VocabularyTokenizer
 
 __all__ = ["configure", "distill", "is_first", "train_one"]
@@ -85,11 +86,12 @@ def train_one(
     resume: Resume | None,
     teachers: dict[str, TeacherConfig] | None = None,
     aligned_with: Sequence[Tokenization] = (),
+    title: str = "training",
 ) -> Path:
     """One training run without its report; several may follow each other in one process.
 
     Args:
-        aligned_with: see `configure`.
+        aligned_with, title: see `configure`.
     """
     if not torch.cuda.is_available():
         raise InputError(
@@ -99,8 +101,11 @@ def train_one(
         )
     from megatron.bridge.training.pretrain import pretrain
 
-    container, run = configure(model, data, trainer, teacher, objective, optim, log, resume, teachers, aligned_with)
-    pretrain(container, run, callbacks=[run])
+    container, run = configure(
+        model, data, trainer, teacher, objective, optim, log, resume, teachers, aligned_with, title
+    )
+    with run.told:
+        pretrain(container, run, callbacks=[run])
     return run.records.folder
 
 
@@ -115,6 +120,7 @@ def configure(
     resume: Optional[Resume] = None,
     teachers: Optional[dict[str, TeacherConfig]] = None,
     aligned_with: Sequence[Tokenization] = (),
+    title: str = "training",
 ) -> tuple[Any, Distillation]:
     """Checks a run, reads its data, and configures it; for ``pretrain(container, run, callbacks=[run])``.
 
@@ -122,7 +128,8 @@ def configure(
 
     Args:
         aligned_with: the teachers that the data is aligned with, for a run without any that is to see the same batches
-            as one with them.  The other arguments are those of `distill`.
+            as one with them.
+        title: what is trained, for the person who watches.  The other arguments are those of `distill`.
 
     Returns:
         Bridge's ``ConfigContainer``, and the forward step.
@@ -146,9 +153,8 @@ def configure(
     _check_run(provider, tokenizer, data, trainer, named)
     sides = [t.side for t in named] or aligned_with or [Tokenization(tokenizer.vocabulary)]
     train, held_out = _batches(data, tokenizer, sides, trainer.max_steps)
-    run = Distillation(
-        tokenizer.vocabulary, named, objective, train, held_out, folder, load_teacher, trainer.log_every_n_steps
-    )
+    told = TrainingProgress(title, trainer.max_steps, trainer.log_every_n_steps, is_first())
+    run = Distillation(tokenizer.vocabulary, named, objective, train, held_out, folder, load_teacher, told)
     provider.register_pre_wrap_hook(run.tap)
     from nemo_xtoken.plugin.bridge.container import AlignedText, make_container
 

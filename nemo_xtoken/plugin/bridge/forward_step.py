@@ -4,7 +4,6 @@ Needs Megatron-core and nothing of Bridge: what Bridge hands over is taken by it
 Megatron's schedules, and these callbacks around each step, can train by it.
 """
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -27,11 +26,10 @@ from nemo_xtoken.training.loss_terms import Report, add_up, distillation_terms, 
 from nemo_xtoken.training.micro_batch import MicroBatch
 from nemo_xtoken.training.step import begin_step, from_last_stage, take_in
 from nemo_xtoken.training.teacher_settings import NamedTeacher
+from nemo_xtoken.training.training_progress import TrainingProgress
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
 __all__ = ["Distillation", "LoadTeacher"]
-
-logger = logging.getLogger(__name__)
 
 #: Loads this rank's part of a teacher: ``(teacher, student's config)``.
 LoadTeacher = Callable[[NamedTeacher, Any], Teacher]
@@ -50,7 +48,7 @@ class Distillation:
         train, held_out: the data; None: nothing is held out.
         folder: of the run, where ``history.jsonl`` is.
         load_teacher: how a teacher's model comes to be.
-        log_every: steps between lines in the log.
+        told: how far it is, for the person who watches.
     """
 
     def __init__(
@@ -62,14 +60,9 @@ class Distillation:
         held_out: HeldOutBatches | None,
         folder: Path,
         load_teacher: LoadTeacher,
-        log_every: int = 10,
+        told: TrainingProgress,
     ) -> None:
-        self.vocabulary, self.named, self.load_teacher, self.log_every = (
-            vocabulary,
-            tuple(teachers),
-            load_teacher,
-            log_every,
-        )
+        self.vocabulary, self.named, self.load_teacher, self.told = vocabulary, tuple(teachers), load_teacher, told
         self.objective = ObjectiveState(objective, {t.name: t.config.weight for t in teachers})
         self.train, self.held_out, self.records = train, held_out, Records(folder)
         self.teaching = Teaching()
@@ -151,6 +144,7 @@ class Distillation:
             self.objective.kernels,
         )
         state = context.state.train_state
+        self.told.begin(state.step)
         fingerprint = str(getattr(self.train.samples, "fingerprint", ""))
         for record in self.records.resume(state.step, fingerprint):
             self._take_in_again(record)
@@ -159,6 +153,7 @@ class Distillation:
         if self.held_out is not None:
             self.held_out.start(rank, ranks)
             if state.step == 0:
+                self.on_eval_start(context)
                 self._evaluate(context.model[0], self.held_out)
                 self.on_eval_end(context)
 
@@ -186,25 +181,23 @@ class Distillation:
         totals = from_last_stage(add_up(self._reports) if self._tap is not None else {})
         seconds = time.perf_counter() - self._started
         outcome = take_in(self.objective, totals, seconds, step)
-        self.records.write_step(step, totals, seconds, outcome.used)
-        if step % self.log_every == 0:
-            logger.info("step %d: %s", step, ", ".join(f"{k} {v:.4g}" for k, v in outcome.values.items()))
+        self.told.step(self.records.write_step(step, totals, seconds, outcome.used), _learning_rate(context))
 
     def on_eval_start(self, context: Any) -> None:
         """Starts the sums."""
+        self.told.evaluate()
         self._reports = []
 
     def on_eval_end(self, context: Any) -> None:
         """Writes the means; collectives as at the end of a step."""
         totals = from_last_stage(add_up(self._reports) if self._tap is not None else {})
-        self.records.write_held_out(context.state.train_state.step, totals)
+        self.told.evaluated(self.records.write_held_out(context.state.train_state.step, totals))
 
     def _evaluate(self, model: torch.nn.Module, held_out: HeldOutBatches) -> None:
         """Before the first step, which Bridge does not."""
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
         size, length = schedule_shape(held_out.size, held_out.samples[0].student.tokens.shape[1])
-        self._reports = []
         model.eval()
         with torch.no_grad():
             get_forward_backward_func()(
@@ -225,6 +218,12 @@ class Distillation:
         scores = {key.partition("/")[2]: value for key, value in record.items() if key.startswith("score/")}
         names = self.objective.teacher_names
         self.objective.teacher_weights.update({name: scores[name] for name in scores if name in names})
+
+
+def _learning_rate(context: Any) -> float | None:
+    """Of the step that has ended; None where the loop does not say."""
+    groups = getattr(getattr(context, "optimizer", None), "param_groups", None)
+    return float(groups[0]["lr"]) if groups else None
 
 
 def _config_of(model: Any) -> Any:

@@ -80,20 +80,29 @@ class Records:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
         return [record for record in kept if "ce" in record]
 
-    def write_step(self, step: int, totals: Mapping[str, float], seconds: float, used: Mapping[str, float]) -> None:
-        """See ``training.step.step_record``."""
-        self._write(step_record(step, totals, seconds, used))
+    def write_step(
+        self, step: int, totals: Mapping[str, float], seconds: float, used: Mapping[str, float]
+    ) -> dict[str, float]:
+        """Writes and returns the record: see ``training.step.step_record``."""
+        record = step_record(step, totals, seconds, used)
+        self._write(record)
+        return record
 
-    def write_held_out(self, step: int, totals: Mapping[str, float]) -> None:
-        """``step, held_out_ce, held_out_accuracy``, once a step."""
+    def write_held_out(self, step: int, totals: Mapping[str, float]) -> dict[str, float]:
+        """Writes ``step, held_out_ce, held_out_accuracy``, once a step.
+
+        Returns:
+            the means; nothing where there are none, or this step has been evaluated before.
+        """
         if step == self._evaluated or not totals["tokens"]:
-            return
+            return {}
         self._evaluated = step
         means = {
             "held_out_ce": totals["ce"] / totals["tokens"],
             "held_out_accuracy": totals["correct"] / totals["tokens"],
         }
         self._write({"step": step, **means})
+        return means
 
     def _write(self, record: dict[str, float]) -> None:
         if dist.get_rank() == 0:

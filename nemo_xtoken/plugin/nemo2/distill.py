@@ -27,6 +27,7 @@ from nemo_xtoken.plugin.nemo2.evaluation import evaluations
 from nemo_xtoken.plugin.nemo2.history import History
 from nemo_xtoken.plugin.nemo2.learned import learn_projections
 from nemo_xtoken.plugin.nemo2.model import DistillationModel
+from nemo_xtoken.plugin.nemo2.progress_callback import ProgressCallback
 from nemo_xtoken.plugin.nemo2.random_state import RandomState
 from nemo_xtoken.plugin.nemo2.steps import DistillationSteps
 from nemo_xtoken.plugin.nemo2.student import check_architecture, check_given, starting_tokenizer
@@ -34,6 +35,7 @@ from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig
 from nemo_xtoken.report.summary import report_runs
 from nemo_xtoken.training.cpu import runtime as cpu_runtime
 from nemo_xtoken.training.teacher_settings import teachers_of_run
+from nemo_xtoken.training.training_progress import TrainingProgress
 
 __all__ = ["distill", "rebuilt", "run_folder", "train_one"]
 
@@ -93,12 +95,14 @@ def train_one(
     teachers: Mapping[str, TeacherConfig] | None = None,
     aligned_with: Sequence[Tokenization] = (),
     evaluate: Optional[EvaluationConfig] = None,
+    title: str = "training",
 ) -> Path:
     """One training run without its report; several may follow each other in one process.
 
     Args:
         aligned_with: the teachers that the data is aligned with, for a run without any that is to see the same batches
             as one with them.
+        title: what is trained, for the person who watches.
     """
     objective = objective or ObjectiveConfig()
     kernels_for(objective.kernels, torch.cuda.is_available())
@@ -127,9 +131,13 @@ def train_one(
     if isinstance(trainer.val_check_interval, int):  # Lightning refuses one that is longer than the run
         trainer.val_check_interval = min(trainer.val_check_interval, trainer.max_steps + 1)
     steps = DistillationSteps(model.objective)
-    trainer.callbacks += [steps, History(folder, steps), RandomState(), PreemptionCallback(), *learning, *evaluation]
+    history = History(folder, steps)
+    told = TrainingProgress(title, trainer.max_steps, trainer.log_every_n_steps, trainer.is_global_zero)
+    shown = ProgressCallback(told, steps, history)
+    trainer.callbacks += [steps, shown, history, RandomState(), PreemptionCallback(), *learning, *evaluation]
     _reset_batches(data, trainer)
-    llm.train(model, data, trainer, optim=optim, log=log, resume=resume)
+    with told:
+        llm.train(model, data, trainer, optim=optim, log=log, resume=resume)
     for callback in evaluation:
         callback.finish(wait=trainer.global_step >= trainer.max_steps)  # when preempted there is no time
     return folder

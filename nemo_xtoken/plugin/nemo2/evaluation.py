@@ -17,6 +17,7 @@ import lightning.pytorch as pl
 
 from nemo_xtoken.environment import without_launcher
 from nemo_xtoken.evaluate.evaluation_config import EvaluationConfig
+from nemo_xtoken.progress import Phase
 from nemo_xtoken.run.records import FOLDER
 
 __all__ = ["Evaluation", "EvaluationConfig", "evaluations"]
@@ -98,7 +99,8 @@ class Evaluation(pl.Callback):
         if not (wait and self.config.wait):
             return
         if process.poll() is None:
-            logger.info("training has ended; waiting for evaluations that are going on, see %s", self.output)
+            with Phase(f"waiting for evaluations that are going on, see {self.output}"):
+                process.wait()
         if process.wait():
             tail = self.output.read_text(errors="replace")[-1000:].strip()
             logger.warning("an evaluation failed; the run is none the worse. The end of %s:\n%s", self.output, tail)

@@ -9,12 +9,12 @@ import lightning.pytorch as pl
 from nemo_xtoken.files import atomic_path
 from nemo_xtoken.plugin.nemo2.checkpoint_folders import count_steps
 from nemo_xtoken.plugin.nemo2.steps import DistillationSteps
-from nemo_xtoken.run.records import EVALUATIONS, HISTORY, append_record, read_history
+from nemo_xtoken.run.records import EVALUATIONS, HISTORY, RUN_LOG, append_record, read_history
 from nemo_xtoken.training.step import step_record
 
 __all__ = ["History"]
 
-KEPT = (HISTORY, EVALUATIONS)
+KEPT = (HISTORY, EVALUATIONS, RUN_LOG)
 
 
 class History(pl.Callback):
@@ -70,14 +70,17 @@ class History(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Writes the means."""
-        if tokens := self._held_out["tokens"]:
-            record = {
-                "step": trainer.global_step,
-                "held_out_ce": self._held_out["ce"] / tokens,
-                "held_out_accuracy": self._held_out["correct"] / tokens,
-            }
-            self._write(trainer, record)
+        if means := self.held_out_means:
+            self._write(trainer, {"step": trainer.global_step, **means})
         self._evaluated = trainer.global_step
+
+    @property
+    def held_out_means(self) -> dict[str, float]:
+        """Of the evaluation that has just ended; nothing where it had no text."""
+        tokens = self._held_out["tokens"]
+        if not tokens:
+            return {}
+        return {"held_out_ce": self._held_out["ce"] / tokens, "held_out_accuracy": self._held_out["correct"] / tokens}
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Evaluates the end, unless the last step did."""

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, Optional
 
 import nemo.lightning as nl
+import rich
 from filelock import FileLock
 from nemo.lightning import OptimizerModule
-from rich.console import Console
 from rich.table import Table
 
 from nemo_xtoken.alignment.cache import text_digest
@@ -38,6 +38,7 @@ from nemo_xtoken.plugin.nemo2.hf.exporting import load_config
 from nemo_xtoken.plugin.nemo2.model import DistillationModel
 from nemo_xtoken.plugin.nemo2.student import starting_tokenizer
 from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig
+from nemo_xtoken.progress import Phase
 from nemo_xtoken.report.summary import report_runs
 from nemo_xtoken.training.teacher_settings import named_teachers
 from nemo_xtoken.vocab.loading import load_vocabulary
@@ -52,6 +53,8 @@ logger = logging.getLogger(__name__)
 
 #: In a run's folder: the text that was measured on, and what came of it.
 HELD_OUT, BITS = "held_out.jsonl", "bits.json"
+#: Its runs, for tables and progress.
+ALONE, DISTILLED = "cross-entropy only", "distilled"
 
 
 @dataclass(frozen=True)
@@ -118,12 +121,14 @@ def swap_tokenizer(
     runs = {}
     if ce_only:
         sides = [t.side for t in named_teachers(teacher, teachers)]
-        runs["cross-entropy only"] = train_one(
+        runs[ALONE] = train_one(
             _student(resume, data), rebuilt(data), rebuilt(trainer), None, ObjectiveConfig(scale=0.0), rebuilt(optim),
-            rebuilt(log, name="ce_only", log_dir=str(folder)), rebuilt(resume), aligned_with=sides,
+            rebuilt(log, name="ce_only", log_dir=str(folder)), rebuilt(resume), aligned_with=sides, title=ALONE,
         )  # fmt: skip
     student = _student(resume, data)
-    runs["distilled"] = train_one(student, data, trainer, teacher, objective, optim, log, resume, teachers)
+    runs[DISTILLED] = train_one(
+        student, data, trainer, teacher, objective, optim, log, resume, teachers, title=DISTILLED
+    )
     if not trainer.is_global_zero:
         return folder
     report_runs(runs, folder)
@@ -135,7 +140,7 @@ def swap_tokenizer(
         with atomic_path(folder / HELD_OUT) as temporary:
             temporary.write_text("".join(json.dumps({"text": text}) + "\n" for text in measured), "utf-8")
         _measure(models, folder, measure_on)
-    Console().print(f"student     {exported['distilled']}", soft_wrap=True)
+    rich.get_console().print(f"student     {exported[DISTILLED]}", soft_wrap=True)
     return folder
 
 
@@ -154,12 +159,12 @@ def convert(model: str, tokenizer: str) -> Swap:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         if not made.transplanted.exists():
-            logger.info("giving %s the tokenizer %s", model, tokenizer)
-            transplant(source.path, tokenizer, made.transplanted)
+            with Phase(f"giving {model} the tokenizer {tokenizer}"):
+                transplant(source.path, tokenizer, made.transplanted)
         for path, out in ((made.transplanted, made.student), (made.original, made.teacher)):
             if not out.exists():
-                logger.info("importing %s", path)
-                _command("import", f"model={path}", f"out={out}")
+                with Phase(f"importing {path}"):
+                    _command("import", f"model={path}", f"out={out}")
     return made
 
 
@@ -209,9 +214,9 @@ def _student(resume: nl.AutoResume, data: DistillationData) -> DistillationModel
 
 def _export(run: Path, dtype: str | None) -> Path:
     out = run / "student"
-    logger.info("exporting %s", run)
     words = [f"run={run}", f"out={out}", "overwrite=true", *([f"dtype={dtype}"] if dtype else [])]
-    _command("export", *words)
+    with Phase(f"exporting {run}"):
+        _command("export", *words)
     return out
 
 
@@ -220,9 +225,9 @@ def _measure(models: Mapping[str, Path], folder: Path, device: str | None) -> No
     found: dict[str, dict[str, Any]] = {}
     words = [f"text={folder / HELD_OUT}", f"bytes={1 << 60}", "json=true", *([f"device={device}"] if device else [])]
     for name, path in models.items():
-        logger.info("measuring bits per byte: %s", name)
         try:
-            found[name] = json.loads(_command("bits", f"model={path}", *words).splitlines()[-1])
+            with Phase(f"measuring bits per byte: {name}"):
+                found[name] = json.loads(_command("bits", f"model={path}", *words).splitlines()[-1])
         except InputError as error:
             logger.warning("%s", error)
             return
@@ -235,7 +240,7 @@ def _measure(models: Mapping[str, Path], folder: Path, device: str | None) -> No
         table.add_column(heading, justify="right", no_wrap=True)
     for name, bits in found.items():
         table.add_row(name, f"{bits['per_byte']:.3f}", f"{size / bits['tokens']:.2f}")
-    Console().print(table)
+    rich.get_console().print(table)
 
 
 def _command(*words: str) -> str:

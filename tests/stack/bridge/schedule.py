@@ -20,6 +20,7 @@ from nemo_xtoken.projection.build import ProjectionRule, load_or_build
 from nemo_xtoken.run.records import read_history
 from nemo_xtoken.training.inputs import context_layout, model_inputs
 from nemo_xtoken.training.teacher_settings import NamedTeacher, frozen_teacher
+from nemo_xtoken.training.training_progress import TrainingProgress
 
 LENGTHS, GLOBAL, MICRO = (32, 40), 4, 2
 SHAPES = {"student": (2, 32), "teacher": (4, 48)}  # layers, hidden size
@@ -135,7 +136,7 @@ def run(
         HeldOutBatches(WholeBatches(held_out, GLOBAL), MICRO),
         Path(root, name),
         lambda t, _: frozen_teacher(_model("teacher", other.size, tp, pp), t, torch.float32, None),
-        log_every=1,
+        TrainingProgress("training", done + steps, 1, dist.get_rank() == 0),
     )
     [module] = made.tap([model])
     config = module.config

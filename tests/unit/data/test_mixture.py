@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import logging
 import random
 from collections import Counter
 from fractions import Fraction
@@ -140,9 +141,10 @@ def test_what_a_mixture_does_not_take(files):
         config(files).build(STUDENT, [Tokenization(TEACHER)], 0)
 
 
-def test_the_mixture_is_told(files, capsys):
+def test_the_mixture_is_told(files, caplog):
+    caplog.set_level(logging.INFO, "nemo_xtoken")
     config(files, progress=True).build(STUDENT, [Tokenization(TEACHER)], 40)
-    told = capsys.readouterr().err
+    told = caplog.text
     assert "web: 75.00% of the samples" in told
     assert "code: 25.00%" in told
 

@@ -1,0 +1,229 @@
+"""How far a piece of work is: told as log records, which a terminal shows as a bar and a log as a line now and then.
+
+    with Phase("aligning", total=documents, unit="documents") as phase:
+        phase.at(64, {"tokens/s": "12,000"})
+
+Records go to the logger ``nemo_xtoken.progress``: at level INFO those that are worth a line, at DEBUG all others.  Each
+has its `Snapshot` as the attribute ``progress``.  Where nobody has set up logging, the lines go to standard error.
+"""
+
+import contextlib
+import itertools
+import logging
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Literal
+
+__all__ = ["LOGGER", "Pace", "Phase", "Snapshot", "as_time", "say"]
+
+#: The logger of all progress.
+LOGGER = logging.getLogger("nemo_xtoken.progress")
+
+_keys = itertools.count()
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A phase at some moment.
+
+    Attributes:
+        key: tells it from other phases of the process.
+        title: what is being done.
+        unit: what is counted: "steps", "documents".
+        state: its beginning, a moment between, its end, or its end by an error.
+        done, total: how many; the total is None where it is not known.
+        values: what else there is to see, as text, the most important first.
+        seconds: since the beginning.
+        left: seconds to the end, if it goes on like this; None: not known.
+    """
+
+    key: int
+    title: str
+    unit: str
+    state: Literal["begin", "at", "end", "failed"]
+    done: int = 0
+    total: int | None = None
+    values: Mapping[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    left: float | None = None
+
+
+class Phase:
+    """A piece of work, from `begin` to `end`; as a context manager both are called.
+
+    Phases may be nested.  Not for several threads.
+
+    Args:
+        title: what is being done, in a few words: "aligning".
+        total: how much there is to do; None: not known.
+        unit: what is counted.
+        shown: False: nothing is told at all, as on all ranks but the first.
+        announced: the beginning is worth a line in a log.
+    """
+
+    def __init__(
+        self, title: str, total: int | None = None, unit: str = "", shown: bool = True, announced: bool = True
+    ) -> None:
+        self.title, self.total, self.unit, self.shown, self.announced = title, total, unit, shown, announced
+        self.done = 0
+        self._first = 0
+        self._start = time.monotonic()
+        self._key = next(_keys)
+        self._running = False
+        self._listener = contextlib.ExitStack()
+
+    def begin(self, done: int = 0, said: str = "") -> "Phase":
+        """Starts the clock.
+
+        Args:
+            done: what an interrupted run has done before.
+            said: more of what is to be done, for the line in a log.
+        """
+        self._first = self.done = done
+        self._start = time.monotonic()
+        self._running = True
+        self._listener.close()
+        if self.shown:
+            self._listener.enter_context(_somebody_listens())
+        count = "" if self.total is None else f"{self.total:,} {self.unit}"
+        more = ", ".join(filter(None, [count, said]))
+        self._tell("begin", f"{self.title} ({more})" if more else self.title, self.announced, {})
+        return self
+
+    def at(self, done: int, values: Mapping[str, str] | None = None, line: bool = False) -> None:
+        """So many are done.
+
+        Args:
+            values: what else there is to see, as text, the most important first.
+            line: this moment is worth a line in a log.
+        """
+        self.done = done
+        values = dict(values or {})
+        parts = [f"{done:,} {self.unit}" if self.total is None else f"{done:,} of {self.total:,} {self.unit}"]
+        parts += [f"{name} {value}" for name, value in values.items()]
+        if (left := self._seconds_left()) is not None:
+            parts.append(f"{as_time(left)} left")
+        self._tell("at", f"{self.title}: {', '.join(parts)}", line, values)
+
+    def note(self, text: str) -> None:
+        """A line for a log; a bar shows nothing of it."""
+        self._tell("at", f"{self.title}: {text}", True, {})
+
+    def end(self, said: str = "", values: Mapping[str, str] | None = None) -> None:
+        """It is done; a second call does nothing.
+
+        Args:
+            said: what came of it, worth a line in a log.
+            values: what stays to be seen beside the bar.
+        """
+        if self._running:
+            self._tell("end", f"{self.title}: {said}", bool(said), dict(values or {}))
+            self._close()
+
+    def fail(self) -> None:
+        """An error has ended it, which is told elsewhere."""
+        if self._running:
+            self._tell("failed", f"{self.title}: stopped at {self.done:,} {self.unit}", False, {})
+            self._close()
+
+    @property
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return time.monotonic() - self._start
+
+    @property
+    def running(self) -> bool:
+        """Whether it has begun and not ended."""
+        return self._running
+
+    def __enter__(self) -> "Phase":
+        return self if self._running else self.begin()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.end()
+        else:
+            self.fail()
+
+    def _seconds_left(self) -> float | None:
+        if self.total is None or self.done <= self._first or self.done >= self.total:
+            return None
+        return self.seconds / (self.done - self._first) * (self.total - self.done)
+
+    def _tell(
+        self, state: Literal["begin", "at", "end", "failed"], text: str, line: bool, values: Mapping[str, str]
+    ) -> None:
+        level = logging.INFO if line else logging.DEBUG
+        if self.shown and LOGGER.isEnabledFor(level):
+            counts = self.done, self.total, values, self.seconds, self._seconds_left()
+            seen = Snapshot(self._key, self.title, self.unit, state, *counts)
+            LOGGER.log(level, "%s", text, extra={"progress": seen})
+
+    def _close(self) -> None:
+        self._running = False
+        self._listener.close()
+
+
+def say(line: str, shown: bool = True) -> None:
+    """A line that belongs to no phase.
+
+    Args:
+        shown: False: nothing is told at all.
+    """
+    if shown:
+        with _somebody_listens():
+            LOGGER.info("%s", line)
+
+
+@contextlib.contextmanager
+def _somebody_listens() -> Iterator[None]:
+    """Where nobody has set up logging, lines go to standard error in here."""
+    if LOGGER.hasHandlers():
+        yield
+        return
+    handler, level = _Lines(), LOGGER.level
+    LOGGER.addHandler(handler)
+    LOGGER.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(handler)
+        LOGGER.setLevel(level)
+
+
+class _Lines(logging.Handler):
+    """Prints to what is standard error at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
+class Pace:
+    """Tells when the next line, or the next look, is due.
+
+    Args:
+        seconds: between two.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._last = seconds, time.monotonic()
+
+    def due(self) -> bool:
+        """Whether it is time; if so the next is due so many seconds later."""
+        now = time.monotonic()
+        if now - self._last < self._seconds:
+            return False
+        self._last = now
+        return True
+
+
+def as_time(seconds: float) -> str:
+    """``0:07``, ``12:30``, ``1:02:03``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
