@@ -10,7 +10,7 @@ from torch import Tensor
 from nemo_xtoken.kernels.tile_kernels import TileKernels
 from nemo_xtoken.losses.base import ChunkDivergence, ChunkLossConfig, ModelOutput, TeacherSignal
 from nemo_xtoken.losses.pair import VocabularyPair
-from nemo_xtoken.losses.registry import chunk_selection, make_divergence, resolve_loss
+from nemo_xtoken.losses.registry import chunk_selection, make_divergence
 from nemo_xtoken.objective.shares import Held, share
 from nemo_xtoken.parallel.context_parallel import ContextLayout
 from nemo_xtoken.parallel.head import OutputHead
@@ -81,9 +81,8 @@ def begin(
     Collectives: those of loading, and of ``Teacher.lay_out``.
     """
     device = torch.cuda.current_device()
-    losses = [resolve_loss(t.config.loss, student, t.tokenizer.vocabulary) for t in named]
     pairs = [_pair(teacher, student) for teacher in named]
-    selections = [chunk_selection(loss, pair) for loss, pair in zip(losses, pairs, strict=True)]
+    selections = [chunk_selection(teacher.loss, pair) for teacher, pair in zip(named, pairs, strict=True)]
     first_with = one_model_each(named)
     sides = sorted(set(first_with))
     teachers = [load(named[n]) for n in sides]
@@ -97,8 +96,8 @@ def begin(
         rows = int(output_layer.output_size_per_partition)  # the layer's own weight is None where it is tied
         shard = VocabularyShard.of_local_rows(student.size, rows, parallel_state.get_tensor_model_parallel_group())
         divergences = [
-            make_divergence(loss, pair, shard, one.config.options, kernels)
-            for loss, pair, one in zip(losses, pairs, named, strict=True)
+            make_divergence(one.loss, pair, shard, one.config.options, kernels)
+            for one, pair in zip(named, pairs, strict=True)
         ]
         lessons = _make_lessons(named, teachers, [sides.index(n) for n in first_with], pairs, divergences)
     return Teaching(

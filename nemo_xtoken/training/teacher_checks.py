@@ -45,6 +45,6 @@ def check_losses(teachers: Sequence[NamedTeacher], student: Vocabulary, context:
     """
     for teacher in teachers:
         config, other = teacher.config, teacher.tokenizer.vocabulary
-        check_loss(config.loss, student, other, config.options, config.chunks.merge, context)
+        check_loss(teacher.loss, student, other, config.options, config.chunks.merge, context)
         if config.projection is not None:
             ProjectionMatrix.load(config.projection, student, other)

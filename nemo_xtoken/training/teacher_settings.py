@@ -11,6 +11,7 @@ from nemo_xtoken.data.config import Tokenization
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.base import ChunkLossConfig
 from nemo_xtoken.losses.options import DEFAULT_LOSS, DivergenceOptions
+from nemo_xtoken.losses.registry import resolve_loss
 from nemo_xtoken.objective.scale import ObjectiveConfig
 from nemo_xtoken.projection.build import ProjectionRule
 from nemo_xtoken.run.layout import ParallelSizes
@@ -21,6 +22,7 @@ from nemo_xtoken.teachers.groups import TeacherGroups
 from nemo_xtoken.teachers.own_layout import OwnLayoutTeacher
 from nemo_xtoken.training import inputs
 from nemo_xtoken.training.vocabulary_tokenizer import VocabularyTokenizer
+from nemo_xtoken.vocab.vocabulary import Vocabulary
 
 __all__ = [
     "ALONE",
@@ -125,11 +127,13 @@ class NamedTeacher:
         name: in metrics and messages; ``teacher`` for the one of the argument of that name.
         config: what it is, as its adapter configures it.
         tokenizer: its tokenizer, loaded.
+        loss: the loss's name; of a run's teachers one of ``losses.registry``, not ``auto``.
     """
 
     name: str
     config: Any
     tokenizer: VocabularyTokenizer
+    loss: str
 
     @property
     def where(self) -> str:
@@ -155,12 +159,15 @@ def teachers_by_argument(
 
 
 def teachers_of_run(
-    objective: ObjectiveConfig, teacher: TeacherSettings | None, teachers: Mapping[str, TeacherSettings | None] | None
+    objective: ObjectiveConfig,
+    teacher: TeacherSettings | None,
+    teachers: Mapping[str, TeacherSettings | None] | None,
+    student: Vocabulary,
 ) -> tuple[NamedTeacher, ...]:
-    """`named_teachers`, where the objective needs any; none otherwise.
+    """`named_teachers` with their losses resolved, where the objective needs any; none otherwise.
 
     Raises:
-        InputError: as there, and where one is needed and there is none.
+        InputError: as `named_teachers`; also if a teacher is required and missing, or there is no such loss.
     """
     if not objective.needs_teacher:
         return ()
@@ -169,7 +176,9 @@ def teachers_of_run(
         raise InputError(
             f"no teacher for objective.scale={objective.scale}", "a teacher", "set teacher.path=PATH, or scale=0"
         )
-    return named
+    return tuple(
+        dataclasses.replace(one, loss=resolve_loss(one.loss, student, one.tokenizer.vocabulary)) for one in named
+    )
 
 
 def named_teachers(
@@ -197,7 +206,9 @@ def named_teachers(
                 f"leave one of them out, or set {where}.path=PATH or {where}.loss=LOSS",
             )
         seen[key] = where
-    return tuple(NamedTeacher(name_of(w), config, config.load_tokenizer(w)) for w, config in configs.items())
+    return tuple(
+        NamedTeacher(name_of(w), config, config.load_tokenizer(w), config.loss) for w, config in configs.items()
+    )
 
 
 def one_model_each(teachers: Sequence[NamedTeacher]) -> list[int]:

@@ -144,7 +144,7 @@ def configure(
     start = Checkpoint.at(model.architecture, "model.architecture") if model.architecture else None
     start = start or Checkpoint.at(resume.restore_config.path, START)
     tokenizer = VocabularyTokenizer(model.tokenizer.source or start.tokenizer("model.tokenizer.source"))
-    named = teachers_of_run(objective, teacher, teachers)
+    named = teachers_of_run(objective, teacher, teachers, tokenizer.vocabulary)
     folder = Path(log.log_dir) / log.name
     resumed = resume.resume_if_exists and any((folder / "checkpoints").glob("latest*"))
     provider = start.provider(random_weights=model.architecture is not None or resumed)

@@ -115,7 +115,7 @@ def train_one(
         resume.restore_config.load_artifacts = False
     if model.tokenizer is None:
         model = rebuilt(model, tokenizer=starting_tokenizer(resume))
-    named = teachers_of_run(objective, teacher, teachers)
+    named = teachers_of_run(objective, teacher, teachers, model.tokenizer.vocabulary)
     model.learn_from(named, objective)
     folder = run_folder(log)
     check_run(model, data, trainer, named, resume)

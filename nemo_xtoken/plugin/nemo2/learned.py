@@ -14,7 +14,7 @@ from nemo.lightning import OptimizerModule
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.files import atomic_path, digest_of
-from nemo_xtoken.losses.registry import LOSSES, loss_named, resolve_loss
+from nemo_xtoken.losses.registry import LOSSES, loss_named
 from nemo_xtoken.parallel.learned_entries import LearnedProjection
 from nemo_xtoken.projection.compare import compare, describe_difference
 from nemo_xtoken.projection.matrix import ProjectionMatrix
@@ -126,11 +126,10 @@ def learn_projections(
     """
     learned = [teacher for teacher in teachers if teacher.config.learned]
     for teacher in learned:
-        loss = resolve_loss(teacher.config.loss, student, teacher.tokenizer.vocabulary)
-        if not loss_named(loss).learns_matrix:
+        if not loss_named(teacher.loss).learns_matrix:
             able = " or ".join(name for name, kind in LOSSES.items() if kind.learns_matrix)
             raise InputError(
-                f"{teacher.where}.learned with loss={loss}",
+                f"{teacher.where}.learned with loss={teacher.loss}",
                 f"loss={able}",
                 f"set one of them: {teacher.where}.loss={able}",
             )

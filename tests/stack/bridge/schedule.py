@@ -127,7 +127,9 @@ def run(
     samples, held_out = text.build(student, [Tokenization(other)], 4 * GLOBAL)
     model = _model("student", student.size, tp, pp)
 
-    teacher = NamedTeacher("teacher", _Here(loss="p_kl"), SimpleNamespace(vocabulary=other, vocab_size=other.size))
+    teacher = NamedTeacher(
+        "teacher", _Here(loss="p_kl"), SimpleNamespace(vocabulary=other, vocab_size=other.size), "p_kl"
+    )
     made = Distillation(
         student,
         [teacher],
