@@ -1,8 +1,9 @@
 """A second set of Megatron's process groups in the same processes, for a teacher that is laid out in its own way.
 
-Megatron-core keeps one set in the module ``parallel_state``, and layers, schedules and checkpoints ask there.  It can
-be given groups instead (``pg_collection``) only in parts: not in NeMo's model configs, in loading checkpoints, or under
-sequence parallelism.  So the set is exchanged as a whole while the teacher is built, loaded or run, and put back after.
+Megatron-core keeps one set in the module ``parallel_state``, where layers, schedules and checkpoints look it up.  It
+can be given groups instead (``pg_collection``) only in parts: not in NeMo's model configs, in loading checkpoints, or
+under sequence parallelism.  So the set is exchanged as a whole while the teacher is built, loaded or run, and put back
+after.
 """
 
 import re
@@ -18,7 +19,7 @@ __all__ = ["ParallelSizes", "TeacherGroups"]
 class TeacherGroups:
     """Process groups of another layout over all processes.
 
-    Collective over all processes: makes the groups, in Megatron's order of ranks.  The layout that is in force stays.
+    Collective over all processes: makes the groups, in Megatron's order of ranks.  The active layout does not change.
 
     """
 
@@ -43,7 +44,7 @@ class TeacherGroups:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Megatron's functions see these groups inside; what they saw before, after, whatever happens."""
+        """Inside, Megatron's functions see these groups; afterwards, also after an error, the previous ones."""
         theirs = _state()
         _put(self._state)
         try:

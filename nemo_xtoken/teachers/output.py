@@ -22,10 +22,10 @@ def output_head(weight: Tensor, shard: VocabularyShard, config: Any, columns: Te
 
 
 class HiddenStateTap:
-    """Takes the last hidden states of a Megatron model at its output layer's door, so that no logits are made.
+    """Takes the last hidden states of a Megatron model before its output layer, so that no logits are made.
 
     A forward pre-hook on the output layer keeps the hidden states and the weight that the layer was called with (its
-    own, or the tied embedding's) and lets the layer go on with a single position.  Only the output layer is touched,
+    own, or the tied embedding's) and lets the layer compute a single position.  Only the output layer is touched,
     so the body of the model may be any; the layer's other hooks (gathering of parameters) still run.
 
     Args:

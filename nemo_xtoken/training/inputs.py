@@ -3,7 +3,7 @@
 Torch attention gets a mask.  Transformer Engine's gets the sequence lengths instead (``thd`` layout), which costs no
 memory for a mask and skips the work across documents.
 
-Under context parallelism a rank gets its rows alone: with a mask two parts of every sample, as Megatron slices them;
+Under context parallelism a rank gets only its own rows: with a mask two parts of every sample, as Megatron slices them;
 with sequence lengths two parts of every document, which is padded for it (see ``parallel.context_parallel``).
 """
 
@@ -105,13 +105,13 @@ def model_inputs(inputs: Inputs, layout: ContextLayout) -> dict[str, Any]:
 
 
 def prepare_config(config: Any) -> None:
-    """Settings of a model that follow from its inputs.
+    """Sets what follows from the form of the inputs in a model's configuration.
 
-    With sequence lengths the padding for context parallelism differs between micro-batches, and so does the length that
-    pipeline stages hand on and that ranks bring to experts.
+    With sequence lengths the padding for context parallelism differs between micro-batches, and so does the length of
+    what pipeline stages send on and ranks send to experts.
 
     Raises:
-        InputError: experts whose dispatcher wants equal lengths.
+        InputError: experts with a dispatcher that needs equal lengths.
     """
     if config.context_parallel_size == 1 or not uses_packed_attention():
         return

@@ -31,7 +31,7 @@ def distillation_terms(
         lessons: of the run's teachers, in order; none for cross-entropy alone.
         objective: with the counts of the step.
         micro_batch: with the states of the teachers.
-        student: what this rank has of its output.
+        student: the part of its output that this rank holds.
 
     Returns:
         ``(loss, tokens, report)`` as Megatron's schedule expects them with ``calculate_per_token_loss``.  The report
@@ -45,7 +45,7 @@ def distillation_terms(
     weights: list[float | Tensor] = []
     if signals:
         factor: float | Tensor | None = objective.scale.known
-        if factor is None:  # it follows from the sums of this very micro-batch
+        if factor is None:  # it follows from the sums of this micro-batch
             with torch.no_grad():
                 sums = cross_tokenizer_loss(output, labels, signals, tile_rows=tile_rows, kernels=objective.kernels)
             whole = sum_over(parallel_state.get_context_parallel_group(), [sums.ce, *sums.kd])

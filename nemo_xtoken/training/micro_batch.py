@@ -1,4 +1,4 @@
-"""The micro-batches of a step: their chunks chosen and counted, and the teachers' states with them for the schedule."""
+"""The micro-batches of a step: their chunks are selected and counted, and the teachers' states are joined to them."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -34,7 +34,7 @@ def on_device(batch: Batch) -> Batch:
 
 
 def select_chunks(batch: Batch, selections: Sequence[torch.nn.Module | None]) -> Batch:
-    """The same with the chunks alone that each teacher's loss scores: before they are counted, and once.
+    """The same batch with only the chunks that each teacher's loss scores.  Called once, before chunks are counted.
 
     Args:
         selections: see ``losses.registry.chunk_selection``; one a teacher.
@@ -60,7 +60,7 @@ def global_counts(batches: Sequence[Batch], teachers: int) -> StepCounts:
     Context-parallel ranks have the same samples, so each data-parallel rank is counted once.
 
     Args:
-        teachers: those that teach; the sides of others, which the data is aligned with, are not counted.
+        teachers: the number of those in use; further sides of the data are not counted.
     """
     from megatron.core import parallel_state
 
@@ -75,11 +75,11 @@ def global_counts(batches: Sequence[Batch], teachers: int) -> StepCounts:
 def with_states(
     batches: Sequence[Batch], teachers: Sequence[Teacher], sides: Sequence[int], step: int
 ) -> Iterator[MicroBatch]:
-    """The micro-batches with the teachers' states; what a teacher can leave for later is not there before.
+    """The micro-batches with the teachers' states, which are computed only when needed if the teacher can do that.
 
     Args:
         sides: for each teacher which of a batch's sides it reads.
-        step: its number, for messages.
+        step: its number, for error messages.
     """
     ahead = [
         None if teacher.one_at_a_time else deque(_states(step, teacher, side, batches))

@@ -1,9 +1,9 @@
 """What surrounds a training step under every training loop: its micro-batches before it, its sums and record after.
 
-Before a step its micro-batches are there: their tokens and each teacher's chunks are counted over the data-parallel
-ranks (one all-reduce of as many integers).  A teacher runs on a micro-batch when the student's schedule asks for it;
-one that cannot, over all of them first.  After it the sums reach all pipeline stages (one broadcast), and scale and
-weights are updated.
+Before a step its micro-batches are fetched, and their tokens and each teacher's chunks are counted over the
+data-parallel ranks (one all-reduce of as many integers).  A teacher runs on a micro-batch when the student's schedule
+asks for it; one that cannot do so runs over all of them first.  After it the sums reach all pipeline stages (one
+broadcast), and scale and weights are updated.
 """
 
 import math
@@ -24,7 +24,7 @@ __all__ = ["StepOutcome", "begin_step", "from_last_stage", "step_record", "take_
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What a step came to.
+    """The results of a step.
 
     Attributes:
         values: means and rates, for a log.
@@ -42,7 +42,7 @@ def begin_step(
 
     Args:
         batches: of this data-parallel rank, on its device.
-        step: its number, for messages.
+        step: its number, for error messages.
 
     Collectives: one all-reduce of ``1 + teachers`` integers; those of the teachers that must run first.
     """
@@ -64,12 +64,12 @@ def from_last_stage(sums: dict[str, float]) -> dict[str, float]:
 
 
 def take_in(objective: ObjectiveState, totals: Mapping[str, float], seconds: float, step: int) -> StepOutcome:
-    """Updates the scale and the teachers' weights by the sums of the step just done.
+    """Updates the scale and the teachers' weights from the sums of the step that has ended.
 
     Args:
         totals: of the global batch, as ``training.loss_terms.distillation_terms`` reports them.
         seconds: that it took.
-        step: its number, for messages.
+        step: its number, for error messages.
 
     Raises:
         InputError: a loss that is not a number.

@@ -14,7 +14,7 @@ __all__ = ["check_losses", "teacher_spec"]
 
 
 def teacher_spec(teacher: NamedTeacher, config: Mapping[str, Any], strategy: Any, length: int) -> ModelSpec:
-    """A teacher whose tokenizer is loaded.
+    """The description of a teacher whose tokenizer is loaded.
 
     Args:
         config: its configuration by Megatron's names.
@@ -41,7 +41,7 @@ def check_losses(teachers: Sequence[NamedTeacher], student: Vocabulary, context:
         context: context-parallel size of the student.
 
     Raises:
-        InputError: it cannot, or a file of W that is of another pair or damaged.
+        InputError: a loss cannot, or a file of W is damaged or belongs to another pair.
     """
     for teacher in teachers:
         config, other = teacher.config, teacher.tokenizer.vocabulary

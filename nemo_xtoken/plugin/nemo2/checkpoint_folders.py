@@ -1,4 +1,4 @@
-"""Going on from a run's checkpoints where NeMo and Lightning leave something to be done."""
+"""Continuing from a run's checkpoints: what NeMo and Lightning leave to be done."""
 
 import time
 from pathlib import Path
@@ -14,10 +14,10 @@ WAIT_SECONDS = 300.0
 
 
 def count_steps(trainer: pl.Trainer) -> None:
-    """Counts a resumed run's batches as its steps: there is one in each, and one epoch.
+    """Sets a resumed run's count of batches to its count of steps: one batch a step, in one epoch.
 
     Lightning saves before it counts the batch as completed, so that a resumed run would be one short and evaluate a
-    step late; and it would take the first evaluation for one to go on with.
+    step late; and it would treat the first evaluation as one that was interrupted.
     """
     loop = trainer.fit_loop.epoch_loop
     current = loop.batch_progress.current
@@ -26,7 +26,7 @@ def count_steps(trainer: pl.Trainer) -> None:
 
 
 def finished_checkpoint(folder: Path, steps: int) -> Path | None:
-    """The checkpoint in ``folder`` that a run of so many steps ended with, wholly written; None: there is none."""
+    """The checkpoint in ``folder`` that a run of ``steps`` steps ended with, if it is complete; otherwise None."""
     found = folder.glob(f"*--step={steps - 1}.*-last")
     return next((path for path in found if not nl.ModelCheckpoint.is_checkpoint_unfinished(path)), None)
 
@@ -34,11 +34,11 @@ def finished_checkpoint(folder: Path, steps: int) -> Path | None:
 def remove_unfinished(folder: Path, first_rank: bool) -> None:
     """Removes the checkpoints in ``folder`` whose save did not end.  Every rank calls it; the first does the work.
 
-    NeMo refuses to start where it finds none but an unfinished one, which is what a crash in a run's first save leaves.
+    NeMo refuses to start if the only checkpoint is an unfinished one, which a crash in a run's first save leaves.
     There is no process group yet: the other ranks wait for the marker files to disappear.
 
     Raises:
-        InputError: they do not disappear; the folder is not the same one for all ranks.
+        InputError: the markers do not disappear, because the ranks do not share the folder.
     """
     marker = nl.ModelCheckpoint.UNFINISHED_CHECKPOINT_SUFFIX
     if first_rank:

@@ -1,4 +1,4 @@
-"""What can be wrong with a run is found here, before data is read, anything is written or a model is built."""
+"""Checks of a run, before data is read, anything is written or a model is built."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +31,7 @@ def check_run(
     """Checks layout, models, checkpoints and W against each other.  Reads headers, and W where the user names a file.
 
     Raises:
-        InputError: the first thing that is wrong.
+        InputError: the first error found.
     """
     _check_trainer(trainer)
     run = run_spec(model, data, trainer, teachers)
@@ -89,7 +89,7 @@ def _check_trainer(trainer: nl.Trainer) -> None:
 
 
 def _check_checkpoint(side: str, path: Path, tokenizer: XTokenTokenizer, where: str) -> None:
-    """Its embedding must have a row for each id: NeMo fills up missing rows without a word."""
+    """Its embedding must have a row for each id: NeMo fills missing rows without a warning."""
     from megatron.core import dist_checkpointing
 
     try:

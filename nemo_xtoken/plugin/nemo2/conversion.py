@@ -31,13 +31,13 @@ def import_model(
         out: the folder to write; it is whole or absent.
         dtype: float32, bfloat16 or float16; by default that of the weights.
         overwrite: replace a checkpoint at ``out``.
-        say: told what is being done.
+        say: called with a line on what is being done.
 
     Returns:
         ``out``.
 
     Raises:
-        InputError: a model that cannot be imported, or something at ``out`` already.
+        InputError: the model cannot be imported, or ``out`` exists.
     """
     out = Path(out)
     to = _check(out, dtype, overwrite)
@@ -63,13 +63,13 @@ def export_model(
         out: the folder to write; it is whole or absent.
         dtype: float32, bfloat16 or float16; by default that of the weights in the checkpoint.
         overwrite: replace a checkpoint at ``out``.
-        say: told what is being done.
+        say: called with a line on what is being done.
 
     Returns:
         ``out``.
 
     Raises:
-        InputError: no checkpoint, one that cannot be exported, or something at ``out`` already.
+        InputError: there is no checkpoint, it cannot be exported, or ``out`` exists.
     """
     out = Path(out)
     to = _check(out, dtype, overwrite)
@@ -81,7 +81,7 @@ def export_model(
 
 
 def _check(out: Path, dtype: Optional[str], overwrite: bool) -> Optional[torch.dtype]:
-    """torch's type of that name, once nothing stands in the way of the conversion."""
+    """torch's type of that name, after the checks that allow the conversion."""
     if dtype is not None and dtype not in FLOATS.values():
         raise InputError(f"dtype={dtype!r}", f"one of {', '.join(FLOATS.values())}", "change it")
     check_out(out, overwrite)

@@ -54,7 +54,7 @@ class DistillationData(pl.LightningDataModule, io.IOMixin):
 
         Args:
             steps: training steps the run will take; the data set is as long as they need, over as many epochs, and
-                one step longer, because a finished run that is started again wants to have one left.
+                one step longer, because a finished run that is started again needs one more.
 
         Raises:
             InputError: see ``DataConfig.build``.
@@ -94,10 +94,10 @@ class DistillationData(pl.LightningDataModule, io.IOMixin):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on behind the last sample that was trained on.
+        """Continues after the last sample that was trained on.
 
         Raises:
-            InputError: the run was on other data.
+            InputError: the checkpoint was trained on other data.
         """
         from megatron.core.num_microbatches_calculator import update_num_microbatches
 
@@ -128,7 +128,7 @@ class DistillationData(pl.LightningDataModule, io.IOMixin):
 class _Sampler(MegatronDataSampler):
     """NeMo's sampler; its loaders draw their seeds from a generator of their own.
 
-    From the global one an evaluation would move the random numbers of the training that goes on after it.
+    With the global one an evaluation would change the random numbers of the training after it.
     """
 
     def transform_dataloader(self, dataloader: Any, consumed_samples: int = 0) -> Any:

@@ -45,8 +45,8 @@ def evaluations(config: EvaluationConfig | None, folder: Path, log: Any) -> list
 class Evaluation(pl.Callback):
     """Starts the process on global rank 0 when training starts, and tells it when the run has ended.
 
-    It ends by itself, after what is left to evaluate, when training ends in any other way: its standard input is a
-    pipe from here.  What it says goes to ``evaluations/watch.log``.  No collectives.
+    If training ends in any other way, the process evaluates what is left and ends by itself: its standard input is a
+    pipe from here.  Its output goes to ``evaluations/watch.log``.  No collectives.
 
     Args:
         folder: the run's folder.
@@ -59,7 +59,7 @@ class Evaluation(pl.Callback):
 
     @property
     def output(self) -> Path:
-        """What the process says."""
+        """The file with the output of the process."""
         return self.folder / FOLDER / "watch.log"
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -99,8 +99,8 @@ class Evaluation(pl.Callback):
         if not (wait and self.config.wait):
             return
         if process.poll() is None:
-            with Phase(f"waiting for evaluations that are going on, see {self.output}"):
+            with Phase(f"waiting for running evaluations, see {self.output}"):
                 process.wait()
         if process.wait():
             tail = self.output.read_text(errors="replace")[-1000:].strip()
-            logger.warning("an evaluation failed; the run is none the worse. The end of %s:\n%s", self.output, tail)
+            logger.warning("an evaluation failed; the run is not affected. The end of %s:\n%s", self.output, tail)

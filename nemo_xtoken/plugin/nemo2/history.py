@@ -21,7 +21,7 @@ class History(pl.Callback):
     """Writes ``history.jsonl`` on global rank 0; evaluates on held-out text before the first step and after the last.
 
     Records of a step: see ``training.step.step_record``; of an evaluation: ``step, held_out_ce, held_out_accuracy``.
-    Records behind the step that a run resumes from are dropped.
+    Records after the step from which a run resumes are dropped.
 
     Args:
         folder: the run's folder.
@@ -41,7 +41,7 @@ class History(pl.Callback):
         state.files_to_move = [path for path in state.files_to_move or () if path.name not in KEPT]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Drops what is ahead of the checkpoint, then evaluates the start, or what the interruption left out."""
+        """Drops records after the checkpoint, then evaluates the start, or what the interruption left out."""
         count_steps(trainer)
         now, interval = trainer.global_step, trainer.val_check_interval
         kept = [r for r in read_history(self.folder) if r["step"] <= now and now]

@@ -1,4 +1,4 @@
-"""Random number generators in the checkpoint: without them a resumed run with dropout is another run."""
+"""Random number generators in the checkpoint: without them a resumed run with dropout would differ."""
 
 import random
 from typing import Any

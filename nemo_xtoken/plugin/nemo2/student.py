@@ -30,7 +30,7 @@ def tokenizer(source: Optional[str] = None) -> Optional[XTokenTokenizer]:
 def fused_rope() -> bool:
     """Whether Transformer Engine or the CPU runtime has the fused rotary embedding, for a recipe's configuration.
 
-    NeMo's Llama configurations ask for it, and cannot be made where there is none.
+    NeMo's Llama configurations ask for it, and cannot be made without it.
     """
     from megatron.core.models.common.embeddings import rope_utils
 
@@ -43,7 +43,7 @@ def check_given(
     teacher: Optional[TeacherConfig],
     teachers: Optional[Mapping[str, Optional[TeacherConfig]]],
 ) -> None:
-    """Names all that a recipe leaves to the user and the user has left out, at once.
+    """Names all missing settings that a recipe leaves to the user, at once.
 
     Args:
         resume: with a ``restore_config`` where the student starts from a checkpoint.
@@ -87,7 +87,7 @@ def check_architecture(config: Any, resume: Optional[nl.AutoResume]) -> None:
 
     Args:
         config: of the student.
-        resume: with the checkpoint that it starts from; one without a ``context`` is not looked at.
+        resume: with the checkpoint that it starts from; one without a ``context`` is not checked.
 
     Raises:
         InputError: the two differ.

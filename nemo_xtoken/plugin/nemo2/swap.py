@@ -1,7 +1,7 @@
 """A model's tokenizer swapped, from Hugging Face's format to the same: transplant, import, distil, export, measure.
 
-The student is the model itself with the new tokenizer, the teacher the model as it is.  What is made on the way lies in
-the cache folder and is made once; imports and exports are commands in processes of their own, because each needs
+The student is the model itself with the new tokenizer, the teacher the model as it is.  Intermediate results are kept
+in the cache folder and made once; imports and exports are commands in processes of their own, because each needs
 process groups that training must not see.
 """
 
@@ -106,7 +106,7 @@ def swap_tokenizer(
         after.
 
     Raises:
-        InputError: anything wrong with model, tokenizer, text, layout or settings.
+        InputError: model, tokenizer, text, layout or settings are wrong.
     """
     _check_given(model, tokenizer, data.text)
     assert model is not None
@@ -186,7 +186,7 @@ def held_out_texts(text: DataConfig, student: Vocabulary, teacher: Vocabulary) -
             for document in source.texts():
                 digest = text_digest(document)
                 if digest.rstrip(b"\0") in wanted:  # numpy drops zeros at the end
-                    wanted.discard(digest.rstrip(b"\0"))  # a copy of it says nothing new
+                    wanted.discard(digest.rstrip(b"\0"))  # a copy of it adds nothing
                     yield document
 
 
@@ -255,6 +255,6 @@ def _command(*words: str) -> str:
         raise InputError(
             f"xtoken {' '.join(words)}\n  ended with status {done.returncode}: {done.stderr[-2000:].strip()}",
             "the command to succeed",
-            "see what it says; by hand it is the same command",
+            "read its output; the same command can be run by hand",
         )
     return done.stdout

@@ -24,12 +24,12 @@ class XTokenTokenizer(VocabularyTokenizer, TokenizerSpec):
 
     @property
     def bos_id(self) -> int | None:
-        """None where there is none."""
+        """None if the tokenizer has none."""
         return self.vocabulary.bos_id
 
     @property
     def eos_id(self) -> int | None:
-        """None where there is none."""
+        """None if the tokenizer has none."""
         return self.vocabulary.eos_id
 
     eos = eod = eos_id
@@ -37,7 +37,7 @@ class XTokenTokenizer(VocabularyTokenizer, TokenizerSpec):
 
     @property
     def pad_id(self) -> int | None:
-        """None where there is none."""
+        """None if the tokenizer has none."""
         return self.vocabulary.pad_id
 
     def text_to_ids(self, text: str) -> list[int]:

@@ -98,7 +98,7 @@ def is_enabled() -> bool:
 
 
 def enable() -> None:
-    """Turns CPU mode on (once; a second call does nothing)."""
+    """Turns CPU mode on; a second call does nothing."""
     if _undo:
         return
     import megatron.core.dist_checkpointing.strategies.filesystem_async as writer
