@@ -16,7 +16,6 @@ def command(*words):
     return subprocess.run(words, capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.slow
 def test_there_and_back_by_commands(nemo, tmp_path):
     source = write_model("llama", tmp_path / "source")
     there = command("import", f"model={source}", f"out={tmp_path / 'nemo'}")

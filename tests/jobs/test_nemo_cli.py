@@ -118,9 +118,6 @@ def _ran(layers, steps, log, scale):
     )
 
 
-pytestmark = pytest.mark.slow
-
-
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

@@ -33,7 +33,6 @@ def start():
         end(process)
 
 
-@pytest.mark.slow
 def test_two_nodes_stopped_requeued_and_finished(tmp_path, start):
     install(tmp_path / "bin")
     state, script = tmp_path / "state", tmp_path / "job.sh"

@@ -15,7 +15,6 @@ from tokenizer_zoo import TEXT, write_folder
 from toy_models import write_model
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.slow  # one run of the whole flow, which all tests look at
 FORK = multiprocessing.get_context("fork")
 SMALL = [
     "data.text.student_length=32", "data.text.teacher_length=64", "data.text.held_out=3", "data.text.workers=0",

@@ -12,7 +12,6 @@ import pytest
 pytestmark = pytest.mark.usefixtures("nemo")
 
 
-@pytest.mark.slow
 def test_two_processes(world):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += [

@@ -49,7 +49,6 @@ def run(command_line, tmp_path_factory):
     return folder, output
 
 
-@pytest.mark.slow
 def test_three_runs_and_a_comparison(run):
     folder, output = run
     for part in ("Student on held-out text", "cross-entropy only", "with the teacher", "curves.png"):
@@ -76,7 +75,6 @@ def test_three_runs_and_a_comparison(run):
     assert (out / "curves.png").stat().st_size > 10_000
 
 
-@pytest.mark.slow
 def test_the_same_command_again_reports_and_trains_nothing(run):
     folder, _ = run
     out = folder / "runs" / "xtoken_tiny"
@@ -115,7 +113,6 @@ def test_a_teacher_that_is_not_there(run):
     assert not (folder / "runs" / "wrong").exists()
 
 
-@pytest.mark.slow
 def test_a_second_teacher_by_name(run):
     folder, _ = run
     first = next(path for path in folder.rglob("run-*/checkpoints/*-last"))
@@ -138,7 +135,6 @@ def test_a_second_teacher_by_name(run):
     assert "again=None" in output
 
 
-@pytest.mark.slow
 def test_the_yaml_in_conf_is_the_recipe(run):
     folder, _ = run
     status, output = distill(folder, "--recipe", "xtoken_tiny", "--to-yaml", "exported.yaml")

@@ -97,7 +97,6 @@ def _drive(folder, commands, *path):
     return dict(zip(commands, json.loads((folder / "results.json").read_text())["done"], strict=True))
 
 
-@pytest.mark.slow
 def test_the_command_answers_where_bridge_is_there(tmp_path):
     """Without NeMo 2; a dry run and an export need to know that Bridge is installed, and nothing of it."""
     (tmp_path / "site" / "megatron" / "bridge").mkdir(parents=True)

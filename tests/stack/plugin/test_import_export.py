@@ -325,7 +325,6 @@ def test_what_cannot_be_converted_is_refused(tmp_path):
 # --- a real model
 
 
-@pytest.mark.slow
 def test_a_real_model(tmp_path):
     source = ASSETS / "models" / "smollm2-135m-instruct"
     if not source.is_dir():

@@ -185,7 +185,7 @@ def _train_clipped(job):
     return seen
 
 
-@pytest.mark.parametrize("layout", ["one", pytest.param("tp2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("layout", ["one", "tp2"])
 def test_resumed_after_a_kill_it_ends_the_same(world, layout):
     import signal
 

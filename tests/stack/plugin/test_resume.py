@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("nemo")
 
 STEPS = 6
 LAYOUTS = {"one": (1, {}), "tp2": (2, {"tp": 2})}
-BOTH = pytest.mark.parametrize("layout", ["one", pytest.param("tp2", marks=pytest.mark.slow)])
+BOTH = pytest.mark.parametrize("layout", ["one", "tp2"])
 
 
 def course(world, name, **settings):

@@ -285,7 +285,6 @@ def _there_and_back(world, name, student, teachers, more, ranks, lengths=(2, 3))
     assert (exported - before).abs().max() > 1e-2  # it has learnt
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_import_train_resume_export(name, world):
     _there_and_back(world, name, *(*RECIPES[name], [], 1)[:4])
@@ -319,7 +318,6 @@ def test_what_is_missing_or_does_not_fit_is_one_message(world, tmp_path):
     assert not made
 
 
-@pytest.mark.slow
 def test_with_real_tokenizers(world):
     """128,256 and 151,669 tokens, W of both, the output layers as wide as they really are."""
     for toy, name, spare in (("llama1b", "llama3", 0), ("qwen3", "qwen3", 267)):

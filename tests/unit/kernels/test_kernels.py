@@ -52,7 +52,6 @@ def cases(**environment):
 
 
 @with_triton
-@pytest.mark.slow
 def test_triton_interpreted_equals_torch():
     assert "skipped" not in cases(TRITON_INTERPRET="1")
 

@@ -265,7 +265,6 @@ def bits_per_byte(folder):
     return -scores.gather(1, ids[0, 1:, None]).sum().item() / np.log(2) / len(TEXT.encode())
 
 
-@pytest.mark.slow
 def test_a_real_model_still_stammers(tmp_path):
     source, tokenizer = ASSETS / "models" / "smollm2-135m-instruct", ASSETS / "tokenizers" / "llama3"
     if not source.is_dir() or not tokenizer.is_dir():
