@@ -29,9 +29,12 @@ LONGEST = (
     "test_real_job.py",
     "test_layouts.py",
     "test_recipes.py",
-    "test_xtoken_tiny.py",
+    "test_field.py",
     "test_learned_runs.py",
     "test_resume.py",
+    "test_xtoken_tiny.py",
+    "test_torchrun.py",
+    "test_prefix_kl.py",
     "test_invariance.py",
     "test_kernels.py",
 )

@@ -21,7 +21,6 @@ from nemo_xtoken.preflight import checkup
 from nemo_xtoken.recipes import available_recipes
 from nemo_xtoken.run.values import OF_TEACHER, RANGES
 
-pytestmark = pytest.mark.slow
 SUPPORT = Path(__file__).parents[1] / "support"
 MARKS = ("_target_", "_partial_", "_call_")
 ANYTHING_GOES = ("trainer.logger", "trainer.strategy.gradient_as_bucket_view")  # by their annotations

@@ -88,7 +88,6 @@ def test_the_same_command_again_reports_and_trains_nothing(run):
     assert json.loads((out / "report.json").read_text()) == report
 
 
-@pytest.mark.slow
 def test_verbose_brings_the_libraries_back(run):
     folder, _ = run
     status, output = distill(folder, "--recipe", "xtoken_tiny", *SHORT, "--verbose", "log.name=loud")
@@ -103,7 +102,6 @@ def test_verbose_brings_the_libraries_back(run):
     assert not (folder / "runs" / "loud" / "run.log").exists()
 
 
-@pytest.mark.slow
 def test_a_teacher_that_is_not_there(run):
     folder, _ = run
     status, output = distill(folder, "--recipe", "xtoken_tiny", "teacher.path=nowhere", "log.name=wrong")
