@@ -7,6 +7,8 @@ import torch
 from tokenizer_zoo import write_folder, zoo
 
 from nemo_xtoken.vocab import load_vocabulary
+from nemo_xtoken.weights.configuration import readable_folder
+from nemo_xtoken.weights.folder import ModelFolder
 from nemo_xtoken.weights.tokenizer_files import copy_tokenizer
 
 __all__ = ["KINDS", "logits", "write_model"]
@@ -132,7 +134,8 @@ def logits(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
     """float32 ``[b, T, V]`` of the model in ``folder``, as transformers computes them."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    with readable_folder(ModelFolder(folder)) as path:  # checked against transformers 5 in test_configuration
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():
         return model(tokens).logits.float()
 
