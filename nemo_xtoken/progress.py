@@ -1,10 +1,10 @@
-"""How far a piece of work is: told as log records, which a terminal shows as a bar and a log as a line now and then.
+"""The progress of a piece of work as log records, which a terminal shows as a bar and a log as a line now and then.
 
     with Phase("aligning", total=documents, unit="documents") as phase:
         phase.at(64, {"tokens/s": "12,000"})
 
 Records go to the logger ``nemo_xtoken.progress``: at level INFO those that are worth a line, at DEBUG all others.  Each
-has its `Snapshot` as the attribute ``progress``.  Where nobody has set up logging, the lines go to standard error.
+has its `Snapshot` as the attribute ``progress``.  If logging is not set up, the lines go to standard error.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ class Snapshot:
         done, total: how many; the total is None where it is not known.
         values: what else there is to see, as text, the most important first.
         seconds: since the beginning.
-        left: seconds to the end, if it goes on like this; None: not known.
+        left: seconds to the end at the present speed; None: not known.
     """
 
     key: int
@@ -60,7 +60,7 @@ class Phase:
         title: what is being done, in a few words: "aligning".
         total: how much there is to do; None: not known.
         unit: what is counted.
-        shown: False: nothing is told at all, as on all ranks but the first.
+        shown: False: nothing is reported, as on all ranks but the first.
         announced: the beginning is worth a line in a log.
     """
 
@@ -116,15 +116,15 @@ class Phase:
         """It is done; a second call does nothing.
 
         Args:
-            said: what came of it, worth a line in a log.
-            values: what stays to be seen beside the bar.
+            said: the result, worth a line in a log.
+            values: what remains visible beside the bar.
         """
         if self._running:
             self._tell("end", f"{self.title}: {said}", bool(said), dict(values or {}))
             self._close()
 
     def fail(self) -> None:
-        """An error has ended it, which is told elsewhere."""
+        """An error has ended it, which is reported elsewhere."""
         if self._running:
             self._tell("failed", f"{self.title}: stopped at {self.done:,} {self.unit}", False, {})
             self._close()
@@ -173,7 +173,7 @@ def say(line: str, shown: bool = True) -> None:
     """A line that belongs to no phase.
 
     Args:
-        shown: False: nothing is told at all.
+        shown: False: nothing is reported.
     """
     if shown:
         with _somebody_listens():
@@ -182,7 +182,7 @@ def say(line: str, shown: bool = True) -> None:
 
 @contextlib.contextmanager
 def _somebody_listens() -> Iterator[None]:
-    """Where nobody has set up logging, lines go to standard error in here."""
+    """Within the context lines go to standard error if logging is not set up."""
     if LOGGER.hasHandlers():
         yield
         return
@@ -204,7 +204,7 @@ class _Lines(logging.Handler):
 
 
 class Pace:
-    """Tells when the next line, or the next look, is due.
+    """Decides when the next line, or the next look, is due.
 
     Args:
         seconds: between two.

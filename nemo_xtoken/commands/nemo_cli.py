@@ -1,8 +1,8 @@
 """What ``nemo llm distill`` loads: the recipes as factories, and the option ``--recipe``.
 
 Loaded by nemo_run through the entry point ``llm`` of group ``nemo_run.cli``.  Where NeMo 2 is installed, its own
-``distill`` command stays and only its run context becomes :class:`RecipeRunContext`, so all that it could do still
-works; elsewhere the command is registered here, and recipes run with Megatron-Bridge where that is installed.
+``distill`` command stays and only its run context becomes :class:`RecipeRunContext`, so everything that it could do
+still works; elsewhere the command is registered here, and recipes run with Megatron-Bridge where that is installed.
 """
 
 import contextlib
@@ -94,7 +94,7 @@ def _host() -> Callable[..., Any]:
         with _quiet(), _no_garbage_collection():
             from nemo.collections import llm
     except Exception as error:
-        # NeMo 3 and the images that follow have no such package; anything else is an installation to be repaired.
+        # NeMo 3 and the images that follow have no such package; anything else is a broken installation.
         absent = ("nemo", "nemo.collections", "nemo.collections.llm")
         if not (isinstance(error, ModuleNotFoundError) and error.name in absent):
             report_error(str(unloadable_nemo(error)))
@@ -126,7 +126,7 @@ def _under_bridge(recipe: Recipe, nodes: int | None = None) -> run.Partial:
         nodes: of 8 GPUs, where the recipe has layouts; None: the job's.
 
     Raises:
-        InputError: no Megatron-Bridge, or a recipe that needs NeMo 2.
+        InputError: Megatron-Bridge is not installed, or the recipe needs NeMo 2.
     """
     stack = find_stack()
     if stack["Megatron-Bridge"].version is None:
@@ -134,7 +134,7 @@ def _under_bridge(recipe: Recipe, nodes: int | None = None) -> run.Partial:
         raise InputError(
             f"nothing to train with: {found}",
             "NeMo 2 (nemo-toolkit 2.6 or 2.7, with nemo.collections.llm) or Megatron-Bridge 0.3 and later",
-            "pip install 'nemo_xtoken[nemo]', or use one of NVIDIA's NeMo containers (`xtoken env` says what is here)",
+            "pip install 'nemo_xtoken[nemo]', or use an NVIDIA NeMo container (`xtoken env` says what is installed)",
         )
     from nemo_xtoken.launch.ranks import job_nodes
     from nemo_xtoken.plugin.bridge.recipe import from_nemo2

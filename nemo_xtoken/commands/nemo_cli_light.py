@@ -2,8 +2,8 @@
 
 nemo_run loads the entry points of every command group, NeMo's included, before it runs a command of any; for a light
 verb that would be 10 to 20 seconds of imports it does not need.  So the verb runs right here, while nemo_run is looking
-for commands, and the process ends with its exit status.  (Whether NeMo's entry points come before ours is not ours to
-say; if they do, the verb runs all the same, later.)
+for commands, and the process ends with its exit status.  (Whether NeMo's entry points are loaded before ours is not
+under our control; if they are, the verb still runs, later.)
 """
 
 import multiprocessing

@@ -37,7 +37,7 @@ class OutputLog:
 
     @contextlib.contextmanager
     def active_as(self, active: bool) -> Iterator[None]:
-        """Output goes to the file in here, or to the real streams; then as before."""
+        """Within the context output goes to the file, or to the real streams; afterwards as before."""
         before = self.active
         self._switch(active)
         try:
@@ -50,7 +50,7 @@ class OutputLog:
         self._file.write(f"{line}\n")
 
     def move(self, path: Path) -> None:
-        """Appends what there is so far to ``path``, which goes on from there.  The folder is made if need be."""
+        """Appends what was written so far to ``path``, and continues there.  The folder is made if needed."""
         if path == self.path:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,14 +110,14 @@ def _stream(stream: TextIO, descriptor: int, copy: int) -> TextIO:
         own = stream.fileno() == descriptor
     except (AttributeError, OSError, ValueError, io.UnsupportedOperation):
         own = False
-    if not own:  # somebody has put another stream into its place: it goes on to where it went
+    if not own:  # another stream has replaced it: that one keeps its target
         return stream
     encoding, errors = getattr(stream, "encoding", None) or "utf-8", getattr(stream, "errors", None) or "replace"
     return open(copy, "w", encoding=encoding, errors=errors, buffering=1, closefd=False)
 
 
 def _flush() -> None:
-    """What waits in Python's and C's buffers goes to where it was meant to go."""
+    """Flushes Python's and C's buffers to where their content was meant to go."""
     for stream in {sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__}:
         with contextlib.suppress(AttributeError, OSError, ValueError):
             stream.flush()  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""What this package says, as a person sees it: a bar for each phase on a terminal, plain lines elsewhere."""
+"""Shows this package's messages: a bar for each phase on a terminal, plain lines elsewhere."""
 
 import logging
 import os
@@ -44,7 +44,7 @@ class ProgressDisplay(logging.Handler):
         self._tasks: dict[int, bars.TaskID] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Shows a record; in a process that was forked from this one, whose terminal it is not, it goes to the log."""
+        """Shows a record; a process that was forked from this one does not own the terminal and writes to the log."""
         if self.log is not None:
             self.log(record)
         if os.getpid() != self._process:
@@ -91,7 +91,7 @@ class ProgressDisplay(logging.Handler):
             self._bars.update(task, values=escape(_fitting([f"{name} {value}" for name, value in seen.values.items()])))
         if ended:
             del self._tasks[seen.key]
-            if self._tasks:  # within another phase, whose line says what came of it
+            if self._tasks:  # within another phase, whose line has the result
                 self._bars.remove_task(task)
             else:
                 self.pause()
@@ -125,7 +125,7 @@ class ProgressDisplay(logging.Handler):
 
 
 def _fitting(parts: list[str]) -> str:
-    """The first of them, as many as there is room for, whole."""
+    """As many of the first values as fit without being cut."""
     text = ""
     for part in parts:
         if len(text) + len(part) + 1 > VALUES:
@@ -135,7 +135,7 @@ def _fitting(parts: list[str]) -> str:
 
 
 class _Time(bars.ProgressColumn):
-    """The time that is left, of an ended phase that it took, and where neither is known that it has taken so far."""
+    """The time left; of an ended phase the time it took; if neither is known, the time since the beginning."""
 
     def render(self, task: bars.Task) -> Text:
         if task.fields["ended"]:

@@ -91,7 +91,7 @@ def add_named(config: Any, overrides: Sequence[str]) -> None:
     """Lets overrides reach into an argument that holds dataclasses by name: ``teachers: dict[str, TeacherConfig]``.
 
     nemo_run follows a name into a configuration alone, and only where it is there already.  So a dictionary becomes the
-    configuration of one, and a name that an override such as ``teachers.second.path=PATH`` speaks of is added to it; so
+    configuration of one, and a name that an override such as ``teachers.second.path=PATH`` uses is added to it; so
     is a dataclass that a recipe left out: ``evaluate: Optional[EvaluationConfig] = None``.
 
     The same holds for configurations inside this one: ``data.text.sources.web.paths=PATHS``.

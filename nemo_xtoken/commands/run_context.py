@@ -285,7 +285,7 @@ def _adopt_ranks() -> None:
 
 
 def _with_terminal(command: Callable[..., None]) -> Callable[..., None]:
-    """nemo_run's command, on a terminal of ours."""
+    """nemo_run's command, run within our `Terminal`."""
 
     @functools.wraps(command)
     def run_command(**options: Any) -> None:
@@ -301,7 +301,7 @@ def _with_terminal(command: Callable[..., None]) -> Callable[..., None]:
 
 
 class _Refused(Exception):
-    """A command line that cannot be; the text is for the person who typed it."""
+    """A command line that is refused; the text is for the user."""
 
 
 def _leave(message: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""What is said of a run before it starts: a few lines."""
+"""The few lines that describe a run before it starts."""
 
 import os
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ SHOWN = ("NeMo", "Megatron-Bridge", "Megatron-core", "PyTorch")  # the log has a
 
 
 def describe_run(name: str, config: Any, log: Path | None) -> str:
-    """The lines; what a run does not say is left out.
+    """The lines; settings that a run does not have are left out.
 
     Args:
         name: of the recipe or the file that it is from.

@@ -34,7 +34,7 @@ def nodes_of_recipe(text: str) -> int | None:
     """N of ``NAME(nodes=N)``.
 
     Raises:
-        InputError: other arguments.
+        InputError: the recipe is given other arguments.
     """
     _, bracket, given = text.partition("(")
     nodes = re.fullmatch(r"nodes=(\d+)\)", given)
@@ -46,14 +46,14 @@ def nodes_of_recipe(text: str) -> int | None:
 
 
 def read_settings(recipe: "Recipe | None", yaml: str | None, overrides: Iterable[str], nodes: int | None) -> Settings:
-    """Of the run on so many nodes, with its overrides.
+    """The settings of the run on a number of nodes, with its overrides.
 
     Args:
         recipe: None: ``yaml`` is the file of the run.
         nodes: None: as many as it says.
 
     Raises:
-        InputError: no file, or an override that does not fit.
+        InputError: the file is missing, or an override does not fit.
     """
     if recipe is None:
         path = Path(yaml or "")

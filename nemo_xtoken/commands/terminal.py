@@ -1,4 +1,4 @@
-"""The terminal of a command: this package speaks to the person there, all others write to the run's log file."""
+"""The terminal of a command: this package writes to the terminal, all others to the run's log file."""
 
 import contextlib
 import faulthandler
@@ -74,13 +74,13 @@ class Terminal:
 
     @contextlib.contextmanager
     def captured(self) -> Iterator[None]:
-        """What is printed goes to the log, but for what is printed on `rich.get_console()`: results."""
+        """Within the context output goes to the log, except on `rich.get_console()`, which shows results."""
         with self._captured(True):
             yield
 
     @contextlib.contextmanager
     def released(self) -> Iterator[None]:
-        """Within `captured`: what is printed comes to the terminal, for a question or a listing."""
+        """Within `captured`: sends output to the terminal, for a question or a listing."""
         self._display.pause()
         with self._captured(False):
             yield
@@ -99,12 +99,12 @@ class Terminal:
 
     @property
     def log(self) -> Path | None:
-        """The log in the run's folder; None where there is none, so far."""
+        """The log in the run's folder; None if there is none yet."""
         self._settle()
         return self._target if self._output is not None and self._output.path == self._target else None
 
     def say(self, text: str) -> None:
-        """Lines for the person there; on the first rank."""
+        """Shows lines to the user, on the first rank."""
         if self._level <= logging.INFO:
             self._display.say(text)
             if self._output is not None:
@@ -181,7 +181,7 @@ def _width(stream: TextIO) -> int | None:
 
 
 def _show_faults(stream: TextIO) -> Callable[[], None]:
-    """Shows the stack of a process that a library's C code ends; returns what takes that back."""
+    """Shows the stack if C code of a library ends the process; returns the function that undoes this."""
     if faulthandler.is_enabled():
         return lambda: None
     try:

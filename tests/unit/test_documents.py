@@ -3,6 +3,7 @@
 import ast
 import builtins
 import re
+import runpy
 from functools import cache
 from pathlib import Path
 
@@ -58,6 +59,11 @@ def test_links():
 def _anchors(file):
     headings = re.findall(r"^#+ (.*)$", file.read_text(), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_drawing_of_the_rooms_is_that_of_the_code():
+    house = runpy.run_path(str(ROOT / "docs" / "house.py"))
+    assert house["PICTURE"].read_text() == house["draw"](house["imports"]()), "run `python docs/house.py`"
 
 
 def test_verbs_and_their_arguments():
