@@ -2,6 +2,8 @@
 
 import sys
 
+import nemo_xtoken  # noqa: F401  (before anything that imports NeMo, as in every program of one's own)
+
 if __name__ == "__main__":
     from jobs import Job, train
 
