@@ -50,7 +50,7 @@ class StepBatches:
         self._ready: Iterator[MicroBatch] = iter(())
 
     def start(self, consumed: int, rank: int, ranks: int) -> None:
-        """Goes on behind the last sample that was trained on.
+        """Continues after the last sample that was trained on.
 
         Args:
             consumed: samples, over all ranks.
@@ -120,5 +120,5 @@ def _loader(samples: Dataset[Batch], order: Any, workers: int) -> DataLoader[Bat
         num_workers=workers,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # not the global one, whose numbers belong to the training
+        generator=torch.Generator(),  # not the global generator, which belongs to the training
     )

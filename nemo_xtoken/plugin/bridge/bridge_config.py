@@ -52,7 +52,7 @@ class Student:
 
 @dataclass
 class TeacherConfig(TeacherSettings):
-    """A teacher that Megatron-Bridge loads; see `TeacherSettings` for all that is not said here.
+    """A teacher that Megatron-Bridge loads; see `TeacherSettings` for the other attributes.
 
     Attributes:
         path: folder or hub name of a Hugging Face model, or the folder of a Megatron-Bridge checkpoint.
@@ -189,8 +189,8 @@ class Resume:
     """Where a run begins.
 
     Attributes:
-        resume_if_exists: goes on from the newest checkpoint in the run's folder.
-        restore_config: where there is none.
+        resume_if_exists: continue from the newest checkpoint in the run's folder.
+        restore_config: what the student starts from if there is none.
     """
 
     resume_if_exists: bool = True

@@ -33,7 +33,7 @@ class Checkpoint:
             where: what the path is called on the command line.
 
         Raises:
-            InputError: nothing that can be loaded.
+            InputError: there is nothing that Bridge can load.
         """
         expected = "a Hugging Face model (folder or hub name), or the folder of a Megatron-Bridge checkpoint"
         if not path:
@@ -62,7 +62,7 @@ class Checkpoint:
             random_weights: of a Hugging Face model take the architecture alone.
 
         Raises:
-            InputError: an architecture that Bridge does not know.
+            InputError: Bridge does not know the architecture.
         """
         from megatron.bridge import AutoBridge
         from megatron.bridge.training.model_load_save import load_model_config
@@ -91,7 +91,7 @@ class Checkpoint:
             override: the argument that names another one.
 
         Raises:
-            InputError: Bridge's checkpoint does not say.
+            InputError: Bridge's checkpoint does not name its tokenizer.
         """
         if not self.bridge:
             return self.source

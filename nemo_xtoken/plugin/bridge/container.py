@@ -31,7 +31,7 @@ __all__ = ["AlignedText", "make_container"]
 
 @dataclass
 class AlignedText(DatasetProvider):
-    """Hands batches that are there already to Bridge's loop, which takes them as they are.
+    """Hands batches that are made elsewhere to Bridge's loop, which uses them unchanged.
 
     The batches are not part of Bridge's configuration: `with_batches` gives them.
     """
@@ -59,14 +59,14 @@ def make_container(
     resume: bool,
     ids: int,
 ) -> ConfigContainer:
-    """All that ``pretrain`` wants to know.
+    """The configuration for ``pretrain``.
 
     Args:
         provider: of the student, as ``models.prepare_student`` leaves it.
         evaluation_steps: global batches that are held out; 0: none.
         folder: of the run.
         start: folder of Bridge's checkpoints that a new run starts from; None: the provider has the weights.
-        resume: go on from the newest checkpoint in the run's folder.
+        resume: continue from the newest checkpoint in the run's folder.
         ids: V_S.
     """
     half = trainer.plugins.precision == BF16
@@ -105,7 +105,7 @@ def make_container(
             lr_decay_iters=trainer.max_steps,
             start_weight_decay=optim.config.weight_decay,
             end_weight_decay=optim.config.weight_decay,
-            override_opt_param_scheduler=True,  # a run that goes on with other settings has those
+            override_opt_param_scheduler=True,  # a run that continues with other settings uses those
         ),
         ddp=DistributedDataParallelConfig(
             use_distributed_optimizer=True,
