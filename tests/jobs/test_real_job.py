@@ -72,5 +72,5 @@ def test_two_nodes_stopped_requeued_and_finished(tmp_path, start):
     assert [entry["steps"] for entry in report] == [STEPS, STEPS]
     assert (state / "requeued").read_text() == "4711\n"
     text = log.read_text()
-    assert text.count("[nemo_xtoken] version ") == 2  # by one rank, once each time
+    assert text.count("xtoken_tiny: nemo_xtoken ") == 2  # its versions, by one rank, once each time
     assert "stopped before the end, with a checkpoint" in text
