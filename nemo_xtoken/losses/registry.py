@@ -1,6 +1,5 @@
 """The losses by their names.  What one needs and how it is made, its class says (`ChunkDivergence`)."""
 
-import importlib
 import logging
 from collections.abc import Mapping
 from dataclasses import fields
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.imported import import_class
 from nemo_xtoken.kernels.reference import TORCH
 from nemo_xtoken.kernels.tile_kernels import TileKernels
 from nemo_xtoken.losses.base import ChunkDivergence, ChunkLossConfig
@@ -85,24 +85,14 @@ def loss_named(name: str) -> type[ChunkDivergence]:
     """
     if name in LOSSES:
         return LOSSES[name]
-    module, _, attribute = name.partition(":")
-    if not attribute:  # "auto" is not a loss: it is resolved before
+    if ":" not in name:  # "auto" is not a loss: it is resolved before
         raise InputError(
             f"loss={name!r}",
             f"{AUTO}, or one of {', '.join(LOSSES)}; or package.module:Class for a loss of your own",
             "choose one of these",
         )
-    try:
-        found: Any = importlib.import_module(module)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(
-            f"loss={name!r} cannot be imported ({type(error).__name__}: {error})",
-            "package.module:Class, a class that Python finds",
-            "correct the name, install its package, or put its folder on PYTHONPATH",
-        ) from error
-    return _checked(found, name)
+    loss: type[ChunkDivergence] = import_class(name, ChunkDivergence, "loss")
+    return loss
 
 
 def _checked(found: Any, name: str) -> type[ChunkDivergence]:

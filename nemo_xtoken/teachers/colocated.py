@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,26 +13,10 @@ from nemo_xtoken.parallel.context_parallel import ContextLayout
 from nemo_xtoken.parallel.head import OutputHead
 from nemo_xtoken.parallel.ownership import Ownership, reorder_rows
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
-from nemo_xtoken.teachers.contract import States, Teacher
+from nemo_xtoken.teachers.contract import InputForm, States, Teacher, TeacherHost
 from nemo_xtoken.teachers.output import HiddenStateTap, output_head
 
-__all__ = ["ColocatedTeacher", "InputForm"]
-
-
-class InputForm(Protocol):
-    """In which form a model of the run is given its input; ``training.inputs`` is the one."""
-
-    def context_layout(self, inputs: Inputs) -> ContextLayout:
-        """Which positions each context-parallel rank holds."""
-        ...
-
-    def model_inputs(self, inputs: Inputs, layout: ContextLayout) -> dict[str, Any]:
-        """Keyword arguments of the model, for this rank."""
-        ...
-
-    def schedule_shape(self, micro_batch_size: int, length: int) -> tuple[int, int]:
-        """Micro-batch size and length as Megatron's schedule sees them."""
-        ...
+__all__ = ["ColocatedTeacher"]
 
 
 class ColocatedTeacher(Teacher):
@@ -51,6 +35,8 @@ class ColocatedTeacher(Teacher):
         label: what messages call it.
     """
 
+    colocated = True
+
     def __init__(self, model: Any, vocabulary_size: int, form: InputForm, label: str = "teacher") -> None:
         from megatron.core import parallel_state
 
@@ -61,6 +47,20 @@ class ColocatedTeacher(Teacher):
         self.tap: HiddenStateTap | None = None
         if self.last_stage:
             self.tap = HiddenStateTap(model.output_layer, model.config.sequence_parallel)
+
+    @classmethod
+    def open(cls, host: TeacherHost) -> "ColocatedTeacher":
+        """
+        Raises:
+            InputError: a layout that is not the student's.
+        """
+        if host.sizes != host.student_sizes:
+            raise InputError(
+                f"source=colocated for the {host.label}, whose layout is {host.sizes}",
+                f"the student's, {host.student_sizes}",
+                "leave source out, or the teacher's parallel sizes",
+            )
+        return cls(host.load(), host.vocabulary_size, host.form, host.label)
 
     def lay_out(self, *ownerships: Ownership) -> list[OutputHead]:
         """See `Teacher.lay_out`.  Collectives: those of ``reorder_rows``.

@@ -1,17 +1,24 @@
-"""What a teacher is to a run, wherever its hidden states come from."""
+"""What a teacher is to a run, wherever its hidden states come from.
+
+A source of states is a subclass of `Teacher` in a file of its own and a row of ``teacher_sources.SOURCES``; or, from
+outside of this package, a class that ``teacher.source=package.module:Class`` names.  Losses, training and the adapters
+know this contract alone.
+"""
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
-from nemo_xtoken.data.batch import TeacherSide
+from nemo_xtoken.data.batch import Inputs, TeacherSide
 from nemo_xtoken.parallel.context_parallel import ContextLayout
 from nemo_xtoken.parallel.head import OutputHead
 from nemo_xtoken.parallel.ownership import Ownership
+from nemo_xtoken.run.layout import ParallelSizes
 
-__all__ = ["States", "Teacher"]
+__all__ = ["InputForm", "States", "Teacher", "TeacherHost"]
 
 
 @dataclass(frozen=True)
@@ -27,29 +34,100 @@ class States:
     layout: ContextLayout
 
 
+class InputForm(Protocol):
+    """In which form a Megatron model of the run is given its input; ``training.inputs`` is the one."""
+
+    def context_layout(self, inputs: Inputs) -> ContextLayout:
+        """Which positions each context-parallel rank holds."""
+        ...
+
+    def model_inputs(self, inputs: Inputs, layout: ContextLayout) -> dict[str, Any]:
+        """Keyword arguments of the model, for this rank."""
+        ...
+
+    def schedule_shape(self, micro_batch_size: int, length: int) -> tuple[int, int]:
+        """Micro-batch size and length as Megatron's schedule sees them."""
+        ...
+
+
+@dataclass(frozen=True)
+class TeacherHost:
+    """What a run gives to the source of one of its teachers.
+
+    Attributes:
+        label: what messages call the teacher.
+        settings: its ``TeacherConfig``.
+        vocabulary_size: V_T.
+        config: its architecture, a Megatron configuration in the student's precision and this teacher's layout.
+        sizes: that layout.
+        student_sizes: the student's, as far as such a model has them.
+        form: of the inputs of models in this run.
+        load: makes this rank's part of the model in the process groups that are in force: frozen, in evaluation mode.
+            A source whose states come from elsewhere does not call it.
+    """
+
+    label: str
+    settings: Any
+    vocabulary_size: int
+    config: Any
+    sizes: ParallelSizes
+    student_sizes: ParallelSizes
+    form: InputForm
+    load: Callable[[], Any]
+
+
 class Teacher(abc.ABC):
     """A frozen model somewhere, whose hidden states the loss compares the student with.
+
+    Its life: `check` before anything is built; then on every rank of the run `open`, once `lay_out`, `states` step by
+    step, and `close`, also where the run fails.
 
     Attributes:
         label: what messages call it.
         one_at_a_time: its states can be asked for micro-batch by micro-batch, in the midst of the student's schedule,
             so that those of one are there at a time.  Otherwise those of all micro-batches of a step come before it.
+        colocated: its model lies in the run's processes, whose number its layout has to divide.
     """
 
+    colocated: ClassVar[bool] = False
     label: str
     one_at_a_time: bool
+
+    @classmethod
+    def check(cls, settings: Any, where: str) -> None:
+        """Whether it can be had with these settings; every process calls it before anything is built.
+
+        Args:
+            settings: a ``TeacherConfig``.
+            where: what that is called on the command line.
+
+        Raises:
+            InputError: it cannot.
+        """
+        return None
+
+    @classmethod
+    @abc.abstractmethod
+    def open(cls, host: TeacherHost) -> "Teacher":
+        """The teacher on this rank.
+
+        Raises:
+            InputError: it is not to be had.
+        """
 
     @abc.abstractmethod
     def lay_out(self, *ownerships: Ownership) -> list[OutputHead]:
         """The output layer in each order that a loss wants, over the student's tensor-parallel groups.
 
-        Every rank of the run calls it once, before any states; those that compute no loss, all but the student's last
-        pipeline stage, without an order.
+        Ranks that compute no loss, all but the student's last pipeline stage, give no order.
         """
 
     @abc.abstractmethod
     def states(self, sides: Sequence[TeacherSide]) -> list[States | None]:
-        """The hidden states of each micro-batch, in order.  Every rank of the run calls it.
+        """The hidden states of each micro-batch, in order.
+
+        The states of a piece depend on its document, where it begins and ends in it, and the teacher alone: the side
+        says these of each piece.  The order of the data, the micro-batch and the layout do not matter.
 
         Args:
             sides: the teacher's, of this data-parallel rank's micro-batches; one at a time where that is possible, else
@@ -61,3 +139,6 @@ class Teacher(abc.ABC):
         Raises:
             InputError: states that are not numbers, or are not to be had; the message names the samples.
         """
+
+    def close(self) -> None:  # noqa: B027 (nothing by default)
+        """Lets go of what is not this process's own."""

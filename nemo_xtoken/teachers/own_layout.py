@@ -17,7 +17,7 @@ from nemo_xtoken.parallel.context_parallel import ContextLayout, move_rows
 from nemo_xtoken.parallel.head import OutputHead
 from nemo_xtoken.parallel.ownership import Ownership, spread_rows
 from nemo_xtoken.teachers.colocated import ColocatedTeacher
-from nemo_xtoken.teachers.contract import States
+from nemo_xtoken.teachers.contract import States, TeacherHost
 from nemo_xtoken.teachers.groups import TeacherGroups
 from nemo_xtoken.teachers.output import output_head
 
@@ -75,6 +75,14 @@ class OwnLayoutTeacher(ColocatedTeacher):
         self._copy = mine.data
         self._sources = {own: rank for rank, (_, own) in enumerate(found) if own.last}
         self._dtype = next(self.model.parameters()).dtype
+
+    @classmethod
+    def open(cls, host: TeacherHost) -> "OwnLayoutTeacher":
+        """Collective over all processes: makes the teacher's process groups, and loads it in them."""
+        groups = TeacherGroups(host.sizes)
+        with groups.active():
+            model = host.load()
+        return cls(groups, model, host.vocabulary_size, host.form, host.label)
 
     def lay_out(self, *ownerships: Ownership) -> list[OutputHead]:
         """See `Teacher.lay_out`.  Collective over all processes: the layer goes once through all of them."""

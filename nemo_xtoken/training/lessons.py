@@ -17,8 +17,9 @@ from nemo_xtoken.parallel.head import OutputHead
 from nemo_xtoken.parallel.learned_entries import LearnedProjection
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 from nemo_xtoken.projection.build import load_or_build
-from nemo_xtoken.teachers.contract import Teacher
+from nemo_xtoken.teachers.contract import Teacher, TeacherHost
 from nemo_xtoken.teachers.output import HiddenStateTap, output_head
+from nemo_xtoken.teachers.teacher_sources import open_teacher
 from nemo_xtoken.training.micro_batch import MicroBatch
 from nemo_xtoken.training.teacher_settings import NamedTeacher, one_model_each
 from nemo_xtoken.vocab.vocabulary import Vocabulary
@@ -63,29 +64,35 @@ class Teaching:
     selections: tuple[torch.nn.Module | None, ...] = ()
     lessons: tuple[Lesson, ...] = ()
 
+    def close(self) -> None:
+        """Closes the teachers, when the run ends or fails."""
+        for teacher in self.teachers:
+            teacher.close()
+
 
 def begin(
     named: Sequence[NamedTeacher],
-    load: Callable[[NamedTeacher], Teacher],
+    host_of: Callable[[NamedTeacher], TeacherHost],
     student: Vocabulary,
     output_layer: Any | None,
     kernels: TileKernels,
 ) -> Teaching:
-    """Loads the teachers' models and makes what the loss needs of them.
+    """Opens the teachers and makes what the loss needs of them.
 
     Args:
-        load: this rank's part of a teacher.
+        named: whose losses are resolved.
+        host_of: what the training loop gives to the source of a teacher.
         output_layer: the student's, Megatron's vocabulary-parallel one; None on all but the last pipeline stage.
         kernels: what goes over the tiles.
 
-    Collectives: those of loading, and of ``Teacher.lay_out``.
+    Collectives: those of ``Teacher.open`` and ``Teacher.lay_out``.
     """
     device = torch.cuda.current_device()
     pairs = [_pair(teacher, student) for teacher in named]
     selections = [chunk_selection(teacher.loss, pair) for teacher, pair in zip(named, pairs, strict=True)]
     first_with = one_model_each(named)
     sides = sorted(set(first_with))
-    teachers = [load(named[n]) for n in sides]
+    teachers = [open_teacher(host_of(named[n]), named[n].config.source) for n in sides]
     lessons: list[Lesson] = []
     if output_layer is None:
         for teacher in teachers:

@@ -7,6 +7,7 @@ from nemo_xtoken.losses.registry import check_loss
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 from nemo_xtoken.run.layout import ParallelSizes
 from nemo_xtoken.run.spec import ModelSpec
+from nemo_xtoken.teachers.teacher_sources import source_named
 from nemo_xtoken.training.teacher_settings import NamedTeacher
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
@@ -21,11 +22,14 @@ def teacher_spec(teacher: NamedTeacher, config: Mapping[str, Any], strategy: Any
         strategy: the student's layout, with Megatron's names.
         length: positions of a sample where it has no length of its own.
     """
-    own = teacher.config.length
+    own, source = teacher.config.length, teacher.config.source
+    sizes = teacher.config.sizes(ParallelSizes.of(strategy, experts=bool(config.get("num_moe_experts"))))
+    if source is not None and not source_named(source).colocated:
+        sizes = ParallelSizes()  # no process of this run has a part of its model
     return ModelSpec(
         teacher.label,
         teacher.where,
-        teacher.config.sizes(ParallelSizes.of(strategy, experts=bool(config.get("num_moe_experts")))),
+        sizes,
         length if own is None else own,
         "data.text.teacher_length" if own is None else f"{teacher.where}.length",
         config,

@@ -1,7 +1,7 @@
 """The teachers of a run, as every adapter configures them: checkpoint, tokenizer, W, loss, weight, layout."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional, TypeVar
 
@@ -17,9 +17,8 @@ from nemo_xtoken.projection.build import ProjectionRule
 from nemo_xtoken.run.layout import ParallelSizes
 from nemo_xtoken.run.teaching import ALONE, label_of, name_of, teaching, where_of
 from nemo_xtoken.run.values import check_teacher
-from nemo_xtoken.teachers.colocated import ColocatedTeacher
-from nemo_xtoken.teachers.groups import TeacherGroups
-from nemo_xtoken.teachers.own_layout import OwnLayoutTeacher
+from nemo_xtoken.teachers.contract import TeacherHost
+from nemo_xtoken.teachers.teacher_sources import check_source
 from nemo_xtoken.training import inputs
 from nemo_xtoken.training.vocabulary_tokenizer import VocabularyTokenizer
 from nemo_xtoken.vocab.vocabulary import Vocabulary
@@ -28,10 +27,9 @@ __all__ = [
     "ALONE",
     "NamedTeacher",
     "TeacherSettings",
-    "frozen_teacher",
-    "give_layout",
     "named_teachers",
     "one_model_each",
+    "teacher_host",
     "teachers_by_argument",
     "teachers_of_run",
 ]
@@ -66,6 +64,9 @@ class TeacherSettings:
         tensor_model_parallel_size, pipeline_model_parallel_size, context_parallel_size, expert_model_parallel_size: its
             layout over the run's processes; by default the student's.  In one of its own, its copies divide the
             micro-batches of a step among them.
+        source: where its hidden states come from: ``colocated`` (in the student's processes and layout), ``own_layout``
+            (in the same processes, in process groups of its own), or ``package.module:Class`` for a source of your own;
+            by default the first of these, and the second where its layout differs.
         learned: W is trained with the student (``p_kl``): its entries stay where they are, their weights move.  The run
             ends with a W file that any other can start from as its ``projection``.
         learned_lr: W's learning rate at the peak of the schedule, which it follows in proportion to the student's.
@@ -84,6 +85,7 @@ class TeacherSettings:
     pipeline_model_parallel_size: Optional[int] = None
     context_parallel_size: Optional[int] = None
     expert_model_parallel_size: Optional[int] = None
+    source: Optional[str] = None
     learned: bool = False
     learned_lr: float = 1e-2
 
@@ -167,7 +169,8 @@ def teachers_of_run(
     """`named_teachers` with their losses resolved, where the objective needs any; none otherwise.
 
     Raises:
-        InputError: as `named_teachers`; also if a teacher is required and missing, or there is no such loss.
+        InputError: as `named_teachers`; also if a teacher is required and missing, a loss or a source is unknown, or a
+            source cannot do with a teacher's settings.
     """
     if not objective.needs_teacher:
         return ()
@@ -176,6 +179,8 @@ def teachers_of_run(
         raise InputError(
             f"no teacher for objective.scale={objective.scale}", "a teacher", "set teacher.path=PATH, or scale=0"
         )
+    for one in named:
+        check_source(one.config, one.config.source, one.where)
     return tuple(
         dataclasses.replace(one, loss=resolve_loss(one.loss, student, one.tokenizer.vocabulary)) for one in named
     )
@@ -222,13 +227,16 @@ def one_model_each(teachers: Sequence[NamedTeacher]) -> list[int]:
             t.config.pipeline_model_parallel_size,
             t.config.context_parallel_size,
             t.config.expert_model_parallel_size,
+            t.config.source,
         )
         for t in teachers
     ]
     return [keys.index(key) for key in keys]
 
 
-def give_layout(config: Any, settings: TeacherSettings, student: Any, dtype: torch.dtype) -> ParallelSizes | None:
+def _give_layout(
+    config: Any, settings: TeacherSettings, student: Any, dtype: torch.dtype
+) -> tuple[ParallelSizes, ParallelSizes]:
     """Gives a teacher's Megatron configuration the student's precision, and its own layout or the student's.
 
     Args:
@@ -237,7 +245,7 @@ def give_layout(config: Any, settings: TeacherSettings, student: Any, dtype: tor
         dtype: of the student's parameters in computation.
 
     Returns:
-        its layout where that is not the student's.
+        its layout, and the student's as far as such a model has it.
     """
     for name in SHARED_WITH_STUDENT:
         setattr(config, name, getattr(student, name))
@@ -246,21 +254,33 @@ def give_layout(config: Any, settings: TeacherSettings, student: Any, dtype: tor
     config.tensor_model_parallel_size, config.pipeline_model_parallel_size = sizes.tensor, sizes.pipeline
     config.context_parallel_size, config.expert_model_parallel_size = sizes.context, sizes.expert
     config.expert_tensor_parallel_size = sizes.expert_tensor
-    if sizes == students:
-        return None
-    config.sequence_parallel = sizes.tensor > 1 and (config.sequence_parallel or sizes.expert > 1)
-    config.pipeline_dtype = config.pipeline_dtype or dtype
-    return sizes
+    if sizes != students:
+        config.sequence_parallel = sizes.tensor > 1 and (config.sequence_parallel or sizes.expert > 1)
+        config.pipeline_dtype = config.pipeline_dtype or dtype
+    return sizes, students
 
 
-def frozen_teacher(
-    module: torch.nn.Module, teacher: NamedTeacher, dtype: torch.dtype, groups: TeacherGroups | None
-) -> ColocatedTeacher:
-    """A teacher made of this rank's part of a loaded Megatron model: frozen, in evaluation mode.
+def teacher_host(
+    teacher: NamedTeacher, config: Any, student: Any, dtype: torch.dtype, load: Callable[[], Any]
+) -> TeacherHost:
+    """What a run gives to the source of a teacher.
 
     Args:
-        groups: those that it was built in, where they are not the student's.
+        config: the teacher's Megatron configuration; it gets the student's precision and the teacher's layout.
+        student: the student's configuration.
+        dtype: of the student's parameters in computation.
+        load: makes this rank's part of the model from that configuration, in the process groups that are in force.
+
+    Raises:
+        InputError: see `inputs.prepare_config`.
     """
-    module = module.to(device=torch.cuda.current_device(), dtype=dtype).requires_grad_(False).eval()
-    arguments = module, teacher.tokenizer.vocab_size, inputs, teacher.label
-    return ColocatedTeacher(*arguments) if groups is None else OwnLayoutTeacher(groups, *arguments)
+    sizes, students = _give_layout(config, teacher.config, student, dtype)
+    inputs.prepare_config(config)
+
+    def frozen() -> Any:
+        module = load().to(device=torch.cuda.current_device(), dtype=dtype)
+        return module.requires_grad_(False).eval()
+
+    return TeacherHost(
+        teacher.label, teacher.config, teacher.tokenizer.vocab_size, config, sizes, students, inputs, frozen
+    )

@@ -17,7 +17,7 @@ from nemo_xtoken.plugin.bridge.batches import HeldOutBatches, StepBatches
 from nemo_xtoken.plugin.bridge.bridge_config import Data, Log, Optimizer, Resume, Student, TeacherConfig, Trainer
 from nemo_xtoken.plugin.bridge.checkpoints import Checkpoint
 from nemo_xtoken.plugin.bridge.forward_step import Distillation
-from nemo_xtoken.plugin.bridge.models import load_teacher, prepare_student
+from nemo_xtoken.plugin.bridge.models import host_teacher, prepare_student
 from nemo_xtoken.report.summary import report_runs
 from nemo_xtoken.run.layout import ParallelSizes
 from nemo_xtoken.run.run_checks import check_run, left_to_the_user
@@ -104,8 +104,11 @@ def train_one(
     container, run = configure(
         model, data, trainer, teacher, objective, optim, log, resume, teachers, aligned_with, title
     )
-    with run.told:
-        pretrain(container, run, callbacks=[run])
+    try:
+        with run.told:
+            pretrain(container, run, callbacks=[run])
+    finally:
+        run.teaching.close()
     return run.records.folder
 
 
@@ -154,7 +157,7 @@ def configure(
     sides = [t.side for t in named] or aligned_with or [Tokenization(tokenizer.vocabulary)]
     train, held_out = _batches(data, tokenizer, sides, trainer.max_steps)
     told = TrainingProgress(title, trainer.max_steps, trainer.log_every_n_steps, is_first())
-    run = Distillation(tokenizer.vocabulary, named, objective, train, held_out, folder, load_teacher, told)
+    run = Distillation(tokenizer.vocabulary, named, objective, train, held_out, folder, host_teacher, told)
     provider.register_pre_wrap_hook(run.tap)
     from nemo_xtoken.plugin.bridge.container import AlignedText, make_container
 

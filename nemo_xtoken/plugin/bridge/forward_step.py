@@ -18,7 +18,7 @@ from nemo_xtoken.objective.scale import ObjectiveConfig
 from nemo_xtoken.objective.shares import Held
 from nemo_xtoken.plugin.bridge.batches import HeldOutBatches, StepBatches
 from nemo_xtoken.plugin.bridge.run_folder import Records
-from nemo_xtoken.teachers.contract import Teacher
+from nemo_xtoken.teachers.contract import TeacherHost
 from nemo_xtoken.teachers.output import HiddenStateTap
 from nemo_xtoken.training.inputs import context_layout, model_inputs, schedule_shape
 from nemo_xtoken.training.lessons import Teaching, begin, student_output
@@ -29,10 +29,10 @@ from nemo_xtoken.training.teacher_settings import NamedTeacher
 from nemo_xtoken.training.training_progress import TrainingProgress
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
-__all__ = ["Distillation", "LoadTeacher"]
+__all__ = ["Distillation", "HostTeacher"]
 
-#: Loads this rank's part of a teacher: ``(teacher, student's config)``.
-LoadTeacher = Callable[[NamedTeacher, Any], Teacher]
+#: What a loop gives to the source of a teacher: ``(teacher, student's config)``.
+HostTeacher = Callable[[NamedTeacher, Any], TeacherHost]
 
 
 class Distillation:
@@ -47,7 +47,7 @@ class Distillation:
         objective: how the terms add up.
         train, held_out: the data; None: nothing is held out.
         folder: of the run, where ``history.jsonl`` is.
-        load_teacher: how a teacher's model comes to be.
+        host_teacher: what the source of a teacher is given.
         told: how far it is, for the person who watches.
     """
 
@@ -59,10 +59,10 @@ class Distillation:
         train: StepBatches,
         held_out: HeldOutBatches | None,
         folder: Path,
-        load_teacher: LoadTeacher,
+        host_teacher: HostTeacher,
         told: TrainingProgress,
     ) -> None:
-        self.vocabulary, self.named, self.load_teacher, self.told = vocabulary, tuple(teachers), load_teacher, told
+        self.vocabulary, self.named, self.host_teacher, self.told = vocabulary, tuple(teachers), host_teacher, told
         self.objective = ObjectiveState(objective, {t.name: t.config.weight for t in teachers})
         self.train, self.held_out, self.records = train, held_out, Records(folder)
         self.teaching = Teaching()
@@ -138,7 +138,7 @@ class Distillation:
         config = _config_of(context.model[0])
         self.teaching = begin(
             self.named,
-            lambda teacher: self.load_teacher(teacher, config),
+            lambda teacher: self.host_teacher(teacher, config),
             self.vocabulary,
             self._output_layer,
             self.objective.kernels,

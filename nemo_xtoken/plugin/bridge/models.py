@@ -1,6 +1,5 @@
 """Models under Megatron-Bridge: the student's provider made ready, a teacher loaded."""
 
-import contextlib
 from typing import Any
 
 import torch
@@ -9,12 +8,11 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.plugin.bridge.bridge_config import Strategy
 from nemo_xtoken.plugin.bridge.checkpoints import Checkpoint
 from nemo_xtoken.run.layout import ParallelSizes
-from nemo_xtoken.teachers.colocated import ColocatedTeacher
-from nemo_xtoken.teachers.groups import TeacherGroups
+from nemo_xtoken.teachers.contract import TeacherHost
 from nemo_xtoken.training.inputs import prepare_config, uses_packed_attention
-from nemo_xtoken.training.teacher_settings import NamedTeacher, frozen_teacher, give_layout
+from nemo_xtoken.training.teacher_settings import NamedTeacher, teacher_host
 
-__all__ = ["BF16", "FP32", "load_teacher", "prepare_student"]
+__all__ = ["BF16", "FP32", "host_teacher", "prepare_student"]
 
 BF16, FP32 = "bf16-mixed", "32"
 #: What a checkpoint's own configuration may hold of the run that wrote it, and a model here must not have.
@@ -60,8 +58,8 @@ def prepare_student(provider: Any, strategy: Strategy, precision: str, length: i
     prepare_config(provider)
 
 
-def load_teacher(teacher: NamedTeacher, student: Any) -> ColocatedTeacher:
-    """Loads this rank's part of a teacher, frozen, in evaluation mode, in the student's precision and its layout.
+def host_teacher(teacher: NamedTeacher, student: Any) -> TeacherHost:
+    """What a run of Bridge gives to the source of a teacher; its model is loaded when the source asks for it.
 
     Args:
         student: the student's configuration.
@@ -74,11 +72,8 @@ def load_teacher(teacher: NamedTeacher, student: Any) -> ColocatedTeacher:
     checkpoint = Checkpoint.at(teacher.config.path, f"{teacher.where}.path")
     provider = checkpoint.provider()
     _clear(provider)
-    dtype = torch.bfloat16 if student.bf16 else torch.float32
-    sizes = give_layout(provider, teacher.config, student, dtype)
-    prepare_config(provider)
-    groups = TeacherGroups(sizes) if sizes else None
-    with groups.active() if groups else contextlib.nullcontext():
+
+    def load() -> torch.nn.Module:
         if checkpoint.bridge:
             from megatron.bridge.training.model_load_save import build_and_load_model
 
@@ -86,8 +81,10 @@ def load_teacher(teacher: NamedTeacher, student: Any) -> ColocatedTeacher:
         else:
             provider.finalize()
             chunks = provider.provide_distributed_model(wrap_with_ddp=False, mixed_precision_wrapper=None)
-    (module,) = unwrap_model(chunks)
-    return frozen_teacher(module, teacher, dtype, groups)
+        (module,) = unwrap_model(chunks)
+        return module
+
+    return teacher_host(teacher, provider, student, torch.bfloat16 if student.bf16 else torch.float32, load)
 
 
 def _clear(provider: Any) -> None:

@@ -136,8 +136,11 @@ def train_one(
     shown = ProgressCallback(told, steps, history)
     trainer.callbacks += [steps, shown, history, RandomState(), PreemptionCallback(), *learning, *evaluation]
     _reset_batches(data, trainer)
-    with told:
-        llm.train(model, data, trainer, optim=optim, log=log, resume=resume)
+    try:
+        with told:
+            llm.train(model, data, trainer, optim=optim, log=log, resume=resume)
+    finally:
+        model.teaching.close()
     for callback in evaluation:
         callback.finish(wait=trainer.global_step >= trainer.max_steps)  # when preempted there is no time
     return folder

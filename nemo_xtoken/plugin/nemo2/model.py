@@ -15,7 +15,7 @@ from nemo_xtoken.plugin.nemo2.hf.exporting import HFExporter
 from nemo_xtoken.plugin.nemo2.hf.importing import HFImporter
 from nemo_xtoken.plugin.nemo2.learned import ATTRIBUTE, LearnedProjections, check_checkpoint
 from nemo_xtoken.plugin.nemo2.loss import DistillationLoss, HeldOutLoss
-from nemo_xtoken.plugin.nemo2.teacher import build_teacher
+from nemo_xtoken.plugin.nemo2.teacher import host_teacher
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
 from nemo_xtoken.teachers.output import HiddenStateTap
 from nemo_xtoken.training.inputs import context_layout, model_inputs, prepare_config
@@ -83,7 +83,7 @@ class DistillationModel(llm.GPTModel):
             self._tap = HiddenStateTap(self.module.output_layer, self.config.sequence_parallel)
         self.teaching = begin(
             self._named,
-            lambda teacher: build_teacher(teacher, self.config, self.trainer),
+            lambda teacher: host_teacher(teacher, self.config, self.trainer),
             self.tokenizer.vocabulary,
             self.module.output_layer if last_stage else None,
             self.objective.kernels,

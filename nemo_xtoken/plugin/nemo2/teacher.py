@@ -1,22 +1,19 @@
 """The teachers of a run as NeMo 2 has them: checkpoints of its own, and the frozen models made of them."""
 
-import contextlib
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 from nemo.collections import llm
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.plugin.nemo2.context import load_from_context, load_tokenizer
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
-from nemo_xtoken.teachers.colocated import ColocatedTeacher
-from nemo_xtoken.teachers.groups import TeacherGroups
-from nemo_xtoken.training.inputs import prepare_config
-from nemo_xtoken.training.teacher_settings import NamedTeacher, TeacherSettings, frozen_teacher, give_layout
+from nemo_xtoken.teachers.contract import TeacherHost
+from nemo_xtoken.training.teacher_settings import NamedTeacher, TeacherSettings, teacher_host
 
-__all__ = ["TeacherConfig", "build_teacher"]
+__all__ = ["TeacherConfig", "host_teacher"]
 
 
 @dataclass
@@ -76,8 +73,8 @@ class TeacherConfig(TeacherSettings):
         return f"set {where}.tokenizer=FOLDER and {where}.config=CONFIG, or import the checkpoint again"
 
 
-def build_teacher(teacher: NamedTeacher, student_config: llm.GPTConfig, trainer: object) -> ColocatedTeacher:
-    """Loads this rank's part of the teacher, frozen, in evaluation mode, in the student's precision and layout.
+def host_teacher(teacher: NamedTeacher, student_config: llm.GPTConfig, trainer: object) -> TeacherHost:
+    """What a run of NeMo 2 gives to the source of a teacher; its model is loaded when the source asks for it.
 
     Raises:
         InputError: no checkpoint.
@@ -86,10 +83,8 @@ def build_teacher(teacher: NamedTeacher, student_config: llm.GPTConfig, trainer:
     from nemo.collections.llm.modelopt.distill.utils import teacher_provider
 
     path, config = teacher.config.checkpoint(teacher.where), teacher.config.load_config(teacher.where)
-    dtype = torch_dtype_from_mcore_config(student_config)
-    sizes = give_layout(config, teacher.config, student_config, dtype)
-    prepare_config(config)
-    groups = TeacherGroups(sizes) if sizes else None
-    with groups.active() if groups else contextlib.nullcontext():
-        module = teacher_provider(config, str(path), teacher.tokenizer, trainer)
-    return frozen_teacher(module, teacher, dtype, groups)
+
+    def load() -> Any:
+        return teacher_provider(config, str(path), teacher.tokenizer, trainer)
+
+    return teacher_host(teacher, config, student_config, torch_dtype_from_mcore_config(student_config), load)

@@ -17,9 +17,12 @@ from nemo_xtoken.plugin.bridge.batches import HeldOutBatches, StepBatches
 from nemo_xtoken.plugin.bridge.bridge_config import TeacherConfig
 from nemo_xtoken.plugin.bridge.forward_step import Distillation
 from nemo_xtoken.projection.build import ProjectionRule, load_or_build
+from nemo_xtoken.run.layout import ParallelSizes
 from nemo_xtoken.run.records import read_history
+from nemo_xtoken.teachers.contract import TeacherHost
+from nemo_xtoken.training import inputs
 from nemo_xtoken.training.inputs import context_layout, model_inputs
-from nemo_xtoken.training.teacher_settings import NamedTeacher, frozen_teacher
+from nemo_xtoken.training.teacher_settings import NamedTeacher
 from nemo_xtoken.training.training_progress import TrainingProgress
 
 LENGTHS, GLOBAL, MICRO = (32, 40), 4, 2
@@ -137,7 +140,16 @@ def run(
         StepBatches(samples, MICRO),
         HeldOutBatches(WholeBatches(held_out, GLOBAL), MICRO),
         Path(root, name),
-        lambda t, _: frozen_teacher(_model("teacher", other.size, tp, pp), t, torch.float32, None),
+        lambda t, _: TeacherHost(
+            t.label,
+            t.config,
+            other.size,
+            None,
+            ParallelSizes(tp, pp),
+            ParallelSizes(tp, pp),
+            inputs,
+            lambda: _model("teacher", other.size, tp, pp).requires_grad_(False).eval(),
+        ),
         TrainingProgress("training", done + steps, 1, dist.get_rank() == 0),
     )
     [module] = made.tap([model])
