@@ -1,8 +1,10 @@
 """The examples of docs/adding.md, taken from the page and run: those that need neither NeMo nor Megatron."""
 
+import ast
+
 import pytest
 import torch
-from adding import example, module
+from adding import PAGE, example, module, source
 from tokenizer_zoo import zoo
 
 from nemo_xtoken.data.sources import FILE_FORMATS, Reading, resolve_sources
@@ -34,13 +36,23 @@ def test_a_loss(tmp_path, monkeypatch):
     assert _hellinger(student, student)[0] < 1e-6
 
 
+def test_a_teacher_source():
+    """What the page shows is what tests/stack/plugin/test_from_outside.py runs on NeMo."""
+    code = source("A teacher source")
+    ran = (PAGE.parents[1] / "tests" / "support" / "outside.py").read_text()
+    shown = [node for node in ast.parse(code).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    assert [node.name for node in shown] == ["pieces", "Replayed"]
+    for node in shown:
+        assert ast.get_source_segment(code, node) in ran
+
+
 def test_a_data_format(tmp_path, monkeypatch):
     monkeypatch.setattr("nemo_xtoken.data.sources.FILE_FORMATS", dict(FILE_FORMATS))
     (tmp_path / "a.csv").write_text('id,body\n1,"one, two\nthree"\n2,\n3,four\n')
     with pytest.raises(InputError, match="extension"):
         resolve_sources(tmp_path / "a.csv")
     example("A data format")
-    [source] = resolve_sources(tmp_path / "*.csv", Reading(text_key="body"))
-    assert list(source.texts()) == ["one, two\nthree", "four"]
+    [found] = resolve_sources(tmp_path / "*.csv", Reading(text_key="body"))
+    assert list(found.texts()) == ["one, two\nthree", "four"]
     with pytest.raises(InputError, match=r"line 2 of .*a\.csv(.|\n)*text_key"):
         list(resolve_sources(tmp_path)[0].texts())
