@@ -90,7 +90,7 @@ def test_the_same_command_again_reports_and_trains_nothing(run):
 
 def test_verbose_brings_the_libraries_back(run):
     folder, _ = run
-    status, output = distill(folder, "--recipe", "xtoken_tiny", *SHORT, "--verbose", "log.name=loud")
+    status, output = distill_by_program(folder, "--recipe", "xtoken_tiny", *SHORT, "--verbose", "log.name=loud")
     assert status == 0, output[-5000:]
     for part in (
         "[NeMo I ",
