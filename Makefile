@@ -70,10 +70,12 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[nemo,dev]'
 	@# For the tests of the Triton kernels, which interpret them; PyTorch's CUDA builds have a Triton of their own.  In a
 	@# folder beside the packages, since much of the NeMo stack changes its ways where it finds one.  Without it they skip.
-	$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python -m pip install --no-deps --upgrade \
+	test -d $(VENV)/triton/triton-3.4.0.dist-info || $(BIN)/python -c 'import triton' 2>/dev/null \
+	    || $(BIN)/python -m pip install --no-deps --upgrade \
 	    --target $(VENV)/triton triton==3.4.0 || echo "warning: no Triton here; the tests of its kernels will skip"
 	@# Transformers 5, whose checkpoints tests exchange with those of the installed version 4.  Without it they skip.
-	$(BIN)/python -m pip install --no-deps --upgrade --target $(VENV)/transformers5 transformers==5.24.0 \
+	test -d $(VENV)/transformers5/transformers-5.24.0.dist-info \
+	    || $(BIN)/python -m pip install --no-deps --upgrade --target $(VENV)/transformers5 transformers==5.24.0 \
 	    huggingface_hub==2.4.0 tokenizers==0.23.3 httpx2==2.16.2 httpcore2==2.16.2 truststore==0.10.5 || \
 	    echo "warning: no transformers 5 here; the tests that need it will skip"
 	@# Clean with the pinned versions.  With others NeMo's many bounds may contradict each other without harm, so this
