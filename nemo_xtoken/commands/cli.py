@@ -7,7 +7,8 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import TextIO
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TextIO
 
 import nemo_xtoken
 from nemo_xtoken.commands.verb import Option, UsageError, Verb, parse_arguments
@@ -40,10 +41,8 @@ def main(arguments: Sequence[str] | None = None, program: str = "xtoken") -> int
     if any(word in ("-h", "--help") for word in words[1:]):
         print(_verb_help(verb, program))
         return 0
-    from nemo_xtoken.commands.terminal import Terminal  # loads rich, which help needs not
-
     try:
-        with Terminal(level=logging.WARNING, captures=False):
+        with _terminal():
             return verb.run(parse_arguments(verb, words[1:]))
     except UsageError as error:
         report_error(f"{error}\n  see `{program} {verb.name} --help`")
@@ -57,6 +56,17 @@ def main(arguments: Sequence[str] | None = None, program: str = "xtoken") -> int
     except KeyboardInterrupt:
         report_error("interrupted")
         return 130
+
+
+def _terminal() -> AbstractContextManager[Any]:
+    """Shows progress and warnings; where rich is absent, as on a login node with little installed, warnings alone."""
+    try:
+        from nemo_xtoken.commands.terminal import Terminal  # loads rich, which help does not need
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "rich":
+            raise
+        return nullcontext()
+    return Terminal(level=logging.WARNING, captures=False)
 
 
 def report_error(message: str, stream: TextIO | None = None) -> None:

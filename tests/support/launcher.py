@@ -40,7 +40,7 @@ def launch(
 ) -> list[Any]:
     """``[function(*args) on each rank]``; fails with the first failing rank's log."""
     ended = start(function, *args, ranks=ranks, folder=folder, timeout=timeout, env=env)
-    for rank, end in enumerate(ended):
+    for rank, end in sorted(enumerate(ended), key=lambda entry: entry[1].status == -99):  # who waited was not the first
         if end.status != 0:
             raise AssertionError(f"rank {rank} ended with status {end.status}:\n{end.log[-6000:]}")
     return [end.result for end in ended]
@@ -94,7 +94,7 @@ def start(
                 os.killpg(pid, signal.SIGKILL)
             if pid not in status:
                 os.waitpid(pid, 0)
-                status[pid] = -99  # took too long
+                status[pid] = -99  # took too long, or waited for one that had failed
     return [_ended(folder, rank, status[pid]) for rank, pid in enumerate(pids)]
 
 

@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from nemo_xtoken.commands.terminal import Terminal, wants_verbose
 from nemo_xtoken.commands.verb import Option, Verb
 from nemo_xtoken.environment import unloadable_nemo
 from nemo_xtoken.errors import InputError
@@ -28,6 +27,8 @@ def converted(function: str, **arguments: Any) -> Any:
     Raises:
         InputError: what the function raises, and that there is no NeMo 2.
     """
+    from nemo_xtoken.commands.terminal import Terminal, wants_verbose  # loads rich, which listing the verbs needs not
+
     with Terminal(wants_verbose([], os.environ)) as terminal, _Stages() as stages:
         try:
             with terminal.captured():

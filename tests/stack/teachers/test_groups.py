@@ -48,6 +48,7 @@ def _in_ranks():
     made.append(_sizes())
     with groups.active():
         same &= ps.get_global_memory_buffer() is buffer
+    dist.barrier()  # a rank that ends while another still connects to it resets the connection
     return made, ranks, same
 
 
