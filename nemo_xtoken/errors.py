@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["InputError", "nearest"]
+__all__ = ["InputError", "nearest", "shortened"]
 
 
 class InputError(ValueError):
@@ -27,3 +27,8 @@ def nearest(word: str, names: Iterable[str], cutoff: float = 0.5) -> str:
     """A hint such as ``; did you mean 'build'?``, or nothing where no name comes close (1 is equality)."""
     close = difflib.get_close_matches(word, list(names), n=1, cutoff=cutoff)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """A value as a message quotes it: at most so many characters, the end left out."""
+    return text if len(text) <= most else text[: most - 3] + "..."

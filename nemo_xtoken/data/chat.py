@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from nemo_xtoken.errors import InputError
+from nemo_xtoken.errors import InputError, shortened
 
 __all__ = ["ASSISTANT", "Message", "conversation_text", "messages_of"]
 
@@ -68,7 +68,9 @@ def _message(message: Any, place: str) -> Message:
             continue
         if (name, value) in (("weight", 1), ("name", message[names[0]])):
             continue
-        raise _wrong(place, f"{name}={_short(value)}", f"text in {names[1]} alone: what else a message has is not read")
+        raise _wrong(
+            place, f"{name}={shortened(repr(value))}", f"text in {names[1]} alone: what else a message has is not read"
+        )
     role = _ROLE_OF.get(str(message[names[0]]).lower())
     if role is None:
         raise _wrong(place, f"role {message[names[0]]!r}", f"one of {', '.join(_ROLE_OF)}")
@@ -78,11 +80,6 @@ def _message(message: Any, place: str) -> Message:
     except UnicodeEncodeError as error:
         raise _wrong(place, f"half a surrogate pair at character {error.start}", "text in UTF-8") from error
     return Message(role, text)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _text(content: Any, place: str) -> str:

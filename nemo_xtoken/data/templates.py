@@ -19,7 +19,7 @@ import numpy as np
 
 from nemo_xtoken.data.chat import ASSISTANT, Message
 from nemo_xtoken.data.jinja_environment import template_environment
-from nemo_xtoken.errors import InputError
+from nemo_xtoken.errors import InputError, shortened
 from nemo_xtoken.files import digest_of
 from nemo_xtoken.vocab import Vocabulary
 
@@ -305,4 +305,4 @@ def _common(a: np.ndarray, b: np.ndarray) -> int:
 
 def _shown(messages: Sequence[Message]) -> str:
     text = " ".join(f"{message.role}: {message.text}" for message in messages)
-    return repr(text if len(text) <= 120 else text[:117] + "...")
+    return repr(shortened(text, 120))

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nemo_xtoken.errors import InputError
+from nemo_xtoken.errors import InputError, shortened
 from nemo_xtoken.weights.folder import ModelFolder, write_json
 from nemo_xtoken.weights.rotary import classic_rotary
 
@@ -127,7 +127,7 @@ def _check_keys(config: Mapping[str, Any], source: str) -> None:
         if value in AS_BUILT.get(name, ()) or (name in REPEATS and value == config.get(REPEATS[name])):
             continue
         raise InputError(
-            f"{source}: {name}={_short(value)}, which transformers {__version__} does not know for "
+            f"{source}: {name}={shortened(repr(value))}, which transformers {__version__} does not know for "
             f"model_type {config['model_type']}",
             "keys that it knows: what it does not know it leaves out, and computes another model",
             f"a version of transformers that has it; if {name} changes nothing in the model, take it out of the file",
@@ -144,8 +144,3 @@ def _known(kind: Any) -> set[str]:
     with contextlib.suppress(Exception):  # one that cannot be made without arguments names them all
         names |= set(vars(kind()))
     return names | set(getattr(kind, "attribute_map", {}))
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
