@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["IGNORED", "Batch", "Inputs", "Side", "TeacherSide", "collate"]
+__all__ = ["IGNORED", "Batch", "Inputs", "Side", "TeacherSide", "collate", "predicted_rows", "with_beginnings"]
 
 #: The label of a position that predicts nothing; torch's cross-entropy leaves it out as well.
 IGNORED = -100
@@ -62,9 +63,12 @@ class TeacherSide(Side):
     Attributes:
         chunks: int64 ``[K, 5]``, sorted: sample, first student logit, student tokens, first teacher logit, teacher
             tokens.  Only chunks that both sides can score.
+        beginnings: int64 ``[B, 5]``, likewise: chunks that hold the first token of a piece on a side, without that
+            token, which nothing predicts.  For losses that score what is left of them.
     """
 
     chunks: Tensor
+    beginnings: Tensor
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ def collate(samples: Sequence[Batch]) -> Batch:
         found = {}
         for field in fields(sides[0]):
             parts = [getattr(side, field.name) for side in sides]
-            if field.name in ("pieces", "chunks"):
+            if field.name in ("pieces", "chunks", "beginnings"):
                 parts = [_shifted(part, start) for part, start in zip(parts, starts, strict=True)]
             found[field.name] = torch.cat(parts)
         return replace(sides[0], **found)
@@ -119,3 +123,36 @@ def collate(samples: Sequence[Batch]) -> Batch:
 def _shifted(table: Tensor, start: int) -> Tensor:
     """The same rows with the numbers of the samples, its first column, counted from ``start``."""
     return torch.cat([table[:, :1] + start, table[:, 1:]], dim=1)
+
+
+def predicted_rows(chunks: np.ndarray, student_start: int, teacher_start: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that predict the tokens of chunks in a piece of a document.
+
+    Args:
+        chunks: int64 ``[K, 4]``, the aligner's: student_start, student_end, teacher_start, teacher_end.
+        student_start, teacher_start: the first token of the piece on each side.
+
+    Returns:
+        int64 ``[k, 4]``: first student row, student rows, first teacher row, teacher rows, counted from the beginning
+        of the piece, of the chunks with a row on both sides; and bool ``[k]``, which of them have one for each token.
+        The others hold the first token of a side, and more.
+    """
+    begins, ends = chunks[:, [0, 2]], chunks[:, [1, 3]]
+    starts = np.array([student_start, teacher_start])
+    predicted = np.maximum(begins, starts + 1)
+    rows = np.stack([predicted - 1 - starts, ends - predicted], axis=2).reshape(-1, 4)
+    there = (ends > predicted).all(axis=1)
+    return rows[there], (predicted == begins).all(axis=1)[there]
+
+
+def with_beginnings(chunks: Tensor, beginnings: Tensor) -> Tensor:
+    """Both in one table, in the order of the student's rows.
+
+    Args:
+        chunks, beginnings: int64 ``[., 5]``, see `TeacherSide`.
+    """
+    both = torch.cat([chunks, beginnings])
+    if not len(beginnings):
+        return both
+    both = both[torch.argsort(both[:, 1], stable=True)]
+    return both[torch.argsort(both[:, 0], stable=True)]

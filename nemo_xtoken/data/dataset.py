@@ -4,7 +4,8 @@ import copy
 import functools
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from nemo_xtoken.alignment.cache import DIGEST_BYTES
-from nemo_xtoken.data.batch import IGNORED, Batch, Side, TeacherSide
+from nemo_xtoken.data.batch import IGNORED, Batch, Side, TeacherSide, predicted_rows
 from nemo_xtoken.data.packing import (
     DOCUMENT,
     STUDENT_END,
@@ -23,10 +24,26 @@ from nemo_xtoken.data.packing import (
 )
 from nemo_xtoken.data.packing_report import PackingReport
 from nemo_xtoken.data.prepared import PreparedDocuments
+from nemo_xtoken.data.sample_index import read_index, write_index
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.vocab import Vocabulary
 
-__all__ = ["DistillationDataset", "checked_length"]
+__all__ = ["DistillationDataset", "TeacherPieces", "checked_length"]
+
+
+class TeacherPieces(NamedTuple):
+    """The pieces of documents on a teacher's side.
+
+    Attributes:
+        samples: int64 ``[P]``, the index of each one's sample.
+        digests: ``[P]`` of ``S16``, of the text.
+        starts, counts: int64 ``[P]``, which token of the document is the first, and how many positions.
+    """
+
+    samples: np.ndarray
+    digests: np.ndarray
+    starts: np.ndarray
+    counts: np.ndarray
 
 
 class DistillationDataset(Dataset[Batch]):
@@ -67,10 +84,44 @@ class DistillationDataset(Dataset[Batch]):
         self._padding = _padding(student), *map(_padding, teachers)
         self._pieces = pack_documents(prepared, student_length, teacher_lengths, seed, pack, whole)
         self._num_samples = checked_length(num_samples) if num_samples is not None else self.epoch_length
-        settings = repr((*(p.digest for p in prepared), self._lengths, self._padding, seed, pack, *["whole"] * whole))
+        described = [*(p.digest for p in prepared), self._lengths, self._padding, seed, pack, *["whole"] * whole]
+        if whole or self.report.left_out or self.report.without_chunks:
+            described.append("packing 2")  # before it such documents were left out, or moved the others
+        settings = repr(tuple(described))
         #: sha256 (hex) of everything that decides what the samples are.  Data sets with equal fingerprints give equal
         #: items for an index; a checkpoint can hold it to refuse a resume on other data.
         self.fingerprint = hashlib.sha256(settings.encode()).hexdigest()
+
+    def keep(self, folder: Path) -> Path:
+        """Writes down what every sample is, for `opened`.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        return write_index(folder, self.prepared, self._pieces, self.fingerprint)
+
+    @classmethod
+    def opened(
+        cls,
+        path: Path,
+        student: Vocabulary,
+        teachers: Sequence[Vocabulary],
+        student_length: int,
+        teacher_lengths: Sequence[int],
+        seed: int,
+    ) -> "DistillationDataset":
+        """The data set that another process has made and kept, without reading or packing anything.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
+        data = object.__new__(cls)
+        prepared, data._pieces, data.fingerprint = read_index(path)
+        data.prepared, data.seed = tuple(prepared), seed
+        data._lengths = student_length, *teacher_lengths
+        data._padding = _padding(student), *map(_padding, teachers)
+        data._num_samples = data.epoch_length
+        return data
 
     def resized(self, num_samples: int) -> "DistillationDataset":
         """The same samples, with another length."""
@@ -96,6 +147,7 @@ class DistillationDataset(Dataset[Batch]):
         rows = self._rows(index).tolist()
         sides = [_Filled(length, padding) for length, padding in zip(self._lengths, self._padding, strict=True)]
         chunks: list[list[np.ndarray]] = [[] for _ in self.prepared]
+        beginnings: list[list[np.ndarray]] = [[] for _ in self.prepared]
         for number, row in enumerate(rows):
             s = row[STUDENT_START]
             for m, prepared in enumerate(self.prepared):
@@ -104,24 +156,38 @@ class DistillationDataset(Dataset[Batch]):
                 if m == 0:
                     at_student = sides[0].put(number, student_ids[s : row[STUDENT_END]], s)
                 at_teacher = sides[1 + m].put(number, teacher_ids[t:teacher_end], t)
-                found = all_chunks[first:last].astype(np.int64)
-                found = found[(found[:, 0] > s) & (found[:, 2] > t)]  # its first token has a predictor
-                counts = found[:, 1] - found[:, 0], found[:, 3] - found[:, 2]
-                firsts = found[:, 0] - s - 1 + at_student, found[:, 2] - t - 1 + at_teacher
-                sample = np.zeros(len(found), np.int64)
-                chunks[m].append(np.stack([sample, firsts[0], counts[0], firsts[1], counts[1]], axis=1))
+                found, whole = predicted_rows(all_chunks[first:last].astype(np.int64), s, t)
+                found = np.insert(found + np.array([at_student, 0, at_teacher, 0]), 0, 0, axis=1)
+                chunks[m].append(found[whole])
+                beginnings[m].append(found[~whole])
         shared = {"samples": torch.tensor([index]), "digests": self._digests(rows)}
         student, *teachers = (side.tensors() | shared for side in sides)
-        joined = [torch.from_numpy(np.concatenate(c)) for c in chunks]
+        joined = [[torch.from_numpy(np.concatenate(c)) for c in table] for table in (chunks, beginnings)]
         return Batch(
             Side(**student),
-            tuple(TeacherSide(**side, chunks=c) for side, c in zip(teachers, joined, strict=True)),
+            tuple(TeacherSide(**side, chunks=c, beginnings=b) for side, c, b in zip(teachers, *joined, strict=True)),
         )
 
     def _digests(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """uint8 ``[P, 16]``, of the texts of the pieces."""
         found = [self.prepared[0].digests[row[DOCUMENT] : row[DOCUMENT] + 1] for row in rows]
         return torch.from_numpy(np.concatenate(found).view(np.uint8).reshape(-1, DIGEST_BYTES))
+
+    def teacher_pieces(self, number: int) -> TeacherPieces:
+        """What a teacher reads in the first epoch, which has all that later ones have.
+
+        Args:
+            number: of the teacher.
+        """
+        pieces, columns = self._pieces, teacher_columns(number)
+        place = np.empty(self.epoch_length, np.int64)
+        place[_epoch_order(self.epoch_length, self.seed, 0)] = np.arange(self.epoch_length)
+        samples = place[np.repeat(np.arange(self.epoch_length), np.diff(pieces.first))]
+        of_side = pieces.table[:, columns]
+        used = samples < self._num_samples
+        found = samples, self.prepared[number].digests[pieces.table[:, DOCUMENT]], of_side[:, 0], of_side[:, 1]
+        samples, digests, starts, ends = (column[used] for column in found)
+        return TeacherPieces(samples, digests, starts, ends - starts - 1)
 
     def describe(self, index: int) -> list[dict[str, Any]]:
         """Where a sample comes from, a dictionary per piece; for error messages about a sample."""

@@ -129,7 +129,12 @@ class WholeBatches(Dataset[Batch]):
         return Batch(
             student,
             tuple(
-                replace(side, labels=torch.full_like(side.labels, IGNORED), chunks=side.chunks[:0])
+                replace(
+                    side,
+                    labels=torch.full_like(side.labels, IGNORED),
+                    chunks=side.chunks[:0],
+                    beginnings=side.beginnings[:0],
+                )
                 for side in sample.teachers
             ),
         )

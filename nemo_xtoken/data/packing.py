@@ -10,19 +10,31 @@ start of a document has its predictor.
 A conversation makes no sense without its beginning: it is not continued, but starts in a sample that holds all of it,
 and what exceeds a whole sample is left out (``whole``).
 
+A document without chunks for some teacher has labels all the same, and is learned from them alone.  What cannot be
+learned from at all is left out and counted, before the documents are shuffled: it changes nothing for the others.
+
 With several teachers a document is cut where a chunk of every one of them begins at the same student token, and a
 piece ends where the most demanding side is full.
 """
 
 import functools
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from nemo_xtoken.data.packing_report import PackingReport, TeacherCounts
+from nemo_xtoken.data.packing_report import (
+    REASONS,
+    REFUSED,
+    SAYS_NOTHING,
+    TOO_LONG,
+    TOO_SHORT,
+    PackingReport,
+    TeacherCounts,
+)
 from nemo_xtoken.data.prepared import PreparedDocuments
+from nemo_xtoken.data.turns import is_refused
 from nemo_xtoken.errors import InputError
 
 __all__ = ["Pieces", "pack_documents", "permutation", "teacher_columns"]
@@ -85,21 +97,22 @@ def pack_documents(
             raise InputError(f"{side}_length={length}", "a sequence of at least 2 tokens", "set a longer one")
     if any(not np.array_equal(p.digests, prepared[0].digests) for p in prepared[1:]):
         raise ValueError("the teachers' documents are not the same texts")
-    tokens = np.stack([prepared[0].student_lengths, *(p.teacher_lengths for p in prepared)], axis=1)
-    counts = np.stack([p.chunk_counts for p in prepared], axis=1)
-    usable = (counts > 0).all(1) & (tokens > 1).all(1)
-    packer = _Packer((student_length, *teacher_lengths), pack, whole)
-    for document in permutation(len(tokens), seed, 0).tolist():
-        if usable[document]:
-            packer.add(
-                document,
-                tokens[document].tolist(),
-                counts[document].tolist(),
-                lambda document=document: [p.document(document)[2] for p in prepared],  # type: ignore[misc]
-            )
-        else:
-            packer.skip(tokens[document].tolist())
-    pieces = packer.finish([int(p.scored[usable].sum()) for p in prepared])
+    documents = _Documents.of(prepared)
+    reasons = _reasons(documents, whole)
+    while True:
+        packer = _Packer((student_length, *teacher_lengths), pack, whole)
+        for document in np.flatnonzero(reasons >= 0):
+            packer.leave_out(document, documents, REASONS[reasons[document]])
+        kept = np.flatnonzero(reasons < 0)
+        for document in kept[permutation(len(kept), seed, 0)].tolist():
+            packer.add(document, documents)
+        lost = np.array(packer.lost, np.int64)
+        reasons[lost] = REASONS.index(TOO_LONG)
+        if not len(lost):
+            break
+    at = reasons < 0
+    pieces = packer.finish([int(p.scored[at].sum()) for p in prepared], int((documents.counts[at] == 0).any(1).sum()))
+    tokens = documents.tokens
     for length, teacher in zip(teacher_lengths, pieces.report.teachers, strict=True):
         if teacher.scored_chunks == 0:
             raise InputError(
@@ -109,6 +122,46 @@ def pack_documents(
                 "check that the data is text, or raise the lengths of the sequences",
             )
     return pieces
+
+
+@dataclass(frozen=True)
+class _Documents:
+    """The same documents, aligned with each teacher.
+
+    Attributes:
+        tokens: int64 ``[N, 1 + teachers]``, of the student and of each teacher.
+        counts: int64 ``[N, teachers]``, chunks.
+    """
+
+    prepared: Sequence[PreparedDocuments]
+    tokens: np.ndarray
+    counts: np.ndarray
+
+    @classmethod
+    def of(cls, prepared: Sequence[PreparedDocuments]) -> "_Documents":
+        tokens = np.stack([prepared[0].student_lengths, *(p.teacher_lengths for p in prepared)], axis=1)
+        return cls(prepared, tokens, np.stack([p.chunk_counts for p in prepared], axis=1))
+
+    def chunks(self, document: int) -> list[np.ndarray]:
+        """Of each teacher, int32 ``[K, 4]``."""
+        return [p.document(document)[2] for p in self.prepared]
+
+    def is_learned(self, document: int, end: int | None = None) -> bool:
+        """Whether one of the student's tokens before ``end`` is a label."""
+        return bool((self.prepared[0].document(document)[0][1:end] >= 0).any())
+
+
+def _reasons(documents: _Documents, whole: bool) -> np.ndarray:
+    """int64 ``[N]``: for a document that nothing can be learned from the number of the reason, -1 for the others."""
+    reasons = np.full(len(documents.tokens), -1)
+    reasons[(documents.tokens < 2).any(1)] = REASONS.index(TOO_SHORT)
+    refused = is_refused(documents.tokens[:, 0], documents.tokens[:, 1:].max(1))
+    reasons[refused] = REASONS.index(REFUSED)
+    if whole:  # a chunk is labels; without one they have to be looked for
+        for document in np.flatnonzero((reasons < 0) & (documents.counts == 0).any(1)).tolist():
+            if not documents.is_learned(document):
+                reasons[document] = REASONS.index(SAYS_NOTHING)
+    return reasons
 
 
 @dataclass(frozen=True)
@@ -163,28 +216,53 @@ class _Packer:
         self.left = list(lengths)
         self.columns = 3 + 4 * (len(lengths) - 1)
         self.table, self.first = array("q"), array("q", [0])  # flat: there may be tens of millions of pieces
-        self.skipped_documents = 0
+        self.left_out: dict[str, int] = {}
+        self.lost: list[int] = []
+        self.cut_documents = 0
         self.skipped_tokens = [0] * len(lengths)
         self.skipped_chunks = [0] * (len(lengths) - 1)
         self.skipped_scored = [0] * (len(lengths) - 1)
 
-    def add(
-        self, document: int, tokens: list[int], counts: list[int], chunks_of: Callable[[], list[np.ndarray]]
-    ) -> None:
+    def add(self, document: int, documents: _Documents) -> None:
         """One document; its chunks are read only where it has to be cut."""
-        if self.whole and any(n - 1 > left for n, left in zip(tokens, self.left, strict=True)):
+        tokens = documents.tokens[document].tolist()
+        fits = all(n - 1 <= length for n, length in zip(tokens, self.lengths, strict=True))
+        if self.whole and fits and not self._holds(tokens):
             self._close()
-        if all(n - 1 <= left for n, left in zip(tokens, self.left, strict=True)):
-            self._put(document, [(0, n) for n in tokens], [(0, n) for n in counts])
-        elif self.whole:
-            self._cut_off(document, _Units.of(chunks := chunks_of(), tokens), chunks)
+        pieces = len(self.table)
+        if self._holds(tokens):
+            self._put(document, [(0, n) for n in tokens], [(0, n) for n in documents.counts[document].tolist()])
+        elif self.whole or not (fits or documents.counts[document].all()):
+            self._put_beginning(document, tokens, documents)
         else:
-            self._cut(document, _Units.of(chunks := chunks_of(), tokens), chunks)
+            self._cut(document, _Units.of(chunks := documents.chunks(document), tokens), chunks)
+        if len(self.table) == pieces:
+            self.lost.append(document)
 
-    def skip(self, tokens: list[int]) -> None:
-        """A document that has no chunk, or no label, on some side."""
-        self.skipped_documents += 1
-        self._skip([max(n - 1, 0) for n in tokens])
+    def leave_out(self, document: int, documents: _Documents, reason: str) -> None:
+        """A document that nothing can be learned from."""
+        self.left_out[reason] = self.left_out.get(reason, 0) + 1
+        self._skip([max(n - 1, 0) for n in documents.tokens[document].tolist()])
+        counts = documents.counts[document].tolist()
+        self.skipped_chunks = [a + b for a, b in zip(self.skipped_chunks, counts, strict=True)]
+
+    def _holds(self, tokens: list[int]) -> bool:
+        return all(n - 1 <= left for n, left in zip(tokens, self.left, strict=True))
+
+    def _put_beginning(self, document: int, tokens: list[int], documents: _Documents) -> None:
+        """As much of each side as an empty sample holds, with the chunks in it; nothing where that has no label."""
+        kept = [min(n, length + 1) for n, length in zip(tokens, self.lengths, strict=True)]
+        if not documents.is_learned(document, kept[0]):
+            return
+        self._close()
+        ranges = []
+        for number, (c, end) in enumerate(zip(documents.chunks(document), kept[1:], strict=True)):
+            inside = int(((c[:, 1] <= kept[0]) & (c[:, 3] <= end)).sum())
+            ranges.append((0, inside))
+            self._drop_chunks(number, c[inside:])
+        self.cut_documents += 1
+        self._skip([n - end for n, end in zip(tokens, kept, strict=True)])
+        self._put(document, [(0, end) for end in kept], ranges)
 
     def _cut(self, document: int, units: _Units, chunks: list[np.ndarray]) -> None:
         unit = 0
@@ -203,22 +281,15 @@ class _Packer:
             else:
                 self._close()
 
-    def _cut_off(self, document: int, units: _Units, chunks: list[np.ndarray]) -> None:
-        """As much of a document as an empty sample holds, from its start."""
-        end = units.end(0, self.left)
-        if end and units.sizes(0, end)[0]:
-            self._put(document, *units.ranges(0, end))
-        else:
-            end = 0
-        self._drop(units, end, len(units), chunks)
-
     def _drop(self, units: _Units, start: int, end: int, chunks: list[np.ndarray]) -> None:
         """Units that are in no sample."""
         self._skip(units.sizes(start, end))
         for number, (c, x) in enumerate(zip(chunks, units.chunks, strict=True)):
-            gone = c[x[start] : x[end]]
-            self.skipped_chunks[number] += len(gone)
-            self.skipped_scored[number] += int(((gone[:, 0] > 0) & (gone[:, 2] > 0)).sum())
+            self._drop_chunks(number, c[x[start] : x[end]])
+
+    def _drop_chunks(self, teacher: int, gone: np.ndarray) -> None:
+        self.skipped_chunks[teacher] += len(gone)
+        self.skipped_scored[teacher] += int(((gone[:, 0] > 0) & (gone[:, 2] > 0)).sum())
 
     def _put_long(self, document: int, units: _Units, unit: int, chunks: list[np.ndarray]) -> None:
         """A unit that fits into no sample: without the tokens around its chunks, or not at all."""
@@ -253,11 +324,12 @@ class _Packer:
             self.first.append(pieces)
             self.left = list(self.lengths)
 
-    def finish(self, scored: Sequence[int]) -> Pieces:
+    def finish(self, scored: Sequence[int], without_chunks: int) -> Pieces:
         """The table.
 
         Args:
             scored: chunks with predictors in the documents added, for each teacher.
+            without_chunks: documents added that have none for some teacher.
         """
         self._close()
         table = np.array(self.table, np.int64).reshape(-1, self.columns)
@@ -286,7 +358,9 @@ class _Packer:
             student_tokens=student,
             skipped_student_tokens=self.skipped_tokens[0],
             student_fill=student / max(samples * self.lengths[0], 1),
-            skipped_documents=self.skipped_documents,
+            left_out=self.left_out,
+            cut_documents=self.cut_documents,
+            without_chunks=without_chunks,
             teachers=tuple(teachers),
         )
         return Pieces(table, np.array(self.first, np.int64), report)

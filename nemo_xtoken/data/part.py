@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,12 @@ import numpy as np
 from nemo_xtoken.alignment.aligner import Aligner
 from nemo_xtoken.data.config import DataConfig
 from nemo_xtoken.data.documents import Survey, survey
-from nemo_xtoken.data.prepare import Pair, survey_folder
+from nemo_xtoken.data.prepare import Pair, forgetting, survey_folder, told_lines
 from nemo_xtoken.data.prepared import PreparedDocuments
-from nemo_xtoken.data.sources import resolve_sources
+from nemo_xtoken.data.sources import Source, resolve_sources, unread_files
+from nemo_xtoken.data.turns import is_refused
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.files import raise_open_files
 from nemo_xtoken.progress import say
 from nemo_xtoken.vocab import Vocabulary
 
@@ -35,6 +37,9 @@ class TeacherReport:
         bytes: what they take on disk.
         new_tokens: of both sides, written by this call.
         seconds: that took.
+        without_chunks: documents that have none, and are learned by cross-entropy alone.
+        refused: documents that a chat template cannot render, which are left out.
+        told: what templates leave out, a line each, over the shards that hold the documents.
     """
 
     name: str
@@ -48,6 +53,9 @@ class TeacherReport:
     bytes: int
     new_tokens: int
     seconds: float
+    without_chunks: int = 0
+    refused: int = 0
+    told: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,9 @@ class PartReport:
         part, parts: which one.
         files, documents, characters: how many.
         teachers: of each.
+        skipped: reason -> rows that are no document.
+        examples: of refused rows the first few messages.
+        unread: reason -> files in the folders that are not read.
     """
 
     part: int
@@ -66,6 +77,9 @@ class PartReport:
     documents: int
     characters: int
     teachers: tuple[TeacherReport, ...]
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    examples: Sequence[str] = ()
+    unread: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -137,25 +151,29 @@ def prepare_part(
         InputError: see `nemo_xtoken.data.prepare.prepare_pairs`.
     """
     data.check()
+    raise_open_files()
     sources = resolve_sources(data.paths, data.reading)
     name = f"{part:05d}-of-{parts:05d}" if parts > 1 else None
     different = {t.digest: t for t in teachers}.values()
     template = data.template()
     pairs = [Pair.of(Aligner(student, t, data.align), data.cache_dir, data.reading, template, name) for t in different]
+    unread = unread_files(data.paths)
     pieces = deal(len(sources), parts)[part]
     own = [sources[file] for file, _, _ in pieces]
     if parts > 1:
         say(f"part {part} of {parts}: {len(own)} of {len(sources)} files", data.progress)
     if not own:
-        return PartReport(part, parts, 0, 0, 0, ())
+        return PartReport(part, parts, 0, 0, 0, (), unread=unread)
     found = survey(own, survey_folder(data.cache_dir), data.progress, partial=parts > 1)
     dealt = _dealt(found.counts, pieces)
     reports = []
     for teacher, pair in zip(different, pairs, strict=True):
         start = clock()
-        written = pair.align_missing(own, found, data.workers, data.progress, dealt)
-        reports.append(_report(teacher, pair, found, dealt, written, clock() - start))
-    return PartReport(part, parts, len(own), int(dealt.sum()), int(found.characters[dealt].sum()), tuple(reports))
+        with forgetting(own, data.cache_dir):
+            written = pair.align_missing(own, found, data.workers, data.progress, dealt)
+        reports.append(_report(teacher, pair, found, dealt, written, clock() - start, own))
+    counts = part, parts, len(own), int(dealt.sum()), int(found.characters[dealt].sum())
+    return PartReport(*counts, tuple(reports), found.skipped.counts, found.skipped.examples, unread)
 
 
 def _dealt(counts: Sequence[int], pieces: Sequence[tuple[int, int, int]]) -> np.ndarray:
@@ -169,14 +187,21 @@ def _dealt(counts: Sequence[int], pieces: Sequence[tuple[int, int, int]]) -> np.
 
 
 def _report(
-    teacher: Vocabulary, pair: Pair, found: Survey, dealt: np.ndarray, written: int, seconds: float
+    teacher: Vocabulary,
+    pair: Pair,
+    found: Survey,
+    dealt: np.ndarray,
+    written: int,
+    seconds: float,
+    sources: Sequence[Source],
 ) -> TeacherReport:
     prepared = PreparedDocuments(pair.cache, found.digests[dealt])
-    shards = prepared.shards()
+    headers = [shard.metadata for shard in prepared.shards()]
+    refused = is_refused(prepared.student_lengths, prepared.teacher_lengths)
 
     def coverage(side: str) -> float:
         labels, aligned = (
-            sum(int(shard.metadata.get(f"{side}_{what}", 0)) for shard in shards) for what in ("labels", "aligned")
+            sum(int(header.get(f"{side}_{what}", 0)) for header in headers) for what in ("labels", "aligned")
         )
         return aligned / max(labels, 1)
 
@@ -188,7 +213,7 @@ def _report(
         scored_chunks=int(prepared.scored.sum()),
         student_coverage=coverage("student"),
         teacher_coverage=coverage("teacher"),
-        shards=len(shards),
+        shards=len(headers),
         bytes=int(
             4 * (prepared.student_lengths.sum() + prepared.teacher_lengths.sum())
             + 16 * prepared.chunk_counts.sum()
@@ -196,4 +221,7 @@ def _report(
         ),
         new_tokens=written,
         seconds=seconds,
+        without_chunks=int(((prepared.chunk_counts == 0) & ~refused).sum()),
+        refused=int(refused.sum()),
+        told=tuple(told_lines(prepared, sources)),
     )

@@ -4,33 +4,50 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from nemo_xtoken.alignment.aligned import AlignedBatch
 from nemo_xtoken.alignment.aligner import Aligner
-from nemo_xtoken.alignment.cache import AlignedDocument, AlignmentCache
-from nemo_xtoken.data.documents import Survey, read_documents, survey
+from nemo_xtoken.alignment.cache import AlignmentCache
+from nemo_xtoken.alignment.shard_writer import Settle
+from nemo_xtoken.alignment.told import Told
+from nemo_xtoken.data.conversation.parts import learned_kinds
+from nemo_xtoken.data.documents import DataChanged, Survey, forget_surveys, place_of, read_documents, survey
 from nemo_xtoken.data.prepared import PreparedDocuments
-from nemo_xtoken.data.sources import Reading, Source, resolve_sources
+from nemo_xtoken.data.sources import Reading, Source, resolve_sources, unread_files
 from nemo_xtoken.data.templates import ChatTemplate
-from nemo_xtoken.data.turns import ConversationAligner
+from nemo_xtoken.data.turns import ConversationAligner, is_refused
 from nemo_xtoken.data.workers import AlignFunction, DocumentAligner, align_documents
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.files import cache_root, digest_of
 from nemo_xtoken.progress import Pace, Phase, say
 from nemo_xtoken.vocab import Vocabulary
 
-__all__ = ["Pair", "open_cache", "prepare_documents", "prepare_pairs", "survey_folder"]
+__all__ = [
+    "Pair",
+    "forgetting",
+    "open_cache",
+    "prepare_documents",
+    "prepare_pairs",
+    "survey_folder",
+    "told_lines",
+    "unread_lines",
+]
 
 _TEXT = Reading()
-_SHARD_TOKENS = 8_000_000  # both sides together: a shard has about 100 MB, and as much is held in memory
+_SHARD_TOKENS = 100_000_000  # both sides together: a shard has about 1.2 GB
+_KEEP_TOKENS = 8_000_000  # so many are worth a file of their own, which a killed process leaves to the next
+_CHARACTERS_A_TOKEN = 1.5  # of either side, about: for the progress within a long document
+_NAMED = 5  # of the files that are not read
+_PLACES = 5  # of conversations of which something is told; to find one, the data is read up to it
 _LINE_SECONDS = 60.0  # between lines in a log
-_SHARD_SECONDS = 60.0  # an interrupted preparation loses no more than this
-_CANNOT_WRITE = {getattr(errno, name) for name in ("EACCES", "EPERM", "EROFS", "ENOTDIR", "EEXIST", "ENOSPC", "EDQUOT")}
+_KEEP_SECONDS = 60.0  # a killed preparation loses no more than this
+_WORTH_A_LINE = 2_000_000  # characters that take long enough to announce them
 
 
 def open_cache(
@@ -156,7 +173,8 @@ class Pair:
         if reading.format != "chat":
             cache = open_cache(student, teacher, aligner, cache_dir, part=part)
             return cls(DocumentAligner(student, teacher, aligner), cache)
-        templates = ChatTemplate(student, chat_template), ChatTemplate(teacher)
+        learn = learned_kinds(reading.learn)
+        templates = ChatTemplate(student, chat_template, learn), ChatTemplate(teacher, learn=learn)
         cache = open_cache(student, teacher, aligner, cache_dir, templates, part)
         return cls(ConversationAligner(*templates, aligner), cache)
 
@@ -175,29 +193,90 @@ class Pair:
             InputError: see `prepare_pairs`.
         """
         cache = self.cache
-        if not _missing(cache, found, dealt).any():
-            return 0
-        try:
-            with cache.lock(lambda: say(f"waiting for the process that writes to {cache.folder}", progress)):
+        with clear_errors(cache.folder):
+            if not _missing(cache, found, dealt).any():
+                return 0
+            with cache.lock(lambda who: say(f"waiting for {who}, to write to {cache.folder}", progress)):
                 wanted = _missing(cache, found, dealt)  # another process may have written it meanwhile
-                phase = Phase("aligning text", int(wanted.sum()), "documents", progress and bool(wanted.any()))
-                size = f"{found.characters[wanted].sum():,} characters, {workers or 'no'} worker processes"
+                characters, shown = int(found.characters[wanted].sum()), progress and bool(wanted.any())
+                announced = characters > _WORTH_A_LINE
+                phase = Phase("aligning text", characters, "characters", shown, announced=announced)
+                size = f"{int(wanted.sum()):,} documents, {workers or 'no'} worker processes"
                 with phase.begin(said=size):
                     documents = read_documents(sources, found, wanted)
                     with contextlib.closing(align_documents(self.align, documents, workers)) as aligned:
-                        written = _write_shards(cache, aligned, phase)
+                        lengths = found.characters[wanted]
+                        written = _write_shards(cache, aligned, phase, lengths, self.align.settle)
                     rate = f"{written / max(phase.seconds, 1e-9):,.0f}"
-                    counts = f"{phase.done:,} documents, {written:,} tokens"
+                    counts = f"{int(wanted.sum()):,} documents, {written:,} tokens"
                     phase.end(f"{counts}, in {phase.seconds:.1f} s ({rate} tokens/s)", {"tokens/s": rate})
                     return written
-        except OSError as error:
-            if error.errno not in _CANNOT_WRITE:
-                raise
-            raise InputError(
-                f"the cache folder {cache.folder} cannot be written: {error}",
-                "a folder for tokenised and aligned documents",
-                "set cache_dir or NEMO_XTOKEN_CACHE to a folder that you may write to, with room in it",
-            ) from error
+
+
+@contextlib.contextmanager
+def clear_errors(folder: Path) -> Iterator[None]:
+    """What the file system says about the cache, as one message.
+
+    Raises:
+        InputError: instead of OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        expected, fix = _ADVICE.get(error.errno or 0, (_WRITABLE, _ELSEWHERE))
+        raise InputError(f"the cache folder {folder} cannot be used: {error}", expected, fix) from error
+
+
+_WRITABLE = "a folder for tokenised and aligned documents, which can be written"
+_ELSEWHERE = "set cache_dir or NEMO_XTOKEN_CACHE to a folder that you may write to, with room in it"
+_ADVICE = {
+    errno.EMFILE: ("a process that may open a few hundred files", "raise the limit: ulimit -n 65536"),
+    errno.ENFILE: ("a machine that may open more files", "close other programs, or have fs.file-max raised"),
+    errno.EIO: ("a disk or a file server that answers", "see to it and start again: nothing was deleted"),
+    errno.ESTALE: ("a file server that answers", "mount it again and start again: nothing was deleted"),
+}
+
+
+def told_lines(prepared: PreparedDocuments, sources: Sequence[Source]) -> list[str]:
+    """What templates leave out, with the place of one conversation each.
+
+    Raises:
+        InputError: they can render none of the conversations.
+    """
+    told = Told.sum(Told.of(shard.metadata) for shard in prepared.shards())
+    own = set(prepared.digests.tolist())
+    lines: list[str] = []
+    for sentence, count, digest in told:
+        known = digest.rstrip(b"\0") in own and len(lines) < _PLACES  # numpy drops zeros at the end
+        place = place_of(sources, digest) if known else ""
+        lines.append(f"{count:,} conversations {sentence}" + (f" ({place})" if place else ""))
+    refused = is_refused(prepared.student_lengths, prepared.teacher_lengths)
+    if len(refused) and refused.all() and lines:
+        raise InputError(
+            f"none of {len(refused):,} conversations can be rendered by both templates:\n  " + "\n  ".join(lines),
+            "conversations that both sides' chat templates take",
+            "correct the data, or give another template (for the student: chat_template)",
+        )
+    return lines
+
+
+def unread_lines(unread: Mapping[str, Sequence[str]]) -> list[str]:
+    """A line for each reason for which files are not read, with a few of them."""
+    lines = []
+    for reason, files in unread.items():
+        some = ", ".join(files[:_NAMED]) + (", .." if len(files) > _NAMED else "")
+        lines.append(f"not read: {len(files):,} {reason} ({some})")
+    return lines
+
+
+def _tell_what_is_left_out(
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], found: Survey, progress: bool
+) -> None:
+    """A line for the files of folders that are not read, and one for the rows that are no document."""
+    for line in unread_lines(unread_files(paths)):
+        say(line, progress)
+    if found.skipped.counts:
+        say(str(found.skipped), progress)
 
 
 def survey_folder(cache_dir: str | os.PathLike[str] | None) -> Path:
@@ -221,11 +300,25 @@ def _prepare(
         raise InputError(f"workers={workers}", "0 or more processes", "correct workers")
     sources = resolve_sources(paths, reading)
     found = survey(sources, survey_folder(cache_dir), progress)
+    _tell_what_is_left_out(paths, found, progress)
     prepared = []
     for pair in pairs:
-        pair.align_missing(sources, found, workers, progress)
+        with forgetting(sources, cache_dir):
+            pair.align_missing(sources, found, workers, progress)
         prepared.append(PreparedDocuments(pair.cache, found.digests))
+        for line in told_lines(prepared[-1], sources):
+            say(line, progress)
     return prepared
+
+
+@contextlib.contextmanager
+def forgetting(sources: Sequence[Source], cache_dir: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Data that is not what its survey says is surveyed anew by the next call."""
+    try:
+        yield
+    except DataChanged:
+        forget_surveys(sources, survey_folder(cache_dir))
+        raise
 
 
 def _missing(cache: AlignmentCache, found: Survey, dealt: np.ndarray | None) -> np.ndarray:
@@ -236,26 +329,40 @@ def _missing(cache: AlignmentCache, found: Survey, dealt: np.ndarray | None) -> 
     return wanted & (cache.find(found.digests)[0] < 0)
 
 
-def _write_shards(cache: AlignmentCache, documents: Iterable[AlignedDocument], phase: Phase) -> int:
-    shard: list[AlignedDocument] = []
-    total, tokens, since = 0, 0, time.monotonic()
+def _write_shards(
+    cache: AlignmentCache, batches: Iterable[AlignedBatch], phase: Phase, characters: np.ndarray, settle: Settle
+) -> int:
+    """Writes what comes, in shards.
+
+    Args:
+        characters: int64, of each document that comes.
+
+    Returns:
+        tokens of both sides.
+    """
+    ends = np.concatenate([[0], np.cumsum(characters)])
+    total, documents, tokens, since = 0, 0, 0, time.monotonic()
     lines, moments = Pace(_LINE_SECONDS), Pace(0.1)
-    try:
-        for document in documents:
-            shard.append(document)
-            added = len(document.student_ids) + len(document.teacher_ids)
-            tokens += added
-            total += added
-            phase.done += 1
-            if moments.due():
-                phase.at(phase.done, {"tokens/s": f"{total / phase.seconds:,.0f}"}, lines.due())
-            if tokens >= _SHARD_TOKENS or time.monotonic() - since >= _SHARD_SECONDS:
-                cache.write(shard)
-                shard, tokens, since = [], 0, time.monotonic()
-    except (KeyboardInterrupt, SystemExit, BrokenExecutor):  # what has been aligned so far is good
-        if shard:
-            cache.write(shard)
-        raise
-    if shard:
-        cache.write(shard)
+    with contextlib.closing(cache.writer(settle, _SHARD_TOKENS)) as writer:
+        try:
+            for batch in batches:
+                writer.add(batch)
+                tokens += batch.tokens
+                total += batch.tokens
+                documents += len(batch) if batch.part is None else batch.part.last
+                phase.done = int(ends[documents])
+                if writer.unfinished_tokens:  # within a long document
+                    inside = int(writer.unfinished_tokens * _CHARACTERS_A_TOKEN)
+                    phase.done += min(inside, int(characters[documents]) - 1)
+                if moments.due():
+                    seen = {"tokens/s": f"{total / max(phase.seconds, 1e-9):,.0f}", "documents": f"{documents:,}"}
+                    phase.at(phase.done, seen, lines.due())
+                enough = tokens >= _KEEP_TOKENS or time.monotonic() - since >= _KEEP_SECONDS
+                if enough and writer.keep():
+                    tokens, since = 0, time.monotonic()
+        except (KeyboardInterrupt, SystemExit, BrokenExecutor):  # what has been aligned so far is good
+            writer.publish()
+            raise
+        writer.publish()
+    cache.refresh()
     return total

@@ -1,12 +1,14 @@
 """Documents that are tokenised and aligned: an ordered view of the cache on disk."""
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from nemo_xtoken.alignment.cache import DIGEST_BYTES, AlignmentCache, DamagedShard, Shard
+from nemo_xtoken.alignment.aligned import DIGEST_BYTES
+from nemo_xtoken.alignment.cache import AlignmentCache
+from nemo_xtoken.alignment.shard_file import DamagedShard, OpenShards, Shard
 from nemo_xtoken.errors import InputError
 
 __all__ = ["PreparedDocuments", "split_documents"]
@@ -28,11 +30,9 @@ class PreparedDocuments:
         Args:
             digests: of the documents in their order, ``[N]`` of ``S16``; all of them are in the cache.
         """
-        shards = cache.shards
+        self._shards = cache.shards
         self.pair_digest = cache.pair_digest
         self.digests = digests
-        self._paths: list[Path] = [shard.path for shard in shards]
-        self._shards: dict[int, Shard] = dict(enumerate(shards))
         self._shard, self._row = cache.find(digests)
         if (self._shard < 0).any():
             raise ValueError("not all documents are in the cache")
@@ -41,11 +41,40 @@ class PreparedDocuments:
         )
         for number in np.unique(self._shard):
             at = np.flatnonzero(self._shard == number)
-            shard, row = shards[number], self._row[at]
+            shard, row = self._open(int(number)), self._row[at]
             self.student_lengths[at] = shard.student_lengths[row]
             self.teacher_lengths[at] = shard.teacher_lengths[row]
             self.chunk_counts[at] = shard.chunk_counts[row]
             self.scored[at] = shard.scored[row]
+
+    @classmethod
+    def placed(
+        cls,
+        shards: OpenShards,
+        digests: np.ndarray,
+        shard: np.ndarray,
+        row: np.ndarray,
+        student_lengths: np.ndarray,
+        teacher_lengths: np.ndarray,
+        chunk_counts: np.ndarray,
+        scored: np.ndarray,
+    ) -> "PreparedDocuments":
+        """Documents whose places are known.
+
+        Args:
+            shard, row: ``[N]``, which of ``shards`` each is in, and where.
+            The others are the attributes of the same name.
+        """
+        view = object.__new__(cls)
+        view.pair_digest, view._shards = shards.pair_digest, shards
+        view.digests, view._shard, view._row = digests, shard, row
+        view.student_lengths, view.teacher_lengths = student_lengths, teacher_lengths
+        view.chunk_counts, view.scored = chunk_counts, scored
+        return view
+
+    def places(self) -> tuple[list[Path], np.ndarray, np.ndarray]:
+        """The files, and of each document the number of its file and its row, int32 and int64 ``[N]``."""
+        return self._shards.paths, self._shard, self._row
 
     def __len__(self) -> int:
         return len(self.digests)
@@ -62,14 +91,14 @@ class PreparedDocuments:
         found = self._open(int(self._shard[i])).document(int(self._row[i]))
         return found.student_ids, found.teacher_ids, found.chunks
 
-    def shards(self) -> list[Shard]:
-        """The files that the documents are in."""
-        return [self._open(int(number)) for number in np.unique(self._shard)]
+    def shards(self) -> Iterator[Shard]:
+        """The files that the documents are in, one at a time: all of them may be more than a process can open."""
+        return (self._open(int(number)) for number in np.unique(self._shard))
 
     def select(self, indices: np.ndarray) -> "PreparedDocuments":
         """The documents with these numbers, in this order."""
         view = object.__new__(PreparedDocuments)
-        view.pair_digest, view._paths, view._shards = self.pair_digest, self._paths, self._shards
+        view.pair_digest, view._shards = self.pair_digest, self._shards
         for name in _PER_DOCUMENT:
             setattr(view, name, getattr(self, name)[indices])
         return view
@@ -80,20 +109,21 @@ class PreparedDocuments:
         return hashlib.sha256(self.pair_digest.encode() + np.ascontiguousarray(self.digests).tobytes()).hexdigest()
 
     def _open(self, number: int) -> Shard:
-        if number not in self._shards:
-            path = self._paths[number]
-            try:
-                self._shards[number] = Shard(path, self.pair_digest)
-            except DamagedShard as damage:
-                raise InputError(
-                    f"the alignment cache file {path} cannot be read ({damage})",
-                    "the file that was there when the data was prepared",
-                    f"delete {path} if it is there, and start again: its documents are aligned anew",
-                ) from damage
-        return self._shards[number]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_shards": {}}  # another process maps the files itself, when it needs them
+        path = self._shards.paths[number]
+        try:
+            return self._shards[number]
+        except (DamagedShard, FileNotFoundError) as damage:
+            raise InputError(
+                f"the alignment cache file {path} cannot be read ({damage})",
+                "the file that was there when the data was prepared",
+                f"delete {path} if it is there, and start again: its documents are aligned anew",
+            ) from damage
+        except OSError as error:
+            raise InputError(
+                f"the alignment cache file {path} cannot be read now ({error})",
+                "a file system that answers, and a descriptor for each of a few hundred files",
+                "see to the disk or the file server (or `ulimit -n`) and start again: nothing was deleted",
+            ) from error
 
 
 _PER_DOCUMENT = (

@@ -4,14 +4,44 @@ Each encoder keeps plain data (JSON, a model's bytes, ranks) and builds the libr
 that it can be pickled into worker processes and shared by forked ones.
 """
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from nemo_xtoken.errors import InputError
+from nemo_xtoken.errors import InputError, shortened
 
-__all__ = ["Encoder", "RankEncoder", "SentencePieceEncoder", "TokenizersEncoder"]
+__all__ = [
+    "BytePairs",
+    "Encoder",
+    "RankEncoder",
+    "SentencePieceEncoder",
+    "TokenizersEncoder",
+    "encoded",
+    "library_reason",
+]
+
+
+_FALLBACK = re.compile("<0x[0-9A-F]{2}>")
+_LONG = 20_000  # characters; `encode` also finds where each token lies in the text, which takes as long again
+
+
+class BytePairs(NamedTuple):
+    """A byte-pair encoding.
+
+    Attributes:
+        merges: (left, right, what they make), ids in the order in which they are looked for.
+        symbols: the ids of what texts are cut into before anything is merged.
+        whole: those that a word may be at once, without merges.
+        cuts: the places in a text, in characters, at which it is cut before; 0 and its end do not count.
+    """
+
+    merges: Sequence[tuple[int, int, int]]
+    symbols: frozenset[int]
+    whole: frozenset[int]
+    cuts: Callable[[str], Sequence[int]]
 
 
 class Encoder(Protocol):
@@ -20,6 +50,48 @@ class Encoder(Protocol):
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """int32 ids ``[T]`` of each text."""
         ...
+
+    def byte_pairs(self) -> BytePairs | None:
+        """The merges, where it is a byte-pair encoding whose merges are known."""
+        ...
+
+
+def library_reason(error: BaseException) -> str:
+    """What a tokenizer library says went wrong, in one line.
+
+    Raises:
+        BaseException: ``error`` itself, where it is no such library's: bad input that was recognised, an interruption.
+    """
+    # A panic in the libraries' Rust code is no Exception.
+    panic = type(error).__name__ == "PanicException"
+    if isinstance(error, (InputError, MemoryError, NotImplementedError)) or not (panic or isinstance(error, Exception)):
+        raise error
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def encoded(encoder: Encoder, texts: Sequence[str], name: str) -> list[np.ndarray]:
+    """``encoder.encode_batch(texts)``.
+
+    Args:
+        name: of the tokenizer, for error messages.
+
+    Raises:
+        InputError: the library gives up, such as over a regular expression that takes exponential time on a text.
+    """
+    try:
+        return encoder.encode_batch(texts)
+    except BaseException as error:
+        reason = library_reason(error)
+        if len(texts) > 1:
+            for text in texts:  # to say which; where each alone succeeds it was none of them
+                encoded(encoder, [text], name)
+        what = f"a text of {len(texts[0]):,} characters that begins with {shortened(texts[0][:61])!r}"
+        raise InputError(
+            f"the tokenizer {name} cannot encode {what if len(texts) == 1 else f'{len(texts):,} texts'}: {reason}",
+            "a tokenizer that encodes any text",
+            "look at the regular expressions in its file (`pre_tokenizer`, `normalizer`), or copy the original again; "
+            "if they are as published, take the text out of the data",
+        ) from error
 
 
 class _Lazy:
@@ -62,14 +134,36 @@ class TokenizersEncoder(_Lazy):
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True  # "</s>" in a text is four characters, not the end of it
+        tokenizer.post_processor = None  # it adds special tokens, and takes a tenth of the time to add none
         return tokenizer
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         tool = self._tool
-        if len(texts) == 1:  # no threads for one text
+        if len(texts) == 1 and len(texts[0]) < _LONG:  # no threads for one text
             return [np.array(tool.encode(texts[0], add_special_tokens=False).ids, dtype=np.int32)]
         fast = getattr(tool, "encode_batch_fast", tool.encode_batch)
         return [np.array(e.ids, dtype=np.int32) for e in fast(list(texts), add_special_tokens=False)]
+
+    def byte_pairs(self) -> BytePairs | None:
+        model = json.loads(self.text)["model"]
+        if model.get("type") != "BPE":
+            return None
+        ids = model["vocab"]
+        pairs = (m.split(" ", 1) if isinstance(m, str) else m for m in model["merges"])
+        merges = [(ids[a], ids[b], ids[a + b]) for a, b in pairs]
+        made = {m[2] for m in merges}
+        symbols = frozenset(i for s, i in ids.items() if i not in made and (len(s) == 1 or _FALLBACK.fullmatch(s)))
+        whole = frozenset(ids.values()) if model.get("ignore_merges") else frozenset()
+        tool = self._tool
+
+        def cuts(text: str) -> list[int]:
+            if tool.normalizer is not None:
+                text = tool.normalizer.normalize_str(text)
+            if tool.pre_tokenizer is None:
+                return []
+            return [start for _, (start, _) in tool.pre_tokenizer.pre_tokenize_str(text)[1:]]
+
+        return BytePairs(merges, symbols, whole, cuts)
 
 
 class SentencePieceEncoder(_Lazy):
@@ -89,6 +183,9 @@ class SentencePieceEncoder(_Lazy):
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.array(ids, dtype=np.int32) for ids in self._tool.encode(list(texts), out_type=int)]
+
+    def byte_pairs(self) -> BytePairs | None:
+        return None
 
 
 class RankEncoder(_Lazy):
@@ -115,3 +212,21 @@ class RankEncoder(_Lazy):
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         tool = self._tool
         return [np.array(tool.encode_ordinary(t), dtype=np.int32) + np.int32(self.offset) for t in texts]
+
+    def byte_pairs(self) -> BytePairs | None:
+        ids = {data: rank + self.offset for data, rank in self.ranks.items()}
+        merges = [
+            (ids[data[:cut]], ids[data[cut:]], ids[data])
+            for data in sorted(self.ranks, key=self.ranks.__getitem__)
+            for cut in range(1, len(data))
+            if data[:cut] in ids and data[cut:] in ids
+        ]
+        symbols = frozenset(i for data, i in ids.items() if len(data) == 1)
+        import regex
+
+        pattern = regex.compile(self.pattern)
+
+        def cuts(text: str) -> list[int]:
+            return [found.start() for found in pattern.finditer(text)][1:]
+
+        return BytePairs(merges, symbols, frozenset(ids.values()), cuts)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.hub import hub_folder, is_hub_name
-from nemo_xtoken.vocab.readers import Declared, read_sentencepiece, read_tekken, read_tiktoken, read_tokenizers_json
+from nemo_xtoken.vocab.declared import Declared
+from nemo_xtoken.vocab.encoders import library_reason
+from nemo_xtoken.vocab.readers import read_sentencepiece, read_tekken, read_tiktoken, read_tokenizers_json
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ _HUB_FILES = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "tokenizer.model",
     "*.tiktoken",
     "tekken.json",
@@ -48,7 +51,7 @@ def load_vocabulary(
     """
     if isinstance(source, (str, os.PathLike)):
         path = Path(source).expanduser()
-        if path.exists():
+        if os.path.exists(path):  # False also for what is no name, such as one of 300 characters
             return _guarded(str(source), lambda: _from_path(path, str(source)))
         return _from_hub(str(source))
     return _guarded(type(source).__name__, lambda: _from_object(source))
@@ -58,15 +61,9 @@ def _guarded(name: str, read: Callable[[], Vocabulary]) -> Vocabulary:
     """``read()``, with any error inside a tokenizer library turned into an `InputError`."""
     try:
         return read()
-    except InputError:
-        raise
     except BaseException as e:
-        # A panic in the libraries' Rust code is no Exception.
-        if not isinstance(e, Exception) and type(e).__name__ != "PanicException":
-            raise
-        reason = " ".join(str(e).split())[:300] or type(e).__name__
         raise InputError(
-            f"the tokenizer {name} cannot be read: {reason}", _FORMATS, "check the file, or copy it again"
+            f"the tokenizer {name} cannot be read: {library_reason(e)}", _FORMATS, "check the file, or copy it again"
         ) from e
 
 
@@ -155,6 +152,9 @@ def _declared_in(folder: Path) -> Declared:
         int(i): (bool(t.get("lstrip")), bool(t.get("rstrip")))
         for i, t in config.get("added_tokens_decoder", {}).items()
     }
+    marked = {*texts.values(), *filter(None, map(_text_of, extra.get("additional_special_tokens") or ()))}
+    for text, i in _read_config(folder / "added_tokens.json").items():  # an older form of the same
+        added.setdefault(int(i), (str(text), text in marked))
     add_bos = config.get("add_bos_token")
     template = _chat_template(folder, config)
     return Declared(texts, add_bos if isinstance(add_bos, bool) else None, added, strips, template)

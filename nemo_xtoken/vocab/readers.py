@@ -3,46 +3,26 @@
 import base64
 import json
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.files import digest_of
-from nemo_xtoken.vocab.canonical import byte_level_bytes, byte_of_fallback, piece_bytes, role_of_special
+from nemo_xtoken.vocab.canonical import ROLE_OF_TEXT, byte_level_bytes, byte_of_fallback, piece_bytes
+from nemo_xtoken.vocab.declared import Declared
 from nemo_xtoken.vocab.encoders import Encoder, RankEncoder, SentencePieceEncoder, TokenizersEncoder
 from nemo_xtoken.vocab.rank_files import FALLBACK_PATTERN, KNOWN_RANK_FILES
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
-__all__ = ["Declared", "read_sentencepiece", "read_tekken", "read_tiktoken", "read_tokenizers_json"]
+__all__ = ["read_sentencepiece", "read_tekken", "read_tiktoken", "read_tokenizers_json"]
 
 logger = logging.getLogger(__name__)
 
 # Private use: no text contains it, so a special token renamed with it can never be found in a text.
 _UNREACHABLE = "\U000f0000"
-
-
-@dataclass(frozen=True)
-class Declared:
-    """What a tokenizer's configuration says about its special tokens.
-
-    Attributes:
-        texts: "bos", "eos", "unk", "pad" -> the token's text.
-        add_bos: whether BOS is put in front of a text; None where it does not say.
-        added: id -> (text, special) of tokens beside the model's own.
-        strips: id -> whether a token takes the blanks on its left, on its right along.
-        chat_template: Jinja source of the chat template; None where there is none.
-    """
-
-    texts: Mapping[str, str] = field(default_factory=dict)
-    add_bos: bool | None = None
-    added: Mapping[int, tuple[str, bool]] = field(default_factory=dict)
-    strips: Mapping[int, tuple[bool, bool]] = field(default_factory=dict)
-    chat_template: str | None = None
-
-    def role_of(self, text: str) -> str:
-        """One token may be declared for several uses: the end of a text counts most, padding least."""
-        return next((r for r in ("eos", "bos", "unk", "pad") if self.texts.get(r) == text), role_of_special(text))
+# How a symbol of one's own is spelled in a SentencePiece model, which does not tell them from pieces of text.
+_BRACKETED = re.compile(r"<.+>|\[.+\]")
 
 
 def _finish(
@@ -56,11 +36,12 @@ def _finish(
     fallback: frozenset[int] = frozenset(),
     roles: dict[int, str] | None = None,
     strips: dict[int, tuple[bool, bool]] | None = None,
+    ordinary: Mapping[str, int] | None = None,
 ) -> Vocabulary:
     """The `Vocabulary` of text tokens ``tokens`` and special tokens ``special`` (id -> text).
 
     ``adds_bos`` None means: if there is a BOS.  ``roles`` are further known roles, besides the declared ones and the
-    table.
+    table.  ``ordinary`` are tokens of the text among those that are declared for a role, by their spelling.
     """
     if not tokens:
         raise InputError(f"a tokenizer without tokens: {name}", "at least one token", "use another file")
@@ -72,9 +53,9 @@ def _finish(
             table[i] = data
     by_text = {text: i for i, text in special.items()}
     ids: dict[str, int | None] = {}
-    for role in ("bos", "eos", "pad"):
+    for role in ("bos", "eos", "pad", "unk"):
         lowest = min((i for i, r in all_roles.items() if r == role), default=None)
-        ids[role] = by_text.get(declared.texts.get(role, ""), lowest)
+        ids[role] = declared.id_of(role, name, by_text, ordinary or {}, lowest)
     if declared.add_bos is not None:
         adds_bos = declared.add_bos
     return Vocabulary(
@@ -104,22 +85,54 @@ def _types(part: Any) -> set[str]:
     return {str(part.get("type"))} | _types(nested)
 
 
-def _make_safe(spec: dict[str, Any], declared: Declared) -> bool:
-    """Edits a tokenizer's JSON so that text never yields a special token; whether anything changed.
+def _own_pieces(model: dict[str, Any]) -> dict[str, int]:
+    """The model's own pieces, without the added tokens."""
+    vocab = model["vocab"]
+    return {p[0]: i for i, p in enumerate(vocab)} if isinstance(vocab, list) else vocab
+
+
+def _from_text(model: dict[str, Any], texts: Iterable[str]) -> set[str]:
+    """Those of ``texts`` that the model makes out of text: single characters, what merges make, Unigram's words.
+
+    The spellings in common use for special tokens are never among them: a converter may have written merges for these
+    as for every other piece.
+    """
+    own = _own_pieces(model)
+    asked = {t for t in texts if t in own and t not in ROLE_OF_TEXT and t != model.get("unk_token")}
+    if isinstance(model["vocab"], list):  # Unigram: pieces that text never yields have no probability
+        return {t for t in asked if model["vocab"][own[t]][1] < 0}
+    found = {t for t in asked if len(t) == 1 or byte_of_fallback(t) is not None}
+    if rest := asked - found:
+        merges = (m.replace(" ", "", 1) if isinstance(m, str) else "".join(m) for m in model.get("merges") or ())
+        found |= rest.intersection(merges)
+    return found
+
+
+def _make_safe(spec: dict[str, Any], declared: Declared) -> tuple[bool, dict[str, int]]:
+    """Edits a tokenizer's JSON so that text never yields a special token, and yields what it did before any was added.
 
     ``encode_special_tokens`` covers tokens that are marked special; this covers those only declared to be, and models
-    that find the special token's text among their own pieces (Unigram; BPE that looks a whole word up first).
+    that find the special token's text among their own pieces (Unigram; BPE that looks a whole word up first).  A token
+    of the model's own that text is made of, such as "!", stays one, whatever it is declared for.
+
+    Returns:
+        whether anything changed; the tokens of the text that are declared to be special, by spelling.
     """
-    changed = False
     model, added = spec["model"], spec["added_tokens"]
-    vocab = model["vocab"]
-    own = {p[0]: i for i, p in enumerate(vocab)} if isinstance(vocab, list) else vocab
+    vocab, own = model["vocab"], _own_pieces(model)
     known = {t["content"]: t for t in added}
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     new = {text: (i, special) for i, (text, special) in sorted(declared.added.items())}
     new |= {text: (own[text], True) for text in declared.texts.values() if text in own}
     new |= {text: (known[text]["id"], True) for text in declared.texts.values() if text in known}
+    marked = {t for t, (i, special) in new.items() if special and own.get(t) == i}
+    marked |= {t for t, token in known.items() if token["special"] and own.get(t) == token["id"]}
+    ordinary = {text: own[text] for text in _from_text(model, marked)}
+    changed = any(text in known for text in ordinary)
+    added[:] = [token for token in added if token["content"] not in ordinary]
     for text, (i, special) in new.items():
+        if text in ordinary:
+            continue
         if text not in known:
             added.append({"id": i, "content": text, "special": special} | plain)
             changed = True
@@ -136,7 +149,7 @@ def _make_safe(spec: dict[str, Any], declared: Declared) -> bool:
                 else:
                     vocab[_UNREACHABLE + text] = vocab.pop(text)
                 token["content"], changed = _UNREACHABLE + text, True
-    return changed
+    return changed, ordinary
 
 
 def read_tokenizers_json(text: str, declared: Declared, name: str) -> Vocabulary:
@@ -157,11 +170,14 @@ def read_tokenizers_json(text: str, declared: Declared, name: str) -> Vocabulary
             "byte-level BPE, SentencePiece-style BPE or Unigram, or tiktoken ranks",
             "use a model with such a tokenizer",
         )
-    if _make_safe(spec, declared):
+    changed, ordinary = _make_safe(spec, declared)
+    if changed:
         text = json.dumps(spec, ensure_ascii=False)
     tokenizer = Tokenizer.from_str(text)
-    encoder = TokenizersEncoder(text, tokenizer)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     first = _first_special(tokenizer)
+    encoder = TokenizersEncoder(text, tokenizer)  # from now on it adds no special tokens
     special: dict[int, str] = {}
     tokens: dict[int, bytes] = {}
     for token in spec["added_tokens"]:
@@ -193,7 +209,17 @@ def read_tokenizers_json(text: str, declared: Declared, name: str) -> Vocabulary
     strips = {int(t["id"]): (bool(t.get("lstrip")), bool(t.get("rstrip"))) for t in spec["added_tokens"]}
     strips.update(declared.strips)
     return _finish(
-        name, behaviour, encoder, tokens, special, declared, first is not None, frozenset(fallback), roles, strips
+        name,
+        behaviour,
+        encoder,
+        tokens,
+        special,
+        declared,
+        first is not None,
+        frozenset(fallback),
+        roles,
+        strips,
+        ordinary,
     )
 
 
@@ -238,11 +264,15 @@ def read_sentencepiece(model: bytes, declared: Declared, name: str) -> Vocabular
     special: dict[int, str] = {}
     roles: dict[int, str] = {}
     fallback: set[int] = set()
+    ordinary: dict[str, int] = {}
     for i in range(sp.get_piece_size()):
         piece = sp.id_to_piece(i)
+        wanted = piece in declared.texts.values()
+        if wanted and not (sp.is_unknown(i) or sp.is_control(i) or _BRACKETED.fullmatch(piece)):
+            ordinary[piece] = i
         if sp.is_unknown(i):
             special[i], roles[i] = piece, "unk"
-        elif sp.is_control(i) or piece in declared.texts.values():
+        elif sp.is_control(i) or (wanted and piece not in ordinary):
             special[i] = piece
         elif sp.is_byte(i):
             tokens[i] = byte_of_fallback(piece) or b""
@@ -260,7 +290,16 @@ def read_sentencepiece(model: bytes, declared: Declared, name: str) -> Vocabular
                 tokens[i] = text.encode()
     behaviour = digest_of("sentencepiece", model)
     return _finish(
-        name, behaviour, SentencePieceEncoder(model), tokens, special, declared, None, frozenset(fallback), roles
+        name,
+        behaviour,
+        SentencePieceEncoder(model),
+        tokens,
+        special,
+        declared,
+        None,
+        frozenset(fallback),
+        roles,
+        ordinary=ordinary,
     )
 
 
@@ -281,11 +320,13 @@ def read_tiktoken(data: bytes, declared: Declared, name: str) -> Vocabulary:
             "%s: %d ranks are not those of a published tiktoken file; text is split as by cl100k", name, len(ranks)
         )
     pattern, texts = known or (FALLBACK_PATTERN, {})
-    special = {i: t for i, (t, is_special) in declared.added.items() if is_special} or dict(texts)
     tokens = {rank: token for token, rank in ranks.items()}
+    added = {i: t for i, (t, is_special) in declared.added.items() if is_special and i not in tokens}
+    special = added or dict(texts)
     tokens |= {i: t.encode() for i, (t, is_special) in declared.added.items() if not is_special and i not in tokens}
     behaviour = digest_of("ranks", data, pattern)
-    return _finish(name, behaviour, RankEncoder(ranks, pattern), tokens, special, declared, None)
+    ordinary = declared.among(ranks)
+    return _finish(name, behaviour, RankEncoder(ranks, pattern), tokens, special, declared, None, ordinary=ordinary)
 
 
 def read_tekken(spec: dict[str, Any], declared: Declared, name: str) -> Vocabulary:
@@ -299,4 +340,6 @@ def read_tekken(spec: dict[str, Any], declared: Declared, name: str) -> Vocabula
     special |= {int(t["rank"]): str(t["token_str"]) for t in listed}
     tokens = {rank + offset: token for token, rank in ranks.items()}
     behaviour = digest_of("tekken", config["pattern"], str(offset), json.dumps(spec["vocab"][:keep], sort_keys=True))
-    return _finish(name, behaviour, RankEncoder(ranks, config["pattern"], offset), tokens, special, declared, None)
+    ordinary = {text: rank + offset for text, rank in declared.among(ranks).items()}
+    encoder = RankEncoder(ranks, config["pattern"], offset)
+    return _finish(name, behaviour, encoder, tokens, special, declared, None, ordinary=ordinary)

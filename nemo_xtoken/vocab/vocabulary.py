@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from nemo_xtoken.errors import InputError
 from nemo_xtoken.files import digest_of
 from nemo_xtoken.vocab.canonical import visible
-from nemo_xtoken.vocab.encoders import Encoder
+from nemo_xtoken.vocab.encoders import BytePairs, Encoder, encoded
 
 __all__ = ["Vocabulary"]
 
@@ -119,13 +120,50 @@ class Vocabulary:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """`encode` of each text, in one call of the tokenizer."""
-        return self.__dict__["_encoder"].encode_batch(texts) if len(texts) else []
+        """`encode` of each text, in one call of the tokenizer.
+
+        Raises:
+            InputError: the tokenizer's library gives up on a text.
+        """
+        return encoded(self.__dict__["_encoder"], texts, self.name) if len(texts) else []
+
+    def byte_pairs(self) -> BytePairs:
+        """The merges of a byte-pair encoding.
+
+        Raises:
+            InputError: it is another kind of tokenizer, or its merges are not known.
+        """
+        found: BytePairs | None = self.__dict__["_encoder"].byte_pairs()
+        if found is None:
+            raise InputError(
+                f"the tokenizer {self.name}, which is no byte-pair encoding, or a SentencePiece model",
+                "a byte-pair encoding as tokenizer.json or as ranks",
+                "convert it (`transformers` writes tokenizer.json), or leave boundary out",
+            )
+        return found
 
     def decode_bytes(self, ids: Iterable[int] | np.ndarray) -> bytes:
         """The bytes of the tokens one after the other; role tokens give nothing."""
         tokens = self.token_bytes
         return b"".join([tokens[i] or b"" for i in (ids.tolist() if isinstance(ids, np.ndarray) else ids)])
+
+    def shares_ids(self, other: "Vocabulary") -> bool:
+        """Whether every id means the same in both, so that their distributions can be compared id by id.
+
+        One may have more ids behind the other's, such as one more for padding: of roles that no text has and that
+        neither text nor template of the other has either.
+        """
+        shorter, longer = (self, other) if self.size <= other.size else (other, self)
+        if self.token_bytes[: shorter.size] != other.token_bytes[: shorter.size]:
+            return False
+        used = {*shorter.roles.values()} - {"pad"}
+        more = range(shorter.size, longer.size)
+        return all(
+            longer.token_bytes[i] is None
+            and longer.roles.get(i) not in used
+            and i not in (longer.bos_id, longer.eos_id)
+            for i in more
+        )
 
     def display(self, id: int) -> str:
         """The token in readable form: ``' the'``, ``'<eos>'`` for a role, ``'\\xE4'`` for a fragment of a character."""

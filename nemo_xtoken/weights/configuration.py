@@ -15,7 +15,14 @@ from nemo_xtoken.errors import InputError, shortened
 from nemo_xtoken.weights.folder import ModelFolder, write_json
 from nemo_xtoken.weights.rotary import classic_rotary
 
-__all__ = ["configured", "readable_folder", "understood"]
+__all__ = ["check_numbers", "configured", "readable_folder", "understood", "writer_version"]
+
+#: Counts of a language model by transformers' names; an architecture may know more or fewer.  Some may be None.
+OPTIONAL = ("num_key_value_heads", "head_dim", "num_local_experts", "num_experts_per_tok")  # else from the others
+COUNTS = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+    *("max_position_embeddings", *OPTIONAL),
+)
 
 #: Keys that change nothing in the model: who wrote it, how it is trained, served or quantised for the browser.
 NEUTRAL = frozenset(
@@ -38,6 +45,22 @@ AS_BUILT: dict[str, tuple[Any, ...]] = {
 }
 #: Keys that repeat another's value.
 REPEATS = {"experts_per_token": "num_experts_per_tok"}
+
+#: A rotary embedding as transformers 4 writes it.
+CLASSIC_ROTARY = ("partial_rotary_factor", "rope_local_base_freq", "rope_scaling", "rope_theta")
+
+#: Model types whose published tokenizers transformers suspects of an expression that Mistral replaced later.
+SUSPECTED = ("mistral", "mistral3", "voxtral", "ministral", "pixtral")
+
+
+def writer_version(model_type: str) -> str:
+    """``transformers_version`` of a configuration, so that no transformers doubts the tokenizer beside it.
+
+    Of a local folder with more than 100,000 tokens 4.57.6 warns of an incorrect expression, whatever it is, unless
+    this is at most 4.57.2 and the type none of Mistral's, or at least 5.0.0; transformers 5 warns of Mistral's types
+    below 5.0.0.  The remedy that they offer would cut text otherwise than in training.
+    """
+    return "5.0.0" if model_type in SUSPECTED else "4.57.2"
 
 
 def understood(config: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -98,6 +121,34 @@ def configured(config: Mapping[str, Any], source: str) -> Any:
         ) from error
 
 
+def check_numbers(config: Any, source: str) -> None:
+    """Whether a model of these sizes can be.
+
+    Args:
+        config: transformers' configuration object of a language model.
+        source: its path, for error messages.
+
+    Raises:
+        InputError: a count that is no whole number above 0, or heads that cannot be formed.
+    """
+    found = {name: getattr(config, name) for name in COUNTS if hasattr(config, name)}
+    sizes = {name: value for name, value in found.items() if not isinstance(value, list)}  # a list: one for each layer
+    for name, value in sizes.items():
+        if value is None and name in OPTIONAL:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(
+                f"{source}: {name}={shortened(repr(value))}", "a whole number above 0", "copy the file again"
+            )
+    heads, groups, width = (sizes.get(name) for name in ("num_attention_heads", "num_key_value_heads", "hidden_size"))
+    if heads and ((groups and heads % groups) or (sizes.get("head_dim") is None and width and width % heads)):
+        raise InputError(
+            f"{source}: num_attention_heads={heads}, num_key_value_heads={groups}, hidden_size={width}",
+            "as many query heads for each key head, and heads of one width",
+            "take configuration and weights from one model",
+        )
+
+
 def _class(config: Mapping[str, Any], source: str) -> Any:
     from transformers import CONFIG_MAPPING, __version__
 
@@ -143,4 +194,6 @@ def _known(kind: Any) -> set[str]:
         names |= set(getattr(cls, "__annotations__", {}))
     with contextlib.suppress(Exception):  # one that cannot be made without arguments names them all
         names |= set(vars(kind()))
+    if hasattr(kind, "convert_rope_params_to_dict"):  # transformers 5, which makes its own form of the classic one
+        names |= set(CLASSIC_ROTARY)
     return names | set(getattr(kind, "attribute_map", {}))

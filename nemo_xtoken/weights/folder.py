@@ -4,14 +4,15 @@ import contextlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nemo_xtoken.errors import InputError
+from nemo_xtoken.errors import InputError, shortened
 from nemo_xtoken.files import atomic_path
 from nemo_xtoken.hub import hub_folder, is_hub_name
+from nemo_xtoken.leftovers import temporary_name, tidy
+from nemo_xtoken.weights.dtypes import FLOATS, widest
 from nemo_xtoken.weights.safetensors_file import SafetensorsFile
 from nemo_xtoken.weights.tokenizer_files import TOKENIZER_FILES
 
@@ -19,6 +20,7 @@ __all__ = ["INDEX", "WEIGHTS", "ModelFolder", "check_out", "new_folder", "read_j
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
+MOST_JSON = 100_000_000  # bytes; the index of the largest models has a few MB
 _UNSAFE = ("pytorch_model*.bin", "*.pth", "*.gguf")
 
 
@@ -29,10 +31,14 @@ def read_json(path: Path) -> dict[str, Any]:
         InputError: the file cannot be read, or does not hold a JSON object.
     """
     try:
-        content = json.loads(path.read_text("utf-8-sig"))
+        with open(path, "rb") as file:
+            text = file.read(MOST_JSON + 1)
+        if len(text) > MOST_JSON:
+            raise ValueError(f"more than {MOST_JSON:,} bytes")
+        content = json.loads(text.decode("utf-8-sig"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read ({error})", "a JSON object", "copy the file again") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: a {type(content).__name__}", "a JSON object", "copy the file again")
@@ -79,7 +85,13 @@ class ModelFolder:
     @property
     def text_config(self) -> dict[str, Any]:
         """The part of the configuration that describes the language model."""
-        return self.config.get("text_config") or self.config
+        inner = self.config.get("text_config")
+        return inner if isinstance(inner, dict) and inner else self.config
+
+    @property
+    def dtype(self) -> str | None:
+        """The narrowest type that holds all its weights, as torch calls it; None where none or another is needed."""
+        return FLOATS.get(widest(self.tensor(name)[0] for name in self.where) or "")
 
     def tensor(self, name: str) -> tuple[str, tuple[int, ...]]:
         """``(dtype, shape)`` of a tensor."""
@@ -96,9 +108,14 @@ class ModelFolder:
                 "save the model again with transformers: model.save_pretrained(folder)",
             )
         index = read_json(self.path / INDEX).get("weight_map")
-        names = sorted(set(index.values())) if isinstance(index, dict) else []
-        missing = [n for n in names if not (self.path / n).is_file()]
-        outside = [n for n in names if Path(n).name != n]
+        found = list(index.values()) if isinstance(index, dict) else []
+        if wrong := [name for name in found if not isinstance(name, str)]:
+            raise InputError(
+                f"{self.path / INDEX} names {shortened(repr(wrong[0]))}", "names of files", "download the index again"
+            )
+        names = sorted(set(found))
+        outside = [n for n in names if Path(n).name != n or "\0" in n]
+        missing = [n for n in names if n not in outside and not os.path.isfile(self.path / n)]
         if missing or outside or not names:
             raise InputError(
                 f"{self.path / INDEX} names {', '.join((missing or outside)[:3]) or 'no files'}"
@@ -139,17 +156,25 @@ def check_out(out: Path, overwrite: bool) -> None:
 def new_folder(out: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yields an empty folder beside ``out``; on success it is renamed to ``out``, on error removed.
 
+    What killed processes left beside ``out`` is removed first; a model that one of them had set aside is put back.
+    A symbolic link at ``out`` stays, and the folder that it points to is made or replaced.
+
     Raises:
         InputError: see `check_out`.
     """
+    out = Path(os.path.realpath(out)) if out.is_symlink() else out
+    if out.parent.is_dir():
+        tidy(out.parent)
     check_out(out, overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp"))
+    temporary = out.parent / temporary_name(out.name)
+    temporary.mkdir(mode=0o700)
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+        temporary.chmod(0o777 & ~_umask())
         if out.exists():
-            old = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".old"))
+            old = out.parent / temporary_name(out.name, "old")
+            old.mkdir(mode=0o700)
             out.rename(old / out.name)
             temporary.rename(out)
             shutil.rmtree(old)

@@ -8,7 +8,7 @@ from nemo_xtoken.files import atomic_path
 from nemo_xtoken.weights.folder import INDEX, WEIGHTS
 from nemo_xtoken.weights.safetensors_file import Entry, write_safetensors
 
-__all__ = ["save_weights"]
+__all__ = ["adding_up", "save_weights"]
 
 SHARD_BYTES = 5 * 10**9
 
@@ -34,14 +34,7 @@ def save_weights(
         shards[-1][name] = entry
         size += entry.size
     total = sum(entry.size for entry in entries.values())
-    done = 0
-
-    def advance(number: int) -> None:
-        nonlocal done
-        done += number
-        if progress is not None:
-            progress(done, total)
-
+    advance = adding_up(total, progress)
     count = len(shards)
     names = [WEIGHTS] if count == 1 else [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
     for name, shard in zip(names, shards, strict=True):
@@ -50,3 +43,16 @@ def save_weights(
         where = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         with atomic_path(folder / INDEX) as temporary:
             temporary.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=2))
+
+
+def adding_up(total: int, progress: Callable[[int, int], None] | None) -> Callable[[int], None]:
+    """What is told of each so many bytes, and tells ``progress`` how many they are by then, and the total."""
+    done = 0
+
+    def advance(number: int) -> None:
+        nonlocal done
+        done += number
+        if progress is not None:
+            progress(done, total)
+
+    return advance

@@ -8,7 +8,9 @@ import numpy as np
 from nemo_xtoken.alignment.aligner import Aligner
 from nemo_xtoken.alignment.cache import AlignedDocument, AlignmentCache, text_digest
 from nemo_xtoken.data import PreparedDocuments
+from nemo_xtoken.data.workers import AlignFunction, Text
 from nemo_xtoken.vocab import Vocabulary
+from nemo_xtoken.vocab.seams import Piece
 
 WORDS = ["the", "th", " cat", " c", "at", " sat", "12", "345", "é", "中文", "\n\n", "ab", "abc", "bcd", "cde"]
 
@@ -61,11 +63,25 @@ class CountingAligner(Aligner):
         super().__init__(student, teacher)
         self.calls, self.fail_at = 0, fail_at
 
-    def align(self, student_ids, teacher_ids):
-        if self.calls == self.fail_at:
+    def align_many(self, student_ids, student_lengths, teacher_ids, teacher_lengths):
+        if self.fail_at is not None and self.calls + len(student_lengths) > self.fail_at:
             raise KeyboardInterrupt
-        self.calls += 1
-        return super().align(student_ids, teacher_ids)
+        self.calls += len(student_lengths)
+        return super().align_many(student_ids, student_lengths, teacher_ids, teacher_lengths)
+
+
+def align_texts(align: AlignFunction, texts: Sequence[str]) -> list[AlignedDocument]:
+    """The documents of a batch one by one."""
+    batch = align([Text(text_digest(text), Piece(text)) for text in texts])
+    columns = (
+        np.split(values, np.cumsum(lengths)[:-1])
+        for values, lengths in (
+            (batch.student_ids, batch.student_lengths),
+            (batch.teacher_ids, batch.teacher_lengths),
+            (batch.chunks, batch.chunk_counts),
+        )
+    )
+    return [AlignedDocument(text_digest(text), *of) for text, *of in zip(texts, *columns, strict=True)]
 
 
 def aligned(digest: bytes, student: list[int], teacher: list[int], chunks: Sequence[Sequence[int]]) -> AlignedDocument:
@@ -106,9 +122,9 @@ def random_documents(random: np.random.Generator, count: int, longest: int = 12)
 class SlowAligner(Aligner):
     """Gives a test the time to kill its process."""
 
-    def align(self, student_ids, teacher_ids):
-        time.sleep(0.02)
-        return super().align(student_ids, teacher_ids)
+    def align_many(self, student_ids, student_lengths, teacher_ids, teacher_lengths):
+        time.sleep(0.02 * len(student_lengths))
+        return super().align_many(student_ids, student_lengths, teacher_ids, teacher_lengths)
 
 
 def random_sides(random: np.random.Generator, count: int, teachers: int) -> list[list[AlignedDocument]]:

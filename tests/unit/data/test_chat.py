@@ -9,13 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from fakes import align_texts
 from real_tokenizers import ASSETS, real
 from tokenizer_zoo import write_folder
 
 from nemo_xtoken.alignment.aligner import Aligner
 from nemo_xtoken.data import DataConfig, Tokenization, prepare_pairs
 from nemo_xtoken.data.batch import IGNORED
-from nemo_xtoken.data.chat import Message, conversation_text, messages_of
+from nemo_xtoken.data.conversation.chat import Message, conversation_text, messages_of
 from nemo_xtoken.data.sources import Reading, resolve_sources
 from nemo_xtoken.data.templates import ChatTemplate
 from nemo_xtoken.data.turns import ConversationAligner
@@ -197,7 +198,7 @@ def test_chunks_are_the_finest_partition_of_what_the_assistant_says(folders):
     templates = [ChatTemplate(side) for side in sides]
     align = pickle.loads(pickle.dumps(ConversationAligner(*templates, Aligner(*sides))))  # noqa: S301
     texts = [conversation_text(as_dicts(c), "here") for c in CONVERSATIONS]
-    aligned = align([(b"x", text) for text in texts])
+    aligned = align_texts(align, texts)
     assert len(aligned) == 4
     for document, text in zip(aligned, texts, strict=True):
         renderings = [template([messages_of(text)])[0] for template in templates]
@@ -212,7 +213,7 @@ def test_chunks_are_the_finest_partition_of_what_the_assistant_says(folders):
 def test_what_ends_a_turn_is_a_chunk_where_both_sides_say_it_in_one_role(folders):
     side = load_vocabulary(folders / "qwen")
     align = ConversationAligner(ChatTemplate(side), ChatTemplate(side), Aligner(side, side))
-    (document,) = align([(b"x", conversation_text(as_dicts(CONVERSATIONS[1]), "here"))])
+    (document,) = align_texts(align, [conversation_text(as_dicts(CONVERSATIONS[1]), "here")])
     learned = np.flatnonzero(document.student_ids >= 0)
     assert document.chunks[:, 0].tolist() == learned.tolist()
     assert (document.student_ids[learned] == side.eos_id).sum() == 2
@@ -312,7 +313,7 @@ def test_real_llama_and_qwen_align():
         pytest.skip(f"no chat templates in {ASSETS}/tokenizers")
     align = ConversationAligner(ChatTemplate(student), ChatTemplate(teacher), Aligner(student, teacher))
     for conversation in CONVERSATIONS[:3]:
-        (document,) = align([(b"x", conversation_text(as_dicts(conversation), "here"))])
+        (document,) = align_texts(align, [conversation_text(as_dicts(conversation), "here")])
         said = "".join(m.text for m in messages(conversation) if m.role == "assistant")
         chunks = document.chunks.tolist()
         for side, ids, (start, end) in (
@@ -348,11 +349,13 @@ def test_forms_of_messages():
         ([{"role": "user", "text": "a"}], "keys role, text"),
         ([{"role": "user", "content": 3}], "content of type int"),
         ([{"role": "user", "content": [{"type": "image"}]}], "content of type image"),
-        ([{"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}], "tool_calls=.*'name': 'f'"),
-        ([{"role": "assistant", "content": "a", "reasoning_content": "why"}], "reasoning_content='why'"),
-        ([{"role": "assistant", "content": None, "thinking": "why"}], "message 1 of p: thinking='why'"),
-        ([{"role": "assistant", "content": "", "function_call": {"name": "f", "arguments": "{}"}}], "function_call="),
-        ([{"role": "tool", "content": "7", "tool_call_id": "x"}], "tool_call_id='x'"),
+        ([{"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}], "message 1 of p: a call .*'name': 'f'"),
+        ([{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]}], "a call"),
+        ([{"role": "assistant", "tool_calls": [{"name": "f", "arguments": [1]}]}], "a call"),
+        ([{"role": "assistant", "content": "a", "thinking": "b", "reasoning": "c"}], "two different reasonings"),
+        ([{"role": "user", "content": "a", "reasoning_content": "why"}], "reasoning_content='why'"),
+        ([{"role": "user", "content": "7", "tool_call_id": "x"}], "tool_call_id='x'"),
+        ([{"role": "assistant", "content": "a", "thinking": ["x"]}], "thinking="),
         ([{"role": "user", "content": "a", "name": "Ann"}], "name='Ann'"),
         ([{"role": "assistant", "content": "a", "weight": 0}], "weight=0"),
         ([{"role": "assistant", "content": "a", "refusal": "no"}], "refusal='no'"),

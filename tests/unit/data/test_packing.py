@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from nemo_xtoken.alignment.cache import text_digest
 from nemo_xtoken.data.packing import pack_documents, permutation
+from nemo_xtoken.data.packing_report import REFUSED, SAYS_NOTHING, TOO_LONG, TOO_SHORT
 from nemo_xtoken.errors import InputError
 
 
@@ -56,7 +57,7 @@ def test_a_chunk_longer_than_a_sample_is_skipped_with_its_tokens():
     assert (teacher.skipped_chunks, report.skipped_student_tokens, teacher.skipped_tokens) == (1, 6, 1)
     assert teacher.scored_chunks == 3
     assert report.samples == 1
-    assert "1 chunks longer than a sample" in str(report)
+    assert "1 chunks that are in no sample, or longer than one" in str(report)
 
 
 def test_tokens_in_no_chunk_never_cost_a_chunk_that_fits():
@@ -76,12 +77,73 @@ def test_one_piece_a_sample_without_packing():
     assert pieces_of(documents, 6, 6).report.samples == 3
 
 
-def test_documents_without_chunks_are_counted():
-    empty = aligned(b"y" * 16, [1, 2, 3], [4], [])
-    report = pieces_of([plain(5), empty], 8, 8).report
-    assert (report.documents, report.skipped_documents, report.skipped_student_tokens) == (1, 1, 2)
+def test_documents_without_chunks_are_learned_by_cross_entropy_and_counted():
+    silent = aligned(b"y" * 16, [1, 2, 3], [4, 5], [])
+    pieces = pieces_of([plain(5), silent], 8, 8)
+    report = pieces.report
+    assert (report.documents, report.without_chunks, report.student_tokens) == (2, 1, 6)
+    assert (report.left_out, report.skipped_student_tokens) == ({}, 0)
+    assert "1 documents without chunks" in str(report)
+    assert sorted(pieces.table[:, 1:].tolist()) == [[0, 3, 0, 2, 0, 0], [0, 5, 0, 5, 0, 5]]
     with pytest.raises(InputError, match="none of the 1 documents has a chunk that can be scored"):
-        pieces_of([empty], 8, 8)
+        pieces_of([silent], 8, 8)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_document_without_chunks_fills_at_most_a_sample(whole):
+    long = aligned(b"y" * 16, list(range(30)), list(range(50)), [])
+    pieces = pieces_of([plain(5), long], 8, 10, whole=whole)
+    assert sorted(pieces.table[:, 1:].tolist()) == [[0, 5, 0, 5, 0, 5], [0, 9, 0, 11, 0, 0]]
+    assert pieces.report.cut_documents == 1
+    assert pieces.report.skipped_student_tokens == 21
+    assert pieces.report.teachers[0].skipped_tokens == 39
+
+
+def no_document(kind: str, number: int):
+    """Something that nothing can be learned from, and as what it is counted."""
+    digest = text_digest(f"{kind} {number}")
+    context = [~i for i in range(40)]
+    return {
+        "refused by a template": lambda: aligned(digest, [], [], []),
+        "of one token": lambda: aligned(digest, [1], [1], [(0, 1, 0, 1)]),
+        "of one token of the teacher": lambda: aligned(digest, [1, 2, 3], [1], []),
+        "without the assistant's words": lambda: aligned(digest, context[:9], context[:9], []),
+        "whose answer is behind the end": lambda: aligned(
+            digest, [*context, 1, 2], [*context, 1, 2], [(40, 42, 40, 42)]
+        ),
+        "of one chunk longer than a sample": lambda: aligned(
+            digest, list(range(40)), list(range(40)), [(0, 1, 0, 1), (1, 40, 1, 40)]
+        ),
+    }[kind]()
+
+
+NO_DOCUMENTS = {
+    "refused by a template": REFUSED,
+    "of one token": TOO_SHORT,
+    "of one token of the teacher": TOO_SHORT,
+    "without the assistant's words": SAYS_NOTHING,
+    "whose answer is behind the end": TOO_LONG,
+    "of one chunk longer than a sample": TOO_LONG,
+}
+
+
+@pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize("kind", NO_DOCUMENTS)
+def test_what_is_left_out_is_counted_and_changes_nothing_for_the_rest(kind, pack):
+    whole = kind != "of one chunk longer than a sample"  # of a conversation the beginning is kept
+    some = [plain(n) for n in range(3, 20)]
+    options = {"whole": whole, "pack": pack, "seed": 3}
+    alone = pieces_of(some, 16, 16, **options)
+    mixed = [d for n, document in enumerate(some) for d in (document, *[no_document(kind, n)] * (n % 2))]
+    at = np.array([n for n, d in enumerate(mixed) if d in some])
+    found = pieces_of(mixed, 16, 16, **options)
+    assert found.report.left_out == {NO_DOCUMENTS[kind]: len(mixed) - len(some)}
+    assert f"{len(mixed) - len(some)} documents {NO_DOCUMENTS[kind]}" in str(found.report)
+    assert found.first.tolist() == alone.first.tolist()
+    assert found.table[:, 1:].tolist() == alone.table[:, 1:].tolist()
+    assert found.table[:, 0].tolist() == at[alone.table[:, 0]].tolist()
+    kept = found.report.student_tokens + found.report.skipped_student_tokens
+    assert kept == sum(max(len(d.student_ids) - 1, 0) for d in mixed)
 
 
 @pytest.mark.parametrize("lengths", [(1, 8), (8, 1), (0, 0), (-5, 8)])
@@ -92,7 +154,7 @@ def test_too_short_sequences(lengths):
 
 def test_only_chunks_longer_than_any_sample():
     document = aligned(b"x" * 16, list(range(9)), list(range(9)), [(0, 1, 0, 1), (1, 9, 1, 9)])
-    with pytest.raises(InputError, match="skipped: 1 chunks"):
+    with pytest.raises(InputError, match="2 chunks that are in no sample, or longer than one"):
         pieces_of([document], 4, 4)
 
 
@@ -131,7 +193,8 @@ def test_every_chunk_and_label_is_in_one_sample_once(seed, count, student_length
         )
         return
     report, seen, labels = pieces.report, collections.Counter(), [collections.Counter(), collections.Counter()]
-    order = {d: i for i, d in enumerate(permutation(count, seed, 0).tolist())}
+    kept = np.unique(pieces.table[:, 0])
+    order = {d: i for i, d in enumerate(kept[permutation(len(kept), seed, 0)].tolist())}
     places = [(order[row[0]], row[1]) for row in pieces.table.tolist()]
     assert places == sorted(places)  # documents in the shuffled order, pieces in the document's
     for first, last in itertools.pairwise(pieces.first.tolist()):

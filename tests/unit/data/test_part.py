@@ -21,7 +21,12 @@ from nemo_xtoken.commands.verbs.prepare import VERB
 from nemo_xtoken.data import DataConfig, documents, prepare
 from nemo_xtoken.data.part import array_part, deal, prepare_part
 from nemo_xtoken.data.sources import Source
+from nemo_xtoken.data.turns import ConversationAligner
+from nemo_xtoken.data.workers import DocumentAligner
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.recipes import available_recipes
+from nemo_xtoken.run.run_checks import check_settings
+from nemo_xtoken.run.settings import Settings
 from nemo_xtoken.vocab import load_vocabulary
 
 
@@ -186,6 +191,41 @@ def test_the_verb(words, tmp_path, capsys, monkeypatch):
     assert "nothing: all of it was in the cache" in capsys.readouterr().out
 
 
+CHATML = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}"
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_training_with_the_printed_words_finds_all_of_it(words, tmp_path, capsys, monkeypatch, chat):
+    """Whatever the data is: the words name all that decides what a document is, and the settings take them."""
+    folder = tmp_path / "more data"
+    folder.mkdir()
+    (folder / "t.jinja").write_text(CHATML + "\n")
+    (tmp_path / "qwen" / "chat_template.jinja").write_text(CHATML)
+    talk = [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "sat 345"}]
+    bad = {"talk": [{"role": "nobody"}], "said": 3}
+    rows = [{"talk": talk, "said": "the cat sat 345"}, bad]
+    (folder / "a, b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "sp_bpe" / "chat_template.jinja").write_text(CHATML)
+    words = [f"paths={folder}/*.jsonl" if word.startswith("paths=") else word for word in words]
+    kind = (
+        ["format=chat", "messages_key=talk", "learn=answers,calls", f"chat_template={folder / 't.jinja'}"]
+        if chat
+        else ["text_key=said"]
+    )
+    assert main([*words, *kind, "on_error=skip"]) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("train with: ")]
+    given = shlex.split(line.removeprefix("train with: "))
+    recipe = available_recipes()["xtoken_qwen3_llama1b"]
+    settings = Settings.read(recipe.yaml, [*given, "teacher.path=/nowhere"])
+    check_settings(settings, None)
+    names = [word.partition("=")[0].rpartition(".")[2] for word in given]
+    data = DataConfig(**{name: settings.get(f"data.text.{name}") for name in names}, progress=False)
+    student, teacher = (load_vocabulary(tmp_path / name) for name in ("llama", "qwen"))
+    monkeypatch.setattr(DocumentAligner, "__call__", lambda *_: pytest.fail("aligned again"))
+    monkeypatch.setattr(ConversationAligner, "__call__", lambda *_: pytest.fail("aligned again"))
+    assert len(data.prepare(student, [teacher])[0][0]) == 1
+
+
 def test_what_the_verb_refuses(words, capsys):
     for more in (["part=1"], ["format=html"], ["executor.time=1"], ["tokenizer=x"], ["sbatch=x.sh"], ["format=chat"]):
         assert main([*words, *more]) == 2
@@ -216,8 +256,8 @@ import sys, time
 from nemo_xtoken.alignment.aligner import Aligner
 from nemo_xtoken.commands.cli import main
 from nemo_xtoken.data import prepare, workers
-align = Aligner.align
-Aligner.align = lambda self, a, b: time.sleep(0.02) or align(self, a, b)
+align = Aligner.align_many
+Aligner.align_many = lambda self, a, b, c, d: time.sleep(0.02 * len(b)) or align(self, a, b, c, d)
 workers._BATCH_DOCUMENTS = 2
 print("start", flush=True)
 sys.exit(main(sys.argv[1:]))

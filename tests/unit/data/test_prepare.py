@@ -18,6 +18,7 @@ from nemo_xtoken.data import prepare, prepare_documents, workers
 from nemo_xtoken.data.prepared import PreparedDocuments, split_documents
 from nemo_xtoken.data.sources import Reading
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.leftovers import host_name
 from nemo_xtoken.progress import LOGGER
 
 TEXTS = [f"the cat {n} sat abcde {n * 345}\n\n中文 é {'word ' * (n % 7)}" for n in range(150)]
@@ -92,6 +93,7 @@ def test_other_tokenizers_and_other_alignments_have_other_caches(data, tmp_path)
 
 def test_an_interrupted_preparation_goes_on_where_it_was(data, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "_SHARD_TOKENS", 1500)
+    monkeypatch.setattr(workers, "_BATCH_DOCUMENTS", 16)
     with pytest.raises(KeyboardInterrupt):
         prepared(data, tmp_path, CountingAligner(STUDENT, TEACHER, fail_at=100))
     done = shards(tmp_path)
@@ -100,13 +102,14 @@ def test_an_interrupted_preparation_goes_on_where_it_was(data, tmp_path, monkeyp
     after = CountingAligner(STUDENT, TEACHER)
     found = prepared(data, tmp_path, after)
     kept = len(TEXTS) - after.calls
-    assert 100 - 64 <= kept <= 100
+    assert 100 - 16 <= kept <= 100
     assert shards(tmp_path)[: len(done)] == done
     assert content(found) == content(prepared(data, tmp_path, cache_dir=tmp_path / "other"))
 
 
 def test_a_damaged_shard_is_replaced(data, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(prepare, "_SHARD_TOKENS", 1500)
+    monkeypatch.setattr(workers, "_BATCH_DOCUMENTS", 16)
     whole = content(prepared(data, tmp_path))
     count = len(shards(tmp_path))
     path = shards(tmp_path)[1]
@@ -149,8 +152,9 @@ if __name__ != "__main__":
     print("IMPORTED AGAIN", flush=True)
 import fakes
 from nemo_xtoken.alignment.aligner import Aligner
-from nemo_xtoken.data import prepare, prepare_documents
+from nemo_xtoken.data import prepare, prepare_documents, workers
 prepare._SHARD_TOKENS = 1500
+workers._BATCH_DOCUMENTS = 16
 print("start", flush=True)
 options = dict(cache_dir={cache!r}, workers={workers}, progress=False)
 prepare_documents({data!r}, fakes.STUDENT, fakes.TEACHER, {aligner}, **options)
@@ -231,7 +235,7 @@ def test_a_tokenizer_without_eos(data, tmp_path):
 
 def test_a_cache_folder_that_cannot_be_written(data, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(InputError, match="cannot be used"):
         prepared(data, tmp_path, cache_dir=tmp_path / "file")
 
 
@@ -305,19 +309,23 @@ def test_who_waits_for_another_process_says_so(data, tmp_path, capsys, nobody_li
             waiting.join(0.1)
             said = capsys.readouterr().err
         assert waiting.is_alive()
-        assert said.startswith(f"waiting for the process that writes to {cache.folder}")
+        who = f"process {os.getpid()} on {host_name()} (aligning text)"
+        assert said.startswith(f"waiting for {who}, to write to {cache.folder}")
     waiting.join(30)
     assert not waiting.is_alive()
     assert shards(tmp_path)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_progress_goes_to_the_error_output(data, tmp_path, capsys, nobody_listens, workers):
+@pytest.mark.parametrize(("workers", "little"), [(0, False), (1, False), (1, True)])
+def test_progress_goes_to_the_error_output(data, tmp_path, capsys, nobody_listens, monkeypatch, workers, little):
+    if not little:
+        monkeypatch.setattr(prepare, "_WORTH_A_LINE", 1)
     prepared(data, tmp_path, progress=True, workers=workers)
     out = capsys.readouterr()
     assert out.out == ""
+    begin = rf"aligning text \([\d,]+ characters, {len(TEXTS)} documents, {workers or 'no'} worker processes\)\n"
     assert re.fullmatch(
-        rf"aligning text \({len(TEXTS)} documents, [\d,]+ characters, {workers or 'no'} worker processes\)\n"
+        rf"{'' if little else begin}"
         rf"aligning text: {len(TEXTS)} documents, [\d,]+ tokens, in \d+\.\d s \([\d,]+ tokens/s\)\n",
         out.err,
     )

@@ -140,7 +140,7 @@ def bad(name, data, match, **options):
         bad("a.parquet", b"PAR1 and no more", r"a\.parquet cannot be read"),
         bad("a.arrow", b"", r"a\.arrow is empty"),
         bad("a.arrow", b"ARROW1\0\0 and no more", r"a\.arrow cannot be read"),
-        bad("a.csv", b"text\nx\n", r"extension of .*a\.csv is unknown(.|\n)*\.jsonl"),
+        bad("a.md", b"text\nx\n", r"extension of .*a\.md is unknown(.|\n)*\.jsonl"),
         bad("a.parquet.gz", b"x", r"extension of .* is unknown"),
         bad("a.txt", b"x", r"text_split='word'", text_split="word"),
     ],
@@ -165,7 +165,7 @@ def test_a_string_column_that_is_not_utf8(tmp_path):
     raw = pa.array([b"fine", b"\xff\xfe"], pa.binary())
     column = pa.Array.from_buffers(pa.string(), 2, raw.buffers())
     pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
-    with pytest.raises(InputError, match=r"a\.parquet is not UTF-8: .* rows 0 to 1"):
+    with pytest.raises(InputError, match=r"a\.parquet is not UTF-8: .* row 1"):
         texts_of(tmp_path / "a.parquet")
 
 
@@ -174,6 +174,13 @@ def test_no_data_at_the_path(tmp_path, monkeypatch, paths):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="no data"):
         resolve_sources(paths)
+
+
+def test_a_pipe_is_no_data(tmp_path):
+    """It would be waited for, and could be read once alone."""
+    os.mkfifo(tmp_path / "a.jsonl")
+    with pytest.raises(InputError, match=r"a\.jsonl is a pipe"):
+        resolve_sources(tmp_path / "a.jsonl")
 
 
 def test_a_folder_without_data(tmp_path):

@@ -78,7 +78,8 @@ def test_every_chunk_and_label_is_in_one_sample_at_most_and_all_are_accounted_fo
         pieces = pieces_of(sides, lengths, seed=seed, pack=pack)
     except InputError:  # no chunk to score for some teacher
         return
-    order = {d: i for i, d in enumerate(permutation(count, seed, 0).tolist())}
+    kept = np.unique(pieces.table[:, DOCUMENT])
+    order = {d: i for i, d in enumerate(kept[permutation(len(kept), seed, 0)].tolist())}
     places = [(order[row[DOCUMENT]], row[STUDENT_START]) for row in pieces.table.tolist()]
     assert places == sorted(places)
     labels = [collections.Counter() for _ in lengths]

@@ -1,5 +1,8 @@
 """Safetensors read and written byte by byte, against the safetensors package and torch."""
 
+import json
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -101,3 +104,81 @@ def test_a_folder_is_whole_or_absent(tmp_path):
     (out / "config.json").rename(out / "thesis.tex")
     with pytest.raises(InputError, match="is not a checkpoint"), new_folder(out, overwrite=True):
         pass
+
+
+# --- files made to harm
+
+
+def written(path, header, length=None, data=b""):
+    """A safetensors file of this header."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes((len(text) if length is None else length).to_bytes(8, "little") + text + data)
+    return path
+
+
+def _entry(begin=0, end=4, shape=(1,), dtype="F32"):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+
+
+HEADERS = {
+    "a list": [],
+    "a number": 3,
+    "no objects": {"x": 3},
+    "no offsets": {"x": {"dtype": "F32", "shape": [1]}},
+    "three offsets": {"x": _entry() | {"data_offsets": [0, 1, 4]}},
+    "text for offsets": {"x": _entry() | {"data_offsets": ["a", "b"]}},
+    "backwards": {"x": _entry(4, 0)},
+    "before the data": {"x": _entry(-4, 0)},
+    "behind the file": {"x": _entry(0, 10**15, (10**15 // 4,))},
+    "a shape below 0": {"x": _entry(shape=(-1, -1))},
+    "a shape of other size": {"x": _entry(shape=(3,))},
+    "a shape that is none": {"x": _entry() | {"shape": None}},
+    "metadata that is a list": {"__metadata__": [1], "x": _entry()},
+    "metadata with numbers": {"__metadata__": {"format": 3}, "x": _entry()},
+    "deeper than Python goes": b"[" * 100_000 + b"]" * 100_000,
+    "no JSON": b"{'x': 3}",
+    "no text": b"\xff\xfe{}",
+    "a number of many digits": b'{"x": {"dtype": "F32", "shape": [' + b"9" * 5000 + b'], "data_offsets": [0, 4]}}',
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_headers_that_are_none_are_refused(name, tmp_path):
+    file = written(tmp_path / "x.safetensors", HEADERS[name], data=b"1234")
+    with pytest.raises(InputError, match="cannot be read as safetensors"):
+        SafetensorsFile(file)
+
+
+@pytest.mark.parametrize("length", [40 << 30, (40 << 30) - 8, 100_000_001, 1 << 63, (1 << 64) - 1, 0, 1])
+def test_a_header_is_measured_before_it_is_read(length, tmp_path, monkeypatch):
+    file = written(tmp_path / "x.safetensors", {}, length)
+    os.truncate(file, 40 << 30)  # a sparse file: it takes no room
+    monkeypatch.setattr(json, "loads", lambda text: pytest.fail("it was read"))
+    with pytest.raises(InputError, match="a header of"):
+        SafetensorsFile(file)
+
+
+@pytest.mark.parametrize(
+    "name", [3, None, True, ["a"], {"a": 1}, "../x", "/etc/passwd", "a\0b", "", "gone.safetensors"]
+)
+def test_an_index_names_files_beside_it(name, file, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "model.safetensors", "b": name}})
+    )
+    with pytest.raises(InputError, match=r"model\.safetensors\.index\.json names"):
+        ModelFolder(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "\ud800".encode("utf-8", "surrogatepass"), "3", "{", " " * 2_000])
+def test_a_configuration_that_is_none(content, tmp_path, monkeypatch):
+    monkeypatch.setattr("nemo_xtoken.weights.folder.MOST_JSON", 1_000 if content == " " * 2_000 else 10**6)
+    (tmp_path / "config.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=r"config\.json"):
+        ModelFolder(tmp_path)
+
+
+@pytest.mark.parametrize("text_config", [3, "x", [1], None, {}])
+def test_a_text_config_that_is_none(text_config, file, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "text_config": text_config}))
+    assert ModelFolder(tmp_path).text_config["model_type"] == "llama"

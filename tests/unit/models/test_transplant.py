@@ -6,16 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from real_tokenizers import ASSETS
 from safetensors.torch import load_file
 from tokenizer_zoo import write_folder, zoo
 from toy_models import write_model
 
 from nemo_xtoken.commands.cli import main
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.weights.configuration import writer_version
 from nemo_xtoken.weights.transplant import transplant
 
 TOY = {"num_hidden_layers": 1}
@@ -101,7 +100,8 @@ def test_configurations(made, llama):
     config, before = read(out / "config.json"), read(source / "config.json")
     assert config["vocab_size"] == new.size
     assert [config[f"{r}_token_id"] for r in ("bos", "eos", "pad")] == [new.bos_id, new.eos_id, new.pad_id]
-    kept = before.keys() - {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"}
+    assert config["transformers_version"] == writer_version(config["model_type"])
+    kept = before.keys() - {"transformers_version", "vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"}
     assert {k: config[k] for k in kept} == {k: before[k] for k in kept}
     generation = read(out / "generation_config.json")
     assert generation["eos_token_id"] == [new.eos_id, new.id_of_role["eot"]] or generation["eos_token_id"] == [
@@ -164,6 +164,12 @@ def test_a_lone_tokenizer_file_gets_a_configuration(llama, tmp_path):
 
 
 # --- what is wrong
+
+
+@pytest.mark.parametrize("multiple", [0, -1, -64, 65_537, 10**12, 10**30])
+def test_a_multiple_that_no_layout_needs(multiple, tmp_path):
+    with pytest.raises(InputError, match=f"multiple_of={multiple}"):
+        transplant(tmp_path / "none", tmp_path / "none", tmp_path / "out", multiple_of=multiple)
 
 
 @pytest.fixture
@@ -244,34 +250,3 @@ def test_the_verb_loads_no_torch(toy, llama, tmp_path):
     words = ["transplant", f"model={toy}", f"tokenizer={llama}", f"out={tmp_path / 'out'}"]
     run = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, timeout=120)
     assert "LOADED 0 []" in run.stdout, run.stdout + run.stderr
-
-
-# --- a real model
-
-TEXT = (
-    "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. How many clips did "
-    "Natalia sell altogether in April and May? Natalia sold 48/2 = 24 clips in May, so she sold 48 + 24 = 72 clips."
-)
-
-
-def bits_per_byte(folder):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(TEXT, add_special_tokens=False).input_ids]])
-    with torch.no_grad():
-        scores = model(ids).logits[0, :-1].log_softmax(-1)
-    return -scores.gather(1, ids[0, 1:, None]).sum().item() / np.log(2) / len(TEXT.encode())
-
-
-def test_a_real_model_still_stammers(tmp_path):
-    source, tokenizer = ASSETS / "models" / "smollm2-135m-instruct", ASSETS / "tokenizers" / "llama3"
-    if not source.is_dir() or not tokenizer.is_dir():
-        pytest.skip(f"no {source} or {tokenizer}")
-    done = transplant(source, tokenizer, tmp_path / "out")
-    assert (done.rows, done.old_rows) == (128256, 49152)
-    assert done.exact > 39000
-    before, after = bits_per_byte(source), bits_per_byte(tmp_path / "out")
-    assert before < 1.5
-    assert before < after < 3  # random embeddings have more than eight

@@ -96,6 +96,7 @@ def test_tekken(tmp_path: Path) -> None:
     surplus = {"rank": len(vocab), "token_bytes": base64.b64encode(b"not used").decode(), "token_str": None}
     pattern = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+"
     config = {"pattern": pattern, "default_vocab_size": len(vocab) + 10, "default_num_special_tokens": 10}
+    (tmp_path / "tokenizer_config.json").unlink()  # of the other tokenizer
     file = tmp_path / "tekken.json"
     file.write_text(json.dumps({"config": config, "vocab": [*vocab, surplus]}))
     v = load_vocabulary(file)
