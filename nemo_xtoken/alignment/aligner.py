@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 
 from nemo_xtoken.alignment import dp
-from nemo_xtoken.alignment.regions import common_runs
+from nemo_xtoken.alignment.aligned import offsets_of
+from nemo_xtoken.alignment.equal_texts import SideTable, chunks_of_equal
+from nemo_xtoken.alignment.regions import runs_of_part
 from nemo_xtoken.alignment.spans import Side, cuts_of_runs, match_places, spans_between
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.vocab.vocabulary import Vocabulary
@@ -21,29 +23,30 @@ REGION_TOKENS = 512  # a side, for one table inside a differing region
 
 @dataclasses.dataclass(frozen=True)
 class _Tokens:
-    """What the aligner needs of one vocabulary: bytes (b"" for none) and role code (-1 for none) by id."""
+    """What the aligner needs of one vocabulary."""
 
     name: str
-    data: list[bytes]
-    lengths: np.ndarray
-    role_codes: np.ndarray
+    table: SideTable
 
     def checked(self, ids: Any, side: str) -> np.ndarray:
         ids = np.asarray(ids)
         usable = ids.ndim == 1 and (not len(ids) or ids.dtype.kind in "iu")
-        if not usable or (len(ids) and (ids.min() < 0 or ids.max() >= len(self.data))):
+        if not usable or (len(ids) and (ids.min() < 0 or ids.max() >= len(self.table.data))):
             what = f"{ids.min()} to {ids.max()}" if usable else f"{ids.dtype} of shape {ids.shape}"
             raise InputError(
                 f"{side} token ids: {what}",
-                f"one-dimensional integers from 0 to {len(self.data) - 1}, ids of {self.name}",
+                f"one-dimensional integers from 0 to {len(self.table.data) - 1}, ids of {self.name}",
                 "encode the text with this tokenizer",
             )
         return ids
 
+    def text_of(self, ids: np.ndarray) -> bytes:
+        return b"".join(map(self.table.data.__getitem__, ids.tolist()))
+
     def canonical(self, ids: np.ndarray) -> list[bytes | int | None]:
         """The tokens as `dp.align_tokens` takes them: bytes, role code, or None."""
-        data = [self.data[i] for i in ids.tolist()]
-        return [d or (r if r >= 0 else None) for d, r in zip(data, self.role_codes[ids].tolist(), strict=True)]
+        data = [self.table.data[i] for i in ids.tolist()]
+        return [d or (r if r >= 0 else None) for d, r in zip(data, self.table.roles[ids].tolist(), strict=True)]
 
 
 def check_method(method: str) -> None:
@@ -101,23 +104,93 @@ class Aligner:
                 )
             chunks = dp.align_tokens(student.canonical(s_ids), teacher.canonical(t_ids))
             return np.array(chunks, np.int32).reshape(-1, 4)
-        return self._align_spans(student, teacher, s_ids, t_ids)
+        found = self._align_spans(student, teacher, s_ids, t_ids)
+        assert found is not None
+        return found
 
-    def _align_spans(self, student: _Tokens, teacher: _Tokens, s_ids: np.ndarray, t_ids: np.ndarray) -> np.ndarray:
-        s_side, t_side = Side.of(student.lengths[s_ids]), Side.of(teacher.lengths[t_ids])
-        s_bytes = b"".join(map(student.data.__getitem__, s_ids.tolist()))
-        t_bytes = b"".join(map(teacher.data.__getitem__, t_ids.tolist()))
+    def align_part(
+        self, student_ids: np.ndarray, teacher_ids: np.ndarray, first: bool, last: bool
+    ) -> np.ndarray | None:
+        """The chunks of a part of a text, cut from it at a seam (`nemo_xtoken.vocab.seams`).
+
+        Token numbers count from the beginning of the part; the parts' chunks one after the other are those of the text.
+
+        Args:
+            first, last: of the text's parts.
+
+        Returns:
+            None: they depend on another part, since the two sides differ near a seam.
+        """
+        lengths = np.array([len(student_ids)]), np.array([len(teacher_ids)])
+        student, teacher = self._tokens()
+        if self.method == "spans":
+            chunks, _, differ = chunks_of_equal(
+                student.table, teacher.table, student_ids, lengths[0], teacher_ids, lengths[1]
+            )
+            return self._align_spans(student, teacher, student_ids, teacher_ids, first, last) if differ[0] else chunks
+        return self.align(student_ids, teacher_ids) if first and last else None
+
+    def align_many(
+        self,
+        student_ids: np.ndarray,
+        student_lengths: np.ndarray,
+        teacher_ids: np.ndarray,
+        teacher_lengths: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`align` of many documents, much faster than one by one where they are short.
+
+        Args:
+            student_ids, teacher_ids: integers, of all documents one after the other.
+            student_lengths, teacher_lengths: int64 ``[n]``, how many of each.
+
+        Returns:
+            int32 ``[K, 4]``, the chunks of all documents, and int64 ``[n]``, how many of each.
+
+        Raises:
+            InputError: see `align`.
+        """
+        student, teacher = self._tokens()
+        s_ids, t_ids = student.checked(student_ids, "student"), teacher.checked(teacher_ids, "teacher")
+        n = len(student_lengths)
+        found, counts = np.empty((0, 4), np.int32), np.zeros(n, np.int64)
+        differ = np.ones(n, bool)
+        if self.method == "spans" and n:
+            found, counts, differ = chunks_of_equal(
+                student.table, teacher.table, s_ids, student_lengths, t_ids, teacher_lengths
+            )
+        if not differ.any():
+            return found, counts
+        starts, at = (offsets_of(student_lengths), offsets_of(teacher_lengths)), offsets_of(counts)
+        parts = [found[at[i] : at[i + 1]] for i in range(n)]
+        for i in np.flatnonzero(differ).tolist():
+            ids = (x[start[i] : start[i + 1]] for x, start in zip((s_ids, t_ids), starts, strict=True))
+            parts[i] = self.align(*ids)
+        return np.concatenate(parts), np.array([len(part) for part in parts], np.int64)
+
+    def _align_spans(
+        self,
+        student: _Tokens,
+        teacher: _Tokens,
+        s_ids: np.ndarray,
+        t_ids: np.ndarray,
+        first: bool = True,
+        last: bool = True,
+    ) -> np.ndarray | None:
+        s_side, t_side = Side.of(student.table.lengths[s_ids]), Side.of(teacher.table.lengths[t_ids])
+        s_bytes, t_bytes = student.text_of(s_ids), teacher.text_of(t_ids)
         if s_bytes == t_bytes:
             runs = np.array([[0, 0, len(s_bytes)]], np.int64)[: len(s_bytes)]
+        elif (found := runs_of_part(s_bytes, t_bytes, first, last)) is None:
+            return None
         else:
-            runs = common_runs(s_bytes, t_bytes)
+            runs = found
         cuts = cuts_of_runs(s_side, t_side, runs)
         equal = (cuts[1:, 2] == cuts[:-1, 2]) & (cuts[1:, 2] >= 0)
         parts = [spans_between(s_side, t_side, cuts, equal)]
         settled = np.ones(len(cuts), bool)  # cuts that touch no differing region
         settled[:-1] &= equal
         settled[1:] &= equal
-        s_codes, t_codes = student.role_codes[s_ids[s_side.silent]], teacher.role_codes[t_ids[t_side.silent]]
+        s_codes, t_codes = student.table.roles[s_ids[s_side.silent]], teacher.table.roles[t_ids[t_side.silent]]
         parts.append(match_places(s_side, t_side, cuts[settled], s_codes, t_codes))
         if not equal.all():
             ranges = _regions(s_side, t_side, cuts, equal)
@@ -129,13 +202,17 @@ class Aligner:
 
     def _tokens(self) -> tuple[_Tokens, _Tokens]:
         if self._sides is None:
-            codes = {"unk": -1}  # an unknown token may stand for anything
+            roles = {"unk": -1}  # an unknown token may stand for anything
+            # A token of both sides has the student's id as its code; a teacher's own one has an id beyond those.
+            known, new, n = self.student.id_of_bytes, self.teacher.id_of_bytes, self.student.size
             sides = []
             for v in (self.student, self.teacher):
+                data = [b or b"" for b in v.token_bytes]
+                own = [known[b] if b in known else n + new.get(b, 0) for b in data]
                 role_codes = np.full(v.size, -1, np.int64)
                 for i, role in v.roles.items():
-                    role_codes[i] = codes.setdefault(role, len(codes))
-                sides.append(_Tokens(v.name, [b or b"" for b in v.token_bytes], v.byte_length, role_codes))
+                    role_codes[i] = roles.setdefault(role, len(roles))
+                sides.append(_Tokens(v.name, SideTable(data, v.byte_length, np.array(own, np.int32), role_codes)))
             self._sides = (sides[0], sides[1])
         return self._sides
 

@@ -124,14 +124,19 @@ def match_places(
         ranges += [np.searchsorted(side.silent, side.before(at)), np.searchsorted(side.silent, side.after(at))]
     s_low, s_high, t_low, t_high = ranges
     both = np.flatnonzero((s_high > s_low) & (t_high > t_low))
-    pairs = []
-    for c in both.tolist():
+    # One on each side, nearly always: all of them at once.
+    single = (s_high - s_low == 1) & (t_high - t_low == 1)
+    one = both[single[both]]
+    one = one[(student_codes[s_low[one]] >= 0) & (student_codes[s_low[one]] == teacher_codes[t_low[one]])]
+    pairs = [*zip(student.silent[s_low[one]], teacher.silent[t_low[one]], strict=True)]
+    for c in both[~single[both]].tolist():
         s, t = np.arange(s_low[c], s_high[c]), np.arange(t_low[c], t_high[c])
         for i, j in _matched(student_codes[s], teacher_codes[t]):
             pairs.append((student.silent[s[i]], teacher.silent[t[j]]))
     if not pairs:
         return np.empty((0, 4), np.int64)
     at = np.array(pairs, np.int64)
+    at = at[np.argsort(at[:, 0], kind="stable")]
     return np.stack([at[:, 0], at[:, 0] + 1, at[:, 1], at[:, 1] + 1], axis=1)
 
 

@@ -96,8 +96,8 @@ class TorchKernels(TileKernels):
         for part in waiting:
             inner = inner.index_add(0, part.at, part.inner)
         dz = p.mul_(-(by_label + inner).unsqueeze(1))  # h with respect to log p is h - p * sum_v h with respect to z
-        mine = torch.nonzero((labels >= 0) & (labels < p.shape[1])).squeeze(1)
-        dz[mine, labels[mine]] += by_label[mine]
+        here = (labels >= 0) & (labels < p.shape[1])
+        dz.scatter_add_(1, labels.clamp(0, p.shape[1] - 1).unsqueeze(1), by_label.where(here, 0).unsqueeze(1))
         for part in waiting:
             if part.all_rows:
                 dz.add_(part.h)  # takes a third of the time

@@ -9,6 +9,7 @@ import triton.language as tl
 
 __all__ = [
     "compare_columns",
+    "divergence_terms",
     "gather_columns",
     "logit_gradient",
     "row_products",
@@ -43,7 +44,7 @@ def softmax_probabilities(z, largest, factors, p, valid, width, TEMPERATURE: tl.
     tl.store(p + row * width + at, tl.exp(x - tl.load(largest + row)) * tl.load(factors + row), mask=at < width)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])  # another number in every tile
 def gather_columns(
     x, in_place, slots, table, constants, out, rows, x_width, shared, width, CONSTANT: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -66,12 +67,29 @@ def _at_least(x, bound: tl.constexpr):
 
 
 @triton.jit
+def divergence_terms(p, q, DIRECTION: tl.constexpr, SMALLEST: tl.constexpr):
+    """``losses.directions``: what each column adds, and its derivative with respect to q."""
+    if DIRECTION == "forward":
+        ratio = p / _at_least(q, SMALLEST)
+        term = p * tl.log(_at_least(ratio, SMALLEST))
+        slope = -ratio
+    elif DIRECTION == "reverse":
+        difference = tl.log(_at_least(q, SMALLEST)) - tl.log(_at_least(p, SMALLEST))
+        term = q * difference
+        slope = difference + 1
+    else:
+        middle = tl.log(_at_least((p + q) / 2, SMALLEST))
+        slope = (tl.log(_at_least(q, SMALLEST)) - middle) / 2
+        term = p * (tl.log(_at_least(p, SMALLEST)) - middle) / 2 + q * slope
+    return term, slope
+
+
+@triton.jit
 def compare_columns(
     p, q, mask, coefficients, totals, outside, slopes, width,
     DIRECTION: tl.constexpr, MASKED: tl.constexpr, SLOPE: tl.constexpr, SMALLEST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """``losses.directions``: what each column adds, summed over a block, and its derivative with respect to q, in q's
-    place."""
+    """What each column adds, summed over a block, and its derivative with respect to q, in q's place."""
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     at = block * BLOCK + tl.arange(0, BLOCK)
     teacher = tl.load(p + row * width + at, mask=at < width, other=0)
@@ -81,18 +99,7 @@ def compare_columns(
         inside = tl.load(mask + at, mask=at < width, other=0) != 0
         tl.store(outside + out, tl.sum(tl.where(inside, 0, teacher), axis=0))
         teacher = tl.where(inside, teacher, 0)
-    if DIRECTION == "forward":
-        ratio = teacher / _at_least(student, SMALLEST)
-        term = teacher * tl.log(_at_least(ratio, SMALLEST))
-        slope = -ratio
-    elif DIRECTION == "reverse":
-        difference = tl.log(_at_least(student, SMALLEST)) - tl.log(_at_least(teacher, SMALLEST))
-        term = student * difference
-        slope = difference + 1
-    else:
-        middle = tl.log(_at_least((teacher + student) / 2, SMALLEST))
-        slope = (tl.log(_at_least(student, SMALLEST)) - middle) / 2
-        term = teacher * (tl.log(_at_least(teacher, SMALLEST)) - middle) / 2 + student * slope
+    term, slope = divergence_terms(teacher, student, DIRECTION, SMALLEST)
     tl.store(totals + out, tl.sum(term, axis=0))
     if SLOPE:
         tl.store(slopes + row * width + at, slope * tl.load(coefficients + row), mask=at < width)

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from nemo_xtoken.kernels.pair_kernels import PairKernels
+
 __all__ = ["Compared", "Elementwise", "Gather", "LocalSoftmax", "RowGradient", "TileKernels", "smallest"]
 
 
@@ -109,9 +111,14 @@ class RowGradient:
 
 
 class TileKernels(ABC):
-    """One implementation; ``TorchKernels`` is the reference."""
+    """One implementation; ``TorchKernels`` is the reference.
+
+    Attributes:
+        pairs: passes that keep no probability; None: there are none.
+    """
 
     name: str
+    pairs: PairKernels | None = None
 
     @abstractmethod
     def softmax(self, z: Tensor, valid: int, temperature: float) -> LocalSoftmax:

@@ -18,6 +18,7 @@ from nemo_xtoken.kernels.tile_kernels import (
     TileKernels,
     smallest,
 )
+from nemo_xtoken.kernels.triton_pairs import TritonPairs
 
 __all__ = ["INTERPRETED", "TritonKernels"]
 
@@ -36,6 +37,7 @@ class TritonKernels(TileKernels):
 
     def __init__(self, block: int = 4096) -> None:
         self.block = block
+        self.pairs = TritonPairs(block)
 
     def softmax(self, z: Tensor, valid: int, temperature: float) -> LocalSoftmax:
         return _Softmax(self, z.contiguous(), valid, temperature)

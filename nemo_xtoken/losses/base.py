@@ -1,6 +1,6 @@
 """What goes into a loss and what comes out: model outputs as hidden states, results as sums and counts."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.kernels.tile_kernels import TileKernels
-from nemo_xtoken.losses.chunks import MERGES, ScoredRows
+from nemo_xtoken.kernels.tile_kernels import RowGradient, TileKernels
+from nemo_xtoken.limits import TEMPERATURES
+from nemo_xtoken.losses.chunks import MERGES, ScoredRows, scored_chunks
 from nemo_xtoken.losses.options import DivergenceOptions
 from nemo_xtoken.losses.pair import VocabularyPair
+from nemo_xtoken.parallel.column_pairs import ColumnPairs
 from nemo_xtoken.parallel.common_set import CommonSet
 from nemo_xtoken.parallel.head import OutputHead
 from nemo_xtoken.parallel.ownership import Ownership
@@ -26,8 +28,13 @@ __all__ = [
     "LossSum",
     "LossTerms",
     "ModelOutput",
+    "Picked",
     "TeacherSignal",
 ]
+
+
+#: ``(rows [e], this rank's columns [e]) -> [e]``, probabilities of a tile.
+Picked = Callable[[Tensor, Tensor], Tensor]
 
 
 class LaterTerms(NamedTuple):
@@ -40,12 +47,14 @@ class LaterTerms(NamedTuple):
         inner: (student rows ``[r]``, the sum of these derivatives over a row and all ranks ``[r]``); a row may come
             more than once.
         metrics: ``[m, k]``, the last rows of ``metric_names``.
+        rows: the derivative with respect to whole rows of probabilities, times the coefficients; None: there is none.
     """
 
     values: Tensor
     entries: tuple[Tensor, Tensor, Tensor]
     inner: tuple[Tensor, Tensor]
     metrics: Tensor
+    rows: RowGradient | None = None
 
 
 @dataclass(frozen=True)
@@ -94,8 +103,11 @@ class ChunkLossConfig:
     def __post_init__(self) -> None:
         if self.merge not in MERGES:
             raise InputError(f"merge={self.merge!r}", f"one of {', '.join(MERGES)}", "choose one of these")
-        if not self.temperature > 0:
-            raise InputError(f"temperature={self.temperature}", "a number above 0", "1.0 is the paper's")
+        least, most = TEMPERATURES
+        if not least <= self.temperature <= most:
+            raise InputError(
+                f"temperature={self.temperature}", f"a number from {least:g} to {most:g}", "1.0 is the paper's"
+            )
 
 
 @dataclass(frozen=True)
@@ -127,6 +139,10 @@ class ChunkDivergence(torch.nn.Module):
             micro-batch, which no rank has.
         suits: the findings of the coverage audit (``projection.audit.FINDINGS``) under which it makes sense.
         forms: what a certificate shows of it; empty: its defaults.
+        every_position: it compares the distributions at each position of a chunk, not at one of them alone.
+        leaves_chunks_out: it scores some kinds of chunks alone, by its ``selection``.
+        takes_beginnings: it scores what is left of a chunk that holds the first token of a text on a side, without
+            that token; see ``beginnings`` of `data.batch.TeacherSide`.
         merges: how it wants the rows of a chunk merged, the student's and the teacher's (see ``merge``); None: as
             ``ChunkLossConfig.merge`` says.
         metric_names: of the rows of ``Comparison.values`` after the first, and of those of ``LaterTerms.metrics``.
@@ -141,6 +157,9 @@ class ChunkDivergence(torch.nn.Module):
     context_parallel: ClassVar[bool] = True
     suits: ClassVar[frozenset[str]] = frozenset({"inside", "outside"})
     forms: ClassVar[tuple[LossForm, ...]] = ()
+    every_position: ClassVar[bool] = False
+    takes_beginnings: ClassVar[bool] = False
+    leaves_chunks_out: ClassVar[bool] = False
     merges: tuple[str, str] | None = None
     metric_names: tuple[str, ...] = ()
     ownership: Ownership
@@ -170,12 +189,24 @@ class ChunkDivergence(torch.nn.Module):
         """
 
     @classmethod
+    def linear_in_teacher(cls, options: Mapping[str, Any]) -> bool:
+        """Whether the gradient is linear in the teacher's probabilities at each position by itself, whatever the merge.
+
+        Then an unbiased estimate of them gives an unbiased gradient; their exact values at the observed tokens may be
+        used in any way.
+
+        Args:
+            options: as in :meth:`of`.
+        """
+        return False
+
+    @classmethod
     def selection(cls, pair: VocabularyPair) -> torch.nn.Module | None:
         """Which chunks it scores; None: all.
 
         Returns:
-            ``(student labels, teacher labels, chunks) -> bool [K]``, arguments as in :class:`TeacherSignal`; on the
-            CPU: move it to the device of the labels.
+            ``(student labels, teacher labels, chunks) -> bool [K]``, or ``-> chunks`` of a loss that takes some of them
+            together; arguments as in :class:`TeacherSignal`; on the CPU: move it to the device of the labels.
         """
         return None
 
@@ -220,6 +251,41 @@ class ChunkDivergence(torch.nn.Module):
         """
         return None
 
+    def plans(self, tiles: Sequence[tuple[ScoredRows, ScoredRows] | None]) -> Sequence[Any]:
+        """What it has to know of each tile's labels, made once a micro-batch so that no tile waits for the device.
+
+        Args:
+            tiles: the student's and the teacher's rows, their labels and chunks; None: without a chunk.
+
+        Returns:
+            one a tile; where it is not None, :meth:`planned_terms` takes it and is asked in place of
+            :meth:`later_terms`.
+        """
+        return [None] * len(tiles)
+
+    def planned_terms(self, plan: Any, picked: tuple[Picked, Picked], coefficients: Tensor | None) -> LaterTerms:
+        """:meth:`later_terms` of a tile with a plan.
+
+        Args:
+            plan: one of :meth:`plans`.
+            picked: the student's and the teacher's probabilities.
+            coefficients: as in :meth:`finish`.
+        """
+        raise NotImplementedError
+
+    def column_pairs(self) -> ColumnPairs | None:
+        """The same column by column, for kernels that take it from both sides' logits; None: there are none, or it is
+        more than that.
+
+        Then its metrics are the teacher's and the student's mass in REST, the bytes a rank sends and those of
+        :meth:`planned_terms`, or none.
+        """
+        return None
+
+    def planned_finish(self, plan: Any, started: Any, p_teacher: Tensor, coefficients: Tensor | None) -> Comparison:
+        """:meth:`finish` of a tile with a plan, for divergences that compare its chunks otherwise then."""
+        return self.finish(started, p_teacher, coefficients)
+
     def for_batch(self, teacher: ModelOutput) -> "ChunkDivergence":
         """What compares this micro-batch's chunks: one that has to see the whole of it first does so here."""
         return self
@@ -241,6 +307,8 @@ class TeacherSignal:
         divergence: how the distributions of a chunk are compared.
         config: how a chunk becomes one term.
         entry_weights: ``[E]``, this rank's entries of W where it is learned; they get a gradient.
+        before: int64 ``[2, K, 2]``, of the student and the teacher, see ``ScoredRows.before``; None: what the labels
+            say.
         statistic: what to add up over the teacher's positions in chunks, one of ``teacher_weights.STATISTICS``; None:
             nothing.
     """
@@ -252,6 +320,7 @@ class TeacherSignal:
     config: ChunkLossConfig = field(default_factory=ChunkLossConfig)
     entry_weights: Tensor | None = None
     statistic: str | None = None
+    before: Tensor | None = None
 
     @property
     def merges(self) -> tuple[str, str]:
@@ -267,7 +336,8 @@ class TeacherSignal:
         """
         if selection is None:
             return self
-        return replace(self, chunks=self.chunks[selection(student_labels, self.labels, self.chunks)])
+        assert self.before is None, "chunks are selected before they are shared out"
+        return replace(self, chunks=scored_chunks(selection, student_labels, self.labels, self.chunks))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from nemo_xtoken.data.batch import IGNORED
 from nemo_xtoken.errors import InputError
 
-__all__ = ["MERGES", "ScoredRows"]
+__all__ = ["MERGES", "ScoredRows", "scored_chunks"]
 
 MERGES = ("chain_rule", "mean", "first")
 
@@ -26,6 +26,7 @@ class ScoredRows:
         first: int64 ``[K]``, index into ``rows`` of each chunk's first row.
         tokens: int64 ``[K]``, rows of each chunk (they follow each other).
         chunk: int64 ``[n]``, the chunk of each row, -1 for none.
+        before: int64 ``[K, 2]``, the token before each chunk and the one before that, -1 where it is not known.
     """
 
     rows: Tensor
@@ -33,9 +34,12 @@ class ScoredRows:
     first: Tensor
     tokens: Tensor
     chunk: Tensor
+    before: Tensor
 
     @classmethod
-    def build(cls, labels: Tensor, first: Tensor, tokens: Tensor, only_chunks: bool) -> "ScoredRows":
+    def build(
+        cls, labels: Tensor, first: Tensor, tokens: Tensor, only_chunks: bool, before: Tensor | None = None
+    ) -> "ScoredRows":
         """Selects rows and numbers them.
 
         Args:
@@ -43,6 +47,7 @@ class ScoredRows:
             first: int64 ``[K]``, flat position of each chunk's first row, increasing.
             tokens: int64 ``[K]``, rows of each chunk.
             only_chunks: select the chunks' rows alone (teacher), not every labelled one (student).
+            before: see there; None: not known of any.
 
         Raises:
             InputError: a chunk has a row without label, or chunks overlap or are out of order.
@@ -52,7 +57,8 @@ class ScoredRows:
         covered.index_add_(0, first + tokens, -torch.ones_like(first))
         inside = covered.cumsum(0)[:-1]
         labelled = labels != IGNORED
-        if bool((inside > 1).any()) or bool(((inside > 0) & ~labelled).any()) or bool((first[1:] <= first[:-1]).any()):
+        wrong = (inside > 1).any() | ((inside > 0) & ~labelled).any() | (first[1:] <= first[:-1]).any()
+        if bool(wrong):  # one wait for the device
             raise InputError(
                 "chunks that overlap, are out of order or cover a position without a label",
                 "chunks in order, each over positions that predict a token of the same document",
@@ -64,7 +70,9 @@ class ScoredRows:
         owner = torch.zeros(labels.numel() + 1, dtype=torch.int64, device=labels.device)
         owner.index_add_(0, first, torch.ones_like(first))
         chunk = torch.where(inside > 0, owner.cumsum(0)[:-1] - 1, -1)
-        return cls(rows, labels[rows], number[first], tokens, chunk[rows])
+        if before is None:
+            before = first.new_full((first.numel(), 2), -1)
+        return cls(rows, labels[rows], number[first], tokens.contiguous(), chunk[rows], before)
 
     def part(self, rows: slice, chunks: slice) -> "ScoredRows":
         """A run of the rows with the chunks that lie in it, numbered from 0.  Row positions stay those of the batch."""
@@ -75,4 +83,16 @@ class ScoredRows:
             self.first[chunks] - rows.start,
             self.tokens[chunks],
             torch.where(chunk >= 0, chunk - chunks.start, -1),
+            self.before[chunks],
         )
+
+
+def scored_chunks(selection: torch.nn.Module, student_labels: Tensor, teacher_labels: Tensor, chunks: Tensor) -> Tensor:
+    """The chunks that a loss scores, as it takes them.
+
+    Args:
+        selection: of the loss, see ``ChunkDivergence.selection``.
+        student_labels, teacher_labels, chunks: as in ``TeacherSignal``.
+    """
+    found: Tensor = selection(student_labels, teacher_labels, chunks)
+    return chunks[found] if found.dtype == torch.bool else found

@@ -1,6 +1,7 @@
 """The directions in which two distributions can be compared: forward and reverse KL, and Jensen-Shannon.
 
-Each is a sum of one term a class, elementwise, so that it can be taken on a rank's own columns.
+Each is a sum of one term a class, elementwise, so that it can be taken on a rank's own columns; and the forward KL of
+two outcomes, from the logarithm of one's probability.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from torch import Tensor
 from nemo_xtoken.kernels.tile_kernels import smallest
 from nemo_xtoken.losses.options import DIRECTION_CHOICES, check_choice
 
-__all__ = ["DIRECTIONS", "Direction", "direction_named"]
+__all__ = ["DIRECTIONS", "Direction", "bernoulli_kl", "direction_named"]
 
 
 @dataclass(frozen=True)
@@ -73,3 +74,16 @@ def direction_named(name: str) -> Direction:
     """
     check_choice("direction", name, DIRECTION_CHOICES)
     return DIRECTIONS[name]
+
+
+def bernoulli_kl(log_m_teacher: Tensor, log_m_student: Tensor) -> tuple[Tensor, Tensor]:
+    """``KL(Bernoulli(m_T) || Bernoulli(m_S))`` from the logarithms of m; its derivative with respect to ``log m_S``.
+
+    A probability nearer to 1 than its type can tell is taken as the nearest that it can, so that 1 - m is never 0.
+    """
+    nearest = -torch.finfo(log_m_teacher.dtype).eps / 2
+    log_s, log_t = (x.clamp_max(nearest) for x in (log_m_student, log_m_teacher))
+    m, other = log_t.exp(), -torch.expm1(log_t)
+    student_other = -torch.expm1(log_s)
+    value = m * (log_t - log_s) + other * (other.log() - student_other.log())
+    return value, other * log_s.exp() / student_other - m

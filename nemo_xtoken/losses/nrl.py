@@ -10,6 +10,10 @@ How they differ from ours of the same names:
 - GOLD and H-KL average logarithms on both sides, and compare no more of the sorted remainders than the shorter has.
 - A pair of H-KL needs a weight of 0.6.
 
+A chunk that holds the first token of a text on a side is scored without that token, if there are others.
+
+``direction="reverse"`` is their ``reverse_kl``: the two sides of the KL change places, the merges stay.
+
 Only the chunks' sum is theirs.  It is divided by the chunks of the global batch, in every layout; there the divisor
 counts tensor-parallel ranks too, and every micro-batch divides by its own.
 """
@@ -21,11 +25,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nemo_xtoken.errors import InputError
 from nemo_xtoken.kernels.reference import TORCH
-from nemo_xtoken.kernels.tile_kernels import TileKernels
+from nemo_xtoken.kernels.tile_kernels import TileKernels, smallest
 from nemo_xtoken.losses.base import ChunkDivergence, Comparison, LossForm, ModelOutput
 from nemo_xtoken.losses.gold import Gold
 from nemo_xtoken.losses.pair import VocabularyPair
+from nemo_xtoken.losses.partial_kl import PublishedPartialKL
 from nemo_xtoken.losses.sorted_l1 import SortedL1
 from nemo_xtoken.parallel.common_set import CommonSet
 from nemo_xtoken.parallel.exchange import Projection, VocabularyExchange
@@ -35,7 +41,7 @@ from nemo_xtoken.parallel.top_k_over_ranks import top_k_mask
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 
-__all__ = ["NRL_TOP_K", "NrlGold", "NrlHybridKL", "NrlProjectedKL", "nrl_exact_pairs", "nrl_relaxed_pairs"]
+__all__ = ["NRL_TOP_K", "NrlGold", "NrlHybridKL", "NrlProjectedKL", "nrl_exact_pairs", "nrl_relaxed_pairs", "row_sums"]
 
 #: The public configuration's, of P-KL's set and of the sorted remainders.
 NRL_TOP_K = 8192
@@ -53,19 +59,31 @@ class NrlProjectedKL(ChunkDivergence):
     Args:
         exchange: W.
         top_k: k; ties go to the smaller id.
+        scale: ``[V_S/tp]``, what each of this rank's rows sums to, where that is not 1: `row_sums`.
+        direction: ``"forward"`` or ``"reverse"``.
     """
 
-    options: ClassVar[Mapping[str, Any]] = {"top_k": NRL_TOP_K}
+    options: ClassVar[Mapping[str, Any]] = {"top_k": NRL_TOP_K, "direction": "forward"}
     needs_matrix = True
     context_parallel = False
+    takes_beginnings = True
     suits = frozenset({"outside"})
     forms = (LossForm("paper"),)
     merges = ("mean", "geometric_mean")
     metric_names: tuple[str, ...] = ("student_left_out", "exchange_bytes")
     tokens: Tensor
+    scale: Tensor | None
 
-    def __init__(self, exchange: VocabularyExchange, top_k: int = NRL_TOP_K) -> None:
+    def __init__(
+        self,
+        exchange: VocabularyExchange,
+        top_k: int = NRL_TOP_K,
+        scale: Tensor | None = None,
+        direction: str = "forward",
+    ) -> None:
         super().__init__()
+        self.direction = direction
+        self.register_buffer("scale", scale, persistent=False)
         self.exchange, self.ownership = exchange, exchange.ownership
         self.top_k = min(top_k, exchange.teacher.size)
         self.register_buffer("tokens", torch.from_numpy(self.ownership.local_tokens), persistent=False)
@@ -75,7 +93,16 @@ class NrlProjectedKL(ChunkDivergence):
         cls, pair: VocabularyPair, student: VocabularyShard, options: Mapping[str, Any], kernels: TileKernels
     ) -> "NrlProjectedKL":
         """Over the pair's W."""
-        return cls(VocabularyExchange.co_sharded(pair.matrix, student, kernels), **options)
+        exchange = VocabularyExchange.co_sharded(pair.matrix, student, kernels)
+        return cls(exchange, **options, scale=row_sums(pair.matrix, student))
+
+    @classmethod
+    def check(cls, pair: VocabularyPair, options: Mapping[str, Any]) -> None:
+        """
+        Raises:
+            InputError: a direction that theirs does not have.
+        """
+        _check_direction(options["direction"])
 
     def for_batch(self, teacher: ModelOutput) -> "ChunkDivergence":
         """The divergence on this micro-batch's set.
@@ -91,7 +118,7 @@ class NrlProjectedKL(ChunkDivergence):
             largest = torch.maximum(largest, teacher.head.logits(hidden)[:, here].amax(0))
         kept = torch.zeros(shard.rows, dtype=torch.bool, device=largest.device)
         kept[here] = top_k_mask(largest.unsqueeze(0), self.tokens[here], self.top_k, shard.group)[0]
-        return _OnSet(self.exchange, kept)
+        return _OnSet(self.exchange, kept, self.scale, self.direction)
 
 
 class _OnSet(ChunkDivergence):
@@ -99,23 +126,29 @@ class _OnSet(ChunkDivergence):
 
     u is the geometric mean of the teacher within the set, ``s = q / (q(set) + eps) + eps`` the student's, and q its
     mean projected distribution.  The derivative with respect to q is, on the set, ``(v - u / s) / (q(set) + eps)`` with
-    ``v = sum_t (u / s) q / (q(set) + eps)``.
+    ``v = sum_t (u / s) q / (q(set) + eps)``.  In reverse the value is ``sum_t s (log s - log u)`` and the derivative
+    ``(a - sum_t a q / (q(set) + eps)) / (q(set) + eps)`` with ``a = log s - log u + 1``.
 
     Args:
         exchange: W.
         kept: bool ``[V_T/tp]``, the set, this rank's columns.
+        scale: as `NrlProjectedKL` has it; q is then not a distribution, as there.
+        direction: as there.
     """
 
     metric_names = NrlProjectedKL.metric_names
     merges = NrlProjectedKL.merges
 
-    def __init__(self, exchange: VocabularyExchange, kept: Tensor) -> None:
+    def __init__(
+        self, exchange: VocabularyExchange, kept: Tensor, scale: Tensor | None = None, direction: str = "forward"
+    ) -> None:
         super().__init__()
-        self.exchange, self.ownership, self.kept = exchange, exchange.ownership, kept
+        self.reverse = direction == "reverse"
+        self.exchange, self.ownership, self.kept, self.scale = exchange, exchange.ownership, kept, scale
 
     def start(self, p_student: Tensor, entry_weights: Tensor | None = None) -> Projection:
         """``W^T p_S`` under way; see ``VocabularyExchange.start``."""
-        return self.exchange.start(p_student, entry_weights)
+        return self.exchange.start(p_student if self.scale is None else p_student * self.scale, entry_weights)
 
     def teacher_rows(self, p: Tensor) -> Tensor:
         """Renormalised within the set.  Collectives: one all-reduce of a column."""
@@ -138,15 +171,21 @@ class _OnSet(ChunkDivergence):
         size = (inside + EPSILON).unsqueeze(1)
         share = q / size
         s = share + EPSILON
-        ratio = p_teacher / s
-        terms = torch.xlogy(p_teacher, ratio).sum(1)
-        value, v = all_reduce_sum(torch.stack([terms, (ratio * share).sum(1)]), group)
+        if self.reverse:
+            by_share = s.log() - p_teacher.clamp_min(smallest(p_teacher)).log()
+            terms = (s * by_share * self.kept).sum(1)
+            by_share += 1
+        else:
+            by_share = -(p_teacher / s)
+            terms = torch.xlogy(p_teacher, -by_share).sum(1)
+        value, mean = all_reduce_sum(torch.stack([terms, (by_share * share).sum(1)]), group)
         sent = torch.full_like(rest, self.exchange.bytes_a_chunk(rest.itemsize))
         values = torch.stack([value, 1 - inside, sent])
         if coefficients is None:
             return Comparison(values)
-        slope = (v.unsqueeze(1) - ratio).mul_(coefficients.unsqueeze(1) / size).mul_(self.kept)
-        return Comparison(values, *started.pull(slope, torch.zeros_like(rest)))
+        slope = (by_share - mean.unsqueeze(1)).mul_(coefficients.unsqueeze(1) / size).mul_(self.kept)
+        gradient, by_entry = started.pull(slope, torch.zeros_like(rest))
+        return Comparison(values, gradient if self.scale is None else gradient * self.scale, by_entry)
 
 
 class _LargestAlone(SortedL1):
@@ -165,30 +204,42 @@ class NrlGold(Gold):
         student: layout of its output layer.
         cap: probabilities of a remainder that are compared, at most; never more than the smaller remainder has.
         kernels: what goes over the tiles.
+        direction: of the partial KL, ``"forward"`` or ``"reverse"``.
     """
 
-    options: ClassVar[Mapping[str, Any]] = {"sorted_cap": NRL_TOP_K}
+    options: ClassVar[Mapping[str, Any]] = {"sorted_cap": NRL_TOP_K, "direction": "forward"}
     needs_matrix = True
+    takes_beginnings = True
     forms = (LossForm("paper"),)
     merges = ("geometric_mean", "geometric_mean")
     remainder_type = _LargestAlone
 
     def __init__(
-        self, common: CommonSet, student: VocabularyShard, cap: int = NRL_TOP_K, kernels: TileKernels = TORCH
+        self,
+        common: CommonSet,
+        student: VocabularyShard,
+        cap: int = NRL_TOP_K,
+        kernels: TileKernels = TORCH,
+        direction: str = "forward",
     ) -> None:
         shorter = min(int(outside.sum()) for outside in (common.student_outside, common.teacher_outside))
         super().__init__(common, student, "paper", min(cap, shorter), kernels=kernels)
+        self.common = PublishedPartialKL(common.exchange(student, kernels), direction)
 
     @classmethod
     def of(
         cls, pair: VocabularyPair, student: VocabularyShard, options: Mapping[str, Any], kernels: TileKernels
     ) -> "NrlGold":
         """Over the pairs that the loss reads from the pair's W."""
-        return cls(cls.pairs_of(pair.matrix), student, options["sorted_cap"], kernels)
+        return cls(cls.pairs_of(pair.matrix), student, options["sorted_cap"], kernels, options["direction"])
 
     @classmethod
     def check(cls, pair: VocabularyPair, options: Mapping[str, Any]) -> None:
-        """Its one form takes any pair."""
+        """
+        Raises:
+            InputError: a direction that theirs does not have.
+        """
+        _check_direction(options["direction"])
 
     @classmethod
     def common_sets(cls, pair: VocabularyPair) -> tuple[CommonSet, ...]:
@@ -210,30 +261,62 @@ class NrlHybridKL(NrlGold):
         return nrl_relaxed_pairs(matrix)
 
 
+def _check_direction(direction: str) -> None:
+    if direction not in ("forward", "reverse"):
+        raise InputError(
+            f"direction={direction!r} with a loss of NeMo-RL's",
+            "forward, or reverse: theirs has no other",
+            "choose one",
+        )
+
+
+def row_sums(matrix: ProjectionMatrix, student: VocabularyShard) -> Tensor | None:
+    """float32 ``[V_S/tp]``: what the rows of this rank sum to in a file of NeMo-RL's, whose loss does not divide by it.
+
+    Returns:
+        None where the rows are those of W.
+    """
+    if matrix.raw is None:
+        return None
+    sums = np.where(matrix.raw.ids >= 0, matrix.raw.weights, 0).sum(axis=1, dtype=np.float64)
+    mine = sums[student.start : student.start + student.valid_rows]
+    out = np.ones(student.rows, dtype=np.float32)
+    out[: len(mine)] = np.where(mine > 0, mine, 1)
+    return torch.from_numpy(out)
+
+
 def nrl_exact_pairs(matrix: ProjectionMatrix) -> CommonSet:
     """The pairs of GOLD there: rows of W whose one entry has weight 1.
 
     Of several rows with the same entry the one of the smallest student id counts.  Meant for a W of the paper's rule:
-    one whose rows all have a single entry, as those of the rule ``prefix``, does not tell which are exact.
+    one whose rows all have a single entry, as those of the rule ``prefix``, does not tell which are exact.  In a file
+    of theirs these are rows whose heaviest slot weighs 1 and whose second slot is empty, whatever the others hold.
     """
-    used = matrix.ids >= 0
-    rows = np.flatnonzero((used.sum(axis=1) == 1) & (matrix.weights.max(axis=1, initial=0) == 1))
-    targets, first = np.unique(matrix.ids[rows].max(axis=1, initial=-1), return_index=True)
+    slots = matrix.raw or matrix
+    heaviest = slots.weights.argmax(axis=1)
+    every = np.arange(matrix.student_size)
+    if matrix.raw is not None:
+        alone = slots.ids[:, 1] < 0 if slots.ids.shape[1] > 1 else np.ones(len(every), dtype=bool)
+    else:
+        alone = (slots.ids >= 0).sum(axis=1) == 1
+    rows = np.flatnonzero(alone & (slots.weights[every, heaviest] == 1) & (slots.ids[every, heaviest] >= 0))
+    targets, first = np.unique(slots.ids[rows, heaviest[rows]], return_index=True)
     order = np.argsort(first)
     student, teacher = rows[first[order]].astype(np.int64), targets[order].astype(np.int64)
     return CommonSet(student, teacher, matrix.student_size, matrix.teacher_size)
 
 
 def nrl_relaxed_pairs(matrix: ProjectionMatrix) -> CommonSet:
-    """The pairs of H-KL there: each row's heaviest entry, if it weighs 0.6 or more.
+    """The pairs of H-KL there: each row's heaviest entry (in a file of theirs, slot), if it weighs 0.6 or more.
 
     Of several student tokens that bring the same teacher token the one with the larger weight wins, then the one with
     the smaller id.
     """
-    weights = np.where(matrix.ids >= 0, matrix.weights, 0)
+    slots = matrix.raw or matrix
+    weights = np.where(slots.ids >= 0, slots.weights, 0)
     heaviest = weights.argmax(axis=1)
     every = np.arange(matrix.student_size)
-    weight, target = weights[every, heaviest], matrix.ids[every, heaviest].astype(np.int64)
+    weight, target = weights[every, heaviest], slots.ids[every, heaviest].astype(np.int64)
     rows = np.flatnonzero(weight >= np.float32(LEAST_WEIGHT))
     rows = rows[np.lexsort((rows, -weight[rows]))]
     _, winners = np.unique(target[rows], return_index=True)

@@ -22,7 +22,7 @@ __all__ = [
     "recommend",
 ]
 
-#: What won the learning study, and has a certificate for every kind of chunk: docs/learning.md#defaults.
+#: It alone has a certificate for every kind of chunk: docs/learning.md#defaults.
 DEFAULT_LOSS = "prefix_kl"
 #: What ``direction`` (`losses.directions`) and ``partial_kl`` (`losses.partial_kl`) can be, with advice for error
 #: messages.
@@ -35,7 +35,8 @@ class DivergenceOptions:
     """Settings of single losses; one that a loss does not have must keep its default.
 
     Attributes:
-        direction: ``"forward"``, ``"reverse"`` or ``"js"`` (p_kl, same_tokenizer).
+        direction: ``"forward"``, ``"reverse"`` or ``"js"`` (p_kl, same_tokenizer); one of the first two (nrl_p_kl,
+            nrl_gold, nrl_h_kl: their ``reverse_kl``).
         partial_kl: ``"rest"`` or ``"paper"`` (h_kl, gold); None is the loss's own, rest for h_kl (why:
             docs/learning.md#defaults) and paper for gold, as published.
         sorted_cap: values of a side that the sorted distance compares one by one (h_kl, gold, uld, nrl_gold, nrl_h_kl);
@@ -43,6 +44,9 @@ class DivergenceOptions:
         top_k: compare only the teacher's k most probable tokens, all others as one class (p_kl, same_tokenizer, and
             h_kl and gold with partial_kl=rest); None: all.  In strict_1to1 the student's, 16 by default; in nrl_p_kl
             those of the micro-batch, 8192 by default.
+        beta: weight of the chunks that are not of one token on either side (csd); None: 1.
+        power: of likelihoods, which are raised to 1 / power (alm); None: 100.
+        boundary: compare only what can follow on both sides where a chunk begins (prefix_kl; False by default).
         nrl_compat: of version 0.1.0: what it chose are losses of their own now, nrl_p_kl, nrl_gold and nrl_h_kl.
     """
 
@@ -50,6 +54,9 @@ class DivergenceOptions:
     partial_kl: Optional[str] = None
     sorted_cap: Optional[int] = None
     top_k: Optional[int] = None
+    beta: Optional[float] = None
+    power: Optional[float] = None
+    boundary: Optional[bool] = None
     nrl_compat: bool = False
 
     def __post_init__(self) -> None:
@@ -60,6 +67,12 @@ class DivergenceOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name}={value}", "at least 1", fix)
+        for name, least in (("beta", 0.0), ("power", 1.0)):
+            value = getattr(self, name)
+            if value is not None and not least <= value <= 1e6:
+                raise InputError(
+                    f"{name}={value}", f"a number from {least:g} to 1e6", "leave it out for the loss's own"
+                )
 
 
 def check_choice(name: str, value: str, choices: dict[str, str]) -> None:

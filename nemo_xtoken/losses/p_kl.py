@@ -18,6 +18,7 @@ from nemo_xtoken.losses.directions import direction_named
 from nemo_xtoken.losses.options import DivergenceOptions
 from nemo_xtoken.losses.pair import VocabularyPair
 from nemo_xtoken.losses.top_k import TopKClasses
+from nemo_xtoken.parallel.column_pairs import ColumnPairs
 from nemo_xtoken.parallel.exchange import Projection, VocabularyExchange
 from nemo_xtoken.parallel.softmax import all_reduce_sum
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
@@ -69,6 +70,10 @@ class ProjectedKL(ChunkDivergence):
         self.classes = None
         if top_k is not None and top_k < exchange.reached_tokens:
             self.classes = TopKClasses(top_k, exchange.ownership, exchange.reached)
+        self._pairs = None
+        if exchange.kernels.pairs is not None and self.classes is None and not self.student_conditioned:
+            rest = "conditioned" if self.teacher_conditioned else "compared"
+            self._pairs = ColumnPairs(self.direction.name, rest, exchange.kernels.pairs, exchange)
 
     @classmethod
     def of(
@@ -76,6 +81,15 @@ class ProjectedKL(ChunkDivergence):
     ) -> "ProjectedKL":
         """Over the pair's W."""
         return cls(VocabularyExchange.co_sharded(pair.matrix, student, kernels), **options)
+
+    @classmethod
+    def linear_in_teacher(cls, options: Mapping[str, Any]) -> bool:
+        """Its gradient is ``-p_T / q`` by class, unless the direction or a top-k depends on the teacher otherwise."""
+        return options["direction"] == "forward" and options["top_k"] is None
+
+    def column_pairs(self) -> ColumnPairs | None:
+        """None with a top-k and where the student is conditioned."""
+        return self._pairs
 
     def start(self, p_student: Tensor, entry_weights: Tensor | None = None) -> Projection:
         """``W^T p_S`` under way; see ``VocabularyExchange.start``."""

@@ -1,10 +1,11 @@
-"""A pair of vocabularies, and what losses take from it: W, the strict common set, the prefix classes."""
+"""A pair of vocabularies, and what losses take from it: W, the strict common set, the prefix classes, beginnings."""
 
 from collections.abc import Callable
 from functools import cached_property
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.parallel.common_set import CommonSet
+from nemo_xtoken.projection.byte_prefixes import BytePrefixes
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 from nemo_xtoken.projection.prefixes import PrefixClasses
 from nemo_xtoken.vocab.vocabulary import Vocabulary
@@ -59,3 +60,8 @@ class VocabularyPair:
             InputError: the tokenizers have no token in common.
         """
         return self._classes or PrefixClasses.of(self.student, self.teacher)
+
+    @cached_property
+    def byte_prefixes(self) -> BytePrefixes:
+        """Which student token begins a teacher's, by bytes."""
+        return BytePrefixes(self.student, self.teacher)

@@ -14,6 +14,7 @@ from nemo_xtoken.losses.base import ChunkDivergence, Comparison
 from nemo_xtoken.losses.directions import DIRECTIONS
 from nemo_xtoken.losses.options import PARTIAL_KL_CHOICES, check_choice
 from nemo_xtoken.losses.p_kl import ProjectedKL
+from nemo_xtoken.parallel.column_pairs import ColumnPairs
 from nemo_xtoken.parallel.exchange import Projection, VocabularyExchange
 from nemo_xtoken.parallel.softmax import all_reduce_sum
 
@@ -31,10 +32,21 @@ class PublishedPartialKL(ChunkDivergence):
 
     metric_names: tuple[str, ...] = ("teacher_uncommon", "student_uncommon", "exchange_bytes")
 
-    def __init__(self, exchange: VocabularyExchange) -> None:
+    def __init__(self, exchange: VocabularyExchange, direction: str = "forward") -> None:
+        """
+        Args:
+            exchange: of the pairs.
+            direction: ``"reverse"`` sums ``p_S[s] (log p_S[s] - log p_T[t])`` instead, as NeMo-RL can.
+        """
         super().__init__()
-        self.exchange = exchange
+        self.exchange, self.direction = exchange, DIRECTIONS[direction]
         self.ownership = exchange.ownership
+        pairs = exchange.kernels.pairs
+        self._pairs = None if pairs is None else ColumnPairs(direction, "open", pairs, exchange)
+
+    def column_pairs(self) -> ColumnPairs | None:
+        """The pairs of C."""
+        return self._pairs
 
     def start(self, p_student: Tensor, entry_weights: Tensor | None = None) -> Projection:
         """The pairs' probabilities on their way; see ``VocabularyExchange.start``."""
@@ -49,8 +61,8 @@ class PublishedPartialKL(ChunkDivergence):
         Collectives: one all-reduce of 2k values; with a gradient those of ``Projection.pull``.
         """
         q, rest = started.finish()
-        reached, forward = self.exchange.reached, DIRECTIONS["forward"]
-        total, unreached, slope = self.exchange.kernels.compare(forward, p_teacher, q, reached, coefficients)
+        compare, reached = self.exchange.kernels.compare, self.exchange.reached
+        total, unreached, slope = compare(self.direction, p_teacher, q, reached, coefficients)
         assert unreached is not None
         local = torch.stack([total, unreached])
         sent = torch.full_like(rest, self.exchange.bytes_a_chunk(rest.itemsize))

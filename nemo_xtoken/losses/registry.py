@@ -11,7 +11,10 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.imported import import_class
 from nemo_xtoken.kernels.reference import TORCH
 from nemo_xtoken.kernels.tile_kernels import TileKernels
+from nemo_xtoken.losses.alm import ChunkLikelihood
 from nemo_xtoken.losses.base import ChunkDivergence, ChunkLossConfig
+from nemo_xtoken.losses.bpm import BytePrefixKL
+from nemo_xtoken.losses.csd import CommonSupport
 from nemo_xtoken.losses.gold import Gold
 from nemo_xtoken.losses.h_kl import HybridKL
 from nemo_xtoken.losses.nrl import NrlGold, NrlHybridKL, NrlProjectedKL
@@ -51,6 +54,9 @@ LOSSES: dict[str, type[ChunkDivergence]] = {
     "gold": Gold,
     "uld": UniversalLogitDistance,
     "strict_1to1": StrictOneToOne,
+    "csd": CommonSupport,
+    "bpm": BytePrefixKL,
+    "alm": ChunkLikelihood,
     "same_tokenizer": SameTokenizerKL,
     "nrl_p_kl": NrlProjectedKL,
     "nrl_gold": NrlGold,

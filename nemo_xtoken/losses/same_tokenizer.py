@@ -1,5 +1,6 @@
 """The plain KL between two models of one tokenizer: the drop-in case, without W."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ from nemo_xtoken.losses.base import ChunkDivergence, Comparison
 from nemo_xtoken.losses.directions import direction_named
 from nemo_xtoken.losses.pair import VocabularyPair
 from nemo_xtoken.losses.top_k import TopKClasses
+from nemo_xtoken.parallel.column_pairs import ColumnPairs
 from nemo_xtoken.parallel.ownership import Ownership
 from nemo_xtoken.parallel.softmax import all_reduce_sum
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
@@ -23,18 +25,20 @@ __all__ = ["SameTokenizerKL"]
 class SameTokenizerKL(ChunkDivergence):
     """``KL(p_T || p_S)`` over one vocabulary, or another direction of it.
 
-    The teacher's output layer takes the student's layout, so that each rank compares its own columns.
+    The teacher's output layer takes the student's layout, so that each rank compares its own columns.  Tokens that only
+    the teacher has, such as one more for padding, are left out of its output layer; those that only the student has
+    have probability 0 on its side.
 
     Args:
         student: layout of its output layer.
-        teacher_size: tokens of the teacher.
+        teacher_size: tokens of the teacher; the ids that both have mean the same.
         direction: ``"forward"``, ``"reverse"`` or ``"js"``.
         top_k: tokens that stay classes of their own, per chunk those that the teacher finds most probable (of equal
             ones the smaller id); all others are one class, REST, on either side.  None: all.
         kernels: what goes over the tiles.
 
     Raises:
-        InputError: the sizes differ, or no such direction.
+        InputError: no such direction, or one that is infinite where only the student has a token.
     """
 
     options: ClassVar[Mapping[str, Any]] = {"direction": "forward", "top_k": None}
@@ -50,19 +54,23 @@ class SameTokenizerKL(ChunkDivergence):
     ) -> None:
         super().__init__()
         self.kernels = kernels
-        if student.size != teacher_size:
-            raise InputError(
-                f"loss same_tokenizer for a student of {student.size} and a teacher of {teacher_size} tokens",
-                "one vocabulary",
-                "use loss=auto, or one of the losses across tokenizers",
-            )
         self.direction = direction_named(direction)
+        if student.size > teacher_size and direction == "reverse":
+            raise InputError(
+                f"direction=reverse for a student of {student.size} and a teacher of {teacher_size} tokens",
+                "a teacher that can say all that the student can: the divergence is infinite otherwise",
+                "use direction=forward or js",
+            )
         self.group = student.group
-        self.ownership = Ownership.in_order(student)
+        shared = dataclasses.replace(student, size=min(student.size, teacher_size))
+        self.ownership = Ownership.in_order(shared, teacher_size)
         self.classes = None
-        if top_k is not None and top_k < teacher_size:
-            tokens = torch.arange(student.rows) < student.valid_rows
+        if top_k is not None and top_k < shared.size:
+            tokens = torch.arange(student.rows) < shared.valid_rows
             self.classes = TopKClasses(top_k, self.ownership, tokens)
+        self._pairs = None
+        if kernels.pairs is not None and self.classes is None:
+            self._pairs = ColumnPairs.of_equal(direction, kernels.pairs, student, self.ownership.shard)
 
     @classmethod
     def of(
@@ -75,15 +83,25 @@ class SameTokenizerKL(ChunkDivergence):
     def check(cls, pair: VocabularyPair, options: Mapping[str, Any]) -> None:
         """
         Raises:
-            InputError: the tokens of the two tokenizers differ.
+            InputError: the tokens of the two tokenizers differ, or see the class.
         """
-        if pair.student.token_bytes != pair.teacher.token_bytes:
+        if not pair.student.shares_ids(pair.teacher):
             raise InputError(
                 f"loss same_tokenizer for the tokenizers {pair.student.name} and {pair.teacher.name}, whose tokens "
                 "differ",
-                "one tokenizer",
+                "one tokenizer, but for special tokens behind the others such as one more for padding",
                 "use loss=auto, or one of the losses across tokenizers",
             )
+        cls(VocabularyShard(pair.student.size, pair.student.size), pair.teacher.size, **options)
+
+    @classmethod
+    def linear_in_teacher(cls, options: Mapping[str, Any]) -> bool:
+        """Its gradient is ``-p_T / q`` by class, unless the direction or a top-k depends on the teacher otherwise."""
+        return options["direction"] == "forward" and options["top_k"] is None
+
+    def column_pairs(self) -> ColumnPairs | None:
+        """The equal tokens; None with a top-k."""
+        return self._pairs
 
     def start(self, p_student: Tensor, entry_weights: Tensor | None = None) -> Tensor:
         """Nothing has to travel."""

@@ -54,7 +54,7 @@ class _SortedSide(torch.nn.Module):
         self.width = min(cap, int(by_rank.reshape(group_size(shard.group), -1).sum(axis=1).max(initial=0)))
         self.whole = int(taking_part.sum()) <= cap
 
-    def sort(self, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def sort(self, p: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Orders this side's probabilities; of equal ones the smaller id comes first, whatever the layout.
 
         Args:
@@ -63,13 +63,15 @@ class _SortedSide(torch.nn.Module):
         Returns:
             ``(largest [k, cap], in descending order and padded with zeros, equal on all ranks;
             tail [k], this rank's mass beyond them;
-            place [k, columns], of each of this rank's ``columns`` in that order, ``cap`` for all in the tail)``.
+            kept [k, width'], which of this rank's ``columns`` may be among them;
+            place [k, width'], of each of these in that order, ``cap`` in the tail)``.
             Collectives: one all-gather of ``[k, width]``.
         """
-        values, order = torch.sort(p.index_select(1, self.columns), dim=1, descending=True, stable=True)
-        k, n = values.shape
-        sent = torch.nn.functional.pad(values[:, : self.width], (0, max(0, self.width - n)), value=-1.0)
-        ranks = group_size(self.group)
+        values = p.index_select(1, self.columns)
+        kept = _largest(values, min(self.width, values.shape[1]))
+        sent = values.gather(1, kept)
+        sent = torch.nn.functional.pad(sent, (0, self.width - sent.shape[1]), value=-1.0)
+        k, ranks = values.shape[0], group_size(self.group)
         shared = sent
         if ranks > 1 and self.width > 0:
             gathered = sent.new_empty((ranks, k, self.width))
@@ -81,10 +83,26 @@ class _SortedSide(torch.nn.Module):
         largest = torch.nn.functional.pad(largest, (0, self.cap - largest.shape[1]))
         at = torch.empty_like(source).scatter_(1, source, torch.arange(source.shape[1], device=p.device).expand(k, -1))
         first = group_rank(self.group) * self.width
-        places = torch.full_like(order, self.cap)
-        places[:, : self.width] = at[:, first : first + min(self.width, n)].clamp_max(self.cap)
-        tail = torch.where(places == self.cap, values, 0).sum(1)
-        return largest, tail, torch.empty_like(places).scatter_(1, order, places)
+        place = at[:, first : first + kept.shape[1]].clamp_max(self.cap)
+        tail = values.scatter_(1, kept, sent[:, : kept.shape[1]].where(place == self.cap, 0)).sum(1)
+        return largest, tail, kept, place
+
+
+def _largest(values: Tensor, count: int) -> Tensor:
+    """int64 ``[k, count]``, where the largest of each row are, in descending order, of equal ones the first first.
+
+    Bits of a float32 that is not negative are in its order; with the column behind them no two are equal, so that the
+    ``count`` largest of 128k columns are found without sorting the rest.  In float64, which checks of the mathematics
+    use, there is no room for the column.
+
+    Args:
+        values: ``[k, n]``, not negative.
+    """
+    if values.dtype != torch.float32:
+        return torch.sort(values, dim=1, descending=True, stable=True).indices[:, :count]
+    key = values.view(torch.int32).to(torch.int64).bitwise_left_shift_(32)
+    key -= torch.arange(values.shape[1], device=values.device)
+    return torch.topk(key, count, dim=1).indices
 
 
 class SortedL1(ChunkDivergence):
@@ -138,8 +156,8 @@ class SortedL1(ChunkDivergence):
 
         Collectives: an all-gather of ``[k, cap]`` and, where the cap cuts, an all-reduce of 2k values.
         """
-        p_student, (a, tail_a, places) = started
-        b, tail_b, _ = self.teacher.sort(p_teacher)
+        p_student, (a, tail_a, kept, place) = started
+        b, tail_b, *_ = self.teacher.sort(p_teacher)
         difference = a - b
         distance = difference.abs().sum(1)
         tails = torch.stack([tail_a, tail_b])
@@ -153,8 +171,9 @@ class SortedL1(ChunkDivergence):
         if coefficients is None:
             return Comparison(values)
         signs = torch.cat([difference, beyond.unsqueeze(1)], dim=1).sign_().mul_(coefficients[:, None])
-        gradient = torch.zeros_like(p_student)
-        return Comparison(values, gradient.index_copy_(1, self.student.columns, signs.gather(1, places)))
+        columns = self.student.columns
+        gradient = torch.zeros_like(p_student).index_copy_(1, columns, signs[:, -1:].expand(-1, columns.numel()))
+        return Comparison(values, gradient.scatter_(1, columns[kept], signs.gather(1, place)))
 
 
 class UniversalLogitDistance(SortedL1):

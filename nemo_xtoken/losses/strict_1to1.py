@@ -74,6 +74,7 @@ class StrictOneToOne(ChunkDivergence):
 
     options: ClassVar[Mapping[str, Any]] = {"top_k": DEFAULT_TOP_K}
     suits = frozenset({"inside"})
+    leaves_chunks_out = True
     metric_names: tuple[str, ...] = ("teacher_left_out", "student_left_out", "exchange_bytes")
     columns: Tensor
     student_ids: Tensor

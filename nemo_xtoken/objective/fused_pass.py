@@ -12,15 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nemo_xtoken.kernels.pair_kernels import PairGradient, PairRows, TileLogits
 from nemo_xtoken.kernels.tile_kernels import TileKernels
-from nemo_xtoken.losses.base import ChunkDivergence, LaterTerms, LossSum, ModelOutput, TeacherSignal
+from nemo_xtoken.losses.base import ChunkDivergence, LossSum, ModelOutput, Picked, TeacherSignal
 from nemo_xtoken.losses.chunks import ScoredRows
-from nemo_xtoken.objective.merge import continuation, later_rows, merge_rows, spread_gradient, sum_later_tokens
+from nemo_xtoken.objective.merge import continuation, merge_rows, spread_gradient, sum_later_tokens, to_later_tokens
 from nemo_xtoken.objective.teacher_weights import sum_statistic
+from nemo_xtoken.objective.tile_side import TileSide, gradient_by_product
 from nemo_xtoken.objective.tiles import TeacherRows, Tile, tiles
+from nemo_xtoken.parallel.column_pairs import ColumnPairs
 from nemo_xtoken.parallel.head import accumulation_dtype
-from nemo_xtoken.parallel.softmax import all_reduce_sum, softmax_and_picked
-from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
+from nemo_xtoken.parallel.softmax import all_reduce_sum, softmax_and_picked, tile_logits
 
 __all__ = ["FusedPass"]
 
@@ -54,11 +56,16 @@ class FusedPass:
     metrics: list[Tensor] = field(init=False)
     statistics: list[Tensor] = field(init=False)
     divergences: list[ChunkDivergence] = field(init=False)
+    paired: list[ColumnPairs | None] = field(init=False)
+    sums: list[Tensor] = field(init=False)
+    weights: list[Tensor] = field(init=False)
+    settings: dict[tuple[float, float, float], Tensor] = field(init=False)
 
     def run(self) -> Tensor:
         """The objective; differentiable.  The sums are in :meth:`cross_entropy` and :meth:`distillation` then."""
         entries = [signal.entry_weights for signal, _ in self.teachers]
-        return _Fused.apply(self, self.student.hidden, self.student.head.weight, *entries)
+        # a function is not told whether gradients are wanted at all
+        return _Fused.apply(self, torch.is_grad_enabled(), self.student.hidden, self.student.head.weight, *entries)
 
     def cross_entropy(self) -> LossSum:
         """The sum over the labelled positions."""
@@ -87,47 +94,136 @@ class FusedPass:
         self.metrics = [self.ce.new_zeros(len(s.divergence.metric_names)) for s, _ in self.teachers]
         self.statistics = [self.ce.clone() for _ in self.teachers]
         self.divergences = [s.divergence.for_batch(s.output) for s, _ in self.teachers]
+        self.paired = [self._pairs_of(number) for number in range(len(self.teachers))]
+        self.sums = [self.ce.new_zeros(3) for _ in self.teachers]
+        self.settings = {}
+        self.weights = [
+            (self.ce + w * s.config.temperature**2).to(dtype)
+            for w, (s, _) in zip(self.kd_weights, self.teachers, strict=True)
+        ]
         gradients = None
         if wanted:
             entries = [s.entry_weights for s, _ in self.teachers]
             gradients = _Gradients(
                 torch.zeros_like(hidden, dtype=dtype),
-                torch.zeros_like(head.weight, dtype=dtype) if by_weight else None,
+                self._weight_gradient(dtype) if by_weight else None,
                 [None if e is None else torch.zeros_like(e, dtype=dtype) for e in entries],
             )
-        for tile in tiles(self.rows, [rows for _, rows in self.teachers], self.tile_rows):
+        for tile in self._tiles():
             self._tile(tile, gradients)
-        if gradients is not None:
+        self._finish()
+        if gradients is not None and head.sums_hidden:
             all_reduce_sum(gradients.hidden, head.shard.group)
         return gradients
 
+    def _weight_gradient(self, dtype: torch.dtype) -> Tensor:
+        """What the gradient with respect to the output weight is added to."""
+        head = self.student.head
+        return torch.zeros_like(head.weight, dtype=dtype) if head.main_grad is None else head.main_grad
+
+    def _tiles(self) -> list[Tile]:
+        """The tiles, each with what the divergences plan for it."""
+        cut = list(tiles(self.rows, [rows for _, rows in self.teachers], self.tile_rows))
+        plans = [d.plans([tile.parts[number] for tile in cut]) for number, d in enumerate(self.divergences)]
+        return [tile._replace(plans=tuple(each[number] for each in plans)) for number, tile in enumerate(cut)]
+
     def _tile(self, tile: Tile, gradients: "_Gradients | None") -> None:
-        head, wanted = self.student.head, gradients is not None
+        head, wanted, by_logits = self.student.head, gradients is not None, self.kernels.pairs is not None
         rows, labels = self.rows.rows[tile.rows], head.columns_of(self.rows.labels[tile.rows])
         h = self.student.hidden.index_select(0, rows)
         z = head.logits(h)
-        slope = head.slope(z) if wanted else None
+        slope = head.slope(z) if wanted and not by_logits else None
         at = {1.0} | {s.config.temperature for (s, _), part in zip(self.teachers, tile.parts, strict=True) if part}
         sides = {
-            tau: _Side(*softmax_and_picked(z, labels, head.shard, tau, self.kernels), wanted) for tau in sorted(at)
+            tau: TileSide(z, labels, head, tau, self.kernels, -self.ce_weight if tau == 1 else 0.0)
+            for tau in sorted(at)
         }
+        kept = z if by_logits else None
         del z
         self.ce -= sides[1.0].log_p.sum()
-        if wanted:
-            sides[1.0].by_label -= self.ce_weight
         for number, part in enumerate(tile.parts):
             if part is not None:
-                by_entry = self._teacher(number, *part, sides, wanted)
+                take = self._teacher if self.paired[number] is None else self._paired_teacher
+                by_entry = take(number, *part, tile.plans[number], sides, wanted)
                 if by_entry is not None and gradients is not None:
                     gradients.entries[number] += by_entry
         if gradients is not None:
-            dz = sides.pop(1.0).by_logits(1.0, labels, head.shard, self.kernels)
-            for tau, side in sides.items():
-                dz += side.by_logits(tau, labels, head.shard, self.kernels)
-            gradients.hidden[rows] = head.backward(dz, slope, h, gradients.weight)
+            ordered = [sides.pop(1.0), *sides.values()]
+            dz = gradient_by_product(head, ordered, kept, slope, self._settings, h.dtype)
+            gradients.hidden[rows] = head.backward(dz, h, gradients.weight)
+
+    def _settings(self, base: float, scale: float, softcap: float) -> Tensor:
+        key = base, scale, softcap
+        if key not in self.settings:
+            self.settings[key] = self.ce.new_tensor(key)
+        return self.settings[key]
+
+    def _pairs_of(self, number: int) -> ColumnPairs | None:
+        """What compares a teacher's logits with the student's; None: it is compared by probabilities."""
+        signal = self.teachers[number][0]
+        means = not {"first", "chain_rule"}.issuperset(signal.merges)
+        if means or signal.entry_weights is not None or signal.statistic is not None:
+            return None
+        return None if self.kernels.pairs is None else self.divergences[number].column_pairs()
+
+    def _paired_teacher(
+        self,
+        number: int,
+        student: ScoredRows,
+        teacher: ScoredRows,
+        plan: Any,
+        sides: dict[float, TileSide],
+        wanted: bool,
+    ) -> None:
+        """:meth:`_teacher` where both sides' logits are compared as they are."""
+        (signal, _), pairs, kernels = self.teachers[number], self.paired[number], self.kernels.pairs
+        assert pairs is not None
+        assert kernels is not None
+        head, tau = signal.output.head, signal.config.temperature
+        side, weight = sides[tau], self.weights[number]
+        started = pairs.start(side.logits, student.first, tau)
+        z = head.logits(signal.output.hidden.index_select(0, teacher.rows))
+        other = tile_logits(z, head.columns_of(teacher.labels), head.shard, tau, kernels)
+        tables = pairs.finish(started, other, teacher.first, tau)
+        both = side.logits, other
+        rows = (
+            PairRows(student.first, student.tokens, student.chunk),
+            PairRows(teacher.first, teacher.tokens, teacher.chunk),
+        )
+        sums, slopes = kernels.compare(pairs.plan, both, rows, tables, tau)
+        all_reduce_sum(sums, head.shard.group)
+        values, by_chunk = kernels.chunk_terms(pairs.plan, both, rows, sums, weight, signal.merges[0] == "chain_rule")
+        self.sums[number] += values.sum(1)
+        if plan is not None:
+            picked = _picked_of(side.logits, tau), _picked_of(other, tau)
+            later = self.divergences[number].planned_terms(plan, picked, by_chunk[0] if wanted else None)
+            self.kd[number] += tau**2 * later.values.sum()
+            self.metrics[number][-later.metrics.shape[0] :] += later.metrics.sum(1)
+            if wanted:
+                side.add(later)
+        if wanted:
+            side.pairs.append(PairGradient(pairs.plan, other, rows, tables, by_chunk, pairs.back(slopes)))
+
+    def _finish(self) -> None:
+        """What the teachers that are compared by their logits have summed up."""
+        for number, pairs in enumerate(self.paired):
+            if pairs is None:
+                continue
+            signal = self.teachers[number][0]
+            term, *rests = self.sums[number].unbind()
+            self.kd[number] += signal.config.temperature**2 * term
+            if signal.divergence.metric_names:
+                sent = pairs.bytes_a_chunk(self.ce.itemsize) * signal.chunks.shape[0]
+                self.metrics[number][:3] += torch.stack([*rests, self.ce.new_full((), sent)])
 
     def _teacher(
-        self, number: int, student: ScoredRows, teacher: ScoredRows, sides: "dict[float, _Side]", wanted: bool
+        self,
+        number: int,
+        student: ScoredRows,
+        teacher: ScoredRows,
+        plan: Any,
+        sides: dict[float, TileSide],
+        wanted: bool,
     ) -> Tensor | None:
         """Adds one teacher's terms of a tile up, and their gradients to its side; returns the one by W's entries."""
         signal, divergence = self.teachers[number][0], self.divergences[number]
@@ -145,13 +241,18 @@ class FusedPass:
             c, slope = continuation(log_m, log_m_student, teacher.tokens, student.tokens)
             if wanted:
                 coefficients = weight * m
-                rows = later_rows(student)
-                side.by_label[rows] += weight * slope[student.chunk[rows]]
+                side.add_by_label(to_later_tokens(weight * slope, student))
         elif wanted:
             coefficients = weight * side.p.new_ones(student.first.numel())
-        later = divergence.later_terms(side.p, student, p_teacher, teacher, coefficients)
+        if plan is None:
+            later = divergence.later_terms(side.p, student, p_teacher, teacher, coefficients)
+        else:
+            later = divergence.planned_terms(plan, (_picked(side.p), _picked(p_teacher)), coefficients)
         merged_teacher = merge_rows(p_teacher, teacher, signal.merges[1])
-        values, g, by_entry = divergence.finish(started, merged_teacher, coefficients)
+        if plan is None:
+            values, g, by_entry = divergence.finish(started, merged_teacher, coefficients)
+        else:
+            values, g, by_entry = divergence.planned_finish(plan, started, merged_teacher, coefficients)
         terms = m * values[0] + c if merge == "chain_rule" else values[0]
         if later is not None:
             terms, values = terms + later.values, torch.cat([values, later.metrics])
@@ -159,8 +260,11 @@ class FusedPass:
                 side.add(later)
         self.kd[number] += tau**2 * terms.sum()
         self.metrics[number] += values[1:].sum(1)
+        group = self.student.head.shard.group
+        by_rows = [later.rows] if later is not None and later.rows is not None else []
         if g is not None:
-            gradient, group = spread_gradient(g, merged, student, merge), self.student.head.shard.group
+            by_rows.append(spread_gradient(g, merged, student, merge))
+        for gradient in by_rows:
             side.waiting.append(
                 self.kernels.through_softmax(gradient, side.p, lambda inner: all_reduce_sum(inner, group))
             )
@@ -178,43 +282,12 @@ class FusedPass:
         return divergence.teacher_rows(p), log_p
 
 
-@dataclass
-class _Side:
-    """The student in a tile at one temperature, and the gradients that wait for the tile's end.
+def _picked(p: Tensor) -> Picked:
+    return lambda rows, columns: p[rows, columns]
 
-    Attributes:
-        p: ``[n, V_S/tp]`` probabilities.
-        log_p: ``[n]``, of the labels.
-        by_label: ``[n]``, the objective's derivative with respect to ``log_p``.
-        waiting: of the divergences, from ``TileKernels.through_softmax``.
-        entries: (rows, columns, the derivative with respect to their log-probabilities as if all were free), of the
-            divergences.
-        inner: ``[n]``, the sum of these over a row and all ranks.
-    """
 
-    p: Tensor
-    log_p: Tensor
-    wanted: bool
-    by_label: Tensor = field(init=False)
-    inner: Tensor = field(init=False)
-    waiting: list[Any] = field(default_factory=list)
-    entries: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        if self.wanted:
-            self.by_label, self.inner = torch.zeros_like(self.log_p), torch.zeros_like(self.log_p)
-
-    def add(self, later: LaterTerms) -> None:
-        """Takes the gradients of single entries in."""
-        self.entries.append(later.entries)
-        self.inner.index_add_(0, *later.inner)
-
-    def by_logits(self, tau: float, labels: Tensor, shard: VocabularyShard, kernels: TileKernels) -> Tensor:
-        """The objective's derivative with respect to the logits, ``[n, V_S/tp]``; takes the place of ``p``."""
-        dz = kernels.by_logits(self.p, self.by_label, self.inner, labels - shard.start, tau, self.waiting)
-        for at, columns, part in self.entries:
-            dz.index_put_((at, columns), part / tau, accumulate=True)
-        return dz
+def _picked_of(side: TileLogits, tau: float) -> Picked:
+    return lambda rows, columns: torch.exp(side.z[rows, columns] / tau - side.norms[rows])
 
 
 @dataclass
@@ -228,13 +301,17 @@ class _Gradients:
 
 class _Fused(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, plan: FusedPass, hidden: Tensor, weight: Tensor, *entries: Tensor | None) -> Tensor:
-        found = plan.accumulate(any(ctx.needs_input_grad), ctx.needs_input_grad[2])
+    def forward(
+        ctx: Any, plan: FusedPass, enabled: bool, hidden: Tensor, weight: Tensor, *entries: Tensor | None
+    ) -> Tensor:
+        found = plan.accumulate(enabled and any(ctx.needs_input_grad), ctx.needs_input_grad[3])
         if found is not None:
+            main_grad = plan.student.head.main_grad
+            ctx.added = weight if found.weight is not None and found.weight is main_grad else None
+            gradients = found.hidden, None if ctx.added is not None else found.weight, *found.entries
             ctx.found = [
-                found.hidden.to(hidden.dtype),
-                None if found.weight is None else found.weight.to(weight.dtype),
-                *(None if e is None else g.to(e.dtype) for e, g in zip(entries, found.entries, strict=True)),
+                None if x is None or g is None else (_narrowed(g, x.dtype), x.dtype)
+                for x, g in zip((hidden, weight, *entries), gradients, strict=True)
             ]
         objective = plan.ce * plan.ce_weight
         for w, total in zip(plan.kd_weights, plan.kd, strict=True):
@@ -244,4 +321,21 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *(None if x is None else x * g for x in ctx.found)
+        gradients = [None if x is None else (x[0] * g).to(x[1]) for x in ctx.found]
+        if ctx.added is not None:
+            gradients[1] = _placeholder(ctx.added)
+        return None, None, *gradients
+
+
+def _placeholder(weight: Tensor) -> Tensor:
+    """What autograd gets for a weight whose gradient is in its ``main_grad``: Megatron asks that there be something.
+
+    It is read where the weight has another gradient, an embedding's, that is still to be added (``zero_out_wgrad``).
+    """
+    weight.grad_added_to_main_grad = True  # type: ignore[attr-defined]
+    return torch.zeros_like(weight) if getattr(weight, "zero_out_wgrad", False) else torch.empty_like(weight)
+
+
+def _narrowed(gradient: Tensor, dtype: torch.dtype) -> Tensor:
+    """In its tensor's type at once, to spare memory; float16, which needs the loss scale first, waits for it."""
+    return gradient if dtype == torch.float16 else gradient.to(dtype)

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from nemo_xtoken.kernels.tile_kernels import RowGradient
 from nemo_xtoken.losses.chunks import ScoredRows
+from nemo_xtoken.losses.directions import bernoulli_kl
 
-__all__ = ["bernoulli_kl", "continuation", "merge_rows", "spread_gradient", "sum_later_tokens"]
+__all__ = ["continuation", "merge_rows", "spread_gradient", "sum_later_tokens", "to_later_tokens"]
 
 MEANS = ("mean", "geometric_mean")
 
@@ -65,25 +66,19 @@ def sum_later_tokens(log_p: Tensor, scored: ScoredRows) -> Tensor:
     Returns:
         ``[K]``.
     """
-    rows = later_rows(scored)
-    return log_p.new_zeros(scored.first.numel()).index_add(0, scored.chunk[rows], log_p[rows])
+    # a dense form, since a GPU would be waited for to learn how many rows there are
+    later = log_p.where(later_rows(scored), 0)
+    return log_p.new_zeros(scored.first.numel()).index_add(0, scored.chunk.clamp_min(0), later)
+
+
+def to_later_tokens(by_chunk: Tensor, scored: ScoredRows) -> Tensor:
+    """``[n]``, the value of its chunk at each row after a chunk's first, 0 elsewhere."""
+    return by_chunk[scored.chunk.clamp_min(0)].where(later_rows(scored), 0)
 
 
 def later_rows(scored: ScoredRows) -> Tensor:
-    """The rows of chunks after their first, ``[m]``."""
-    return torch.nonzero((scored.chunk >= 0).index_fill(0, scored.first, False)).squeeze(1)
-
-
-def bernoulli_kl(log_m_teacher: Tensor, log_m_student: Tensor) -> tuple[Tensor, Tensor]:
-    """``KL(Bernoulli(m_T) || Bernoulli(m_S))`` from the logarithms of m; its derivative with respect to ``log m_S``.
-
-    A probability nearer to 1 than float32 can tell is taken as the nearest that it can, so that 1 - m is never 0.
-    """
-    log_s, log_t = (x.clamp_max(-(2.0**-24)) for x in (log_m_student, log_m_teacher))
-    m, other = log_t.exp(), -torch.expm1(log_t)
-    student_other = -torch.expm1(log_s)
-    value = m * (log_t - log_s) + other * (other.log() - student_other.log())
-    return value, other * log_s.exp() / student_other - m
+    """bool ``[n]``, the rows of chunks after their first."""
+    return (scored.chunk >= 0).index_fill(0, scored.first, False)
 
 
 def continuation(

@@ -26,7 +26,7 @@ class ObjectiveConfig:
         scale: the factor on the distillation term.  A number is fixed; 0 trains on cross-entropy alone and needs no
             teacher.  ``"dynamic"`` gives both terms the same size: the ratio of the previous step's global means (1 at
             the first step), which is the same in every layout.  ``"dynamic_per_microbatch"`` is the paper's form, the
-            ratio within each micro-batch, which is not, and makes every logit twice.  Dynamic beside 1, loss by loss:
+            ratio within each micro-batch, which is not, and makes every logit twice.  When 1 is better:
             docs/learning.md#defaults.
         teacher_weights: the weights alpha of several teachers.  ``"static"``: each teacher's own ``weight``.  Others:
             the paper's adaptive forms, a softmax over the teachers of how well they know the text, by the previous

@@ -90,6 +90,7 @@ def share(
                 output=ModelOutput(hidden, teacher.output.head),
                 labels=on_teacher.labels[None],
                 chunks=chunks,
+                before=torch.stack([on_student.before, on_teacher.before]),
             )
         )
     return output, rows.labels[None, mine], shared

@@ -40,7 +40,8 @@ def cross_tokenizer_loss(
     Returns:
         the objective, whose gradient with respect to the hidden states is summed over the tensor-parallel group and
         that with respect to the weight is this rank's; and the sums.  Collectives per tile: an all-gather a side, those
-        of the divergences, an all-reduce of a column a teacher; at the end one all-reduce of ``[b*T_S, H_S]``.
+        of the divergences, an all-reduce of a column a teacher; at the end one all-reduce of ``[b*T_S, H_S]``
+        (none where ``OutputHead.sums_hidden`` is off).
 
     Raises:
         InputError: numbers of weights and teachers differ, or chunks that no batch can have.

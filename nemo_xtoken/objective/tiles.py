@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,11 +10,19 @@ from torch import Tensor
 from nemo_xtoken.losses.base import TeacherSignal
 from nemo_xtoken.losses.chunks import ScoredRows
 from nemo_xtoken.parallel.head import OutputHead, accumulation_dtype
+from nemo_xtoken.run.estimates.loss_time import STUDENT_TENSORS, TEACHER_TENSORS, rows_on_gpu
 
 __all__ = ["TeacherRows", "Tile", "legal_cuts", "rows_within", "tile_cuts", "tiles"]
 
-#: Tensors of a tile's size that are alive at once in the pass, of the student's and of a teacher's vocabulary.
-STUDENT_TENSORS, TEACHER_TENSORS = 5, 6
+#: Times that a tile's products read the whole weight: logits, gradient of the hidden states; of a teacher: logits.  The
+#: gradient of the weight is read and written besides.
+STUDENT_READS, TEACHER_READS = 2, 1
+#: Reads and writes of a tile's tensors by what is done element by element, of either side.
+PASSES = 15
+#: Floating-point operations of a processor's core for a byte that it gets from memory, about.
+BALANCE = 10
+#: A tile on a CPU has so many rows that the weights are at most one part in so many of its time.
+WEIGHTS_SHARE = 8
 
 
 @dataclass(frozen=True)
@@ -36,12 +44,24 @@ class TeacherRows:
             labels: int64 ``[b, T_S]``, the student's.
         """
         chunks = signal.chunks
+        before = signal.before
+        if before is None:
+            before = torch.stack([_before(labels, *chunks[:, :2].T), _before(signal.labels, *chunks[:, 0:4:3].T)])
         at_student = chunks[:, 0] * labels.shape[1] + chunks[:, 1]
         at_teacher = chunks[:, 0] * signal.labels.shape[1] + chunks[:, 3]
         return cls(
-            ScoredRows.build(labels.reshape(-1), at_student, chunks[:, 2], only_chunks=False),
-            ScoredRows.build(signal.labels.reshape(-1), at_teacher, chunks[:, 4], only_chunks=True),
+            ScoredRows.build(labels.reshape(-1), at_student, chunks[:, 2], False, before[0]),
+            ScoredRows.build(signal.labels.reshape(-1), at_teacher, chunks[:, 4], True, before[1]),
         )
+
+
+def _before(labels: Tensor, sample: Tensor, row: Tensor) -> Tensor:
+    """``ScoredRows.before`` of chunks that begin at these rows: what the rows before them predict."""
+    found = []
+    for back in (1, 2):
+        label = labels[sample, (row - back).clamp_min(0)]
+        found.append(label.where((row >= back) & (label >= 0), -1))
+    return torch.stack(found, dim=1)
 
 
 class Tile(NamedTuple):
@@ -49,10 +69,12 @@ class Tile(NamedTuple):
     Attributes:
         rows: of the student's scored rows.
         parts: for each teacher its (student rows, teacher rows) in this tile, numbered from 0; None without a chunk.
+        plans: for each teacher what its divergence has planned for the tile, see ``ChunkDivergence.plans``.
     """
 
     rows: slice
     parts: tuple[tuple[ScoredRows, ScoredRows] | None, ...]
+    plans: tuple[Any, ...] = ()
 
 
 def rows_within(mib: int | None, student: OutputHead, teachers: Sequence[OutputHead]) -> int:
@@ -61,13 +83,33 @@ def rows_within(mib: int | None, student: OutputHead, teachers: Sequence[OutputH
     It is the same on all ranks of a tensor-parallel group, whose parts of a vocabulary have equal sizes.
 
     Args:
-        mib: None: what suits the device: 1024 on a GPU, whose matrix products like many rows; 96 on a CPU, whose caches
-            like few, and whose allocator gives larger blocks back to the system every time.
+        mib: None: what suits the device.  On a GPU see `rows_on_gpu`: its products like many rows, in whole blocks.  On
+            a CPU the more of two numbers of rows: as many as fit into 96 MiB, since caches like few, and its allocator
+            gives larger blocks back to the system every time; and, within 2 GiB, as many as make reading the output
+            weights and adding to their gradient a small part of a tile's work; it grows with the hidden sizes.
     """
-    if mib is None:
-        mib = 1024 if student.weight.is_cuda else 96
-    columns = STUDENT_TENSORS * student.shard.rows + TEACHER_TENSORS * max((t.shard.rows for t in teachers), default=0)
-    return max(1, mib * 2**20 // (columns * accumulation_dtype(student.weight.dtype).itemsize))
+    widest = max((t.shard.rows for t in teachers), default=0)
+    if student.weight.is_cuda:
+        return rows_on_gpu(student.shard.rows, widest, mib)
+    row = STUDENT_TENSORS * student.shard.rows + TEACHER_TENSORS * widest
+    row *= accumulation_dtype(student.weight.dtype).itemsize
+    if mib is not None:
+        return max(1, mib * 2**20 // row)
+    return max(1, 96 * 2**20 // row, min(_worth_the_weights(student, teachers), 2 * 2**30 // row))
+
+
+def _worth_the_weights(student: OutputHead, teachers: Sequence[OutputHead]) -> int:
+    """Rows for which a tile's own work takes `WEIGHTS_SHARE` times as long as getting the weights from memory."""
+    sizes = [(student, STUDENT_READS, 2, 6)]  # operations for a row and an entry of the weight: 3 products
+    if teachers:
+        sizes.append((max(teachers, key=lambda head: head.weight.numel()), TEACHER_READS, 0, 2))
+    weights, row = 0.0, 0.0
+    for head, reads, of_gradient, flops in sizes:
+        own, wide = head.weight.itemsize, accumulation_dtype(head.weight.dtype).itemsize
+        widened = own + wide if own < wide else 0  # read and written before a product reads it
+        weights += head.weight.numel() * (reads * (wide + widened) + of_gradient * wide)
+        row += head.shard.rows * (PASSES * wide + flops * head.weight.shape[1] / BALANCE)
+    return int(WEIGHTS_SHARE * weights / row)
 
 
 def legal_cuts(scored: Sequence[ScoredRows]) -> Tensor:

@@ -7,9 +7,9 @@ from torch import Tensor
 from nemo_xtoken.data.batch import IGNORED
 from nemo_xtoken.losses.base import LossSum, ModelOutput
 from nemo_xtoken.parallel.softmax import log_normalizer_and_picked
-from nemo_xtoken.parallel.vocabulary_shard import group_size
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard, group_size
 
-__all__ = ["token_statistics"]
+__all__ = ["most_probable", "token_statistics"]
 
 
 @torch.no_grad()
@@ -30,11 +30,23 @@ def token_statistics(model: ModelOutput, labels: Tensor, tile_rows: int = 256) -
         z = model.head.logits(model.hidden.index_select(0, part))
         norm, picked = log_normalizer_and_picked(z, labels[part], shard)
         total += (norm - picked).sum().double()
-        value, index = z.max(dim=1)
-        best = torch.stack([value.double(), (index + shard.start).double()])
-        if group_size(shard.group) > 1:
-            ranks = best.new_empty((group_size(shard.group), *best.shape))
-            dist.all_gather_into_tensor(ranks.view(-1), best.view(-1), group=shard.group)
-            best = ranks[ranks[:, 0].argmax(0), :, torch.arange(part.numel(), device=part.device)].t()
-        correct += (best[1].long() == labels[part]).sum()
+        correct += (most_probable(z, shard) == labels[part]).sum()
     return LossSum(total, rows.numel(), {"correct": correct})
+
+
+def most_probable(z: Tensor, shard: VocabularyShard) -> Tensor:
+    """int64 ``[n]``, the token with the largest logit; of several the one with the smallest id, in every layout.
+
+    Args:
+        z: ``[n, V_padded/tp]``, this rank's logits.
+        shard: which columns those are.
+
+    Collective: an all-gather over the tensor-parallel group.
+    """
+    value, index = z.max(dim=1)
+    best = torch.stack([value.double(), (index + shard.start).double()])
+    if group_size(shard.group) > 1:
+        ranks = best.new_empty((group_size(shard.group), *best.shape))
+        dist.all_gather_into_tensor(ranks.view(-1), best.view(-1), group=shard.group)
+        best = ranks[ranks[:, 0].argmax(0), :, torch.arange(z.shape[0], device=z.device)].t()
+    return best[1].long()

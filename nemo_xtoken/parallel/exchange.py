@@ -21,7 +21,7 @@ from nemo_xtoken.parallel.ownership import Ownership
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard, group_size
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 
-__all__ = ["Projection", "VocabularyExchange"]
+__all__ = ["Projection", "VocabularyExchange", "weighted_sums"]
 
 
 class VocabularyExchange(torch.nn.Module):
@@ -42,6 +42,7 @@ class VocabularyExchange(torch.nn.Module):
         empty: int64, this rank's student columns whose rows of W are empty.
         weights: ``[E]``, the entries of this rank's rows that are not in place, row after row.
         crossing: distinct teacher tokens that each rank sends to others for one chunk, ``[tp]``.
+        sent, received: of these, what this rank sends to each and gets from it; empty: nothing crosses.
     """
 
     reached: Tensor
@@ -85,7 +86,7 @@ class VocabularyExchange(torch.nn.Module):
         self.reached_tokens = int(matrix.reached.sum())
         plan = _Plan.make(matrix, student, ownership)
         self.crossing = plan.crossing
-        self._sent, self._received = plan.sent, plan.received
+        self.sent, self.received = plan.sent, plan.received
         for name, value in plan.tensors.items():
             self.register_buffer(name, torch.from_numpy(value), persistent=False)
 
@@ -102,6 +103,11 @@ class VocabularyExchange(torch.nn.Module):
         (Forward a rank sends what crosses from it, backward what crosses to it: in the mean it is the same.)
         """
         return float(2 * itemsize * self.crossing.mean())
+
+    @property
+    def crosses(self) -> bool:
+        """Whether anything travels between ranks."""
+        return bool(self.sent or self.received)
 
     def start(self, p: Tensor, weights: Tensor | None = None) -> "Projection":
         """Begins ``W^T p``: what travels is under way when this returns.
@@ -127,16 +133,16 @@ class VocabularyExchange(torch.nn.Module):
     def _collect(self, g: Tensor) -> Tensor:
         """``[distinct, n]``: the values of g at the distinct tokens of this rank's entries, wherever they lie."""
         here = g.index_select(1, self.local_columns).t()
-        if not self._sent and not self._received:
+        if not self.crosses:
             return here.contiguous()
-        table = g.new_empty((here.shape[0] + sum(self._sent), g.shape[0]))
+        table = g.new_empty((here.shape[0] + sum(self.sent), g.shape[0]))
         table[: here.shape[0]] = here
         asked = g.index_select(1, self.incoming_columns).t().contiguous()
-        dist.all_to_all_single(table[here.shape[0] :], asked, self._sent, self._received, group=self.group)
+        dist.all_to_all_single(table[here.shape[0] :], asked, self.sent, self.received, group=self.group)
         return table
 
     def _spread(self, g: Tensor, g_rest: Tensor, weights: Tensor, table: Tensor) -> Tensor:
-        sums = _weighted_sums(table, self.by_row, self.row_starts, weights)
+        sums = weighted_sums(table, self.by_row, self.row_starts, weights)
         return self.kernels.gather(g, self._to_student(), sums, g_rest)
 
 
@@ -148,13 +154,13 @@ class Projection:
         self.weights = weights = exchange.weights if learned is None else learned
         self._waiting: list[dist.Work] = []
         self._parts = p.index_select(1, exchange.rows).t().contiguous()  # [rows with entries, n]
-        sums = _weighted_sums(self._parts, exchange.by_token, exchange.token_starts, weights[exchange.token_order])
+        sums = weighted_sums(self._parts, exchange.by_token, exchange.token_starts, weights[exchange.token_order])
         here = exchange.local_columns.numel()
         self._local, self._incoming = sums[:here], sums[:0]
-        if exchange._sent or exchange._received:
-            self._incoming = sums.new_empty((sum(exchange._received), p.shape[0]))
+        if exchange.crosses:
+            self._incoming = sums.new_empty((sum(exchange.received), p.shape[0]))
             self._outgoing = sums[here:].contiguous()  # alive until it is sent
-            splits = exchange._received, exchange._sent
+            splits = exchange.received, exchange.sent
             self._wait_for(
                 dist.all_to_all_single(self._incoming, self._outgoing, *splits, group=exchange.group, async_op=True)
             )
@@ -173,7 +179,7 @@ class Projection:
         for work in self._waiting:
             work.wait()
         at = 0
-        for count in exchange._received:  # of one rank the columns are distinct
+        for count in exchange.received:  # of one rank the columns are distinct
             q[:, exchange.incoming_columns[at : at + count]] += self._incoming[at : at + count].t()
             at += count
         return q, self._rest
@@ -195,7 +201,7 @@ class Projection:
         return exchange._spread(g, g_rest, self.weights, table), by_entry
 
 
-def _weighted_sums(table: Tensor, index: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
+def weighted_sums(table: Tensor, index: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
     """``out[i] = sum_e weights[e] table[index[e]]`` over the entries e from ``starts[i]`` to ``starts[i + 1]``.
 
     Deterministic on every device: each output is summed by itself, in order.

@@ -1,6 +1,7 @@
 """The output layer of a model as the losses see it: a sharded weight that turns hidden states into logits, by tile."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 
-__all__ = ["FreeLogits", "OutputHead", "accumulation_dtype"]
+__all__ = ["FreeLogits", "OutputHead", "accumulation_dtype", "bf16_factors"]
 
 #: Rows of a weight that are widened to float32 at a time where the device has no product that does it on the way.
 WIDENED_ROWS = 4096
@@ -18,6 +19,24 @@ WIDENED_ROWS = 4096
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """What softmaxes and sums are computed in: float32, or float64 for float64 inputs."""
     return torch.promote_types(dtype, torch.float32)
+
+
+@contextmanager
+def bf16_factors(dtype: torch.dtype) -> Iterator[None]:
+    """Within it a CPU's products of float32 may take their factors as bfloat16, with sums in float32.
+
+    Numbers that come from bfloat16 lose nothing by it.  A setting of PyTorch's (2.9 or newer), for all threads.
+
+    Args:
+        dtype: that the factors come from; of another than bfloat16 nothing is changed.
+    """
+    onednn = torch.backends.mkldnn
+    if dtype != torch.bfloat16 or not hasattr(onednn, "matmul"):
+        yield
+        return
+    same = {"enabled": onednn.enabled, "deterministic": onednn.deterministic, "allow_tf32": onednn.allow_tf32}
+    with onednn.flags(**same, fp32_precision="bf16"):
+        yield
 
 
 @dataclass(frozen=True)
@@ -33,6 +52,12 @@ class OutputHead:
             teacher: ``Ownership.owned``), replicated.
         scale: factor on the logits.
         softcap: bound on the logits' size, as Gemma 2 has it.
+        main_grad: ``[V_padded/tp, H]`` in the accumulation type, where the weight's gradient is to be added up at once,
+            as Megatron's fused gradient accumulation does, instead of being handed to autograd: no gradient of the
+            weight's size is made beside it, or rounded.  For an objective that nobody scales afterwards.  None:
+            autograd gets it.
+        sums_hidden: whether the loss sums the gradient of the hidden states over the group; False: it leaves this
+            rank's part, since who gathered the hidden states sums and scatters at once (sequence parallelism).
     """
 
     weight: Tensor
@@ -40,6 +65,8 @@ class OutputHead:
     columns: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
+    main_grad: Tensor | None = None
+    sums_hidden: bool = True
 
     def __post_init__(self) -> None:
         if self.weight.ndim != 2 or self.weight.shape[0] != self.shard.rows:
@@ -79,35 +106,46 @@ class OutputHead:
         slope[:, : self.shard.valid_rows] = (1 - valid * valid) * self.scale
         return slope
 
-    def backward(self, dz: Tensor, slope: Tensor | None, hidden: Tensor, g_weight: Tensor | None) -> Tensor:
-        """Takes the gradient with respect to the logits to the hidden states, and adds that of the weight up.
+    def by_product(self, dz: Tensor, slope: Tensor | None) -> Tensor:
+        """From the gradient with respect to the logits to that with respect to the product; in place.
 
         Args:
-            dz: ``[n, V_padded/tp]`` in the accumulation type; overwritten.
+            dz: ``[n, V_padded/tp]``.
             slope: of the logits of this tile, see :meth:`slope`.
-            hidden: ``[n, H]``.
-            g_weight: ``[V_padded/tp, H]`` in the accumulation type, added to; None: not wanted.
-
-        Returns:
-            ``[n, H]``, this rank's part: to be summed over the tensor-parallel group.  Collectives: none.
         """
         if slope is not None:
             dz.mul_(slope)
         elif self.scale != 1:
             dz.mul_(self.scale)
-        if dz.is_cuda and hidden.dtype != dz.dtype:  # tensor cores: bf16 in, float32 out
+        return dz
+
+    def backward(self, dz: Tensor, hidden: Tensor, g_weight: Tensor | None) -> Tensor:
+        """Takes the gradient with respect to the product to the hidden states, and adds that of the weight up.
+
+        Args:
+            dz: ``[n, V_padded/tp]`` in the accumulation type, or in that of the hidden states.
+            hidden: ``[n, H]``.
+            g_weight: ``[V_padded/tp, H]`` in the accumulation type, added to; None: not wanted.
+
+        Returns:
+            ``[n, H]`` in the accumulation type, this rank's part: to be summed over the tensor-parallel group.
+            Collectives: none.
+        """
+        dtype = accumulation_dtype(hidden.dtype)
+        if dz.is_cuda and hidden.dtype != dtype:  # tensor cores: bf16 in, float32 out
             narrow = dz.to(hidden.dtype)
+            if g_weight is not None:  # added up within the product: no [V/tp, H] besides
+                torch.addmm(g_weight, narrow.t(), hidden, out_dtype=dtype, out=g_weight)
+            return torch.mm(narrow, self.weight.to(hidden.dtype), out_dtype=dtype)
+        with bf16_factors(hidden.dtype):
             if g_weight is not None:
-                g_weight += torch.mm(narrow.t(), hidden, out_dtype=dz.dtype)
-            return torch.mm(narrow, self.weight.to(hidden.dtype), out_dtype=dz.dtype)
-        if g_weight is not None:
-            g_weight.addmm_(dz.t(), hidden.to(dz.dtype))
-        if self.weight.dtype == dz.dtype:
-            return torch.mm(dz, self.weight)
-        out = dz.new_zeros((dz.shape[0], self.weight.shape[1]))
-        for part, rows in self._blocks(dz):
-            out.addmm_(part, rows.to(dz.dtype))
-        return out
+                g_weight.addmm_(dz.t(), hidden.to(dz.dtype))
+            if self.weight.dtype == dz.dtype:
+                return torch.mm(dz, self.weight)
+            out = dz.new_zeros((dz.shape[0], self.weight.shape[1]))
+            for part, rows in self._blocks(dz):
+                out.addmm_(part, rows.to(dz.dtype))
+            return out
 
     def _product(self, hidden: Tensor) -> Tensor:
         dtype = accumulation_dtype(hidden.dtype)
@@ -117,8 +155,9 @@ class OutputHead:
             return torch.mm(hidden, self.weight.t().to(hidden.dtype), out_dtype=dtype)
         z = hidden.new_empty((hidden.shape[0], self.weight.shape[0]), dtype=dtype)
         wide = hidden.to(dtype)
-        for part, rows in self._blocks(z):
-            part.copy_(torch.mm(wide, rows.to(dtype).t()))
+        with bf16_factors(hidden.dtype):
+            for part, rows in self._blocks(z):
+                part.copy_(torch.mm(wide, rows.to(dtype).t()))
         return z
 
     def _blocks(self, z: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
@@ -127,18 +166,36 @@ class OutputHead:
 
 
 class FreeLogits(OutputHead):
-    """A head whose "hidden states" are this rank's logits themselves: for studies of a loss without a model.
+    """A head whose "hidden states" are the logits themselves: of a model that gives only these, or of none.
 
     Args:
         shard: of the vocabulary, on a single process; ``hidden`` is then ``[n, V_padded]``.
+        columns: see `OutputHead`.
+        order: int64 ``[V]``, the token of each column of the shard, where ``hidden`` is in the order of the ids; of a
+            teacher, whose logits get no gradient.
+        device: of the hidden states.
     """
 
-    def __init__(self, shard: VocabularyShard, columns: Tensor | None = None) -> None:
-        super().__init__(torch.empty(shard.rows, 0), shard, columns)
+    order: Tensor | None
+
+    def __init__(
+        self,
+        shard: VocabularyShard,
+        columns: Tensor | None = None,
+        order: Tensor | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__(torch.empty(shard.rows, 0, device=device), shard, columns)
+        object.__setattr__(self, "order", order)
 
     def _product(self, hidden: Tensor) -> Tensor:
-        return hidden.to(accumulation_dtype(hidden.dtype), copy=True)
+        dtype = accumulation_dtype(hidden.dtype)
+        if self.order is None:
+            return hidden.to(dtype, copy=True)
+        z = hidden.new_zeros((hidden.shape[0], self.shard.rows), dtype=dtype)
+        z[:, : self.shard.size] = hidden[:, self.order]
+        return z
 
-    def backward(self, dz: Tensor, slope: Tensor | None, hidden: Tensor, g_weight: Tensor | None) -> Tensor:
+    def backward(self, dz: Tensor, hidden: Tensor, g_weight: Tensor | None) -> Tensor:
         """The gradient as it is."""
         return dz

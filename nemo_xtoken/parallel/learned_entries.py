@@ -79,7 +79,7 @@ class LearnedProjection(torch.nn.Module):
         weights = self.matrix.weights.copy()
         tiny = np.finfo(np.float32).tiny  # an entry that underflows is one still
         weights[moved[:, None] & (self.matrix.ids >= 0)] = np.concatenate([w for _, w in parts]).clip(tiny)
-        return dataclasses.replace(self.matrix, weights=weights)
+        return dataclasses.replace(self.matrix, weights=weights, raw=None)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LearnedProjection":
         """Follows the model to its device, but not to its precision."""

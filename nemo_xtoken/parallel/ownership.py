@@ -37,10 +37,12 @@ class Ownership:
     Attributes:
         order: int64 ``[V_T]``, the teacher token of each owned id; a permutation.
         shard: the layout of the owned ids.
+        tokens: of the teacher, where some of them are left out and are never predicted: then ``order`` has the others.
     """
 
     order: np.ndarray
     shard: VocabularyShard
+    tokens: int | None = None
 
     def __post_init__(self) -> None:
         if self.order.shape != (self.shard.size,):
@@ -65,9 +67,13 @@ class Ownership:
         return tokens
 
     @classmethod
-    def in_order(cls, shard: VocabularyShard) -> "Ownership":
-        """Every token where Megatron's own layout has it."""
-        return cls(np.arange(shard.size), shard)
+    def in_order(cls, shard: VocabularyShard, tokens: int | None = None) -> "Ownership":
+        """Every token where Megatron's own layout has it.
+
+        Args:
+            tokens: of the teacher, where it has more than the layout: these are left out.
+        """
+        return cls(np.arange(shard.size), shard, tokens)
 
     @classmethod
     def even(cls, size: int, group: ProcessGroup | None) -> "Ownership":
@@ -152,9 +158,10 @@ def reorder_rows(weight: Tensor, held: VocabularyShard, ownership: Ownership) ->
     Raises:
         InputError: vocabularies of different sizes.
     """
-    if held.size != ownership.shard.size:
+    wanted = ownership.shard.size if ownership.tokens is None else ownership.tokens
+    if held.size != wanted:
         raise InputError(
-            f"a teacher's output layer for {held.size} tokens, a loss for {ownership.shard.size}",
+            f"a teacher's output layer for {held.size} tokens, a loss for {wanted}",
             "equal sizes",
             "give the teacher the tokenizer it was trained with",
         )

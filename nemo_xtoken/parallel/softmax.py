@@ -9,11 +9,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from nemo_xtoken.kernels.pair_kernels import PairKernels, TileLogits
 from nemo_xtoken.kernels.reference import TORCH
 from nemo_xtoken.kernels.tile_kernels import TileKernels
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard, group_size
 
-__all__ = ["all_reduce_sum", "log_normalizer_and_picked", "pick_local", "softmax_and_picked"]
+__all__ = ["all_reduce_sum", "log_normalizer_and_picked", "pick_local", "softmax_and_picked", "tile_logits"]
 
 
 def all_reduce_sum(x: Tensor, group: ProcessGroup | None) -> Tensor:
@@ -84,3 +85,11 @@ def softmax_and_picked(
     whole, picked = _over_ranks(local.norm, pick_local(z, ids, shard) / temperature, shard.group)
     p = local.probabilities(whole if group_size(shard.group) > 1 else None)
     return p, picked - whole
+
+
+def tile_logits(z: Tensor, ids: Tensor, shard: VocabularyShard, temperature: float, kernels: PairKernels) -> TileLogits:
+    """What kernels that work on logits have to know of a tile; arguments and collectives as in
+    :func:`softmax_and_picked`."""
+    norms, picked = kernels.statistics(z, ids, shard.start, shard.valid_rows, temperature)
+    whole, picked = _over_ranks(norms, picked, shard.group)
+    return TileLogits(z, whole, picked - whole, ids, shard.start, shard.valid_rows)

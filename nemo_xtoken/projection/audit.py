@@ -125,7 +125,7 @@ def audit_coverage(
                 examples=shown,
             )
         )
-    finding, reason = _finding(classes, same=student.digest == teacher.digest)
+    finding, reason = _finding(classes, same=student.digest == teacher.digest or student.shares_ids(teacher))
     return CoverageAudit(
         student=student.name,
         teacher=teacher.name,
@@ -146,7 +146,7 @@ def _example(matrix: ProjectionMatrix, s: int, student: Vocabulary, teacher: Voc
 def _finding(classes: list[ClassCoverage], same: bool) -> tuple[str, str]:
     """The finding, by its name and as a sentence."""
     if same:
-        return "one tokenizer", "The two tokenizers are one"
+        return "one tokenizer", "The two tokenizers have the same tokens"
     outside = [c for c in classes if c.outside]
     if outside:
         counts = " and ".join(f"{c.exact:,} of the student's {c.total:,} {c.label}" for c in outside)

@@ -6,26 +6,28 @@ sequence.  Nothing else puts mass anywhere, so the same tokenizers and rule give
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.files import cache_root, digest_of
 from nemo_xtoken.projection.matrix import FORMAT_VERSION, ProjectionMatrix
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
-__all__ = ["RULES", "ProjectionRule", "build_projection", "load_or_build", "spell_tokens"]
+__all__ = ["RULES", "ProjectionRule", "build_projection", "load_or_build", "spell_strings", "spell_tokens"]
 
 logger = logging.getLogger(__name__)
 
-#: The rules that have names, as what they change of the defaults.  "paper" is X-Token's.  "prefix" puts all weight on
-#: the first piece, so that `W^T p_S` is exactly the distribution of the first teacher token of what the student says;
-#: a token of many pieces has a first one too, so none is left empty for its length.
-RULES: dict[str, dict[str, Any]] = {"paper": {}, "prefix": {"gamma": 0.0, "overflow": "truncate"}}
+#: The rules that have names, as what they change of the defaults.  "paper" is X-Token's: the paper speaks of at most 4
+#: pieces, and its authors' own code keeps the first 4 of a longer token.  "prefix" puts all weight on the first piece,
+#: so that `W^T p_S` is exactly the distribution of the first teacher token of what the student says.  "whole" leaves
+#: the row of a token empty that 4 pieces do not spell to its end; version 0.1.0 called this one "paper".
+RULES: dict[str, dict[str, Any]] = {"paper": {}, "prefix": {"gamma": 0.0}, "whole": {"overflow": "empty"}}
 
 
 @dataclass(frozen=True)
@@ -36,20 +38,20 @@ class ProjectionRule:
         beta: weight of the first piece before the row is normalised.
         gamma: factor from one piece to the next; 0 leaves all weight on the first.
         max_pieces: most pieces a row may have.
-        overflow: ``"empty"`` leaves the row of a longer token empty, ``"truncate"`` keeps its first pieces (beside each
+        overflow: ``"truncate"`` keeps the first pieces of a longer token, ``"empty"`` leaves its row empty (beside each
             other: docs/learning.md#defaults).
     """
 
     beta: float = 0.9
     gamma: float = 0.1
     max_pieces: int = 4
-    overflow: str = "empty"
+    overflow: str = "truncate"
 
     def __post_init__(self) -> None:
         wrong = [
             f"{name}={value!r} ({rule})"
             for name, value, good, rule in (
-                ("beta", self.beta, self.beta > 0, "above 0"),
+                ("beta", self.beta, 0 < self.beta <= 1000, "above 0, up to 1000"),
                 ("gamma", self.gamma, 0 <= self.gamma <= 1, "from 0 to 1"),
                 ("max_pieces", self.max_pieces, 1 <= self.max_pieces <= 64, "from 1 to 64"),
                 ("overflow", self.overflow, self.overflow in ("empty", "truncate"), "'empty' or 'truncate'"),
@@ -141,28 +143,32 @@ def build_projection(student: Vocabulary, teacher: Vocabulary, rule: ProjectionR
 
 def spell_tokens(student: Vocabulary, teacher: Vocabulary, tokens: list[int]) -> Iterator[tuple[int, list[int]]]:
     """Yields each of these student tokens, which have bytes, with its teacher pieces, [] where nothing fits."""
+    strings = [student.token_bytes[s] or b"" for s in tokens]
+    for number, pieces in spell_strings(strings, teacher):
+        yield tokens[number], pieces
+
+
+def spell_strings(strings: Sequence[bytes], teacher: Vocabulary) -> Iterator[tuple[int, list[int]]]:
+    """Yields the number of each of these strings with its teacher pieces, [] where nothing fits."""
     texts: list[str] = []
     whole: list[int] = []
-    for s in tokens:
-        data = student.token_bytes[s]
-        assert data is not None
+    for number, data in enumerate(strings):
         try:
             texts.append(data.decode("utf-8"))
-            whole.append(s)
+            whole.append(number)
         except UnicodeDecodeError:  # a fragment of a character: only bytes can be compared
-            yield s, _longest_prefixes(data, teacher)
+            yield number, _longest_prefixes(data, teacher)
     unknown = teacher.id_of_role.get("unk")
-    for s, encoded in zip(whole, teacher.encode_batch(texts), strict=True):
+    for number, encoded in zip(whole, teacher.encode_batch(texts), strict=True):
         pieces: list[int] = encoded.tolist()
-        data = student.token_bytes[s]
-        assert data is not None
+        data = strings[number]
         if teacher.decode_bytes(pieces) == b" " + data:
             # SentencePiece puts a space before a text that starts a line; this token stands anywhere.
             alone = bool(pieces) and teacher.token_bytes[pieces[0]] == b" "
             pieces = pieces[1:] if alone else _longest_prefixes(data, teacher)
         if unknown is not None and unknown in pieces:
             pieces = []
-        yield s, pieces
+        yield number, pieces
 
 
 def _longest_prefixes(data: bytes, teacher: Vocabulary) -> list[int]:
@@ -199,10 +205,14 @@ def load_or_build(
     cached = cache_root() / "projection" / f"{name}.safetensors"
     if cached.is_file():
         try:
-            return ProjectionMatrix.load(cached, student, teacher)
+            return ProjectionMatrix.load(cached, student, teacher, checked=True)
         except InputError as error:
             logger.warning("building W again, the cached one cannot be used: %s", error.found)
     matrix = build_projection(student, teacher, rule)
-    matrix.save(cached)
-    logger.info("W built (%s) and cached in %s", matrix.coverage, cached)
+    counts = ", ".join(f"{kind} {count:,}" for kind, count in matrix.coverage.items())
+    try:
+        matrix.save(cached)
+        logger.info("W (%s) built and kept in %s", counts, cached)
+    except (OSError, SafetensorError) as error:  # a place that can only be read serves those who only look
+        logger.warning("W built, and not kept in the cache: %s", error)
     return matrix

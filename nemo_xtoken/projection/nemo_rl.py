@@ -11,7 +11,7 @@ makes rows of ours from them and says in a `ReadReport` what that took; it takes
 """
 
 import pickle
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.files import atomic_path
-from nemo_xtoken.projection.matrix import ROW_SUM_TOLERANCE, ProjectionMatrix
+from nemo_xtoken.projection.matrix import ROW_SUM_TOLERANCE, ProjectionMatrix, RawSlots
 from nemo_xtoken.projection.rows import KINDS, check_sizes, row_kinds
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
@@ -112,10 +112,11 @@ def read_nemo_rl(path: str | Path, student: Vocabulary, teacher: Vocabulary) -> 
     """
     data = _load(Path(path))
     rows, ids, weights, shape, about = _entries(data, str(path))
-    if (many := shape[0] - student.size) > max(4096, student.size // 8):
+    if (many := shape[0] - student.size) > _spare_rows(student):
         raise InputError(
             f"{path} has {shape[0]:,} rows", f"about {student.size:,}, for {student.name}", "name its student tokenizer"
         )
+    raw = _raw_slots(ids, weights, shape, student, teacher) if about is not None else None
     named = ids >= 0
     rows, ids, weights = rows[named], ids[named], weights[named]
     bad = ~np.isfinite(weights) | (weights < 0)
@@ -145,10 +146,35 @@ def read_nemo_rl(path: str | Path, student: Vocabulary, teacher: Vocabulary) -> 
         outside_weight=outside_weight,
         merged_entries=int(keep.sum()) - len(keys),
         missing_rows=max(-many, 0),
-        about=about,
+        about=about or {},
     )
-    matrix.rule.update(name="nemo_rl", **about)
-    return matrix, report
+    matrix.rule.update(name="nemo_rl", **(about or {}))
+    return replace(matrix, raw=raw), report
+
+
+def _raw_slots(
+    ids: np.ndarray, weights: np.ndarray, shape: tuple[int, int], student: Vocabulary, teacher: Vocabulary
+) -> RawSlots:
+    """The slots of the rows of tokens; what names no token, or has no weight that is one, is an empty slot.
+
+    Args:
+        ids, weights: of all slots, row after row.
+        shape: rows and slots.
+    """
+    kept = min(shape[0], student.size)
+    out = RawSlots(
+        np.full((student.size, shape[1]), -1, dtype=np.int32), np.zeros((student.size, shape[1]), dtype=np.float32)
+    )
+    ids, weights = ids.reshape(shape)[:kept], weights.reshape(shape)[:kept]
+    good = (ids >= 0) & (ids < teacher.size) & np.isfinite(weights) & (weights >= 0)
+    out.ids[:kept] = np.where(good, ids, -1)
+    out.weights[:kept] = np.where(good, weights, 0)
+    return out
+
+
+def _spare_rows(student: Vocabulary) -> int:
+    """How many rows a file may have beyond the tokens: an output layer is padded, and may have room for more."""
+    return max(4096, student.size // 8)
 
 
 def _load(path: Path) -> Any:
@@ -174,8 +200,11 @@ def _first_line(error: Exception) -> str:
     return f"{error}".partition("\n")[0][:200] or type(error).__name__
 
 
-def _entries(data: Any, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int], dict[str, Any]]:
-    """Rows, teacher ids (int64 ``[E]``) and weights (float64 ``[E]``) of all slots; the shape; the other values."""
+def _entries(data: Any, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int], dict[str, Any] | None]:
+    """Rows, teacher ids (int64 ``[E]``) and weights (float64 ``[E]``) of all slots; the shape; the other values.
+
+    A dict of pairs has no slots: there are no other values.
+    """
     import torch
 
     if isinstance(data, dict) and {"indices", "likelihoods"} <= data.keys():
@@ -201,7 +230,7 @@ def _entries(data: Any, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, 
     if pairs[:, 0].min() < 0:
         raise InputError(f"{name}: student id {pairs[:, 0].min()}", "ids from 0", "check the file")
     size = int(pairs[:, 0].max()) + 1
-    return pairs[:, 0], pairs[:, 1], weights, (size, int(np.bincount(pairs[:, 0]).max())), {}
+    return pairs[:, 0], pairs[:, 1], weights, (size, int(np.bincount(pairs[:, 0]).max())), None
 
 
 def _matrix(
@@ -247,14 +276,16 @@ def write_nemo_rl(
         rows: how many to write, for a model whose output layer is wider than the vocabulary; the others are empty.
 
     Raises:
-        InputError: W is not of this pair, or ``rows`` is less than ``V_S``.
+        InputError: W is not of this pair, or ``rows`` is less than ``V_S``, or more than could be read again.
     """
     import torch
 
     check_sizes(matrix, student, teacher)
     rows = student.size if rows is None else rows
-    if rows < student.size:
-        raise InputError(f"rows={rows}", f"at least {student.size}, one per student token", "leave it out, or raise it")
+    most = student.size + _spare_rows(student)
+    if not student.size <= rows <= most:
+        expected = f"{student.size} to {most}: one per student token, and some for a padded output layer"
+        raise InputError(f"rows={rows}", expected, "leave it out, or change it")
     shape = (rows, max(matrix.ids.shape[1], 2))
     ids, weights = np.full(shape, -1, dtype=np.int64), np.zeros(shape, dtype=np.float32)
     ids[: matrix.student_size, : matrix.ids.shape[1]] = matrix.ids

@@ -1,5 +1,6 @@
 """Chunks of real tokenizations: tiling, equal bytes, finest possible; gaps; and what happens where texts differ."""
 
+import functools
 import pickle
 import unicodedata
 
@@ -24,8 +25,13 @@ texts = st.text(
 )
 
 
+@functools.cache
+def aligner_of(a: str, b: str, method: str = "spans") -> Aligner:
+    return Aligner(zoo()[a], zoo()[b], method)
+
+
 def chunks_of(a: str, b: str, x: np.ndarray, y: np.ndarray, method: str = "spans") -> list[list[int]]:
-    chunks = Aligner(zoo()[a], zoo()[b], method).align(x, y)
+    chunks = aligner_of(a, b, method).align(x, y)
     assert chunks.dtype == np.int32
     assert chunks.shape[1:] == (4,)
     check_chunks(zoo()[a], zoo()[b], x, y, chunks)

@@ -1,5 +1,6 @@
 import json
 import pickle
+import subprocess
 import warnings
 
 import numpy as np
@@ -8,6 +9,7 @@ from safetensors import safe_open
 
 from nemo_xtoken.alignment.cache import AlignedDocument, AlignmentCache, DamagedShard, Shard, text_digest
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.leftovers import host_name
 
 
 def document(number: int) -> AlignedDocument:
@@ -146,7 +148,9 @@ def test_a_shard_of_another_pair_is_refused(cache):
 
 def test_the_lock_tidies_up_and_sees_what_others_wrote(cache, tmp_path):
     other = AlignmentCache(cache.folder, "abc")
-    stray = cache.folder / ".shard-000009-x.safetensors.abcd.tmp"
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    stray = cache.folder / f".shard-000009-x.safetensors.{host_name()}-{ended.pid}-0123abcd.tmp"
     stray.write_bytes(b"half")
     with cache.lock():
         cache.write([document(50)])

@@ -4,9 +4,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from nemo_xtoken.kernels import source
+from nemo_xtoken.kernels import pair_source, source
 
-#: Of each kernel the variants that runs use: values of its constants.
+#: Of each kernel the variants that runs use: values of its constants, and types of arguments that have several.
 VARIANTS = {
     "softmax_statistics": [{"TEMPERATURE": 1.0}, {"TEMPERATURE": 2.5}],
     "softmax_probabilities": [{"TEMPERATURE": 1.0}, {"TEMPERATURE": 2.5}],
@@ -22,22 +22,48 @@ VARIANTS = {
         {"VALUES": False, "BY_LOGARITHM": False, "MORE": False, "TEMPERATURE": 1.0},
     ],
 }
+PAIR = {"SMALLEST": 2.0**-102, "TEMPERATURE": 1.0, "TABLE": True, "GATHERED": True}
+GRADIENT = {"ENTRIES": 4, "INNER": True, "SOFTCAP": False, "MORE": False}
+VARIANTS |= {
+    "row_statistics": [{"TEMPERATURE": 1.0}, {"TEMPERATURE": 2.5}],
+    "spread_entries": [{"TEMPERATURE": 1.0, "ENTRIES": 16, "BLOCK": 32}],
+    "compare_pairs": [
+        *({**PAIR, "DIRECTION": name} for name in ("forward", "reverse", "js")),
+        {**PAIR, "DIRECTION": "forward", "TABLE": False, "GATHERED": False},
+    ],
+    "chunk_terms": [
+        {"DIRECTION": name, "SMALLEST": 2.0**-102, "NEAREST": -(2.0**-24), "CHAIN": chain, "REST": rest, "BLOCK": 32}
+        for name, chain, rest in (("forward", True, "compared"), ("js", False, "conditioned"))
+    ],
+    "pair_gradient": [
+        {**PAIR, **GRADIENT, "TEACHER": True, "DIRECTION": "forward", "dz": "*bf16"},
+        {**PAIR, **GRADIENT, "TEACHER": True, "DIRECTION": "js", "SOFTCAP": True, "MORE": True, "GATHERED": False},
+        {**PAIR, **GRADIENT, "TEACHER": False, "DIRECTION": "", "TABLE": False, "GATHERED": False, "ENTRIES": 0},
+    ],
+}
+KERNELS = {name: getattr(module, name) for module in (source, pair_source) for name in module.__all__}
+KERNELS.pop("divergence_terms")  # called by kernels
 TYPES = {"mask": "*u8", "slots": "*i32", "source": "*i64", "labels": "*i64"}
+TYPES |= dict.fromkeys(("kinds",), "*u8") | dict.fromkeys(("slots_s", "slots_t", "row_slots"), "*i32")
+LONG = ("first", "first_s", "first_t", "tokens_s", "tokens_t", "chunk", "columns", "starts", "row_starts", "by_row")
+TYPES |= dict.fromkeys(LONG, "*i64")
 CAPABILITY = 80  # the oldest in use; 90 compiles as well
-NUMBERS = ("rows", "x_width", "shared", "width", "valid")
+NUMBERS = ("rows", "x_width", "shared", "width", "valid", "start", "chunks", "width_s", "width_t")
+NUMBERS += ("distinct", "distinct_s", "distinct_t")
 
-for name in source.__all__:
-    kernel = getattr(source, name)
-    for constants in VARIANTS[name]:
+for name, kernel in KERNELS.items():
+    for variant in VARIANTS[name]:
+        constants = {argument: value for argument, value in variant.items() if argument.isupper()}
+        types = {**TYPES, **{argument: value for argument, value in variant.items() if not argument.isupper()}}
         signature = {
             argument: "constexpr"
             if argument.isupper()
             else "i32"
             if argument in NUMBERS
-            else TYPES.get(argument, "*fp32")
+            else types.get(argument, "*fp32")
             for argument in kernel.arg_names
         }
-        made = ASTSource(kernel, signature, constexprs={**constants, "BLOCK": 4096})
+        made = ASTSource(kernel, signature, constexprs={"BLOCK": 4096, **constants})
         compiled = triton.compile(made, target=GPUTarget("cuda", CAPABILITY, 32), options={"num_warps": 8})
         assert compiled.asm["cubin"]
         print(name)

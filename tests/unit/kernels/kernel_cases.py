@@ -13,12 +13,15 @@ from ranks import run_ranks
 from nemo_xtoken.kernels.reference import TorchKernels
 from nemo_xtoken.kernels.tile_kernels import Gather, RowGradient
 from nemo_xtoken.kernels.triton_kernels import INTERPRETED, TritonKernels
+from nemo_xtoken.losses.base import ModelOutput
 from nemo_xtoken.losses.directions import DIRECTIONS
 from nemo_xtoken.losses.nrl import NrlProjectedKL
 from nemo_xtoken.losses.p_kl import ProjectedKL
 from nemo_xtoken.losses.partial_kl import PublishedPartialKL
 from nemo_xtoken.losses.same_tokenizer import SameTokenizerKL
+from nemo_xtoken.objective.terms import cross_tokenizer_loss
 from nemo_xtoken.parallel.exchange import VocabularyExchange
+from nemo_xtoken.parallel.head import OutputHead
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 TORCH, TRITON = TorchKernels(), TritonKernels(block=16)
@@ -142,6 +145,7 @@ def test_gradient_by_the_logits(parts, temperature, width, dtype):
 DIVERGENCES = {
     "forward": ProjectedKL,
     "reverse": lambda exchange: ProjectedKL(exchange, "reverse"),
+    "js": lambda exchange: ProjectedKL(exchange, "js"),
     "top-k": lambda exchange: ProjectedKL(exchange, top_k=5),
     "published": PublishedPartialKL,
     "geometric mean": lambda exchange: NrlProjectedKL(exchange, 5),
@@ -176,7 +180,10 @@ def moved(problem):
         ("top-k", "chain_rule", 1.0),
         ("published", "chain_rule", 1.0),
         ("geometric mean", "first", 1.0),
+        ("reverse", "chain_rule", 2.5),
+        ("js", "chain_rule", 1.0),
         ("same tokenizer", "mean", 1.0),
+        ("same tokenizer", "chain_rule", 1.7),
     ],
 )
 def test_the_whole_objective(name, merge, tau):
@@ -184,6 +191,42 @@ def test_the_whole_objective(name, merge, tau):
     problem = moved(Problem(seed=3, b=1, **sizes))
     wanted = whole(problem, name, merge, tau, TORCH)
     harness.compare(whole(problem, name, merge, tau, TRITON), wanted, 1e-11)
+
+
+@pytest.mark.parametrize(("reach", "empty"), [(1.0, 0.0), (1.0, 0.3), (0.6, 0.0)])
+@pytest.mark.parametrize("name", ["forward", "js"])
+def test_where_a_side_has_nothing_on_rest(name, reach, empty):
+    problem = moved(Problem(seed=5, b=1, reach=reach, empty=empty))
+    wanted = whole(problem, name, "chain_rule", 1.0, TORCH)
+    harness.compare(whole(problem, name, "chain_rule", 1.0, TRITON), wanted, 1e-11)
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_several_teachers_by_logits_and_by_probabilities(softcap):
+    """In one tile, at two temperatures; a student whose logits are scaled and bounded."""
+    problem = moved(Problem(seed=6, b=1, reach=0.7))
+    shard = harness.student_shard(problem)
+    results = []
+    for kernels in (TORCH, TRITON):
+        made = [
+            DIVERGENCES[name](VocabularyExchange.co_sharded(problem.matrix, shard, kernels)).to(DEVICE)
+            for name in ("forward", "js", "top-k", "forward")
+        ]
+        forms = ("chain_rule", 1.0), ("first", 1.7), ("chain_rule", 1.0), ("mean", 1.0)
+        signals = [harness.signal_of(problem, d, *form) for d, form in zip(made, forms, strict=True)]
+        for taken in (signals, signals[:2], signals[1:2], []):
+            hidden = problem.hidden_s.flatten(0, 1).clone().requires_grad_()
+            weight = problem.weight_s.clone().requires_grad_()
+            student = ModelOutput(hidden, OutputHead(weight, shard, scale=0.8, softcap=softcap))
+            labels = problem.batch["student_labels"]
+            weights = [0.5, 0.7, 1.1, 0.3][: len(taken)]
+            terms = cross_tokenizer_loss(student, labels, taken, 0.7, weights, 5, kernels)
+            terms.objective.backward()
+            results.append([terms.objective.detach(), hidden.grad, weight.grad, *(kd.total for kd in terms.kd)])
+    half = len(results) // 2
+    for found, wanted in zip(results[half:], results[:half], strict=True):
+        for a, b in zip(found, wanted, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11 * float(b.abs().max()))
 
 
 def test_extreme_logits():

@@ -4,6 +4,7 @@ Real gloo groups: TP 1, 2, 4 x CP 1, 2, with every loss of the registry, and two
 ranks do not meet in the loss: to it they are micro-batches, whose sums add up.
 """
 
+import functools
 import itertools
 from dataclasses import dataclass
 
@@ -13,15 +14,19 @@ import torch
 import torch.distributed as dist
 from cases import Problem, match_labels, match_spellings, random_classes
 from harness import WEIGHTS, student_shard
+from random_texts import vocabulary
 from ranks import run_ranks
 
+from nemo_xtoken.losses.alm import ChunkLikelihood
 from nemo_xtoken.losses.base import ChunkLossConfig, ModelOutput, TeacherSignal
+from nemo_xtoken.losses.bpm import BytePrefixKL
 from nemo_xtoken.losses.chunks import MERGES
+from nemo_xtoken.losses.csd import CommonSupport, Completions
 from nemo_xtoken.losses.gold import Gold
 from nemo_xtoken.losses.h_kl import HybridKL
 from nemo_xtoken.losses.nrl import NrlGold, NrlHybridKL, nrl_exact_pairs, nrl_relaxed_pairs
 from nemo_xtoken.losses.p_kl import ProjectedKL
-from nemo_xtoken.losses.prefix_kl import PrefixKL, SameClass
+from nemo_xtoken.losses.prefix_kl import HaveClasses, PrefixKL
 from nemo_xtoken.losses.registry import LOSSES
 from nemo_xtoken.losses.same_tokenizer import SameTokenizerKL
 from nemo_xtoken.losses.sorted_l1 import UniversalLogitDistance
@@ -33,26 +38,44 @@ from nemo_xtoken.parallel.exchange import VocabularyExchange
 from nemo_xtoken.parallel.head import OutputHead
 from nemo_xtoken.parallel.ownership import reorder_rows
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
+from nemo_xtoken.projection.byte_prefixes import BytePrefixes
 
 RELATIVE = 1e-5
 RANKS = 8
 SAMPLES, T_S, T_T, V = 4, 16, 20, 29
 TENSOR, CONTEXT, MICRO = (1, 2, 4), (1, 2), (1, 2, 4)
-TILES = (3, 100)
+TILES = (7, 100)
+
+
+class Anything:
+    """Some tokens can follow some two."""
+
+    def key(self, before, last):
+        return before
+
+    def possible(self, before, last):
+        return np.random.default_rng([last, 0 if before is None else before + 1]).random(V) < 0.95
+
+
 KINDS = {
     "p_kl": lambda p, s: ProjectedKL(VocabularyExchange.co_sharded(p.matrix, s)),
     "prefix_kl": lambda p, s: PrefixKL(p.classes, s),
+    "prefix_kl with boundaries": lambda p, s: PrefixKL(p.classes, s, following=(Anything(), Anything())),
     "h_kl": lambda p, s: HybridKL(nrl_exact_pairs(p.matrix), p.matrix, s),
     "gold": lambda p, s: Gold(nrl_exact_pairs(p.matrix), s),
     "uld": lambda p, s: UniversalLogitDistance(s, p.v_t),
     "strict_1to1": lambda p, s: StrictOneToOne(nrl_exact_pairs(p.matrix), s, 4),
+    "csd": lambda p, s: CommonSupport(nrl_exact_pairs(p.matrix), Completions(p.classes, p.lengths), s, 0.6),
+    "bpm": lambda p, s: BytePrefixKL(BytePrefixes(*p.written), s),
+    "alm": lambda p, s: ChunkLikelihood(s, p.v_t, 3.0),
     "same_tokenizer": lambda p, s: SameTokenizerKL(s, p.v_t),
     "nrl_gold": lambda p, s: NrlGold(nrl_exact_pairs(p.matrix), s),
     "nrl_h_kl": lambda p, s: NrlHybridKL(nrl_relaxed_pairs(p.matrix), s),
 }
 #: Of the losses that score some chunks alone.
 SELECTIONS = {
-    "prefix_kl": lambda p: SameClass(p.classes),
+    "prefix_kl": lambda p: HaveClasses(p.classes),
+    "prefix_kl with boundaries": lambda p: HaveClasses(p.classes),
     "strict_1to1": lambda p: ExactPairs(nrl_exact_pairs(p.matrix)),
 }
 
@@ -75,20 +98,27 @@ class Case:
         return Case(self.losses, packed=self.packed, merge=self.merge)
 
 
+def ways():
+    """Every micro-batch packed and not; every tile with either."""
+    return [
+        (micro, packed, TILES[(i + packed) % len(TILES)])
+        for (i, micro), packed in itertools.product(enumerate(MICRO), (False, True))
+    ]
+
+
 def cases():
-    """Every layout with every loss; every micro-batch, packing and tile in every layout; every merge and loss."""
+    """Every layout with every loss; every way with every loss, and in every layout; every merge and loss."""
     layouts = list(itertools.product(TENSOR, CONTEXT))
-    ways = list(itertools.product(MICRO, (False, True), TILES))
     names = [*((name,) for name in KINDS), ("p_kl", "gold"), ("uld", "p_kl")]
     found = []
     for i, (tp, cp) in enumerate(layouts):
         for j, losses in enumerate(names):
-            for k in (0, len(layouts)):  # of the 12 ways every loss meets two in each of 6 layouts
-                micro, packed, tile = ways[(i + j + k) % len(ways)]
-                found.append(Case(losses, tp, cp, micro, packed, tile, MERGES[(i + j) % 3]))
+            micro, packed, tile = ways()[(i + j) % len(ways())]
+            found.append(Case(losses, tp, cp, micro, packed, tile, MERGES[(i + j // len(ways())) % len(MERGES)]))
     return found
 
 
+@functools.cache
 def problem_of(packed):
     """A batch in float32; packed: with documents that end inside of samples, elsewhere on either side."""
     problem = Problem(
@@ -97,6 +127,11 @@ def problem_of(packed):
     match_labels(problem, nrl_exact_pairs(problem.matrix))
     problem.classes = random_classes(np.random.default_rng(2), V)
     assert match_spellings(problem, problem.classes) > 4
+    problem.written = tuple(
+        vocabulary(name, ["".join("abcdefghijkl"[i] for i in row if i >= 0) for row in side.pieces.tolist()])
+        for name, side in (("s", problem.classes.student), ("t", problem.classes.teacher))
+    )
+    problem.lengths = tuple(v.byte_length for v in problem.written)
     problem.starts = None
     if packed:
         rng = np.random.default_rng(1)
@@ -135,7 +170,7 @@ def layout_of(labels, starts, group):
 
 
 def compute(case, tensor=None, context=None):
-    """What this rank contributes: sums, counts, gradients by its samples' hidden states and by its output weight."""
+    """What this rank contributes: sums, counts, gradients of its samples' hidden states and of its output weight."""
     problem = problem_of(case.packed)
     shard = student_shard(problem, tensor)
     weight = problem.weight_s.chunk(case.tp)[shard.rank].clone().requires_grad_()
@@ -191,22 +226,27 @@ def compute(case, tensor=None, context=None):
     }
 
 
-def groups_of(tp, cp):
-    """``(tensor-parallel, context-parallel)`` groups of this rank, the tensor-parallel ranks next to each other."""
+def groups_of(tp, cp, made):
+    """``(tensor-parallel, context-parallel)`` groups of this rank, the tensor-parallel ranks next to each other.
+
+    Args:
+        made: groups by their members, which layouts share.
+    """
     mine = [None, None]
-    rank = dist.get_rank()
     for number, (size, stride) in enumerate(((tp, 1), (cp, tp))):
-        for first in range(RANKS):
+        for first in range(tp * cp):
+            members = tuple(first + i * stride for i in range(size))
             if size > 1 and first // stride % size == 0:
-                members = [first + i * stride for i in range(size)]
-                group = dist.new_group(members)
-                mine[number] = group if rank in members else mine[number]
+                if members not in made:
+                    made[members] = dist.new_group(members)
+                mine[number] = made[members] if dist.get_rank() in members else mine[number]
     return mine
 
 
 def on_rank():
     torch.set_num_threads(1)
-    groups = {(tp, cp): groups_of(tp, cp) for tp in TENSOR for cp in CONTEXT}
+    made = {}
+    groups = {(tp, cp): groups_of(tp, cp, made) for tp in TENSOR for cp in CONTEXT}
     results = []
     for case in cases():
         here = dist.get_rank() < case.tp * case.cp
@@ -220,7 +260,7 @@ def off(found, expected):
 
 @pytest.fixture(scope="module")
 def results():
-    return run_ranks(RANKS, on_rank, timeout=200)
+    return run_ranks(RANKS, on_rank, timeout=500)
 
 
 def differences(case, found, want):
@@ -239,7 +279,9 @@ def differences(case, found, want):
 
 
 def test_the_matrix(results):
-    assert {name for name, loss in LOSSES.items() if loss.context_parallel} == set(KINDS)
+    assert {name for name, loss in LOSSES.items() if loss.context_parallel} | {"prefix_kl with boundaries"} == set(
+        KINDS
+    )
     expected, worst, failed = {}, 0.0, []
     for number, case in enumerate(cases()):
         if case.plain not in expected:
@@ -257,13 +299,20 @@ def test_the_matrix(results):
 
 
 def test_the_matrix_is_whole():
-    """Every layout meets every loss; every loss every way; packed batches have chunks that borders would cut."""
+    """Layouts, losses and ways meet pair by pair; packed batches have chunks that borders would cut."""
     found = cases()
-    assert {(c.tp, c.cp) for c in found} == set(itertools.product(TENSOR, CONTEXT))
+    layouts = set(itertools.product(TENSOR, CONTEXT))
+    assert {(c.micro, c.packed) for c in found} == set(itertools.product(MICRO, (False, True)))
+    assert {(c.micro, c.tile) for c in found} == set(itertools.product(MICRO, TILES))
+    assert {(c.packed, c.tile) for c in found} == set(itertools.product((False, True), TILES))
+    for tp, cp in layouts:
+        assert {(c.micro, c.packed, c.tile) for c in found if (c.tp, c.cp) == (tp, cp)} == set(ways())
+    for way in ways():
+        assert {c.merge for c in found if (c.micro, c.packed, c.tile) == way} == set(MERGES)
     for name in KINDS:
         having = [c for c in found if name in c.losses]
-        assert {(c.tp, c.cp) for c in having} == set(itertools.product(TENSOR, CONTEXT))
-        assert {(c.micro, c.packed, c.tile) for c in having} == set(itertools.product(MICRO, (False, True), TILES))
+        assert {(c.tp, c.cp) for c in having} == layouts
+        assert {(c.micro, c.packed, c.tile) for c in having} == set(ways())
         assert {c.merge for c in having} == set(MERGES)
     for packed in (False, True):
         problem = problem_of(packed)

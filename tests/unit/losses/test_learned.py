@@ -81,8 +81,8 @@ def test_value_and_gradient_equal_the_dense_reference(merge, direction, case):
     problem = Problem(seed=3, **case)
     got, want = ours(problem, merge, direction, 1.5), dense(problem, merge, direction, 1.5)
     close(got[1], want[1], 1e-6, "distillation")  # log W is stored in float32
-    close(got[2], want[2], 1e-6, "gradient by hidden")
-    close(got[3][: problem.v_s], want[3], 1e-6, "gradient by the logits")
+    close(got[2], want[2], 1e-6, "gradient of hidden states")
+    close(got[3][: problem.v_s], want[3], 1e-6, "gradient of the logits of W")
     several = (problem.matrix.ids >= 0).sum(axis=1) > 1
     assert np.abs(got[3][: problem.v_s][several]).max() > 1e-3
     assert not got[3][: problem.v_s][~several].any()

@@ -1,13 +1,21 @@
 """CE + scale * KD: what the scale is, and that a global batch gives the same total however it is cut."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
+from cases import Problem
+from harness import signal_of, student_shard
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.losses.base import LossSum
+from nemo_xtoken.losses.base import LossSum, ModelOutput
+from nemo_xtoken.losses.p_kl import ProjectedKL
 from nemo_xtoken.objective.scale import DynamicScale, ObjectiveConfig, StepCounts, kd_weights
+from nemo_xtoken.objective.terms import cross_tokenizer_loss
+from nemo_xtoken.parallel.exchange import VocabularyExchange
+from nemo_xtoken.parallel.head import OutputHead
+from nemo_xtoken.teachers.output import main_grad_of
 
 
 def sums(total, count):
@@ -95,3 +103,71 @@ def test_teacher_weights_that_there_are_not(kind):
 def test_a_bad_budget_is_refused():
     with pytest.raises(InputError, match="tile_mib=0"):
         ObjectiveConfig(tile_mib=0)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_weights_gradient_goes_to_main_grad_as_megatron_wants_it(tied):
+    """Added to what is there, whatever the micro-batch; autograd has the rest, of a tied embedding."""
+    problem = Problem(seed=2)
+    shard = student_shard(problem)
+    signal = signal_of(problem, ProjectedKL(VocabularyExchange.co_sharded(problem.matrix, shard)), "chain_rule")
+    labels, found = problem.batch["student_labels"], {}
+    for direct in (False, True):
+        hidden = problem.hidden_s.flatten(0, 1).clone().requires_grad_()
+        weight = problem.weight_s.clone().requires_grad_()
+        weight.main_grad, weight.grad_added_to_main_grad = torch.ones_like(weight), False
+        if tied:
+            weight.zero_out_wgrad = True
+        head = OutputHead(weight, shard, main_grad=weight.main_grad if direct else None)
+        terms = cross_tokenizer_loss(ModelOutput(hidden, head), labels, [signal], tile_rows=4)
+        (terms.objective + (3 * weight.sum() if tied else 0)).backward()
+        assert weight.grad_added_to_main_grad is direct
+        if not direct or tied:  # as Megatron's hook of the parameter does
+            weight.main_grad += weight.grad
+        found[direct] = weight.main_grad, hidden.grad
+        with torch.no_grad():  # evaluation leaves it alone
+            before = weight.main_grad.clone()
+            cross_tokenizer_loss(ModelOutput(hidden, head), labels, [signal], tile_rows=4)
+            assert torch.equal(weight.main_grad, before)
+    for a, b in zip(found[True], found[False], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+
+
+class Optimizer:
+    grad_scaler = None
+
+    def scale_loss(self, loss):
+        return loss
+
+
+class Scaling(Optimizer):
+    grad_scaler = 1024.0
+
+
+class Several(Optimizer):
+    def __init__(self, *parts):
+        self.chained_optimizers = parts
+
+
+@pytest.mark.parametrize(
+    ("change", "direct"),
+    [
+        ({}, True),
+        ({"grad_scale_func": Optimizer().scale_loss}, True),
+        ({"grad_scale_func": Several(Optimizer(), Optimizer()).scale_loss}, True),
+        ({"fp16": True}, False),
+        ({"grad_scale_func": Scaling().scale_loss}, False),
+        ({"grad_scale_func": Several(Optimizer(), Scaling()).scale_loss}, False),
+    ],
+)
+def test_where_a_loss_is_scaled_afterwards_autograd_gets_the_gradient(change, direct):
+    weight = torch.zeros(4, 2, dtype=torch.bfloat16, requires_grad=True)
+    assert main_grad_of(weight, torch.bfloat16, SimpleNamespace()) is None  # no Megatron
+    weight.main_grad = torch.zeros(4, 2)
+    config = SimpleNamespace(fp16=False, grad_scale_func=None)
+    vars(config).update(change)
+    assert (main_grad_of(weight, torch.bfloat16, config) is weight.main_grad) == direct
+    assert main_grad_of(weight, torch.float64, config) is None
+    with torch.no_grad():
+        assert main_grad_of(weight, torch.bfloat16, config) is None
+    assert main_grad_of(weight.requires_grad_(False), torch.bfloat16, config) is None

@@ -17,7 +17,7 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.elementwise import ElementwiseDivergence
 from nemo_xtoken.losses.options import DivergenceOptions
 from nemo_xtoken.losses.registry import LOSSES, check_loss, loss_named, register_loss
-from nemo_xtoken.objective.pair_loss import PairLoss, TextBatch
+from nemo_xtoken.objective import CrossTokenizerLoss, TextBatch
 from nemo_xtoken.parallel.exchange import VocabularyExchange
 
 
@@ -129,11 +129,10 @@ def losses_of(name):
     normal = lambda *shape: torch.randn(*shape, generator=random)  # noqa: E731
     hidden = normal(*batch.student_tokens.shape, 5).requires_grad_()
     weights = normal(student.size, 5), normal(teacher.size, 4)
-    loss = PairLoss(student, teacher, *weights, name)
-    terms = loss(batch, hidden, weights[0], normal(*batch.teacher_tokens.shape, 4))
-    terms.objective.backward()
+    loss = CrossTokenizerLoss(student, teacher, name)
+    loss(batch, hidden, normal(*batch.teacher_tokens.shape, 4), *weights).backward()
     assert torch.isfinite(hidden.grad).all()
-    return float(terms.kd[0].total)
+    return float(loss.terms.kd[0].total)
 
 
 def test_a_class_that_python_can_import_is_a_loss(module):

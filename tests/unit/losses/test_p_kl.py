@@ -13,8 +13,8 @@ from ranks import run_ranks
 
 from nemo_xtoken.losses.base import ModelOutput
 from nemo_xtoken.losses.chunks import MERGES
+from nemo_xtoken.losses.directions import bernoulli_kl
 from nemo_xtoken.losses.p_kl import ProjectedKL
-from nemo_xtoken.objective.merge import bernoulli_kl
 from nemo_xtoken.objective.terms import cross_tokenizer_loss
 from nemo_xtoken.parallel.exchange import VocabularyExchange
 from nemo_xtoken.parallel.head import OutputHead

@@ -12,6 +12,9 @@ from tokenizer_zoo import zoo
 
 import nemo_xtoken
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.losses.alm import ChunkLikelihood
+from nemo_xtoken.losses.bpm import BytePrefixKL
+from nemo_xtoken.losses.csd import CommonSupport, Completions
 from nemo_xtoken.losses.directions import DIRECTIONS
 from nemo_xtoken.losses.gold import Gold
 from nemo_xtoken.losses.h_kl import HybridKL
@@ -36,6 +39,7 @@ from nemo_xtoken.parallel.exchange import VocabularyExchange
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 from nemo_xtoken.projection.audit import FINDINGS, audit_coverage
 from nemo_xtoken.projection.build import build_projection
+from nemo_xtoken.projection.byte_prefixes import BytePrefixes
 from nemo_xtoken.projection.prefixes import PrefixClasses
 
 
@@ -62,13 +66,18 @@ def test_every_name_gives_its_loss(name):
     student_vocabulary, teacher_vocabulary = zoo()["llama"], zoo()[teacher]
     matrix = build_projection(student_vocabulary, teacher_vocabulary)
     strict = CommonSet.strict(student_vocabulary, teacher_vocabulary)
+    classes = PrefixClasses.of(student_vocabulary, teacher_vocabulary)
+    completions = Completions(classes, (student_vocabulary.byte_length, teacher_vocabulary.byte_length))
     want = {
         "p_kl": lambda: ProjectedKL(VocabularyExchange.co_sharded(matrix, shard)),
-        "prefix_kl": lambda: PrefixKL(PrefixClasses.of(student_vocabulary, teacher_vocabulary), shard),
+        "prefix_kl": lambda: PrefixKL(classes, shard),
         "h_kl": lambda: HybridKL(strict, matrix, shard, partial_kl="rest"),
         "gold": lambda: Gold(strict, shard, partial_kl="paper"),
         "uld": lambda: UniversalLogitDistance(shard, teacher_size),
         "strict_1to1": lambda: StrictOneToOne(strict, shard, 16),
+        "csd": lambda: CommonSupport(strict, completions, shard),
+        "bpm": lambda: BytePrefixKL(BytePrefixes(student_vocabulary, teacher_vocabulary), shard),
+        "alm": lambda: ChunkLikelihood(shard, teacher_vocabulary.size, 100.0),
         "same_tokenizer": lambda: SameTokenizerKL(shard, teacher_size),
         "nrl_p_kl": lambda: NrlProjectedKL(VocabularyExchange.co_sharded(matrix, shard)),
         "nrl_gold": lambda: NrlGold(nrl_exact_pairs(matrix), shard),
@@ -81,6 +90,9 @@ def test_every_name_gives_its_loss(name):
         assert loss.top_k == want.top_k
         return
     p = probabilities(sizes)
+    if name in ("csd", "bpm", "alm"):  # all is in the rows and their labels
+        assert not compared(loss, *p)[0].any()
+        return
     value, gradient = compared(loss, *p)
     want_value, want_gradient = compared(want, *p)
     along = name == "prefix_kl"  # has a metric of what the pieces add
@@ -143,7 +155,7 @@ def test_settings_that_the_public_losses_do_not_have_are_refused():
     for name, option in (
         ("nrl_gold", {"top_k": 5}),
         ("nrl_h_kl", {"top_k": 5}),
-        ("nrl_p_kl", {"direction": "reverse"}),
+        ("nrl_p_kl", {"partial_kl": "rest"}),
         ("nrl_gold", {"partial_kl": "rest"}),
     ):
         with pytest.raises(InputError, match=f"with loss={name}"):
@@ -187,7 +199,8 @@ def test_the_default_takes_any_pair_and_needs_no_w(teacher):
 @pytest.mark.parametrize("name", ["pkl", "", "P_KL", "kl"])
 def test_an_unknown_name_is_answered_with_the_right_ones(name):
     with pytest.raises(
-        InputError, match="auto, or one of p_kl, prefix_kl, h_kl, gold, uld, strict_1to1, same_tokenizer, nrl_p_kl"
+        InputError,
+        match="auto, or one of p_kl, prefix_kl, h_kl, gold, uld, strict_1to1, csd, bpm, alm, same_tokenizer, nrl_p_kl",
     ):
         made(name)
 
@@ -215,6 +228,8 @@ def test_an_option_that_a_loss_does_not_have_is_refused(name, options, message):
         ({"partial_kl": "closed"}, "partial_kl='closed'"),
         ({"sorted_cap": 0}, "sorted_cap=0"),
         ({"top_k": 0}, "top_k=0"),
+        ({"beta": -1.0}, "beta=-1"),
+        ({"power": 0.5}, "power=0.5"),
     ],
 )
 def test_bad_options_are_refused(options, message):

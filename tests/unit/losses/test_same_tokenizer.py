@@ -1,5 +1,7 @@
 """The plain KL per position: against torch's own, and with output layers of different padding over ranks."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -10,11 +12,16 @@ from harness import compare, compare_ranks, compared, gradcheck, logit_gradient,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranks import run_ranks
+from tokenizer_zoo import zoo
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.chunks import MERGES
+from nemo_xtoken.losses.pair import VocabularyPair
+from nemo_xtoken.losses.registry import resolve_loss
 from nemo_xtoken.losses.same_tokenizer import SameTokenizerKL
+from nemo_xtoken.objective import CrossTokenizerLoss, TextBatch
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
+from nemo_xtoken.vocab import Vocabulary
 
 PADS = [(32, 32), (32, 48), (48, 32)]  # the student's and the teacher's
 
@@ -99,6 +106,109 @@ def test_extreme_logits_stay_finite(direction):
             assert np.isfinite(value).all()
 
 
-def test_vocabularies_of_different_sizes_are_refused():
-    with pytest.raises(InputError, match="a student of 29 and a teacher of 30"):
-        SameTokenizerKL(VocabularyShard(29, 32), 30)
+MORE = [(29, 30), (29, 32), (29, 37), (30, 29), (32, 29)]  # tokens of the student and of the teacher
+
+
+def other_sizes(sizes, direction="forward", group=None):
+    """Labels and chunks are of the tokens that both have."""
+    problem = same_problem((32, 48))
+    problem.v_s, problem.v_t = sizes
+    return problem, lambda merge, tau=1.0: ours(problem, make_of(direction, sizes[1]), merge, tau, group=group)
+
+
+def dense_of(direction, sizes):
+    """The teacher's tokens that the student lacks are out of its softmax; those that it lacks have probability 0."""
+
+    def divergence(p_s, p_t):
+        own, alone = p_s[: min(sizes)], p_s[min(sizes) :].sum()
+        if direction != "js":
+            return DIRECTIONS[direction](p_t, own)
+        return DIRECTIONS["js"](p_t, own) + alone * math.log(2) / 2
+
+    return divergence
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("sizes", MORE)
+def test_one_side_may_have_more_tokens_behind_the_others(sizes, direction):
+    if direction == "reverse" and sizes[0] > sizes[1]:
+        with pytest.raises(InputError, match="infinite"):
+            SameTokenizerKL(VocabularyShard(sizes[0], 32), sizes[1], direction)
+        return
+    _, got = other_sizes(sizes, direction)
+    dense, _ = other_sizes((sizes[0], min(sizes)), direction)
+    for merge in MERGES:
+        compare(got(merge, 1.7), reference(dense, dense_of(direction, sizes), merge, 1.7), 1e-9)
+
+
+def more_on_rank():
+    return [other_sizes(sizes, group=dist.group.WORLD)[1]("chain_rule") for sizes in MORE]
+
+
+def test_more_tokens_over_ranks():
+    results = run_ranks(2, more_on_rank)
+    for i, sizes in enumerate(MORE):
+        compare_ranks([result[i] for result in results], other_sizes(sizes)[1]("chain_rule"), 1e-9)
+
+
+def with_more(side, texts, roles, **ids):
+    """A vocabulary with more tokens behind the others; texts None: no text."""
+    return Vocabulary(
+        name="more",
+        behaviour="more",
+        token_bytes=[*side.token_bytes, *texts],
+        roles=side.roles | {side.size + i: role for i, role in enumerate(roles) if role},
+        encoder=side.__dict__["_encoder"],
+        adds_bos=side.adds_bos,
+        **({"bos_id": side.bos_id, "eos_id": side.eos_id, "pad_id": side.pad_id} | ids),
+    )
+
+
+@pytest.mark.parametrize(
+    ("texts", "roles", "ids", "one"),
+    [
+        ([None], ["pad"], lambda n: {"pad_id": n}, True),
+        ([None] * 3, ["special:<|a|>", None, "special:<|b|>"], lambda n: {}, True),  # with a gap between
+        ([None] * 2, ["pad", "special:<|tool|>"], lambda n: {"pad_id": n}, True),
+        ([None], ["eos"], lambda n: {"eos_id": n}, False),  # ends what it says by another token
+        ([None], ["eot"], lambda n: {}, False),  # which the other has under another id
+        ([b"<think>"], [None], lambda n: {}, False),  # a text that the other cuts
+    ],
+)
+def test_what_may_be_more(texts, roles, ids, one):
+    side = zoo()["llama"]
+    more = with_more(side, texts, roles, **ids(side.size))
+    for student, teacher in ((side, more), (more, side)):
+        pair = VocabularyPair(student, teacher)
+        if one:
+            SameTokenizerKL.check(pair, {})
+        else:
+            with pytest.raises(InputError, match="tokens differ"):
+                SameTokenizerKL.check(pair, {})
+        assert (resolve_loss("auto", student, teacher) == "same_tokenizer") is one
+    changed = with_more(side, [None], ["pad"])
+    changed.token_bytes[300] = b"another"
+    with pytest.raises(InputError, match="tokens differ"):
+        SameTokenizerKL.check(VocabularyPair(side, changed), {})
+
+
+@pytest.mark.parametrize("larger", ["student", "teacher"])
+def test_a_text_of_two_models_of_which_one_has_a_padding_token_more(larger):
+    side = zoo()["llama"]
+    more = with_more(side, [None], ["pad"], pad_id=side.size)
+    student, teacher = (more, side) if larger == "student" else (side, more)
+    batch = TextBatch.of(["In 201 BC 37 elephants crossed the Alps."], student, teacher)
+    random = torch.Generator().manual_seed(0)
+    weight = torch.randn(more.size, 5, generator=random)
+    hidden = torch.randn(*batch.student_tokens.shape, 5, generator=random).requires_grad_()
+    weights = weight[: student.size], weight[: teacher.size]
+    loss = CrossTokenizerLoss(student, teacher, "same_tokenizer")
+    objective = loss(batch, hidden, hidden.detach(), *weights)
+    (kd,) = loss.terms.kd
+    assert kd.count == len(batch.chunks) > 20
+    objective.backward()
+    if larger == "teacher":  # the models are one, without that token
+        assert float(kd.total.detach()) == pytest.approx(0, abs=1e-4)
+    else:
+        assert float(kd.total.detach()) > 0
+    assert torch.isfinite(hidden.grad).all()

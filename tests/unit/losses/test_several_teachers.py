@@ -51,7 +51,7 @@ def divergences(found, shard):
 
 
 def one_pass(which, ce_weight=1.0, group=None, statistic=None, tile_rows=4):
-    """(sums, gradient by hidden, gradient by weight) with the teachers of these numbers."""
+    """(sums, gradients of hidden states and of the weight) with the teachers of these numbers."""
     found = problems()
     ranks, rank = (1, 0) if group is None else (dist.get_world_size(group), dist.get_rank(group))
     shard = student_shard(found[0], group)
@@ -92,9 +92,9 @@ def test_one_pass_is_the_sum_of_separate_passes(which, ranks):
         close(sums["objective"], sum(a[0]["objective"] for a in alone), 1e-10, "objective")
         for n, (found, *_) in zip(which, alone[1:], strict=True):
             close(sums[f"kd{n}"], found[f"kd{n}"], 1e-10, f"teacher {n}")
-        close(by_hidden, sum(a[1] for a in alone), 1e-10, "gradient by hidden")
+        close(by_hidden, sum(a[1] for a in alone), 1e-10, "gradient of hidden states")
     whole = torch.cat([torch.as_tensor(r[2]) for r in results])
-    close(whole, sum(a[2] for a in alone), 1e-10, "gradient by weight")
+    close(whole, sum(a[2] for a in alone), 1e-10, "gradient of the weight")
 
 
 @pytest.mark.parametrize("name", STATISTICS)

@@ -75,11 +75,11 @@ def test_never_negative_and_within_its_bound_of_the_exact_distance(seed, cap, sc
     assert (exact[0] <= capped[0] + capped[1] + 1e-12).all()
 
 
-def ties(group=None):
+def ties(dtype, group=None):
     """Values of a coarse grid, so that most are tied, across ranks and inside."""
     random = torch.Generator().manual_seed(3)
-    p_s = torch.randint(0, 3, (6, 24), generator=random).double() / 16
-    p_t = torch.randint(0, 3, (6, 32), generator=random).double() / 16
+    p_s = torch.randint(0, 3, (6, 24), generator=random).to(dtype) / 16
+    p_t = torch.randint(0, 3, (6, 32), generator=random).to(dtype) / 16
     p_s[:, 21:], p_t[:, 30:] = 0, 0  # padding
     tokens_s, tokens_t = np.arange(21) % 5 != 2, np.arange(30) % 3 != 0
     ranks, rank = (1, 0) if group is None else (dist.get_world_size(group), dist.get_rank(group))
@@ -91,14 +91,18 @@ def ties(group=None):
     return out
 
 
-def ties_on_rank():
-    return ties(dist.group.WORLD)
+def ties_on_rank(dtype):
+    return ties(dtype, dist.group.WORLD)
 
 
-def test_ties_go_to_the_smaller_id_in_every_layout():
-    alone = ties()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ties_go_to_the_smaller_id_in_every_layout(dtype):
+    alone = ties(dtype)
+    for (value, gradient), (expected, slope) in zip(alone, ties(torch.float64), strict=True):
+        assert (value == expected).all()
+        assert (gradient == slope).all()
     for ranks in (2, 4):
-        results = run_ranks(ranks, ties_on_rank)
+        results = run_ranks(ranks, ties_on_rank, dtype)
         for i, (value, gradient) in enumerate(alone):
             for result in results:
                 assert (result[i][0] == value).all()

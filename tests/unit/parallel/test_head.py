@@ -7,7 +7,7 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.base import ModelOutput
 from nemo_xtoken.objective.terms import cross_tokenizer_loss
 from nemo_xtoken.parallel import head as module
-from nemo_xtoken.parallel.head import FreeLogits, OutputHead
+from nemo_xtoken.parallel.head import FreeLogits, OutputHead, bf16_factors
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 
 KINDS = [{}, {"scale": 0.3}, {"softcap": 2.0}, {"scale": 1.7, "softcap": 3.0}]
@@ -37,7 +37,7 @@ def test_logits_and_their_derivative(kind):
     dz[:, :10] = torch.randn(5, 10, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     want.backward(dz[:, :10])
     g_weight = torch.ones_like(weight)  # it adds up
-    g_hidden = head.backward(dz.clone(), head.slope(z), hidden, g_weight)
+    g_hidden = head.backward(head.by_product(dz.clone(), head.slope(z)), hidden, g_weight)
     torch.testing.assert_close(g_hidden, leaves[0].grad)
     torch.testing.assert_close(g_weight - 1, leaves[1].grad)
     assert (g_weight[10:] == 1).all()
@@ -63,12 +63,39 @@ def test_bf16_is_summed_in_float32(monkeypatch):
     z = head.logits(hidden)
     assert z.dtype == torch.float32
     torch.testing.assert_close(z, hidden.float() @ weight.float().t(), rtol=1e-6, atol=1e-6)
-    dz = torch.randn(5, 12, generator=torch.Generator().manual_seed(1))
+    dz = torch.randn(5, 12, generator=torch.Generator().manual_seed(1)).bfloat16().float()  # fast units round it so
     g_weight = torch.zeros(12, 4)
-    g_hidden = head.backward(dz.clone(), None, hidden, g_weight)
+    g_hidden = head.backward(head.by_product(dz.clone(), None), hidden, g_weight)
     assert g_hidden.dtype == torch.float32
     torch.testing.assert_close(g_hidden, dz @ weight.float(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(g_weight, dz.t() @ hidden.float(), rtol=1e-5, atol=1e-5)
+
+
+def products_may_take(dtype):
+    """Whether oneDNN may take the factors of float32's products as that type."""
+    return getattr(torch.backends.mkldnn, "fp32_precision", None) == dtype
+
+
+def test_only_products_of_bf16_may_take_bf16_and_only_meanwhile(monkeypatch):
+    """Float32's own stay float32's; what PyTorch was set to comes back, also after an error."""
+    if not hasattr(torch.backends.mkldnn, "matmul"):
+        pytest.skip("before PyTorch 2.9 there is no such setting")
+    asked, mm = [], torch.mm
+
+    def watched(*arguments):
+        asked.append(products_may_take("bf16"))
+        return mm(*arguments)
+
+    monkeypatch.setattr(torch, "mm", watched)
+    before = torch.backends.mkldnn.fp32_precision
+    for dtype, may in ((torch.bfloat16, True), (torch.float32, False), (torch.float64, False)):
+        hidden, weight = tensors(dtype)
+        asked.clear()
+        OutputHead(weight, VocabularyShard(12, 12)).logits(hidden)
+        assert asked == [may]
+    with pytest.raises(RuntimeError), bf16_factors(torch.bfloat16):
+        raise RuntimeError
+    assert torch.backends.mkldnn.fp32_precision == before
 
 
 def test_gradients_come_back_in_the_types_of_their_tensors():

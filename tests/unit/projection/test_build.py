@@ -41,7 +41,7 @@ def row(matrix, s):
 def test_the_numbers_of_the_design():
     teacher = spelled(list("0123456789"))
     student = spelled(["7", "20", "201", "2019", "20190", "11"], "s")
-    matrix = build_projection(student, teacher)
+    matrix = build_projection(student, teacher, ProjectionRule.named("whole"))
     assert row(matrix, 0) == {7: 1.0}
     for s, want in (
         (1, [0.90909, 0.09091]),
@@ -55,8 +55,13 @@ def test_the_numbers_of_the_design():
     assert matrix.coverage == {"exact": 1, "multi": 4, "truncated": 0, "empty": 1, "reached": 5}
 
 
-def test_overflow_truncate_keeps_the_first_pieces():
-    matrix = build_projection(spelled(["20190"], "s"), spelled(list("0123456789")), ProjectionRule(overflow="truncate"))
+def test_a_longer_token_keeps_its_first_pieces():
+    """As in the code of the paper's authors; only the rule "whole" leaves its row empty."""
+    pair = spelled(["20190"], "s"), spelled(list("0123456789"))
+    matrix = build_projection(*pair, ProjectionRule.named("paper"))
+    assert matrix.coverage["truncated"] == 1
+    whole = build_projection(*pair, ProjectionRule.named("whole"))
+    assert (row(whole, 0), whole.coverage["empty"]) == ({}, 1)
     np.testing.assert_allclose(
         [row(matrix, 0)[d] for d in (2, 0, 1, 9)], [0.90009, 0.09001, 0.009, 0.0009], atol=5.1e-6
     )
@@ -153,13 +158,13 @@ def test_load_or_build_builds_once_and_repairs_its_cache(tmp_path, monkeypatch):
 def test_prefix_gives_the_first_teacher_token_of_every_text(names):
     """All weight on the first piece: `W^T p_S` is the distribution of the first teacher token of the student's text."""
     student, teacher = (zoo()[name] for name in names)
-    paper, truncated = build_projection(student, teacher), ProjectionRule(overflow="truncate")
+    whole = build_projection(student, teacher, ProjectionRule.named("whole"))
     prefix = build_projection(student, teacher, ProjectionRule.named("prefix"))
     assert prefix.ids.shape == (student.size, 1)
     assert set(np.unique(prefix.weights)) <= {0.0, 1.0}
-    cut = build_projection(student, teacher, truncated)
+    cut = build_projection(student, teacher)
     np.testing.assert_array_equal(prefix.ids[:, 0], cut.ids[:, 0])  # pieces are stored in order
-    assert not (prefix.empty_rows & ~paper.empty_rows).any()
+    assert not (prefix.empty_rows & ~whole.empty_rows).any()
     for s in np.flatnonzero(~prefix.empty_rows):
         if student.token_bytes[s] is not None:
             assert student.token_bytes[s].startswith(teacher.token_bytes[prefix.ids[s, 0]])
@@ -172,12 +177,13 @@ def test_a_long_token_has_a_first_piece():
 
 
 def test_rules_by_name():
-    assert ProjectionRule.named("paper") == ProjectionRule()
-    assert ProjectionRule.named("prefix") == ProjectionRule(gamma=0.0, overflow="truncate")
-    assert ProjectionRule.named("prefix", overflow="empty", max_pieces=2) == ProjectionRule(gamma=0.0, max_pieces=2)
+    assert ProjectionRule.named("paper") == ProjectionRule() == ProjectionRule(0.9, 0.1, 4, "truncate")
+    assert ProjectionRule.named("prefix") == ProjectionRule(gamma=0.0)
+    assert ProjectionRule.named("whole") == ProjectionRule(overflow="empty")
+    assert ProjectionRule.named("prefix", overflow="empty").overflow == "empty"
     assert (ProjectionRule().width, ProjectionRule(gamma=0).width) == (4, 1)
     with pytest.raises(InputError, match="a rule for W named 'first'") as error:
         ProjectionRule.named("first")
-    assert "paper, prefix" in error.value.expected
+    assert "paper, prefix, whole" in error.value.expected
     with pytest.raises(InputError, match="gamma"):
         ProjectionRule.named("paper", gamma=3)

@@ -22,18 +22,18 @@ def test_a_matrix_equals_itself_whatever_its_width(pair):
 
 def test_rows_added_removed_and_changed():
     pair = zoo()["qwen"], zoo()["sp_bpe"]  # has tokens of more than four pieces
-    paper, prefix = (build_projection(*pair, ProjectionRule.named(name)) for name in ("paper", "prefix"))
-    difference = compare(paper, prefix)
-    np.testing.assert_array_equal(difference.added, np.flatnonzero(paper.empty_rows & ~prefix.empty_rows))
+    whole, prefix = (build_projection(*pair, ProjectionRule.named(name)) for name in ("whole", "prefix"))
+    difference = compare(whole, prefix)
+    np.testing.assert_array_equal(difference.added, np.flatnonzero(whole.empty_rows & ~prefix.empty_rows))
     assert len(difference.added)
     assert not len(difference.removed)
-    np.testing.assert_array_equal(compare(prefix, paper).removed, difference.added)
-    several = np.flatnonzero((paper.ids >= 0).sum(1) > 1)
+    np.testing.assert_array_equal(compare(prefix, whole).removed, difference.added)
+    several = np.flatnonzero((whole.ids >= 0).sum(1) > 1)
     assert set(difference.changed) == set(several)
     distances = difference.distances[difference.changed]
     assert (np.diff(distances) <= 0).all()
-    np.testing.assert_allclose(distances, 1 - paper.weights[difference.changed].max(1), atol=1e-6)
-    assert not len(compare(paper, prefix, tolerance=0.2).changed)
+    np.testing.assert_allclose(distances, 1 - whole.weights[difference.changed].max(1), atol=1e-6)
+    assert not len(compare(whole, prefix, tolerance=0.2).changed)
 
 
 def test_it_reads_with_tokenizers_and_without(pair):

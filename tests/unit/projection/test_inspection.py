@@ -112,8 +112,9 @@ def test_weights_that_moved_between_own_pieces_are_no_junk(pair):
 
 def test_first_pieces_of_long_tokens_are_their_own(pair):
     student, teacher = zoo()["qwen"], zoo()["sp_bpe"]
-    cut = build_projection(student, teacher, ProjectionRule(overflow="truncate"))
-    told = unexpected_weights(dataclasses.replace(cut, rule={}), student, teacher)
+    cut = build_projection(student, teacher, ProjectionRule.named("paper"))
+    whole = dataclasses.asdict(ProjectionRule.named("whole"))
+    told = unexpected_weights(dataclasses.replace(cut, rule=whole), student, teacher)
     assert told["filled"] == cut.coverage["truncated"] > 0
     assert told["stray"] == 0
 

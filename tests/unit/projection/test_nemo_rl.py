@@ -69,9 +69,19 @@ def test_what_is_written_is_what_their_loss_reads(pair, tmp_path):
     assert read_nemo_rl(tmp_path / "w.pt", *pair)[1].warnings() == []
 
 
-def test_too_few_rows_are_refused(pair, paper, tmp_path):
-    with pytest.raises(InputError, match="rows=3"):
-        write_nemo_rl(paper, tmp_path / "w.pt", *pair, rows=3)
+@pytest.mark.parametrize("rows", [3, 0, -1, 10**6, 10**14, 10**30])
+def test_too_few_and_too_many_rows_are_refused(pair, paper, tmp_path, rows):
+    with pytest.raises(InputError, match=f"rows={rows}"):
+        write_nemo_rl(paper, tmp_path / "w.pt", *pair, rows=rows)
+    assert not list(tmp_path.iterdir())
+
+
+def test_as_many_rows_as_are_read_again_can_be_written(pair, paper, tmp_path):
+    write_nemo_rl(paper, tmp_path / "w.pt", *pair, rows=pair[0].size + 4096)
+    assert np.array_equal(read_nemo_rl(tmp_path / "w.pt", *pair)[0].ids[:, 0], paper.ids[:, 0])
+
+
+def test_w_of_another_pair_is_not_written(pair, paper, tmp_path):
     with pytest.raises(InputError, match="W of"):
         write_nemo_rl(paper, tmp_path / "w.pt", pair[1], pair[0])
     assert not list(tmp_path.iterdir())
@@ -207,3 +217,16 @@ def test_either_kind_of_file_by_its_ending(pair, paper, tmp_path):
     assert none is None
     assert report is not None
     assert compare(ours, theirs, 0.005).same
+
+
+def test_the_slots_are_kept_as_they_are(pair, tmp_path):
+    """The losses of NeMo-RL tell an exact row by an empty second slot, which rows of ours do not have."""
+    student, teacher = pair
+    ids = np.full((student.size + 8, 3), -1)
+    weights = np.zeros((student.size + 8, 3))
+    ids[5], weights[5] = [7, 7, teacher.size + 1], [0.5, 0.25, 0.25]
+    ids[6], weights[6] = [3, 4, -1], [1.0, 0.0, 0.0]
+    matrix, _ = read_nemo_rl(save(tmp_path / "w.pt", ids, weights), student, teacher)
+    assert matrix.raw.ids.shape == (student.size, 3)
+    assert (matrix.raw.ids[5].tolist(), matrix.raw.weights[5].tolist()) == ([7, 7, -1], [0.5, 0.25, 0.0])
+    assert (matrix.raw.ids[6].tolist(), matrix.raw.weights[6].tolist()) == ([3, 4, -1], [1.0, 0.0, 0.0])

@@ -1,0 +1,202 @@
+"""What the passes over a pair of tiles of logits do, where kernels have them: see ``TileKernels.pairs``.
+
+A probability is never kept: each pass makes it anew from the logit and its row's normaliser.  The passes over the tiles
+are three (statistics of the rows, the comparison, the gradient), whatever the divergence, as long as it is one of
+`losses.directions` between columns that W brings together.  The way by probabilities, ``TileKernels``, is the
+reference.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+__all__ = [
+    "STUDENT_ENTRIES",
+    "STUDENT_OWN",
+    "STUDENT_REST",
+    "STUDENT_TABLE",
+    "TEACHER_OWN",
+    "TEACHER_REST",
+    "TEACHER_TABLE",
+    "ColumnPlan",
+    "PairKernels",
+    "PairRows",
+    "TileLogits",
+]
+
+#: Bits of ``ColumnPlan.kinds``: a side's own probability counts in the column of the same number; a value of its table
+#: does; the column's own probability counts in REST; it counts in other columns, by the entries of its row of W.
+STUDENT_OWN, TEACHER_OWN, STUDENT_TABLE, TEACHER_TABLE, STUDENT_REST, TEACHER_REST, STUDENT_ENTRIES = (
+    1 << bit for bit in range(7)
+)
+
+
+class TileLogits(NamedTuple):
+    """One side of a tile at a temperature.
+
+    Attributes:
+        z: ``[n, V/tp]`` logits, this rank's columns, -inf in padding.
+        norms: ``[n]``, the log-normaliser over all ranks.
+        log_p: ``[n]``, log-probabilities of the labels.
+        labels: int64 ``[n]``, over all ranks' columns; the first of this rank's is ``start``.
+        valid: columns before the padding.
+    """
+
+    z: Tensor
+    norms: Tensor
+    log_p: Tensor
+    labels: Tensor
+    start: int
+    valid: int
+
+
+class PairRows(NamedTuple):
+    """The chunks of a tile on one side: as in ``ScoredRows``; ``chunk`` is of the rows."""
+
+    first: Tensor
+    tokens: Tensor
+    chunk: Tensor
+
+
+@dataclass(frozen=True)
+class ColumnPlan:
+    """How two sides' columns are brought together, and how the gradient finds its way back.
+
+    Attributes:
+        direction: name of a direction of `losses.directions`.
+        rest: what lies in no column: ``compared``, a class of its own; ``conditioned``, the teacher is conditioned on
+            the columns, weighted by their mass; ``open``, left out.
+        kinds: uint8 ``[wider of both]``.
+        slots_s, slots_t: int32 ``[V_T/tp]``, the place of a column in either side's table.
+        row_slots: int32 ``[V_S/tp]``, the number of a student column with entries.
+        row_starts: int64, where the entries of each begin; one more at the end.
+        weights, by_row: of the entries, ``[E]``; the place in the table of slopes of each.
+        entries: the most that a column has.
+    """
+
+    direction: str
+    rest: str
+    kinds: Tensor
+    slots_s: Tensor
+    slots_t: Tensor
+    row_slots: Tensor
+    row_starts: Tensor
+    weights: Tensor
+    by_row: Tensor
+    entries: int
+
+
+class PairKernels(ABC):
+    """One implementation of the passes."""
+
+    @abstractmethod
+    def statistics(
+        self, z: Tensor, labels: Tensor, start: int, valid: int, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """``(log-normaliser over this rank's columns [n], logits of the labels by the temperature [n], 0 elsewhere)``.
+
+        Args:
+            z: ``[n, V/tp]``; left as it is.
+            labels: int64 ``[n]``; this rank's are from ``start`` on.
+        """
+
+    @abstractmethod
+    def spread(
+        self,
+        side: TileLogits,
+        first: Tensor,
+        columns: Tensor,
+        weights: Tensor,
+        starts: Tensor,
+        temperature: float,
+    ) -> Tensor:
+        """``[k, d]``, sums of weighted probabilities at the rows ``first [k]``.
+
+        Args:
+            columns, weights: ``[E]``, of the entries, token after token.
+            starts: int64 ``[d + 1]``, where each token's begin.
+        """
+
+    @abstractmethod
+    def compare(
+        self,
+        plan: ColumnPlan,
+        sides: tuple[TileLogits, TileLogits],
+        rows: tuple[PairRows, PairRows],
+        tables: tuple[Tensor, Tensor | None],
+        temperature: float,
+    ) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            tables: ``[k, d_S]`` and ``[k, d_T]``, what is added to columns that have a slot; None: none has.
+
+        Returns:
+            ``([4, k]: this rank's part of the divergence, of sum_v q * slope, of the teacher's and of the student's
+            mass in REST; [k, d_S]: the slopes with respect to q where the student's table has a part)``.
+        """
+
+    @abstractmethod
+    def chunk_terms(
+        self,
+        plan: ColumnPlan,
+        sides: tuple[TileLogits, TileLogits],
+        rows: tuple[PairRows, PairRows],
+        sums: Tensor,
+        weight: Tensor,
+        chain_rule: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            sums: ``[4, k]``, of :meth:`compare`, over all ranks.
+            weight: scalar, of the divergence in the objective.
+            chain_rule: whether the later tokens of a chunk count as ``objective.merge`` says.
+
+        Returns:
+            ``([3, k]: each chunk's term, the teacher's and the student's mass in REST; [4, k], for the gradient: the
+            coefficient of the divergence, that of REST's slope, the sum of dL/dlog p, the derivative by log p of each
+            later label)``.
+        """
+
+    @abstractmethod
+    def gradient(
+        self,
+        student: TileLogits,
+        temperature: float,
+        settings: Tensor,
+        dz: Tensor,
+        *,
+        more: bool,
+        softcap: bool = False,
+        inner: Tensor | None = None,
+        pair: "PairGradient | None" = None,
+    ) -> None:
+        """Writes the objective's derivative with respect to the product of hidden states and output weight to ``dz``.
+
+        Args:
+            settings: ``[3]``: its derivative with respect to each label's log-probability, of what is no chunk's; the
+                logits' scale and their softcap, see ``OutputHead``; 1 where they are not this function's business.
+            dz: ``[n, V_S/tp]`` in any type; may be ``student.z``.
+            more: add to what is there.
+            softcap: the logits have one.
+            inner: ``[n]``, the sum over the whole vocabulary of derivatives with respect to log p that the caller adds.
+            pair: the part of a teacher.
+        """
+
+
+@dataclass(frozen=True)
+class PairGradient:
+    """What :meth:`PairKernels.gradient` needs of a teacher.
+
+    Attributes:
+        by_chunk: ``[4, k]``, of :meth:`PairKernels.chunk_terms`.
+        slopes: ``[k, d]``, at the tokens of this rank's entries.
+    """
+
+    plan: ColumnPlan
+    teacher: TileLogits
+    rows: tuple[PairRows, PairRows]
+    tables: tuple[Tensor, Tensor | None]
+    by_chunk: Tensor
+    slopes: Tensor

@@ -1,0 +1,158 @@
+"""The passes over a pair of tiles by Triton; see `PairKernels`."""
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from nemo_xtoken.kernels import pair_source
+from nemo_xtoken.kernels.pair_kernels import ColumnPlan, PairGradient, PairKernels, PairRows, TileLogits
+from nemo_xtoken.kernels.tile_kernels import smallest
+
+__all__ = ["TritonPairs"]
+
+#: Chunks of a program that goes over chunks, and the entries of W that it takes at a time.
+CHUNKS, ENTRIES = 32, 16
+
+
+class TritonPairs(PairKernels):
+    """Kernels for a GPU.
+
+    Args:
+        block: columns that a program takes at a time, a power of 2.
+    """
+
+    def __init__(self, block: int = 4096) -> None:
+        self.block = block
+
+    def statistics(
+        self, z: Tensor, labels: Tensor, start: int, valid: int, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        out = z.new_empty((2, z.shape[0]))
+        self.launch(
+            pair_source.row_statistics, (z.shape[0],), z, labels, out[0], out[1], start, valid, z.shape[1],
+            TEMPERATURE=temperature, BLOCK=self.block,
+        )  # fmt: skip
+        return out[0], out[1]
+
+    def spread(
+        self,
+        side: TileLogits,
+        first: Tensor,
+        columns: Tensor,
+        weights: Tensor,
+        starts: Tensor,
+        temperature: float,
+    ) -> Tensor:
+        k, tokens = first.numel(), starts.numel() - 1
+        table = side.z.new_empty((k, tokens))
+        self.launch(
+            pair_source.spread_entries, (tokens, triton.cdiv(k, CHUNKS)), side.z, side.norms, first, columns, weights,
+            starts, table, k, side.z.shape[1], TEMPERATURE=temperature, ENTRIES=ENTRIES, BLOCK=CHUNKS, num_warps=4,
+        )  # fmt: skip
+        return table
+
+    def compare(
+        self,
+        plan: ColumnPlan,
+        sides: tuple[TileLogits, TileLogits],
+        rows: tuple[PairRows, PairRows],
+        tables: tuple[Tensor, Tensor | None],
+        temperature: float,
+    ) -> tuple[Tensor, Tensor]:
+        (student, teacher), k = sides, rows[0].first.numel()
+        sums, slopes = student.z.new_empty((4, k)), torch.empty_like(tables[0])
+        self.launch(
+            pair_source.compare_pairs, (k,), student.z, teacher.z, student.norms, teacher.norms,
+            rows[0].first, rows[1].first, *_columns(plan, tables), sums, slopes, k, *_widths(tables),
+            student.z.shape[1], teacher.z.shape[1], plan.kinds.numel(),
+            **_constants(plan, tables, student.z, temperature), BLOCK=self.block,
+        )  # fmt: skip
+        return sums, slopes
+
+    def chunk_terms(
+        self,
+        plan: ColumnPlan,
+        sides: tuple[TileLogits, TileLogits],
+        rows: tuple[PairRows, PairRows],
+        sums: Tensor,
+        weight: Tensor,
+        chain_rule: bool,
+    ) -> tuple[Tensor, Tensor]:
+        k = sums.shape[1]
+        out = sums.new_empty((7, k))
+        values, by_chunk = out[:3], out[3:]
+        self.launch(
+            pair_source.chunk_terms, (triton.cdiv(k, CHUNKS),), rows[0].first, rows[0].tokens, rows[1].first,
+            rows[1].tokens, sides[0].log_p, sides[1].log_p, sums, weight, values, by_chunk, k,
+            DIRECTION=plan.direction, SMALLEST=smallest(sums), NEAREST=-torch.finfo(sums.dtype).eps / 2,
+            CHAIN=chain_rule, REST=plan.rest, BLOCK=CHUNKS, num_warps=1,
+        )  # fmt: skip
+        return values, by_chunk
+
+    def gradient(
+        self,
+        student: TileLogits,
+        temperature: float,
+        settings: Tensor,
+        dz: Tensor,
+        *,
+        more: bool,
+        softcap: bool = False,
+        inner: Tensor | None = None,
+        pair: PairGradient | None = None,
+    ) -> None:
+        z, norms = student.z, student.norms
+        if pair is None:
+            # nothing of these is looked at
+            other, rows, widths = (norms, norms), (student.labels,) * 3, (0,) * 4
+            by_chunk, slopes, k, entries = norms, norms, 0, 0
+            columns: tuple[Tensor, ...] = (norms,) * 9
+            constants: dict[str, Any] = {"DIRECTION": "", "SMALLEST": 0.0, "TEMPERATURE": temperature}
+            constants |= {"TABLE": False, "GATHERED": False}
+        else:
+            plan, by_chunk, slopes = pair.plan, pair.by_chunk, pair.slopes
+            other = pair.teacher.z, pair.teacher.norms
+            rows = pair.rows[0].chunk, pair.rows[0].first, pair.rows[1].first
+            columns = *_columns(plan, pair.tables), plan.row_slots, plan.row_starts, plan.weights, plan.by_row
+            widths = *_widths(pair.tables), slopes.shape[1], other[0].shape[1]
+            k, entries, constants = by_chunk.shape[1], plan.entries, _constants(plan, pair.tables, z, temperature)
+        self.launch(
+            pair_source.pair_gradient, (z.shape[0], triton.cdiv(z.shape[1], self.block)),
+            z, other[0], norms, other[1], student.labels, *rows, norms if inner is None else inner, by_chunk,
+            *columns, slopes, dz, settings, student.start, k, *widths[:3], student.valid, z.shape[1], widths[3],
+            TEACHER=pair is not None, **constants, ENTRIES=entries, INNER=inner is not None,
+            SOFTCAP=softcap, MORE=more, BLOCK=self.block,
+        )  # fmt: skip
+
+    def launch(self, kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int = 8, **constants: Any) -> None:
+        """Starts the programs of a grid, if there are any.
+
+        Raises:
+            ValueError: a tensor whose elements do not follow each other, as the kernels take them to.
+        """
+        if not all(x.is_contiguous() for x in arguments if isinstance(x, Tensor)):
+            raise ValueError(f"{kernel.__name__} was given a tensor that is not contiguous")
+        if all(grid):
+            with torch.cuda.device_of(arguments[0]):
+                kernel[grid](*arguments, **constants, num_warps=num_warps)
+
+
+def _columns(plan: ColumnPlan, tables: tuple[Tensor, Tensor | None]) -> tuple[Tensor, ...]:
+    table_s, table_t = tables
+    return plan.kinds, plan.slots_s, plan.slots_t, table_s, table_s if table_t is None else table_t
+
+
+def _widths(tables: tuple[Tensor, Tensor | None]) -> tuple[int, int]:
+    return tables[0].shape[1], 0 if tables[1] is None else tables[1].shape[1]
+
+
+def _constants(plan: ColumnPlan, tables: tuple[Tensor, Tensor | None], z: Tensor, temperature: float) -> dict[str, Any]:
+    return {
+        "DIRECTION": plan.direction,
+        "SMALLEST": smallest(z),
+        "TEMPERATURE": temperature,
+        "TABLE": tables[0].shape[1] > 0,
+        "GATHERED": tables[1] is not None and tables[1].shape[1] > 0,
+    }

@@ -1,0 +1,237 @@
+"""The loss between two models in a training loop of your own: tokenizers and tensors in, nothing of NeMo.
+
+    loss = CrossTokenizerLoss("path/of/student", "path/of/teacher")
+    batch = loss.batch(texts)
+    loss(batch, student_hidden, teacher_hidden, student_weight, teacher_weight).backward()
+
+It is what a training step of the plugin does: the same divergences, the same pass over tiles.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from nemo_xtoken.data.batch import IGNORED, with_beginnings
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.kernels.reference import TORCH
+from nemo_xtoken.kernels.tile_kernels import TileKernels
+from nemo_xtoken.losses.base import ChunkDivergence, ChunkLossConfig, LossTerms, ModelOutput, TeacherSignal
+from nemo_xtoken.losses.options import DEFAULT_LOSS, DivergenceOptions
+from nemo_xtoken.losses.pair import VocabularyPair
+from nemo_xtoken.losses.registry import check_loss, chunk_selection, make_divergence
+from nemo_xtoken.objective.scale import DynamicScale, ObjectiveConfig
+from nemo_xtoken.objective.terms import cross_tokenizer_loss
+from nemo_xtoken.objective.text_batch import TextBatch
+from nemo_xtoken.objective.tiles import rows_within
+from nemo_xtoken.parallel.head import FreeLogits, OutputHead
+from nemo_xtoken.parallel.ownership import Ownership, reorder_rows
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard, group_size
+from nemo_xtoken.projection.build import load_or_build
+from nemo_xtoken.projection.matrix import ProjectionMatrix
+from nemo_xtoken.vocab.loading import load_vocabulary
+from nemo_xtoken.vocab.vocabulary import Vocabulary
+
+__all__ = ["CrossTokenizerLoss"]
+
+
+class CrossTokenizerLoss:
+    """``mean CE over tokens + scale * mean KD over chunks`` of a student, whose frozen teacher has another tokenizer.
+
+    Args:
+        student_tokenizer, teacher_tokenizer: a folder, a hub name, a tokenizer of transformers or tokenizers, or a
+            vocabulary; see ``vocab.load_vocabulary``.
+        loss: one of ``losses.registry.LOSSES``, ``"auto"``, or ``package.module:Class``.
+        scale: the factor on KD; ``"dynamic"``: what made both terms equal in the last batch with gradient, 1 at first.
+        temperature: of KD, which then carries its square.
+        ce_weight: the factor on CE; 0 for distillation alone.
+        options: settings of that loss.
+        merge: how a chunk of several tokens becomes one term, where the loss asks; see ``ChunkLossConfig``.
+        matrix: W; by default it is built by the paper's rule, where the loss needs it.
+        pair: of these vocabularies, where several losses share what belongs to both; it has W then.
+        kernels: what goes over the tiles.
+        group: the tensor-parallel group over which the rows of both weights are sharded; None: one process.
+
+    Attributes:
+        terms: of the last call, for logs: sums and numbers of tokens and chunks.
+
+    Raises:
+        InputError: there is no such loss, or it cannot compare these tokenizers.
+    """
+
+    def __init__(
+        self,
+        student_tokenizer: Any,
+        teacher_tokenizer: Any,
+        loss: str = DEFAULT_LOSS,
+        *,
+        scale: float | str = "dynamic",
+        temperature: float = 1.0,
+        ce_weight: float = 1.0,
+        options: DivergenceOptions | None = None,
+        merge: str | None = None,
+        matrix: ProjectionMatrix | None = None,
+        pair: VocabularyPair | None = None,
+        kernels: TileKernels = TORCH,
+        group: ProcessGroup | None = None,
+    ) -> None:
+        self.student, self.teacher = (
+            x if isinstance(x, Vocabulary) else load_vocabulary(x) for x in (student_tokenizer, teacher_tokenizer)
+        )
+        self.options, self.kernels, self.group = options or DivergenceOptions(), kernels, group
+        self.ce_weight = ce_weight
+        self.config = ChunkLossConfig(temperature=temperature)
+        if merge is not None:
+            self.config = replace(self.config, merge=merge)
+        if scale == "dynamic_per_microbatch":
+            raise InputError(f"scale={scale!r}", "a number from 0 up, or dynamic", "leave it out for dynamic")
+        self._scale = DynamicScale(ObjectiveConfig(scale=scale))
+        self.name = check_loss(loss, self.student, self.teacher, self.options, self.config.merge)
+        self._pair = pair or VocabularyPair(
+            self.student, self.teacher, matrix or (lambda: load_or_build(self.student, self.teacher))
+        )
+        self._made: tuple[tuple[Any, ...], ChunkDivergence, torch.nn.Module | None] | None = None
+        self._ordered: tuple[Tensor, int, OutputHead] | None = None
+        self.terms: LossTerms | None = None
+
+    def batch(self, texts: Sequence[str]) -> TextBatch:
+        """Encodes and aligns texts, see ``TextBatch.of``."""
+        return TextBatch.of(texts, self.student, self.teacher)
+
+    def batch_of_ids(self, student_ids: Any, teacher_ids: Any, **more: Any) -> TextBatch:
+        """Aligns texts that are encoded already; masks and labels by their names, see ``TextBatch.of_ids``."""
+        return TextBatch.of_ids(student_ids, teacher_ids, self.student, self.teacher, **more)
+
+    def __call__(
+        self,
+        batch: TextBatch,
+        student: Tensor,
+        teacher: Tensor,
+        student_weight: Tensor | None = None,
+        teacher_weight: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of a batch, a scalar to call ``backward`` on; nothing of the teacher gets a gradient.
+
+        Args:
+            batch: of ``batch`` or ``batch_of_ids``; on any device.
+            student: ``[b, T_S, H_S]``, the last hidden states, after the final norm; without ``student_weight`` the
+                logits ``[b, T_S, V]``.
+            teacher: ``[b, T_T, H_T]``, or without ``teacher_weight`` the logits.  Hidden states need a small part of
+                the memory of logits.  A model that scales, caps or shifts its logits has to give these.
+            student_weight, teacher_weight: ``[V, H]``, the output layers, which may have more rows than the tokenizer
+                has tokens (of the group: this rank's rows).
+
+        Returns:
+            the mean over the batch's tokens and chunks.  Collectives: those of ``cross_tokenizer_loss``.
+
+        Raises:
+            InputError: shapes that do not belong together.
+        """
+        batch = batch.to(student.device)
+        _check("student", student, batch.student_tokens, student_weight)
+        _check("teacher", teacher, batch.teacher_tokens, teacher_weight)
+        head = self._student_head(student, student_weight)
+        divergence, selection = self._divergence(head.shard, student.device)
+        teacher_head = self.teacher_head(teacher, teacher_weight, divergence.ownership)
+        signal = TeacherSignal(
+            ModelOutput(teacher.detach().flatten(0, 1), teacher_head),
+            batch.teacher_labels,
+            with_beginnings(batch.chunks, batch.beginnings) if divergence.takes_beginnings else batch.chunks,
+            divergence,
+            self.config,
+        ).selected(selection, batch.student_labels)
+        tokens, chunks = int((batch.student_labels != IGNORED).sum()), signal.chunks.shape[0]
+        terms = cross_tokenizer_loss(
+            ModelOutput(student.flatten(0, 1), head),
+            batch.student_labels,
+            [signal],
+            self.ce_weight / max(tokens, 1),
+            [self.scale / max(chunks, 1)],
+            rows_within(None, head, [teacher_head]),
+            self.kernels,
+        )
+        self.terms = replace(terms, objective=terms.objective.detach())
+        if self._scale.config.scale == "dynamic" and terms.objective.requires_grad:
+            self._scale.update(*self.means)
+        return terms.objective
+
+    @property
+    def means(self) -> tuple[float, float]:
+        """CE in nats a token and KD (for most losses in nats a chunk) of the last call."""
+        if self.terms is None:
+            return math.nan, math.nan
+        ce, kd = (float(x.total) / max(x.count, 1) for x in (self.terms.ce, *self.terms.kd))
+        return ce, kd
+
+    @property
+    def scale(self) -> float:
+        """The factor on KD in the next call."""
+        return self._scale.known or 0.0
+
+    def go_on(self, ce: float, kd: float) -> None:
+        """Takes up a training that was stopped, as far as the loss remembers it: what the dynamic scale goes by.
+
+        Args:
+            ce, kd: ``means`` of the last call before it was stopped.
+        """
+        self._scale.update(ce, kd)
+
+    def teacher_head(self, states: Tensor, weight: Tensor | None, own: Ownership) -> OutputHead:
+        """The teacher's output layer in the order of the loss; a copy is kept as long as the weight stays the same."""
+        columns = torch.from_numpy(own.owned).to(states.device)
+        if weight is None:
+            _check_logits("teacher", states, self.teacher, self.group)
+            return FreeLogits(own.shard, columns, torch.from_numpy(own.order).to(states.device), states.device)
+        if self._ordered is None or self._ordered[0] is not weight or self._ordered[1] != weight._version:
+            held = VocabularyShard.of_local_rows(self.teacher.size, weight.shape[0], self.group)
+            head = OutputHead(reorder_rows(weight.detach(), held, own), own.shard, columns)
+            self._ordered = weight, weight._version, head
+        return self._ordered[2]
+
+    def _student_head(self, states: Tensor, weight: Tensor | None) -> OutputHead:
+        if weight is None:
+            _check_logits("student", states, self.student, self.group)
+            return FreeLogits(VocabularyShard(self.student.size, states.shape[-1]), device=states.device)
+        return OutputHead(weight, VocabularyShard.of_local_rows(self.student.size, weight.shape[0], self.group))
+
+    def _divergence(
+        self, shard: VocabularyShard, device: torch.device
+    ) -> tuple[ChunkDivergence, torch.nn.Module | None]:
+        if self._made is None or self._made[0] != (shard, device):
+            made = make_divergence(self.name, self._pair, shard, self.options, self.kernels).to(device)
+            selection = chunk_selection(self.name, self._pair)
+            self._made = (shard, device), made, None if selection is None else selection.to(device)
+            self._ordered = None
+        return self._made[1:]
+
+
+def _check(side: str, states: Tensor, tokens: Tensor, weight: Tensor | None) -> None:
+    if states.ndim != 3 or states.shape[:2] != tokens.shape:
+        raise InputError(
+            f"the {side}'s tensor of shape {list(states.shape)}",
+            f"{[*tokens.shape]} positions and a last dimension",
+            f"give what the {side} says about batch.{side}_tokens",
+        )
+    if weight is not None and (weight.ndim != 2 or weight.shape[1] != states.shape[-1]):
+        raise InputError(
+            f"hidden states of width {states.shape[-1]} and an output weight of shape {list(weight.shape)}",
+            "one width",
+            f"give the {side}'s last hidden states and the weight of its output layer, or its logits and no weight",
+        )
+
+
+def _check_logits(side: str, logits: Tensor, vocabulary: Vocabulary, group: ProcessGroup | None) -> None:
+    if group_size(group) > 1:
+        raise InputError(
+            f"the {side}'s logits, sharded over a group", "hidden states and this rank's weight", f"give {side}_weight"
+        )
+    if logits.shape[-1] < vocabulary.size:
+        raise InputError(
+            f"the {side}'s logits for {logits.shape[-1]} tokens, a tokenizer of {vocabulary.size}",
+            "at least one column for each token",
+            f"give the tokenizer the {side} was trained with; with hidden states, {side}_weight too",
+        )
