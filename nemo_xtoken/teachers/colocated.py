@@ -29,7 +29,8 @@ class ColocatedTeacher(Teacher):
     them it runs over all micro-batches of a step before the student's.
 
     Args:
-        model: this pipeline stage of the teacher, a Megatron GPT model in evaluation mode, its parameters frozen.
+        model: this pipeline stage of the teacher, a Megatron model with an output layer (``GPTModel``, ``HybridModel``)
+            in evaluation mode, its parameters frozen.
         vocabulary_size: V_T of its tokenizer.
         form: of its inputs.
         label: what messages call it.

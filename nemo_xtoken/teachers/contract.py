@@ -10,15 +10,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
 from nemo_xtoken.data.batch import Inputs, TeacherSide
+from nemo_xtoken.data.dataset import TeacherPieces
 from nemo_xtoken.parallel.context_parallel import ContextLayout
 from nemo_xtoken.parallel.head import OutputHead
 from nemo_xtoken.parallel.ownership import Ownership
 from nemo_xtoken.run.layout import ParallelSizes
+from nemo_xtoken.teachers.fingerprint import Fingerprint
+from nemo_xtoken.teachers.output_rows import OutputRows
 
-__all__ = ["InputForm", "States", "Teacher", "TeacherHost"]
+__all__ = ["InputForm", "States", "Teacher", "TeacherHost", "TeacherLost"]
+
+
+class TeacherLost(Exception):
+    """A teacher elsewhere has not answered for as long as the settings say; the run may go on when it is back."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,9 @@ class TeacherHost:
         form: of the inputs of models in this run.
         load: makes this rank's part of the model in the process groups that are in force: frozen, in evaluation mode.
             A source whose states come from elsewhere does not call it.
+        dtype: of its states, that of the student's parameters in computation.
+        output_rows: its output layer in its checkpoint, for a source without the model.
+        fingerprint: what tells it from other teachers.  The first call may read all of its weights.
     """
 
     label: str
@@ -74,22 +85,29 @@ class TeacherHost:
     student_sizes: ParallelSizes
     form: InputForm
     load: Callable[[], Any]
+    dtype: torch.dtype
+    output_rows: Callable[[], OutputRows]
+    fingerprint: Callable[[], Fingerprint]
 
 
 class Teacher(abc.ABC):
     """A frozen model somewhere, whose hidden states the loss compares the student with.
 
-    Its life: `check` before anything is built; then on every rank of the run `open`, once `lay_out`, `states` step by
-    step, and `close`, also where the run fails.
+    Its life: `check`, `check_loss` and `check_pieces` before anything is built; then on every rank of the run `open`,
+    once `lay_out`, `states` step by step, and `close`, also where the run fails.
 
     Attributes:
         label: what messages call it.
         one_at_a_time: its states can be asked for micro-batch by micro-batch, in the midst of the student's schedule,
             so that those of one are there at a time.  Otherwise those of all micro-batches of a step come before it.
         colocated: its model lies in the run's processes, whose number its layout has to divide.
+        may_be_lost: `wait` may raise `TeacherLost`.
+        ahead: steps whose sides it wants to see before they are due.
     """
 
     colocated: ClassVar[bool] = False
+    may_be_lost: ClassVar[bool] = False
+    ahead: int = 0
     label: str
     one_at_a_time: bool
 
@@ -103,6 +121,33 @@ class Teacher(abc.ABC):
 
         Raises:
             InputError: it cannot.
+        """
+        return None
+
+    @classmethod
+    def check_loss(cls, settings: Any, where: str, loss: str, objective: Any) -> None:
+        """Whether what it gives is enough for a loss; after `check`, before anything is built.
+
+        Args:
+            settings, where: see `check`.
+            loss: a name that ``losses.registry.loss_named`` knows.
+            objective: the run's ``ObjectiveConfig``.
+
+        Raises:
+            InputError: it is not.
+        """
+        return None
+
+    @classmethod
+    def check_pieces(cls, settings: Any, where: str, pieces: TeacherPieces) -> None:
+        """Whether its states are there of all that it is to read, where that can be known before the run.
+
+        Args:
+            settings, where: see `check`.
+            pieces: of one source of the training data.
+
+        Raises:
+            InputError: they are not.
         """
         return None
 
@@ -138,6 +183,17 @@ class Teacher(abc.ABC):
 
         Raises:
             InputError: states that are not numbers, or are not to be had; the message names the samples.
+        """
+
+    def announce(self, sides: Sequence[TeacherSide]) -> None:  # noqa: B027 (nothing by default)
+        """The micro-batches of a step that will be asked for, in the order of the steps; see ``ahead``."""
+
+    def wait(self, sides: Sequence[TeacherSide]) -> None:  # noqa: B027 (nothing by default)
+        """Until the states of a step's micro-batches are at hand; called before the step begins.
+
+        Raises:
+            InputError: they are not to be had.
+            TeacherLost: the teacher does not answer.
         """
 
     def close(self) -> None:  # noqa: B027 (nothing by default)

@@ -1,9 +1,13 @@
 """A second set of Megatron's process groups in the same processes, for a teacher that is laid out in its own way.
 
-Megatron-core keeps one set in the module ``parallel_state``, where layers, schedules and checkpoints look it up.  It
-can be given groups instead (``pg_collection``) only in parts: not in NeMo's model configs, in loading checkpoints, or
-under sequence parallelism.  So the set is exchanged as a whole while the teacher is built, loaded or run, and put back
-after.
+Megatron-core keeps one set in the module ``parallel_state``, where layers, schedules and checkpoints look it up.  So
+the set is exchanged as a whole while the teacher is built, loaded or run, and put back after.
+
+Instead, groups can be given (``pg_collection``) in parts.  In version 0.15, which NeMo 2 needs: not in NeMo's model
+configs, in loading checkpoints, or under sequence parallelism.  In version 0.19 models, schedules and Bridge 0.6.2's
+import from Hugging Face take them; loading one of Bridge's own checkpoints (``build_and_load_model``) makes the model
+in the module's set.  With collections beside the exchange there would be two ways to the same thing, of which neither
+could go.
 """
 
 import re
@@ -13,7 +17,21 @@ from typing import Any
 
 from nemo_xtoken.run.layout import ParallelSizes
 
-__all__ = ["ParallelSizes", "TeacherGroups"]
+__all__ = ["ParallelSizes", "TeacherGroups", "make_groups"]
+
+
+def make_groups(sizes: ParallelSizes) -> None:
+    """Makes Megatron's process groups for a layout of all processes; collective over them."""
+    from megatron.core import parallel_state
+
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=sizes.tensor,
+        pipeline_model_parallel_size=sizes.pipeline,
+        context_parallel_size=sizes.context,
+        expert_model_parallel_size=sizes.expert,
+        expert_tensor_parallel_size=sizes.expert_tensor,
+        create_gloo_process_groups=False,
+    )
 
 
 class TeacherGroups:
@@ -24,20 +42,11 @@ class TeacherGroups:
     """
 
     def __init__(self, sizes: ParallelSizes) -> None:
-        from megatron.core import parallel_state
-
         self.sizes = sizes
         theirs = _state()
         try:
             _put(dict.fromkeys(theirs))
-            parallel_state.initialize_model_parallel(
-                tensor_model_parallel_size=sizes.tensor,
-                pipeline_model_parallel_size=sizes.pipeline,
-                context_parallel_size=sizes.context,
-                expert_model_parallel_size=sizes.expert,
-                expert_tensor_parallel_size=sizes.expert_tensor,
-                create_gloo_process_groups=False,
-            )
+            make_groups(sizes)
             self._state = _state()
         finally:
             _put(theirs)

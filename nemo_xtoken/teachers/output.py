@@ -2,12 +2,13 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from nemo_xtoken.parallel.head import OutputHead
+from nemo_xtoken.parallel.head import OutputHead, accumulation_dtype
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 
-__all__ = ["HiddenStateTap", "output_head"]
+__all__ = ["HiddenStateTap", "main_grad_of", "output_head"]
 
 
 def output_head(weight: Tensor, shard: VocabularyShard, config: Any, columns: Tensor | None = None) -> OutputHead:
@@ -19,6 +20,25 @@ def output_head(weight: Tensor, shard: VocabularyShard, config: Any, columns: Te
         columns: see ``OutputHead``.
     """
     return OutputHead(weight, shard, columns, softcap=getattr(config, "final_logit_softcapping", None) or None)
+
+
+def main_grad_of(weight: Tensor, dtype: torch.dtype, config: Any) -> Tensor | None:
+    """Where Megatron adds the gradient of a student's output layer up, if the loss may add to it by itself.
+
+    That is where the weight has a gradient, nobody scales the loss (fp16, or a constant ``loss_scale``), and Megatron
+    adds up in the type of the loss's own sums.
+
+    Args:
+        dtype: of the hidden states.
+        config: the model's, with Megatron's ``grad_scale_func``.
+    """
+    main_grad: Tensor | None = getattr(weight, "main_grad", None)
+    if main_grad is None or not (torch.is_grad_enabled() and weight.requires_grad):
+        return None
+    optimizer = getattr(getattr(config, "grad_scale_func", None), "__self__", None)
+    parts = getattr(optimizer, "chained_optimizers", [optimizer])
+    scaled = getattr(config, "fp16", False) or any(getattr(part, "grad_scaler", None) is not None for part in parts)
+    return None if scaled or main_grad.dtype != accumulation_dtype(dtype) else main_grad
 
 
 class HiddenStateTap:
@@ -48,7 +68,8 @@ class HiddenStateTap:
         """What the last forward pass left: ``(hidden [b*T, H], sample after sample; weight [V_padded/tp, H])``.
 
         With sequence parallelism the parts of the sequence are gathered over the tensor-parallel group first
-        (collective: one all-gather).  The gradient that comes back must already be summed over that group.
+        (collective: one all-gather), and the gradient that comes back is this rank's part: it is summed and scattered
+        at once (one reduce-scatter).  Without, it must already be summed over that group.
 
         Raises:
             RuntimeError: no forward pass since the last call.
@@ -60,5 +81,5 @@ class HiddenStateTap:
         if self.sequence_parallel:
             from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 
-            hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
+            hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=True)
         return hidden.transpose(0, 1).reshape(-1, hidden.shape[-1]), weight

@@ -124,7 +124,8 @@ class OwnLayoutTeacher(ColocatedTeacher):
         found: dict[int, Tensor] = {}
         for turn in range(each):
             computed = [copy * each + turn for copy in range(copies) if copy * each + turn < len(everyones)]
-            found |= self._deliver(computed, each, hidden[turn], run, len(sides))
+            part, hidden[turn] = hidden[turn], None  # what is delivered is not kept: a step's states once, not twice
+            found |= self._deliver(computed, each, part, run, len(sides))
         if not self._students[me].last:
             return [None] * len(sides)
         runs = torch.arange(contexts * run, device=torch.cuda.current_device()).view(contexts, run)

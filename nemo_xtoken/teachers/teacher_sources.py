@@ -2,13 +2,22 @@
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.imported import import_class
+from nemo_xtoken.teachers.cached import CachedTeacher
 from nemo_xtoken.teachers.colocated import ColocatedTeacher
 from nemo_xtoken.teachers.contract import Teacher, TeacherHost
 from nemo_xtoken.teachers.own_layout import OwnLayoutTeacher
+from nemo_xtoken.teachers.service.keeping import KeepingTeacher
+from nemo_xtoken.teachers.service.remote import RemoteTeacher
 
-__all__ = ["SOURCES", "check_source", "open_teacher", "source_named"]
+__all__ = ["SOURCES", "check_source", "has_model", "open_teacher", "source_named"]
 
-SOURCES: dict[str, type[Teacher]] = {"colocated": ColocatedTeacher, "own_layout": OwnLayoutTeacher}
+SOURCES: dict[str, type[Teacher]] = {
+    "colocated": ColocatedTeacher,
+    "own_layout": OwnLayoutTeacher,
+    "cached": CachedTeacher,
+    "remote": RemoteTeacher,
+    "remote+cached": KeepingTeacher,
+}
 
 
 def source_named(name: str, where: str = "teacher.source") -> type[Teacher]:
@@ -30,6 +39,11 @@ def source_named(name: str, where: str = "teacher.source") -> type[Teacher]:
         )
     found: type[Teacher] = import_class(name, Teacher, where)
     return found
+
+
+def has_model(name: str | None) -> bool:
+    """Whether a source has the teacher's model in the run's processes; None, the default, has."""
+    return name is None or source_named(name).colocated
 
 
 def check_source(settings: object, name: str | None, where: str) -> None:

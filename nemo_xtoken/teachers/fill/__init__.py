@@ -1,0 +1,1 @@
+"""A teacher reads prepared text by itself: what it reads, and where its states go."""
