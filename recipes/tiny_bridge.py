@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any, Optional
 
@@ -21,9 +22,12 @@ from nemo_xtoken.plugin.bridge.bridge_config import (
     Trainer,
 )
 from nemo_xtoken.plugin.bridge.distill_bridge import is_first, train_one
+from nemo_xtoken.progress import Parts, say
 from nemo_xtoken.recipes import tiny_text
-from nemo_xtoken.recipes.tiny_models import ALONE, STUDENT, TAUGHT, TEACHER
+from nemo_xtoken.recipes.tiny_models import CE_ONLY, STUDENT, TAUGHT, TEACHER
 from nemo_xtoken.report.summary import report_runs
+from nemo_xtoken.training.watching.early_stopping import StopConfig
+from nemo_xtoken.training.watching.sample_settings import SampleConfig
 from nemo_xtoken.vocab.loading import load_vocabulary
 
 __all__ = ["distill_tiny", "llama"]
@@ -39,11 +43,14 @@ def distill_tiny(
     log: Optional[Log] = None,
     resume: Optional[Resume] = None,
     teacher_steps: int = 400,
+    stop: Optional[StopConfig] = None,
+    samples: Optional[SampleConfig] = None,
 ) -> Path:
     """Trains the teacher if there is none, the student without it, the student with it; then compares.
 
     Args:
-        teacher_steps: how long the teacher trains.  The other arguments are those of ``distill`` in
+        teacher_steps: how long the teacher trains.
+        samples: off unless given: so small a model has little to say.  The other arguments are those of ``distill`` in
             ``nemo_xtoken.plugin.bridge.distill_bridge``.
 
     Returns:
@@ -54,20 +61,25 @@ def distill_tiny(
     if not resume.restore_config.path:
         architecture = model.architecture or llama(tokenizer, data.text.student_length, STUDENT)
         model = Student(TokenizerSource(tokenizer), architecture)
+    # In a log every line begins with the title of its training.
+    parts = Parts(2 + (teacher.path is None), is_first() and sys.stderr.isatty())
     if teacher.path is None:
+        parts.begin("training the teacher")
         tokenizer = teacher.tokenizer or tiny_text.teacher_tokenizer()
         path = _train_teacher(tokenizer, data, trainer, optim, teacher_steps)
         teacher = dataclasses.replace(teacher, tokenizer=tokenizer, path=path)
     folder = Path(log.log_dir) / log.name
-    alone = dataclasses.replace(log, log_dir=str(folder), name="ce_only")
+    ce_only_log = dataclasses.replace(log, log_dir=str(folder), name="ce_only")
     sides = [Tokenization(teacher.load_tokenizer().vocabulary, teacher.length)]
     no_teacher = ObjectiveConfig(scale=0.0)
-    alone_folder = train_one(
-        model, data, trainer, None, no_teacher, optim, alone, resume, aligned_with=sides, title=ALONE
+    parts.begin(f"training the student, {CE_ONLY}")
+    ce_only = train_one(
+        model, data, trainer, None, no_teacher, optim, ce_only_log, resume, aligned_with=sides, title=CE_ONLY
     )
-    train_one(model, data, trainer, teacher, objective, optim, log, resume, title=TAUGHT)
+    parts.begin(f"training the student, {TAUGHT}")
+    train_one(model, data, trainer, teacher, objective, optim, log, resume, title=TAUGHT, stop=stop, samples=samples)
     if is_first():
-        report_runs({ALONE: alone_folder, TAUGHT: folder}, folder)
+        report_runs({CE_ONLY: ce_only, TAUGHT: folder}, folder)
     return folder
 
 
@@ -114,4 +126,6 @@ def _train_teacher(tokenizer: str, data: Data, trainer: Trainer, optim: Optional
         text = dataclasses.replace(data, text=dataclasses.replace(data.text, student_length=length))
         longer = dataclasses.replace(trainer, max_steps=steps, val_check_interval=steps)
         train_one(model, text, longer, None, ObjectiveConfig(scale=0.0), optim, log, Resume(), title="the teacher")
+    else:
+        say("the teacher: was trained before", is_first())
     return str(checkpoints)

@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from nemo_xtoken.data.batch import Batch, collate
+from nemo_xtoken.data.workers import heed_parent_alone
 from nemo_xtoken.training.micro_batch import MicroBatch, on_device
 
 __all__ = ["HeldOutBatches", "MicroBatches", "StepBatches"]
@@ -75,17 +76,19 @@ class StepBatches:
 
 
 class HeldOutBatches:
-    """The held-out batches, over and over: an evaluation takes each once.
+    """The held-out batches, over and over: an evaluation takes each once, a global batch at a time.
 
     Args:
         samples: of whole global batches.
         size: samples of a micro-batch.
+        whole: samples of a global batch.
     """
 
-    def __init__(self, samples: Dataset[Batch], size: int) -> None:
-        self.samples, self.size = samples, size
+    def __init__(self, samples: Dataset[Batch], size: int, whole: int) -> None:
+        self.samples, self.size, self.whole = samples, size, whole
         self._order: MicroBatches | None = None
         self._loader: Iterator[Batch] = iter(())
+        self._ready: Iterator[MicroBatch] = iter(())
 
     def start(self, rank: int, ranks: int) -> None:
         """Begins with the first.
@@ -101,16 +104,33 @@ class HeldOutBatches:
         assert self._order is not None, "start comes first"
         return len(self._order)
 
+    @property
+    def of_one(self) -> int:
+        """Micro-batches of a global batch, on this rank."""
+        assert self._order is not None, "start comes first"
+        return self.whole // (self.size * self._order.ranks)
+
+    def fetch(self) -> list[Batch]:
+        """Those of the next global batch, on this rank's device."""
+        return [on_device(self._next()) for _ in range(self.of_one)]
+
+    def hand_out(self, ready: Iterator[MicroBatch]) -> None:
+        """What the schedule gets when it asks."""
+        self._ready = ready
+
     def __iter__(self) -> "HeldOutBatches":
         return self
 
     def __next__(self) -> MicroBatch:
+        return next(self._ready)
+
+    def _next(self) -> Batch:
         assert self._order is not None, "start comes first"
         batch = next(self._loader, None)
         if batch is None:
             self._loader = iter(_loader(self.samples, self._order, 0))
             batch = next(self._loader)
-        return MicroBatch(on_device(batch))
+        return batch
 
 
 def _loader(samples: Dataset[Batch], order: Any, workers: int) -> DataLoader[Batch]:
@@ -119,6 +139,7 @@ def _loader(samples: Dataset[Batch], order: Any, workers: int) -> DataLoader[Bat
         batch_sampler=order,
         num_workers=workers,
         collate_fn=collate,
+        worker_init_fn=heed_parent_alone,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # not the global generator, which belongs to the training
     )

@@ -92,13 +92,18 @@ class Data:
 
 @dataclass
 class Strategy:
-    """How the student lies on the GPUs; what is left of them is data parallel."""
+    """How the student lies on the GPUs; what is left of them is data parallel.
+
+    Attributes:
+        virtual_pipeline_model_parallel_size: refused above 1, as under NeMo 2.
+    """
 
     tensor_model_parallel_size: int = 1
     pipeline_model_parallel_size: int = 1
     context_parallel_size: int = 1
     expert_model_parallel_size: int = 1
     expert_tensor_parallel_size: Optional[int] = None
+    virtual_pipeline_model_parallel_size: Optional[int] = None
     sequence_parallel: bool = False
 
 

@@ -1,16 +1,39 @@
 """Checkpoints that Megatron-Bridge loads: Hugging Face's, and its own."""
 
-import re
+import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_xtoken.checksums import find_damage, write_checksums
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.hub import hub_folder
+from nemo_xtoken.plugin.safe_weights import check_weights, find_truncated
+from nemo_xtoken.teachers.output_rows import MegatronRows, OutputRows, SafetensorsRows
+from nemo_xtoken.weights.checkpoint_names import RUN_CONFIG, bridge_checkpoints
+from nemo_xtoken.weights.folder import read_json
+from nemo_xtoken.weights.rotary import classic_rotary
 
-__all__ = ["Checkpoint"]
+__all__ = ["Checkpoint", "has_checkpoint", "write_own_checksums"]
 
-RUN_CONFIG = "run_config.yaml"
-ITERATION = re.compile(r"iter_(\d+)")
+#: In the folder of a run's checkpoints: which one is the latest, for Bridge and for Megatron-LM.
+LATEST_STATE, LATEST_STEP = "latest_train_state.pt", "latest_checkpointed_iteration.txt"
+STATE = "train_state.pt"
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether Bridge has finished a checkpoint in a run's folder of them: it then writes which is the latest."""
+    return any(folder.glob("latest*"))
+
+
+def write_own_checksums(folder: Path, rank: int) -> None:
+    """Of the files of a checkpoint that this rank wrote; of all others on the first.  To be called when it is whole."""
+    own = sorted(folder.glob(f"__{rank}_*"))
+    if own:
+        write_checksums(folder, own, f"rank-{rank}")
+    if rank == 0:
+        write_checksums(folder, [p for p in sorted(folder.iterdir()) if p.is_file() and p.name[:2] != "__"], "common")
 
 
 @dataclass(frozen=True)
@@ -43,9 +66,8 @@ class Checkpoint:
             return cls(path, False)  # a name on the hub
         if (folder / "config.json").is_file():
             return cls(str(folder), False)
-        for found in (folder, *_iterations(folder)):
-            if (found / RUN_CONFIG).is_file():
-                return cls(str(found), True)
+        for found in (folder,) if (folder / RUN_CONFIG).is_file() else bridge_checkpoints(folder).values():
+            return cls(str(found), True)
         if (folder / "weights").is_dir() and (folder / "context").is_dir():
             raise InputError(
                 f"{where}={path} is a NeMo 2 checkpoint, which Megatron-Bridge does not read",
@@ -55,6 +77,25 @@ class Checkpoint:
             )
         raise InputError(f"no checkpoint at {where}={path}", expected, "correct the path")
 
+    def check(self) -> None:
+        """Whether one of Bridge's own can be loaded as it was written, and without running code that it brings.
+
+        The first rank reads all of it, to compare the checksums; the others look at its pickles alone.
+
+        Raises:
+            InputError: it cannot; of a damaged one of a run the message names the next older one that is intact.
+        """
+        folder = Path(self.source)
+        if not self.bridge:
+            return
+        if int(os.environ.get("RANK", "0")) == 0 and (damage := _damage(folder)) is not None:
+            raise InputError(f"{folder} is damaged: {damage}", "a checkpoint as it was written", _without(folder))
+        try:
+            check_weights(folder)
+        except InputError as error:
+            fix = "copy the checkpoint again; under Megatron-Bridge nothing that a checkpoint brings is run"
+            raise InputError(error.found, error.expected, fix) from error
+
     def provider(self, random_weights: bool = False) -> Any:
         """Bridge's model provider, to be configured; of a Hugging Face model it loads the weights when it is used.
 
@@ -62,18 +103,21 @@ class Checkpoint:
             random_weights: of a Hugging Face model take the architecture alone.
 
         Raises:
-            InputError: Bridge does not know the architecture.
+            InputError: Bridge does not know the architecture, or would make another model of it; or the installed
+                transformers would read another one.
         """
         from megatron.bridge import AutoBridge
         from megatron.bridge.training.model_load_save import load_model_config
+        from transformers import AutoConfig
 
         if self.bridge:
             return load_model_config(self.source)[0]
+        _check_rotary(self.source)
         try:
+            config = AutoConfig.from_pretrained(self.source, trust_remote_code=False)
+            _check_taken(config, self.source)
             if random_weights:
-                from transformers import AutoConfig
-
-                bridge = AutoBridge.from_hf_config(AutoConfig.from_pretrained(self.source, trust_remote_code=False))
+                bridge = AutoBridge.from_hf_config(config)
             else:
                 bridge = AutoBridge.from_hf_pretrained(self.source, trust_remote_code=False)
         except (ValueError, OSError) as error:
@@ -106,6 +150,33 @@ class Checkpoint:
             )
         return str(name)
 
+    def files(self) -> list[Path]:
+        """Of its weights.
+
+        Raises:
+            InputError: of a hub name, they are not to be had.
+        """
+        if self.bridge:
+            return [path for path in Path(self.source).rglob("*") if path.is_file()]
+        folder = Path(self.source)
+        if not folder.is_dir():
+            folder = hub_folder(self.source, ["*.safetensors"], "weights", "a Hugging Face model")
+        return sorted(folder.glob("*.safetensors"))
+
+    def tensors(self) -> list[str]:
+        """The names of what is in a checkpoint of Bridge's own; reads its header."""
+        from megatron.core import dist_checkpointing
+
+        return list(dist_checkpointing.load_tensors_metadata(self.source))
+
+    def output_rows(self, tied: bool) -> OutputRows:
+        """Its output layer.
+
+        Args:
+            tied: it is the embedding.
+        """
+        return MegatronRows(Path(self.source), tied) if self.bridge else SafetensorsRows(self.files(), tied)
+
     def root(self, where: str) -> str:
         """The folder of Bridge's checkpoints that holds this one, the newest in it.
 
@@ -116,7 +187,7 @@ class Checkpoint:
             InputError: the checkpoint is not the newest, and Bridge loads no other.
         """
         folder = Path(self.source)
-        newest = _iterations(folder.parent)
+        newest = list(bridge_checkpoints(folder.parent).values())
         if not newest or newest[0] != folder:
             raise InputError(
                 f"{where}={self.source}, beside which there is {newest[0] if newest else 'no iter_ folder'}",
@@ -126,8 +197,92 @@ class Checkpoint:
         return str(folder.parent)
 
 
-def _iterations(folder: Path) -> list[Path]:
-    """The iterations in a folder of Bridge's checkpoints, the newest first."""
-    found = [(ITERATION.fullmatch(path.name), path) for path in folder.iterdir()] if folder.is_dir() else []
-    numbered = [(int(match[1]), path) for match, path in found if match]
-    return [path for _, path in sorted(numbered, reverse=True)]
+#: What Bridge and Megatron take of a rotary embedding's scaling whatever the model says, by the model's type.
+_SCALING: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama3", {"original_max_position_embeddings": 8192, "low_freq_factor": 1.0, "high_freq_factor": 4.0}),
+    "gpt_oss": (
+        "yarn",
+        {
+            "factor": 32.0,
+            "original_max_position_embeddings": 4096,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+        },
+    ),
+}
+#: Of Gemma 3, a layer without a window after so many with one.
+_WINDOWED = 5
+
+
+def _check_taken(config: Any, source: str) -> None:
+    """
+    Args:
+        config: transformers'.
+
+    Raises:
+        InputError: something of it that Bridge 0.6.2 replaces, without a word, by what the published models have.
+    """
+    text = config.get_text_config()
+    where, found, expected = "", dict[str, Any](), dict[str, Any]()
+    if text.model_type in _SCALING:
+        kind, expected = _SCALING[text.model_type]
+        scaling = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+        if scaling.get("rope_type", scaling.get("type")) == kind:
+            where, found = "its rotary scaling", {name: scaling.get(name, value) for name, value in expected.items()}
+    elif text.model_type == "gemma3_text":
+        full = [number for number, kind in enumerate(text.layer_types) if kind == "full_attention"]
+        where, found = "its layers", {"full_attention": full}
+        expected = {"full_attention": list(range(_WINDOWED, text.num_hidden_layers, _WINDOWED + 1))}
+    if found and found != expected:
+        raise InputError(
+            f"{source} has {', '.join(f'{n}={v}' for n, v in found.items() if v != expected[n])} in {where}",
+            f"{', '.join(f'{n}={v}' for n, v in expected.items() if v != found[n])}, which Megatron-Bridge takes for "
+            f"every {text.model_type} model",
+            "take a published model, or an image with NeMo 2, whose adapter takes others",
+        )
+
+
+def _check_rotary(source: str) -> None:
+    """Bridge reads configurations through the installed transformers, and version 4 does not know ``rope_parameters``.
+
+    Raises:
+        InputError: the rotary embedding would be another, without a word.
+    """
+    import transformers
+
+    if int(transformers.__version__.partition(".")[0]) >= 5:
+        return
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = hub_folder(source, ["config.json"], "configuration", "a Hugging Face model")
+    file = folder / "config.json"
+    config = read_json(file)
+    text = config.get("text_config")
+    model = text if isinstance(text, dict) else config
+    if classic_rotary(model, str(file)) != model:
+        raise InputError(
+            f"{file} is written by transformers 5, and transformers {transformers.__version__} is installed, which "
+            "would take another rotary embedding",
+            "rope_theta and rope_scaling, which every version reads, or transformers 5",
+            "use an image with transformers 5; or save the model once more: `xtoken import` and `xtoken export` where "
+            "NeMo 2 is installed write a configuration that both read",
+        )
+
+
+def _damage(folder: Path) -> str | None:
+    return find_damage(folder) or (find_truncated(folder) or "").removeprefix("weights/") or None
+
+
+def _without(folder: Path) -> str:
+    """How a run goes on without a damaged checkpoint: Bridge takes the one that two files beside it name."""
+    again = "copy or make it again"
+    older = [path for path in bridge_checkpoints(folder.parent).values() if path.name < folder.name]
+    intact = next((path for path in older if _damage(path) is None), None)
+    if intact is None or not (folder.parent / LATEST_STATE).is_file():
+        return again
+    aside, place = folder.parent.parent / "damaged", folder.parent
+    steps = (("mkdir", "-p", aside), ("mv", folder, aside), ("cp", intact / STATE, place / LATEST_STATE))
+    words = " && ".join(shlex.join(map(str, step)) for step in steps)
+    step = f"echo {int(intact.name.rpartition('_')[2])} > {shlex.quote(str(place / LATEST_STEP))}"
+    return f"{again}; or let the run go on from {intact}, which is intact: {words} && {step}"

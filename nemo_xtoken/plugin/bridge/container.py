@@ -22,9 +22,11 @@ from megatron.bridge.training.config import (
 from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
 from megatron.bridge.training.tokenizers.config import TokenizerConfig
 
+from nemo_xtoken.errors import InputError
 from nemo_xtoken.plugin.bridge.batches import HeldOutBatches, StepBatches
 from nemo_xtoken.plugin.bridge.bridge_config import Data, Log, Optimizer, Trainer
 from nemo_xtoken.plugin.bridge.models import BF16
+from nemo_xtoken.training.learned_parameters import check_rates
 
 __all__ = ["AlignedText", "make_container"]
 
@@ -58,6 +60,7 @@ def make_container(
     start: str | None,
     resume: bool,
     ids: int,
+    rate: float = 0.0,
 ) -> ConfigContainer:
     """The configuration for ``pretrain``.
 
@@ -68,6 +71,10 @@ def make_container(
         start: folder of Bridge's checkpoints that a new run starts from; None: the provider has the weights.
         resume: continue from the newest checkpoint in the run's folder.
         ids: V_S.
+        rate: of learned W; 0: none is learned.
+
+    Raises:
+        InputError: learned W, where this version of Bridge has no learning rate for single parameters.
     """
     half = trainer.plugins.precision == BF16
     dtype = torch.bfloat16 if half else torch.float32
@@ -78,6 +85,8 @@ def make_container(
         from megatron.bridge.training.config import ValidationConfig
 
         container["validation"], every = ValidationConfig(**every), {}
+    if rate:
+        container["optimizer_config_override_provider"] = _learned_rate(rate, optim)
     return ConfigContainer(
         model=provider,
         train=TrainingConfig(
@@ -124,7 +133,8 @@ def make_container(
             grad_reduce_in_fp32=True,
         ),
         dataset=dataset,
-        logger=LoggerConfig(log_interval=trainer.log_every_n_steps),
+        # Bridge's filter would drop this package's warnings too.
+        logger=LoggerConfig(log_interval=trainer.log_every_n_steps, filter_warnings=False),
         # One that has nothing but a size.  In some versions its own is one more than it is given.
         tokenizer=TokenizerConfig(tokenizer_type="NullTokenizer", vocab_size=ids - 1),
         checkpoint=CheckpointConfig(
@@ -138,3 +148,17 @@ def make_container(
         dist=DistributedInitConfig(distributed_timeout_minutes=trainer.timeout_minutes),
         **container,
     )
+
+
+def _learned_rate(rate: float, optim: Optimizer) -> Any:
+    try:
+        from nemo_xtoken.plugin.bridge.learned_rate import LearnedRate
+    except ImportError as error:
+        raise InputError(
+            f"learned W with this version of Megatron-Bridge ({error})",
+            "one in which parameters can have a learning rate of their own: 0.4 or newer",
+            "take a newer image, or set learned=false",
+        ) from None
+    base, lowest = optim.config.lr, optim.lr_scheduler.min_lr
+    check_rates(rate, base, lowest)
+    return LearnedRate(rate, rate * lowest / base)

@@ -11,29 +11,50 @@ import torch
 from nemo_xtoken.data.config import Tokenization
 from nemo_xtoken.data.mixture import WholeBatches
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.evaluate.beside_training import evaluation_beside
+from nemo_xtoken.evaluate.evaluation_config import EvaluationConfig
 from nemo_xtoken.kernels.choice import kernels_for
 from nemo_xtoken.objective.scale import ObjectiveConfig
+from nemo_xtoken.occupied import Occupied
 from nemo_xtoken.plugin.bridge.batches import HeldOutBatches, StepBatches
-from nemo_xtoken.plugin.bridge.bridge_config import Data, Log, Optimizer, Resume, Student, TeacherConfig, Trainer
-from nemo_xtoken.plugin.bridge.checkpoints import Checkpoint
+from nemo_xtoken.plugin.bridge.bridge_config import (
+    Data,
+    Log,
+    Optimizer,
+    Restore,
+    Resume,
+    Student,
+    TeacherConfig,
+    Trainer,
+)
+from nemo_xtoken.plugin.bridge.checkpoints import Checkpoint, has_checkpoint
 from nemo_xtoken.plugin.bridge.forward_step import Distillation
 from nemo_xtoken.plugin.bridge.models import host_teacher, prepare_student
+from nemo_xtoken.plugin.bridge.run_folder import Records
+from nemo_xtoken.plugin.swapping import export_student
+from nemo_xtoken.plugin.trackers import check_tracker, tracker
 from nemo_xtoken.report.summary import report_runs
 from nemo_xtoken.run.layout import ParallelSizes
-from nemo_xtoken.run.run_checks import check_run, left_to_the_user
-from nemo_xtoken.run.spec import START, ModelSpec, RunSpec, plain_config
+from nemo_xtoken.run.records import check_run_name, read_history
+from nemo_xtoken.run.run_checks import check_run, left_to_the_user, not_set
+from nemo_xtoken.run.spec import BRIDGE_ROWS_FIX, START, ModelSpec, RunSpec, plain_config
 from nemo_xtoken.run.values import RANGES, check_range
-from nemo_xtoken.training.teacher_checks import check_losses, teacher_spec
+from nemo_xtoken.sharing.first_process import Launch
+from nemo_xtoken.sharing.forked_children import end_with_this_process
+from nemo_xtoken.training.attention import settle_attention
+from nemo_xtoken.training.inputs import engine_version
+from nemo_xtoken.training.learned_parameters import check_learned_again, learned_teachers, learning_state
+from nemo_xtoken.training.step import explained
+from nemo_xtoken.training.stopped import StoppedRun, StopRequests
+from nemo_xtoken.training.teacher_checks import check_losses, check_pieces, teacher_spec
 from nemo_xtoken.training.teacher_settings import NamedTeacher, teachers_by_argument, teachers_of_run
 from nemo_xtoken.training.training_progress import TrainingProgress
 from nemo_xtoken.training.vocabulary_tokenizer import VocabularyTokenizer
+from nemo_xtoken.training.watching.early_stopping import StopConfig, check_stop, stopped_at
+from nemo_xtoken.training.watching.sample_settings import SampleConfig
+from nemo_xtoken.weights.checkpoint_names import bridge_checkpoints
 
 __all__ = ["configure", "distill", "is_first", "train_one"]
-
-ROWS_FIX = (
-    "change tensor_model_parallel_size of trainer.strategy or of the teacher: Megatron-Bridge loads a model's rows as "
-    "they are"
-)
 
 
 def distill(
@@ -46,6 +67,12 @@ def distill(
     log: Optional[Log] = None,
     resume: Optional[Resume] = None,
     teachers: Optional[dict[str, TeacherConfig]] = None,
+    evaluate: Optional[EvaluationConfig] = None,
+    student: Optional[str] = None,
+    export: bool = False,
+    track: str = "none",
+    stop: Optional[StopConfig] = None,
+    samples: Optional[SampleConfig] = None,
 ) -> Path:
     """Trains a student on text and on what its teachers say about it, in Megatron-Bridge's loop.
 
@@ -62,6 +89,12 @@ def distill(
         log: where checkpoints and the report go.
         resume: from where to resume, and what the student starts from (``restore_config``).
         teachers: more of them, by name: ``teachers.NAME.path=PATH``.
+        evaluate: benchmarks every N steps, beside training: ``evaluate.every=1000 evaluate.tasks=mmlu``.
+        student: a short name of ``resume.restore_config.path``; the model is that one, and so is its tokenizer.
+        export: write the student in Hugging Face's format at the end, in the run's folder.
+        track: ``tensorboard`` or ``wandb``: curves of the run in its folder, as well; ``log=tensorboard`` is the same.
+        stop: when to stop before the last step: ``stop.patience=3``.
+        samples: beginnings of held-out texts that the student continues beside every evaluation: ``samples.count=5``.
 
     Returns:
         the run's folder, with checkpoints, ``history.jsonl`` and the report.
@@ -69,9 +102,17 @@ def distill(
     Raises:
         InputError: anything wrong with paths, tokenizers, W, layout or data.
     """
-    folder = train_one(model, data, trainer, teacher, objective, optim, log, resume, teachers)
+    check_tracker(track)
+    if student is not None:
+        model, resume = Student(), dataclasses.replace(resume or Resume(), restore_config=Restore(student))
+    folder = train_one(
+        model, data, trainer, teacher, objective, optim, log, resume, teachers, evaluate=evaluate, track=track,
+        stop=stop, samples=samples or SampleConfig(),
+    )  # fmt: skip
     if is_first():
         report_runs({folder.name: folder}, folder)
+        if export:
+            print(f"student     {export_student(folder)}")
     return folder
 
 
@@ -87,11 +128,20 @@ def train_one(
     teachers: dict[str, TeacherConfig] | None = None,
     aligned_with: Sequence[Tokenization] = (),
     title: str = "training",
+    evaluate: EvaluationConfig | None = None,
+    track: str = "none",
+    stop: StopConfig | None = None,
+    samples: SampleConfig | None = None,
 ) -> Path:
     """One training run without its report; several may follow each other in one process.
 
     Args:
         aligned_with, title: see `configure`.
+        evaluate, track, stop, samples: see `distill`; without the last no text is continued.
+
+    Raises:
+        InputError: see `distill`.
+        StoppedRun: it was asked to stop, or lost a teacher, before the last step.
     """
     if not torch.cuda.is_available():
         raise InputError(
@@ -102,13 +152,38 @@ def train_one(
     from megatron.bridge.training.pretrain import pretrain
 
     container, run = configure(
-        model, data, trainer, teacher, objective, optim, log, resume, teachers, aligned_with, title
-    )
+        model, data, trainer, teacher, objective, optim, log, resume, teachers, aligned_with, title, evaluate, track,
+        stop, samples,
+    )  # fmt: skip
+    requests = StopRequests()
+    requests.take_ctrl_c()
     try:
-        with run.told:
-            pretrain(container, run, callbacks=[run])
+        with Occupied(run.records.folder, is_first()), run.told, end_with_this_process():
+            behind = next(iter(bridge_checkpoints(run.records.folder)), 0) if run.resumed else 0
+            if behind and (why := stopped_at(run.stop, read_history(run.records.folder), behind)) is not None:
+                run.told.was_stopped_early(behind, why)
+                return run.records.folder
+            try:
+                pretrain(container, run, callbacks=[run])
+            except Exception as error:
+                raise explained(error, run.done + 1) from error
+            except SystemExit as stop:  # Bridge has saved
+                if stop.code not in (None, 0):
+                    raise
+            if run.stopped is not None:
+                run.write_learned()
+                run.told.stopped_early(run.done, run.stopped)
+            elif run.done < trainer.max_steps:
+                if run.beside is not None:
+                    run.beside.finish(wait=False)  # there is no time
+                folder = Path(container.checkpoint.save)
+                kept = folder if has_checkpoint(folder) else None
+                raise StoppedRun(requests.asked, run.done, trainer.max_steps, kept)
     finally:
+        requests.leave()
         run.teaching.close()
+    if run.beside is not None:
+        run.beside.finish()
     return run.records.folder
 
 
@@ -124,6 +199,10 @@ def configure(
     teachers: Optional[dict[str, TeacherConfig]] = None,
     aligned_with: Sequence[Tokenization] = (),
     title: str = "training",
+    evaluate: Optional[EvaluationConfig] = None,
+    track: str = "none",
+    stop: Optional[StopConfig] = None,
+    samples: Optional[SampleConfig] = None,
 ) -> tuple[Any, Distillation]:
     """Checks a run, reads its data, and configures it; for ``pretrain(container, run, callbacks=[run])``.
 
@@ -143,21 +222,42 @@ def configure(
     objective, resume = objective or ObjectiveConfig(), resume or Resume()
     optim, log = optim or Optimizer(), log or Log()
     kernels_for(objective.kernels, torch.cuda.is_available())
+    check_run_name(log.name)
     _check_given(model, data, resume, *((teacher, teachers) if objective.needs_teacher else (None, None)))
     start = Checkpoint.at(model.architecture, "model.architecture") if model.architecture else None
     start = start or Checkpoint.at(resume.restore_config.path, START)
+    folder = Path(log.log_dir) / log.name
+    resumed = resume.resume_if_exists and has_checkpoint(folder / "checkpoints")
+    (Checkpoint.at(str(folder / "checkpoints"), "log") if resumed else start).check()
     tokenizer = VocabularyTokenizer(model.tokenizer.source or start.tokenizer("model.tokenizer.source"))
     named = teachers_of_run(objective, teacher, teachers, tokenizer.vocabulary)
-    folder = Path(log.log_dir) / log.name
-    resumed = resume.resume_if_exists and any((folder / "checkpoints").glob("latest*"))
+    stop = stop or StopConfig()
+    check_stop(stop.patience, stop.on, [one.name for one in named])
     provider = start.provider(random_weights=model.architecture is not None or resumed)
     length = data.text.student_length
     prepare_student(provider, trainer.strategy, trainer.plugins.precision, length, data.micro_batch_size)
     _check_run(provider, tokenizer, data, trainer, named)
+    settle_attention(provider, [_provider_of(t) for t in named])
     sides = [t.side for t in named] or aligned_with or [Tokenization(tokenizer.vocabulary)]
     train, held_out = _batches(data, tokenizer, sides, trainer.max_steps)
-    told = TrainingProgress(title, trainer.max_steps, trainer.log_every_n_steps, is_first())
-    run = Distillation(tokenizer.vocabulary, named, objective, train, held_out, folder, host_teacher, told)
+    check_pieces(named, train.samples)
+    learned, rate = learned_teachers(named)
+    state = learning_state(learned, tokenizer.vocabulary, rate / optim.config.lr) if learned else None
+    if resumed:
+        check_learned_again(Checkpoint.at(str(folder / "checkpoints"), "log").tensors(), folder, named)
+        Records(folder).check_learning(state)
+    curves = tracker(track, folder) if is_first() else None
+    told = TrainingProgress(title, trainer.max_steps, trainer.log_every_n_steps, is_first(), curves)
+    beside = evaluation_beside(evaluate, folder, log.ckpt.every_n_train_steps)
+    local = Path(tokenizer.source)
+    about = {
+        "tokenizer": str(local.resolve()) if local.exists() else tokenizer.source,
+        **({"learning": state} if state else {}),
+    }
+    run = Distillation(
+        tokenizer.vocabulary, named, objective, train, held_out, folder, host_teacher, told, resumed, about, beside,
+        stop, samples,
+    )  # fmt: skip
     provider.register_pre_wrap_hook(run.tap)
     from nemo_xtoken.plugin.bridge.container import AlignedText, make_container
 
@@ -165,7 +265,7 @@ def configure(
     steps = 0 if held_out is None else len(held_out.samples) // data.global_batch_size  # type: ignore[arg-type]
     root = start.root(START) if start.bridge else None
     go_on, ids = resume.resume_if_exists, tokenizer.vocab_size
-    return make_container(provider, data, dataset, steps, trainer, optim, log, folder, root, go_on, ids), run
+    return make_container(provider, data, dataset, steps, trainer, optim, log, folder, root, go_on, ids, rate), run
 
 
 def _batches(
@@ -173,11 +273,13 @@ def _batches(
 ) -> tuple[StepBatches, HeldOutBatches | None]:
     """Tokenises and aligns what is not in the cache yet.  Every rank calls it; one does the work."""
     text = dataclasses.replace(data.text, progress=data.text.progress and is_first())
-    samples, held_out = text.build(tokenizer.vocabulary, sides, steps * data.global_batch_size)
+    samples, held_out = text.build(tokenizer.vocabulary, sides, steps * data.global_batch_size, Launch.of(os.environ))
     train = StepBatches(samples, data.micro_batch_size, data.loader_workers)
     if held_out is None:
         return train, None
-    return train, HeldOutBatches(WholeBatches(held_out, data.global_batch_size), data.micro_batch_size)
+    return train, HeldOutBatches(
+        WholeBatches(held_out, data.global_batch_size), data.micro_batch_size, data.global_batch_size
+    )
 
 
 def _check_given(
@@ -189,19 +291,12 @@ def _check_given(
 ) -> None:
     """Names all that a recipe leaves to the user and the user has left out, at once."""
     taught_by = teachers_by_argument(teacher, teachers)
-    for where, config in taught_by.items():
-        if config.learned:
-            raise InputError(
-                f"{where}.learned under Megatron-Bridge",
-                "a fixed W: a learned one needs NeMo 2, so far",
-                f"set {where}.learned=false",
-            )
-    missing = left_to_the_user(not (resume.restore_config.path or model.architecture), taught_by, data.text)
+    paths = {START: ("the student", resume.restore_config.path or model.architecture)}
+    paths |= {f"{where}.path": ("a teacher", config.path) for where, config in taught_by.items()}
+    missing = left_to_the_user(paths, data.text)
     if missing:
-        raise InputError(
-            f"not set: {', '.join(f'{name} ({what})' for name, what in missing.items())}",
-            "Hugging Face models (folders or hub names) or checkpoints of Megatron-Bridge, and files of text",
-            f"add {' '.join(f'{name}=PATH' for name in missing)}",
+        raise not_set(
+            missing, "Hugging Face models (folders or hub names) or checkpoints of Megatron-Bridge, and files of text"
         )
 
 
@@ -248,7 +343,7 @@ def run_spec(
         ids=tokenizer.vocab_size,
         rows_name="model.tokenizer",
     )
-    theirs = [Checkpoint.at(t.config.path, f"{t.where}.path").provider(random_weights=True) for t in teachers]
+    theirs = [_provider_of(teacher) for teacher in teachers]
     taught_by = [teacher_spec(t, plain_config(c), strategy, default) for t, c in zip(teachers, theirs, strict=True)]
     return RunSpec(
         student,
@@ -258,8 +353,15 @@ def run_spec(
         data.global_batch_size,
         trainer.max_steps,
         strategy.sequence_parallel,
-        rows_fix=ROWS_FIX,
+        strategy.virtual_pipeline_model_parallel_size,
+        rows_fix=BRIDGE_ROWS_FIX,
+        engine=engine_version(),
     )
+
+
+def _provider_of(teacher: NamedTeacher) -> Any:
+    """What Bridge makes of a teacher's checkpoint, without its weights."""
+    return Checkpoint.at(teacher.config.path, f"{teacher.where}.path").provider(random_weights=True)
 
 
 def is_first() -> bool:

@@ -9,21 +9,12 @@ from nemo_xtoken.plugin.bridge.bridge_config import Strategy
 from nemo_xtoken.plugin.bridge.checkpoints import Checkpoint
 from nemo_xtoken.run.layout import ParallelSizes
 from nemo_xtoken.teachers.contract import TeacherHost
-from nemo_xtoken.training.inputs import prepare_config, uses_packed_attention
-from nemo_xtoken.training.teacher_settings import NamedTeacher, teacher_host
+from nemo_xtoken.training.inputs import prepare_config, uses_packed_attention, vary_lengths
+from nemo_xtoken.training.teacher_settings import OF_ANOTHER_RUN, NamedTeacher, set_where_known, teacher_host
 
 __all__ = ["BF16", "FP32", "host_teacher", "prepare_student"]
 
 BF16, FP32 = "bf16-mixed", "32"
-#: What a checkpoint's own configuration may hold of the run that wrote it, and a model here must not have.
-OF_ANOTHER_RUN = {
-    "virtual_pipeline_model_parallel_size": None,
-    "num_layers_in_first_pipeline_stage": None,
-    "num_layers_in_last_pipeline_stage": None,
-    "hierarchical_context_parallel_sizes": None,
-    "fp8": None,
-    "fp8_param": False,
-}
 
 
 def prepare_student(provider: Any, strategy: Strategy, precision: str, length: int, micro_batch_size: int) -> None:
@@ -41,11 +32,12 @@ def prepare_student(provider: Any, strategy: Strategy, precision: str, length: i
         raise InputError(
             f"trainer.plugins.precision={precision}", f"{BF16} or {FP32}", "choose one; the first is the default"
         )
-    _clear(provider)
+    set_where_known(provider, OF_ANOTHER_RUN)
     sizes = ParallelSizes.of(strategy, experts=bool(provider.num_moe_experts))
     provider.tensor_model_parallel_size, provider.pipeline_model_parallel_size = sizes.tensor, sizes.pipeline
     provider.context_parallel_size, provider.expert_model_parallel_size = sizes.context, sizes.expert
     provider.expert_tensor_parallel_size = sizes.expert_tensor
+    provider.virtual_pipeline_model_parallel_size = None
     provider.sequence_parallel = strategy.sequence_parallel
     half = precision == BF16
     provider.bf16, provider.fp16 = half, False
@@ -54,7 +46,7 @@ def prepare_student(provider: Any, strategy: Strategy, precision: str, length: i
     provider.calculate_per_token_loss = True  # Megatron divides once, by the tokens of all ranks and micro-batches
     if uses_packed_attention() and sizes.pipeline > 1 and micro_batch_size > 1:
         # One sequence of all samples, where Bridge's schedule expects [T, b]: stages tell each other the shape.
-        provider.variable_seq_lengths = True
+        vary_lengths(provider, "model.config")
     prepare_config(provider)
 
 
@@ -65,13 +57,13 @@ def host_teacher(teacher: NamedTeacher, student: Any) -> TeacherHost:
         student: the student's configuration.
 
     Raises:
-        InputError: no checkpoint, or an architecture that Bridge does not know.
+        InputError: no checkpoint, one that is damaged or brings code, or an architecture that Bridge does not know.
     """
     from megatron.core.utils import unwrap_model
 
     checkpoint = Checkpoint.at(teacher.config.path, f"{teacher.where}.path")
+    checkpoint.check()
     provider = checkpoint.provider()
-    _clear(provider)
 
     def load() -> torch.nn.Module:
         if checkpoint.bridge:
@@ -84,10 +76,13 @@ def host_teacher(teacher: NamedTeacher, student: Any) -> TeacherHost:
         (module,) = unwrap_model(chunks)
         return module
 
-    return teacher_host(teacher, provider, student, torch.bfloat16 if student.bf16 else torch.float32, load)
-
-
-def _clear(provider: Any) -> None:
-    for name, value in OF_ANOTHER_RUN.items():
-        if hasattr(provider, name):
-            setattr(provider, name, value)
+    tied = bool(provider.share_embeddings_and_output_weights)
+    return teacher_host(
+        teacher,
+        provider,
+        student,
+        torch.bfloat16 if student.bf16 else torch.float32,
+        load,
+        lambda: checkpoint.output_rows(tied),
+        checkpoint.files,
+    )

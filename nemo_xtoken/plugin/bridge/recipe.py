@@ -7,15 +7,17 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-import nemo_run as run
-
 from nemo_xtoken.errors import InputError
 
-__all__ = ["NEMO_ONLY", "from_nemo2"]
+if typing.TYPE_CHECKING:
+    import nemo_run as run
+
+__all__ = ["NEMO_ONLY", "as_partial", "bridge_content", "from_nemo2"]
 
 #: What takes the place of NeMo 2's function under Bridge.
 TARGETS = {
     "nemo_xtoken.plugin.nemo2.distill.distill": "nemo_xtoken.plugin.bridge.distill_bridge.distill",
+    "nemo_xtoken.plugin.nemo2.swap.swap_tokenizer": "nemo_xtoken.plugin.bridge.bridge_swap.swap_tokenizer",
     "nemo_xtoken.recipes.xtoken_tiny.distill_tiny": "nemo_xtoken.recipes.tiny_bridge.distill_tiny",
 }
 #: Settings of NeMo's and Lightning's that Bridge has no use for, or that are the same in every run here.
@@ -30,6 +32,7 @@ NEMO_ONLY = {
     "trainer.plugins": {"autocast_enabled", "grad_reduce_in_fp32", "params_dtype", "pipeline_dtype"},
     "trainer.strategy": {
         "ckpt_async_save",
+        "ckpt_optim_fully_reshardable",
         "ddp",
         "gradient_as_bucket_view",
         "pipeline_dtype",
@@ -39,8 +42,45 @@ NEMO_ONLY = {
 MARKS = {"_target_", "_partial_", "_call_"}
 
 
-def from_nemo2(content: Mapping[str, Any], name: str) -> run.Partial:
+def from_nemo2(content: Mapping[str, Any], name: str) -> "run.Partial":
     """The run that a recipe configures, for Bridge; all arguments that it leaves out have their defaults.
+
+    Args:
+        content: of the recipe's YAML file.
+        name: the recipe's, for error messages.
+
+    Raises:
+        InputError: see `bridge_content`.
+    """
+    return as_partial(bridge_content(content, name))
+
+
+def as_partial(content: Mapping[str, Any]) -> "run.Partial":
+    """What nemo_run makes of a run's settings.
+
+    Args:
+        content: as `bridge_content` gives it.
+    """
+    import nemo_run as run
+
+    arguments = {name: _configured(value) for name, value in content.items() if name not in MARKS}
+    return run.Partial(_named(content["_target_"]), **arguments)
+
+
+def _configured(value: Any) -> Any:
+    """What nemo_run makes of a value of `bridge_content`."""
+    import nemo_run as run
+
+    if isinstance(value, list):
+        return [_configured(one) for one in value]
+    if not isinstance(value, Mapping):
+        return value
+    arguments = {name: _configured(one) for name, one in value.items() if name not in MARKS}
+    return run.Config(_named(value["_target_"]) if "_target_" in value else dict, **arguments)
+
+
+def bridge_content(content: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A recipe's settings as those of a run under Bridge: plain data with ``_target_``, as a YAML file has it.
 
     Args:
         content: of the recipe's YAML file.
@@ -58,14 +98,14 @@ def from_nemo2(content: Mapping[str, Any], name: str) -> run.Partial:
         )
     function = _named(target)
     hints = typing.get_type_hints(function)
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = {"_target_": target}
     for argument in inspect.signature(function).parameters:
         kind, value = _dataclass(hints[argument]), content.get(argument)
         if argument == "teachers":
             if value:
                 of_one = typing.get_args(_without_none(hints[argument]))[1]
                 named = {key: _config(of_one, one, f"teachers.{key}") for key, one in value.items() if key not in MARKS}
-                arguments[argument] = run.Config(dict, **named)
+                arguments[argument] = named
         elif argument == "teacher" and value is None:
             continue
         elif kind is not None:
@@ -75,34 +115,32 @@ def from_nemo2(content: Mapping[str, Any], name: str) -> run.Partial:
     unknown = content.keys() - inspect.signature(function).parameters.keys() - MARKS
     if unknown:
         raise _not_here(name, sorted(unknown)[0])
-    return run.Partial(function, **arguments)
+    return arguments
 
 
-def _config(kind: type, content: Mapping[str, Any], where: str) -> run.Config:
-    """A configuration of a dataclass of ours, and of those inside of it, so that overrides find them."""
+def _config(kind: type, content: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A dataclass of ours, and those inside of it, so that overrides find them."""
     hints = typing.get_type_hints(kind)
     fields = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
     if unknown := content.keys() - fields.keys() - MARKS - NEMO_ONLY.get(where, set()):
         raise _not_here(where, sorted(unknown)[0])
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = {"_target_": f"{kind.__module__}.{kind.__qualname__}"}
     for name, hint in fields.items():
         inner, value = _dataclass(hint), content.get(name)
         if inner is not None and (value is not None or _without_none(hint) is hint):
             arguments[name] = _config(inner, value or {}, f"{where}.{name}")
         elif name in content:
             arguments[name] = _value(value)
-    return run.Config(kind, **arguments)
+    return arguments
 
 
 def _value(value: Any) -> Any:
-    """A plain value, or the configuration of a call of ours: ``_target_: nemo_xtoken.recipes.tiny_text.text_file``."""
+    """A plain value, or a call of ours: ``_target_: nemo_xtoken.recipes.tiny_text.text_file``."""
     if isinstance(value, list):
         return [_value(one) for one in value]
-    if not isinstance(value, Mapping):
-        return value
-    if not str(value["_target_"]).startswith("nemo_xtoken."):
+    if isinstance(value, Mapping) and not str(value["_target_"]).startswith("nemo_xtoken."):
         raise _not_here("a recipe", str(value["_target_"]))
-    return run.Config(_named(value["_target_"]))
+    return dict(value) if isinstance(value, Mapping) else value
 
 
 def _named(name: str) -> Any:

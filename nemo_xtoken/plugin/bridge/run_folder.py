@@ -13,11 +13,13 @@ import torch.distributed as dist
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.files import atomic_path
-from nemo_xtoken.run.records import HISTORY, append_record, read_history
+from nemo_xtoken.run.records import HISTORY, STOPPED, append_record, read_history
+from nemo_xtoken.training.learned_parameters import check_same_learning
 from nemo_xtoken.training.step import step_record
 
-__all__ = ["Records"]
+__all__ = ["DATA", "Records"]
 
+#: What the run was begun with.
 DATA = "data.json"
 
 
@@ -32,12 +34,24 @@ class Records:
         self.folder = folder
         self._evaluated = -1
 
-    def resume(self, step: int, fingerprint: str) -> list[dict[str, Any]]:
+    def check_learning(self, learning: Mapping[str, Any] | None) -> None:
+        """Whether a run that goes on learns the W that it began with.
+
+        Raises:
+            InputError: it does not.
+        """
+        data = self.folder / DATA
+        before = json.loads(data.read_text()) if data.is_file() else {}
+        if learning and "learning" in before:
+            check_same_learning(before["learning"], learning)
+
+    def resume(self, step: int, fingerprint: str, about: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         """The records up to a step; later ones are dropped from the file.
 
         Args:
             step: of the checkpoint that training goes on from; 0: a new run.
             fingerprint: of the data.
+            about: what the run's folder says of it beside: see `Distillation`.
 
         Returns:
             the same on all ranks.  Collective: one broadcast over all ranks.
@@ -48,7 +62,7 @@ class Records:
         found: list[Any] = [None]
         if dist.get_rank() == 0:
             try:
-                found = [self._read(step, fingerprint)]
+                found = [self._read(step, fingerprint, about)]
             except InputError as error:
                 found = [(error.found, error.expected, error.fix)]
         dist.broadcast_object_list(found, src=0)
@@ -57,7 +71,7 @@ class Records:
         records: list[dict[str, Any]] = found[0]
         return records
 
-    def _read(self, step: int, fingerprint: str) -> list[dict[str, Any]]:
+    def _read(self, step: int, fingerprint: str, about: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         data = self.folder / DATA
         kept = [record for record in read_history(self.folder) if record["step"] <= step and step]
         if step:
@@ -67,7 +81,8 @@ class Records:
                     "the history that belongs to the checkpoints: the dynamic scale follows from it",
                     "put the file back, or start a new run in another folder (log.name=NAME)",
                 )
-            if data.is_file() and json.loads(data.read_text())["fingerprint"] != fingerprint:
+            before = json.loads(data.read_text()) if data.is_file() else {}
+            if before.get("fingerprint", fingerprint) != fingerprint:
                 raise InputError(
                     "the checkpoint to resume from was trained on other data, or with other lengths or another seed",
                     "the data set, tokenizers, sequence lengths and seed of the run that is resumed",
@@ -75,7 +90,7 @@ class Records:
                 )
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(data) as temporary:
-            temporary.write_text(json.dumps({"fingerprint": fingerprint}) + "\n")
+            temporary.write_text(json.dumps({"fingerprint": fingerprint, **(about or {})}) + "\n")
         with atomic_path(self.folder / HISTORY) as temporary:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
         return [record for record in kept if "ce" in record]
@@ -88,22 +103,25 @@ class Records:
         self._write(record)
         return record
 
-    def write_held_out(self, step: int, totals: Mapping[str, float]) -> dict[str, float]:
-        """Writes ``step, held_out_ce, held_out_accuracy``, once a step.
+    def write_held_out(self, step: int, means: dict[str, float]) -> dict[str, float]:
+        """Writes the means of an evaluation, once a step.
+
+        Args:
+            means: see ``training.loss_terms.held_out_means``.
 
         Returns:
-            the means; nothing where there are none, or this step has been evaluated before.
+            the means; nothing where this step has been evaluated before.
         """
-        if step == self._evaluated or not totals["tokens"]:
+        if step == self._evaluated or not means:
             return {}
         self._evaluated = step
-        means = {
-            "held_out_ce": totals["ce"] / totals["tokens"],
-            "held_out_accuracy": totals["correct"] / totals["tokens"],
-        }
         self._write({"step": step, **means})
         return means
 
-    def _write(self, record: dict[str, float]) -> None:
+    def write_stopped(self, step: int, why: str) -> None:
+        """Writes that the run has ended by itself."""
+        self._write({"step": step, STOPPED: why})
+
+    def _write(self, record: dict[str, Any]) -> None:
         if dist.get_rank() == 0:
             append_record(self.folder, record)

@@ -1,19 +1,24 @@
 """Runs of ``distill`` under Megatron-Bridge, described by plain data; what a rank does."""
 
+import logging
 import os
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from cpu_bridge import pretend_cuda, without_kernels
+from gradients import main_gradients
 from launcher import launch
-from tokenizer_zoo import TEXT, zoo
+from tokenizer_zoo import TEXT, write_folder, zoo
 from toy_models import KINDS, write_model
 
-from nemo_xtoken.data.config import DataConfig
+from nemo_xtoken.data.batch import Inputs, collate
+from nemo_xtoken.data.config import DataConfig, Tokenization
 from nemo_xtoken.objective.scale import ObjectiveConfig
+from nemo_xtoken.plugin.bridge import distill_bridge, models
 from nemo_xtoken.plugin.bridge.bridge_config import (
     Checkpoints,
     Data,
@@ -30,7 +35,10 @@ from nemo_xtoken.plugin.bridge.bridge_config import (
 )
 from nemo_xtoken.plugin.bridge.checkpoints import Checkpoint
 from nemo_xtoken.plugin.bridge.distill_bridge import configure
+from nemo_xtoken.plugin.bridge.forward_step import Distillation
 from nemo_xtoken.run.records import read_history
+from nemo_xtoken.training import inputs
+from nemo_xtoken.vocab.loading import load_vocabulary
 
 LENGTHS = 64, 96  # T_S, T_T
 
@@ -42,7 +50,13 @@ class Job:
     Attributes:
         root: folder of the ``World``.
         stop: exits after this many steps with a checkpoint, as on a signal.
-        strategy, teacher: further arguments of ``Strategy`` and ``TeacherConfig``.
+        sgd: by plain gradients, since Adam turns rounding into steps where a gradient is about 0.
+        eps: Adam's; a large one makes its steps smooth in the gradient.
+        lengths: packed documents by their lengths (``thd``), as on a GPU, instead of by a mask.
+        keep: of these steps, counted from 1, every rank keeps its gradients.
+        logits: keep those of `KeptLogits`.
+        strategy, teacher, text: further arguments of ``Strategy``, ``TeacherConfig`` and ``DataConfig``.
+        teachers: others by name, each with the arguments of ``TeacherConfig``, beside its ``path`` below ``root``.
     """
 
     root: str
@@ -54,13 +68,20 @@ class Job:
     stop: int | None = None
     scale: Any = "dynamic"
     precision: str = "32"
+    sgd: bool = False
+    eps: float = 1e-8
+    lengths: bool = False
+    keep: tuple[int, ...] = ()
+    logits: bool = False
+    text: dict[str, Any] = field(default_factory=dict)
     strategy: dict[str, Any] = field(default_factory=dict)
     teacher: dict[str, Any] = field(default_factory=dict)
+    teachers: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def arguments(self) -> tuple[Any, ...]:
         """Those of ``distill``."""
         root = self.root
-        text = DataConfig([f"{root}/text/*.txt"], *LENGTHS, held_out=4, progress=False)
+        text = DataConfig([f"{root}/text/*.txt"], *LENGTHS, **{"held_out": 4, "progress": False, **self.text})
         trainer = Trainer(
             max_steps=self.steps,
             val_check_interval=2,
@@ -69,77 +90,261 @@ class Job:
             strategy=Strategy(**self.strategy),
             plugins=Precision(self.precision),
         )
+        one = TeacherConfig(path=f"{root}/{self.learn}", **{"loss": "p_kl", **self.teacher})
+        named = {name: TeacherConfig(**{**of, "path": f"{root}/{of['path']}"}) for name, of in self.teachers.items()}
         return (
             Student(),
             Data(text, self.micro, 4),
             trainer,
-            TeacherConfig(path=f"{root}/{self.learn}", **{"loss": "p_kl", **self.teacher}) if self.scale else None,
+            one if self.scale and not named else None,
             ObjectiveConfig(scale=self.scale),
-            Optimizer(OptimizerSettings(lr=1e-3)),
+            Optimizer(
+                OptimizerSettings(lr=0.3, weight_decay=0.0, clip_grad=0.0) if self.sgd else OptimizerSettings(1e-3)
+            ),
             Log(f"{root}/runs", self.name, Checkpoints(2, 2)),
             Resume(restore_config=Restore(f"{root}/{self.start}")),
+            named or None,
         )
 
 
-def train(job: Job) -> list[dict[str, Any]]:
-    """Runs a job on this rank, through Bridge's own ``pretrain``; the records of its history."""
-    from megatron.bridge.training.pretrain import pretrain
-
+def on_cpu() -> None:
+    """In this fork: Megatron-Bridge without CUDA and without kernels."""
     torch.set_num_threads(1)
     made = Checkpoint.provider
     Checkpoint.provider = lambda self, random_weights=False: without_kernels(made(self, random_weights))
     pretend_cuda()
-    container, run = configure(*job.arguments())
+
+
+def configured(*arguments: Any, **named: Any) -> Any:
+    """What ``configure`` gives, for gloo."""
+    container, run = configure(*arguments, **named)
     container.dist.distributed_backend = "gloo"
     container.ddp.overlap_grad_reduce = container.ddp.overlap_param_gather = False
-    container.train.exit_interval = job.stop
+    return container, run
+
+
+class Said(logging.Handler):
+    """``lines``: what the package's loggers say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keeps it."""
+        self.lines.append(record.getMessage())
+
+
+class KeptGradients:
+    """A callback of Bridge's: ``found``, the `main_gradients` of the given steps."""
+
+    def __init__(self, steps: tuple[int, ...], vocabulary_size: int) -> None:
+        self.steps, self.size = steps, vocabulary_size
+        self.found: dict[int, dict[str, Any]] = {}
+
+    def on_train_step_end(self, context: Any) -> None:
+        """After the optimizer's step, which leaves them as they are; Bridge counts the step later."""
+        from megatron.core.utils import unwrap_model
+
+        step = context.state.train_state.step + 1
+        if step in self.steps:
+            self.found[step] = main_gradients(unwrap_model(context.model[0]), self.size)
+
+
+class KeptLogits:
+    """A callback of Bridge's: ``found``, before the first step and after the last one, by side, the logits of the first
+    held-out sample without its padding, ``[T, V]`` as numpy arrays.
+
+    Args:
+        run: with one teacher.
+    """
+
+    def __init__(self, run: Distillation) -> None:
+        self.run = run
+        self.found: list[dict[str, Any]] = []
+
+    def on_train_start(self, context: Any) -> None:
+        """After the run's own."""
+        batch = collate([self.run.held_out.samples[0]])  # type: ignore[union-attr]
+        model = context.model[0].eval()
+        with torch.no_grad():
+            model(**inputs.model_inputs(batch.student, inputs.context_layout(batch.student)))
+            hidden, weight = self.run._tap.pop()  # type: ignore[union-attr]
+        model.train()
+        [states] = self.run.teaching.teachers[0].states([batch.teachers[0]])
+        head = self.run.teaching.lessons[0].head
+        columns = head.columns  # the rows of the layer are in the order of the loss, and padded
+        taught = torch.empty(states.hidden.shape[0], len(columns))  # type: ignore[arg-type,union-attr]
+        taught[:, columns] = states.hidden @ head.weight[: len(columns)].T  # type: ignore[arg-type,index,union-attr]
+        sides = {"student": (hidden @ weight.T, batch.student), "teacher": (taught, batch.teachers[0])}
+        real = {name: logits[side.documents[0] >= 0] for name, (logits, side) in sides.items()}
+        self.found.append({name: logits.detach().numpy() for name, logits in real.items()})
+
+    on_train_end = on_train_start
+
+
+def train(job: Job) -> list[dict[str, Any]]:
+    """Runs a job on this rank, through Bridge's own ``pretrain``; the records of its history."""
+    records: list[dict[str, Any]] = course(job)["records"]
+    return records
+
+
+def course(job: Job) -> dict[str, Any]:
+    """The same, with the ``gradients`` and ``logits`` that it keeps, and what was ``said``."""
+    from megatron.bridge.training.pretrain import pretrain
+
+    on_cpu()
+    said = Said()
+    logging.getLogger("nemo_xtoken").addHandler(said)
+    if job.lengths:
+        inputs.uses_packed_attention = models.uses_packed_attention = lambda: True  # in this fork alone
+    container, run = configured(*job.arguments())
+    container.train.exit_interval, container.optimizer.adam_eps = job.stop, job.eps
+    if job.sgd:
+        container.optimizer.optimizer = "sgd"
+        container.optimizer.use_distributed_optimizer = container.ddp.use_distributed_optimizer = False
+    kept, logits = KeptGradients(job.keep, run.vocabulary.size), KeptLogits(run)
     try:
-        pretrain(container, run, callbacks=[run])
+        pretrain(container, run, callbacks=[run, kept, *([logits] if job.logits else [])])
     except SystemExit:
         assert job.stop
-    return read_history(run.records.folder)
+    records = read_history(run.records.folder)
+    return {"records": records, "gradients": kept.found, "logits": logits.found, "said": said.lines}
 
 
-def export(root: str, name: str) -> float:
-    """Takes a run's last student to Hugging Face's format by Bridge; its cross-entropy on the held-out text there."""
-    from megatron.bridge import AutoBridge
+def distil(job: Job, **named: Any) -> list[dict[str, Any]]:
+    """The same by the command's function, with its lock, its way to stop and its report."""
+    on_cpu()
+    export_here()
+    distill_bridge.configure = configured
+    distill_bridge.distill(*job.arguments(), **named)
+    return read_history(Path(job.root, "runs", job.name))
+
+
+def export_here() -> None:
+    """Exports are made in this process: another one would have to do without CUDA as well."""
+    from megatron.core import parallel_state
+
+    from nemo_xtoken.plugin import swapping
+    from nemo_xtoken.plugin.bridge.bridge_conversion import export_model
+
+    as_it_is = swapping.run_command
+
+    def command(verb: str, *words: str) -> str:
+        if verb != "export":
+            return as_it_is(verb, *words)
+        if torch.distributed.is_initialized():
+            parallel_state.destroy_model_parallel()
+            torch.distributed.destroy_process_group()
+        arguments = dict(word.split("=", 1) for word in words)
+        export_model(arguments["run"], arguments["out"], arguments.get("dtype"), True)
+        return ""
+
+    swapping.run_command = command
+
+
+def swap(root: str, name: str) -> Path:
+    """Gives the student another tokenizer, by two steps of training; the swap's folder."""
+    from nemo_xtoken.plugin.bridge.bridge_swap import swap_tokenizer
+
+    on_cpu()
+    distill_bridge.configure = configured
+    export_here()
+    _, data, trainer, _, _, optim, log, *_ = Job(root, name, steps=2).arguments()
+    return swap_tokenizer(
+        data, trainer, log, f"{root}/student", f"{root}/new_tokenizer",
+        teacher=TeacherConfig(loss="p_kl"), optim=optim, ce_only=True,
+    )  # fmt: skip
+
+
+def cache(root: str, folder: str) -> None:
+    """Fills a folder with the teacher's states for the text of every job."""
+    from nemo_xtoken.plugin.standalone import cache_text
+
+    on_cpu()
+    text = Job(root, "cache").arguments()[1].text
+    plan = {"path": f"{root}/teacher", "dtype": "fp32"}
+    cache_text(plan, text, load_vocabulary(f"{root}/student"), (), Path(folder), None, 2)
+
+
+def look_at(folder: str) -> None:
+    """Makes Bridge's provider for a model, without its weights."""
+    on_cpu()
+    Checkpoint.at(folder, "teacher.path").provider(random_weights=True)
+
+
+def export(root: str, name: str) -> Path:
+    """Takes a run's last student to Hugging Face's format; the folder."""
+    from nemo_xtoken.plugin.bridge.bridge_conversion import export_model
+
+    on_cpu()
+    return export_model(f"{root}/runs/{name}", f"{root}/exported/{name}", "float32")
+
+
+def export_and_evaluate(root: str, name: str) -> float:
+    """The same; its cross-entropy on the held-out text."""
+    return held_out_ce(root, str(export(root, name)))
+
+
+def export_and_compare(job: Job) -> list[Any]:
+    """The same, of a student that learned from its own start: logits of `KeptLogits`' sample, as transformers computes
+    them, of the start and of the exported student."""
+    exported = export(job.root, job.name)
+    text = job.arguments()[1].text
+    vocabulary = load_vocabulary(f"{job.root}/{job.start}")
+    _, held_out = text.build(vocabulary, [Tokenization(vocabulary)], 4 * job.steps)
+    side = held_out[0].student  # type: ignore[index]
+    own = (side.documents[0] >= 0).numpy()
+    return [_transformers_logits(folder, side)[own] for folder in (f"{job.root}/{job.start}", exported)]
+
+
+def _transformers_logits(folder: str | Path, side: Inputs) -> Any:
+    """``[T, V]``, of each document by itself."""
     from transformers import AutoModelForCausalLM
 
-    from nemo_xtoken.data.batch import collate
-    from nemo_xtoken.data.config import Tokenization
-    from nemo_xtoken.training.inputs import document_mask
-    from nemo_xtoken.vocab.loading import load_vocabulary
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").float().eval()
+    rows = []
+    for document in side.documents.unique_consecutive():  # each by itself, so that windows are transformers' own
+        with torch.no_grad():
+            rows.append(model(side.tokens[:, side.documents[0] == document], use_cache=False).logits[0])
+    return torch.cat(rows).numpy()
 
-    torch.set_num_threads(1)
-    pretend_cuda()
-    bridge = AutoBridge.from_hf_pretrained(f"{root}/student")
-    bridge.export_ckpt(f"{root}/runs/{name}/checkpoints/iter_0000004", f"{root}/exported", show_progress=False)
-    model = AutoModelForCausalLM.from_pretrained(f"{root}/exported", attn_implementation="eager").float().eval()
-    text = Job(root, name).arguments()[1].text
-    student, teacher = (load_vocabulary(f"{root}/{side}") for side in ("student", "teacher"))
+
+def held_out_ce(root: str, folder: str) -> float:
+    """A student's cross-entropy on the held-out text, as transformers computes it.
+
+    Args:
+        folder: of the model and its tokenizer.
+    """
+    text = Job(root, "text").arguments()[1].text
+    student, teacher = load_vocabulary(folder), load_vocabulary(f"{root}/teacher")
     _, held_out = text.build(student, [Tokenization(teacher)], 16)
     assert held_out is not None
-    side = collate([held_out[i] for i in range(len(held_out))]).student
-    hidden = document_mask(side.documents)
-    mask = torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo(torch.float32).min)
-    with torch.no_grad():
-        made = model(side.tokens, attention_mask=mask, position_ids=side.positions).logits
-    logits = made[..., : student.size].flatten(0, 1).double()
-    return float(torch.nn.functional.cross_entropy(logits, side.labels.flatten()))
+    nats, tokens = 0.0, 0
+    for row in (held_out[i].student for i in range(len(held_out))):
+        logits = torch.from_numpy(_transformers_logits(folder, row))[:, : student.size].double()
+        nats += float(torch.nn.functional.cross_entropy(logits, row.labels[0], reduction="sum"))
+        tokens += int((row.labels != -100).sum())
+    return nats / tokens
 
 
 class World:
-    """What all runs share: ``student`` and ``teacher``, with tokenizers of their own, and text."""
+    """What all runs share: ``student`` and ``teacher``, with tokenizers of their own, other models, and text."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         os.environ["NEMO_XTOKEN_CACHE"] = str(root / "cache")
         for kind, side, shape in (
             ("llama", "student", {"num_hidden_layers": 2}),
-            ("qwen3", "teacher", {"num_hidden_layers": 4, "hidden_size": 64, "intermediate_size": 96}),
+            ("qwen3", "teacher", {"num_hidden_layers": 4, "hidden_size": 64, "num_key_value_heads": 4}),
+            ("llama", "other", {"num_hidden_layers": 2, "rope_theta": 5e5}),
+            ("qwen3-tied", "tied", {"num_hidden_layers": 2}),
+            ("qwen3_moe", "experts", {"num_hidden_layers": 2}),
+            ("qwen3_moe", "teacher_of_experts", {"num_hidden_layers": 3, "hidden_size": 64}),
         ):
             spare = 24 + -zoo()[KINDS[kind][1]].size % 8  # rows that two ranks divide
             write_model(kind, root / side, spare_rows=spare, **shape)
+        write_folder("sp_bpe", root / "new_tokenizer")
         (root / "text").mkdir()
         words = [*TEXT.split(), "31415", "x=17*23", "größer", "tokenizers", "gradients"]
         for i in range(40):
@@ -147,7 +352,19 @@ class World:
             text = " ".join(numbers.choice(words) for _ in range(numbers.randrange(8, 60)))
             (root / f"text/{i:02}.txt").write_text(text)
 
+    def family(self, kind: str, **changes: Any) -> Path:
+        """The folder of a toy model of ``toy_models.KINDS``."""
+        folder = self.root / f"family-{kind}"
+        if not folder.is_dir():
+            tokenizer = "llama" if KINDS[kind][1] == "qwen" else None  # as transformers 5 reads the zoo's
+            write_model(kind, folder, spare_rows=24, tokenizer=tokenizer, **changes)
+        return folder
+
     def run(self, name: str, ranks: int = 1, **settings: Any) -> list[dict[str, Any]]:
         """The records of a run."""
+        return self.courses(name, ranks, train, **settings)[0]
+
+    def courses(self, name: str, ranks: int = 1, function: Callable[[Job], Any] = course, **settings: Any) -> list[Any]:
+        """What every rank of a run gives."""
         job = Job(str(self.root), name, **settings)
-        return launch(train, job, ranks=ranks, folder=self.root / "logs" / f"{name}{settings.get('stop', '')}")[0]
+        return launch(function, job, ranks=ranks, folder=self.root / "logs" / f"{name}{settings.get('stop', '')}")

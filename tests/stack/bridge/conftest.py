@@ -8,6 +8,9 @@ import pytest
 @pytest.fixture(scope="session")
 def megatron():
     """Megatron-core with the forward step, and NeMo 2 where it is installed, which the CPU runtime looks for."""
+    from cpu_bridge import before_megatron
+
+    before_megatron()
     pytest.importorskip("megatron.core", reason="megatron-core is not installed")
     gc.disable()
     try:

@@ -1,7 +1,7 @@
 """Megatron-Bridge on a CPU with gloo, for tests: what its import and its ``pretrain`` take for granted is stood in for.
 
 Bridge imports Transformer Engine and Triton without asking; they are empty modules while it is imported, after
-Megatron-core has found out that they are not there.  Everything that then runs is Bridge's own code.
+Megatron-core and ModelOpt have found out that they are not there.  Everything that then runs is Bridge's own code.
 """
 
 import contextlib
@@ -11,10 +11,15 @@ import importlib.machinery
 import importlib.util
 import sys
 import types
+import typing
 
 import torch
+import typing_extensions
 
-STOOD_IN = ("transformer_engine", "triton")
+#: Of these, those that are not installed.
+STOOD_IN = tuple(name for name in ("transformer_engine", "triton") if importlib.util.find_spec(name) is None)
+#: Megatron-core 0.19 asserts this version of nvidia-resiliency-ext; the newest one for a CPU does not say its own.
+RESILIENCY = "0.6.0"
 
 
 class _Anything(type):
@@ -60,17 +65,29 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         pass
 
 
-def import_bridge() -> bool:
-    """Imports it; False where it is not installed."""
-    try:
-        if importlib.util.find_spec("megatron.bridge") is None:
-            return False
-    except ModuleNotFoundError:
-        return False
+def before_megatron() -> None:
+    """What Megatron-core 0.19 asks for while it is imported, and what of Python 3.12 it uses where this is 3.11."""
+    if not hasattr(typing, "override"):
+        typing.override = typing_extensions.override
+    with contextlib.suppress(ModuleNotFoundError):
+        resiliency = importlib.import_module("nvidia_resiliency_ext")
+        if not hasattr(resiliency, "__version__"):
+            resiliency.__version__ = RESILIENCY
+
+
+def _import_all() -> None:
+    from cpu_recurrent import stood_in
+
+    importlib.import_module("cpu_engine").take_their_place()
+    with stood_in():
+        for name in ("gated_delta_net", "mamba_mixer"):
+            importlib.import_module(f"megatron.core.ssm.{name}")
     for name in (
         "megatron.core.models.gpt.gpt_model",
         "megatron.core.models.gpt.gpt_layer_specs",
         "megatron.core.extensions.transformer_engine",
+        "modelopt.torch.distill.plugins.megatron",
+        "modelopt.torch.opt.plugins",
     ):
         importlib.import_module(name)
     finder = _Finder()
@@ -79,12 +96,21 @@ def import_bridge() -> bool:
         for name in ("training.pretrain", "training.model_load_save", "models.conversion.auto_bridge"):
             importlib.import_module(f"megatron.bridge.{name}")
         import nemo_xtoken.plugin.bridge.container
-        import nemo_xtoken.plugin.bridge.distill_bridge
-        import nemo_xtoken.training.cpu.layers  # noqa: F401
+        import nemo_xtoken.plugin.bridge.distill_bridge  # noqa: F401
     finally:
         sys.meta_path.remove(finder)
         for name in [name for name in sys.modules if name.split(".")[0] in STOOD_IN]:
             del sys.modules[name]
+
+
+def import_bridge() -> bool:
+    """Imports it; False where it is not installed."""
+    try:
+        if importlib.util.find_spec("megatron.bridge") is None:
+            return False
+    except ModuleNotFoundError:
+        return False
+    _import_all()
     return True
 
 
@@ -96,17 +122,22 @@ class _Stream:
         pass
 
 
+def without_streams() -> None:
+    """In this fork: CUDA's streams do nothing.  Megatron-core 0.19 asks for the current one."""
+    torch.cuda.Stream = torch.cuda.current_stream = torch.cuda.default_stream = lambda *_, **__: _Stream()
+    torch.cuda.stream = lambda _: contextlib.nullcontext()
+
+
 def pretend_cuda() -> None:
     """In this fork: the CPU runtime, and what Bridge asserts and asks of CUDA beside it."""
     import megatron.bridge.training.initialize as initialize
+    from megatron.core.ssm import mamba_mixer
 
     from nemo_xtoken.training.cpu import layers as cpu_layers
     from nemo_xtoken.training.cpu import runtime as cpu_runtime
 
     cpu_runtime.enable()
-    # Bridge tells by a layer's name how its weights are spread.
-    cpu_layers.NormColumnParallelLinear.__name__ = "TELayerNormColumnParallelLinear"
-    cpu_layers.Norm.__name__ = "RMSNorm"
+    cpu_layers.Norm.__name__ = "RMSNorm"  # Bridge tells by a layer's name how its weights are spread
     scatter = torch.distributed.scatter
 
     def scatter_contiguous(tensor, scatter_list=None, **kwargs):
@@ -114,23 +145,35 @@ def pretend_cuda() -> None:
         return scatter(tensor, scatter_list and [part.contiguous() for part in scatter_list], **kwargs)
 
     torch.distributed.scatter = scatter_contiguous
+    init = torch.distributed.init_process_group
+    torch.distributed.init_process_group = lambda backend=None, **kwargs: init("gloo", **kwargs)
+    mamba_mixer._check_mamba_sequence_packing_support = lambda **_: (True, None)  # asks for a package's version
     initialize.compile_helpers = lambda: None  # of Megatron's indexed data sets; the wheel has no makefile
     torch.cuda.is_available = lambda: True
     torch.cuda.set_device = lambda *_: None
-    torch.cuda.Stream = torch.cuda.current_stream = lambda *_, **__: _Stream()
-    torch.cuda.stream = lambda _: contextlib.nullcontext()
+    without_streams()
     for name in ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"):
         setattr(torch.cuda, name, lambda *_: 0)
     torch.cuda.memory_stats = lambda *_: {}
 
 
 def without_kernels(provider):
-    """A model provider whose layers are torch's."""
-    from nemo_xtoken.training.cpu import layers as cpu_layers
-
-    provider.transformer_layer_spec = cpu_layers.layer_spec
+    """A model provider without what only a GPU's kernels do; its layers are Bridge's own, see ``cpu_engine``."""
     provider.use_cpu_initialization = True
-    for fusion in ("apply_rope_fusion", "gradient_accumulation_fusion", "masked_softmax_fusion", "persist_layer_norm"):
+    for fusion in (
+        "apply_rope_fusion",
+        "gradient_accumulation_fusion",
+        "masked_softmax_fusion",
+        "moe_grouped_gemm",
+        "moe_permute_fusion",
+        "moe_router_fusion",
+        "moe_shared_expert_overlap",
+        "persist_layer_norm",
+    ):
         setattr(provider, fusion, False)
+    if provider.num_moe_experts:
+        provider.moe_token_dispatcher_type = "allgather"  # the others wait for CUDA's streams
+    # Megatron's loss for the balance of experts is one of a micro-batch, and so of the layout.
+    provider.moe_router_load_balancing_type = "none"
     provider.bias_dropout_fusion = provider.bias_activation_fusion = False
     return provider

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from cpu_bridge import without_streams
 from dense import chunk_losses, dense_w, projected_kl
 from tokenizer_zoo import zoo
 
@@ -18,12 +19,13 @@ from nemo_xtoken.plugin.bridge.bridge_config import TeacherConfig
 from nemo_xtoken.plugin.bridge.forward_step import Distillation
 from nemo_xtoken.projection.build import ProjectionRule, load_or_build
 from nemo_xtoken.run.layout import ParallelSizes
-from nemo_xtoken.run.records import read_history
+from nemo_xtoken.run.records import SAMPLES, read_history
 from nemo_xtoken.teachers.contract import TeacherHost
 from nemo_xtoken.training import inputs
 from nemo_xtoken.training.inputs import context_layout, model_inputs
 from nemo_xtoken.training.teacher_settings import NamedTeacher
 from nemo_xtoken.training.training_progress import TrainingProgress
+from nemo_xtoken.training.watching.sample_settings import SampleConfig
 
 LENGTHS, GLOBAL, MICRO = (32, 40), 4, 2
 SHAPES = {"student": (2, 32), "teacher": (4, 48)}  # layers, hidden size
@@ -32,6 +34,11 @@ SHAPES = {"student": (2, 32), "teacher": (4, 48)}  # layers, hidden size
 class _Here(TeacherConfig):
     def model(self, where="teacher"):
         return ("here",)
+
+
+def _nowhere():
+    """This teacher has no checkpoint."""
+    raise NotImplementedError
 
 
 def _model(side: str, size: int, tp: int, pp: int) -> torch.nn.Module:
@@ -119,6 +126,7 @@ def run(
 
     torch.set_num_threads(1)
     cpu_runtime.enable()
+    without_streams()
     dist.init_process_group("gloo")
     parallel_state.initialize_model_parallel(tp, pp)
     model_parallel_cuda_manual_seed(1)
@@ -138,7 +146,7 @@ def run(
         [teacher],
         ObjectiveConfig(),
         StepBatches(samples, MICRO),
-        HeldOutBatches(WholeBatches(held_out, GLOBAL), MICRO),
+        HeldOutBatches(WholeBatches(held_out, GLOBAL), MICRO, GLOBAL),
         Path(root, name),
         lambda t, _: TeacherHost(
             t.label,
@@ -149,8 +157,12 @@ def run(
             ParallelSizes(tp, pp),
             inputs,
             lambda: _model("teacher", other.size, tp, pp).requires_grad_(False).eval(),
+            torch.float32,
+            _nowhere,
+            _nowhere,
         ),
         TrainingProgress("training", done + steps, 1, dist.get_rank() == 0),
+        samples=SampleConfig(count=2, prompt_tokens=8, new_tokens=4),
     )
     [module] = made.tap([model])
     config = module.config
@@ -173,11 +185,14 @@ def run(
     wrapped.eval()
     made.on_eval_start(context)
     with torch.no_grad():
-        shape["num_microbatches"] = len(made.held_out)
-        schedule(forward_step_func=made, data_iterator=made.held_out, model=[wrapped], forward_only=True, **shape)
+        for _ in range(len(made.held_out) // made.held_out.of_one):
+            made.on_eval_step_start(context)
+            schedule(forward_step_func=made, data_iterator=made.held_out, model=[wrapped], forward_only=True, **shape)
+            made.on_eval_step_end(context)
     made.on_eval_end(context)
     result: dict[str, Any] = {"records": read_history(Path(root, name)), "shown": [_plain(one) for one in shown]}
     result["norm"] = _norm(module)
+    result["said"] = Path(root, name, SAMPLES).read_text()
     if dense:
         result["gradients"] = {n: p.main_grad.clone().numpy() for n, p in module.named_parameters()}
         result["dense"] = _dense(samples, done + steps, result["records"], student, other)

@@ -1,5 +1,7 @@
 """What is checked before Megatron-Bridge is asked, and the order of the batches that it gets; needs no Bridge."""
 
+import json
+
 import pytest
 import torch
 
@@ -7,8 +9,8 @@ from nemo_xtoken.data.batch import Batch, Side, TeacherSide
 from nemo_xtoken.data.config import DataConfig
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.plugin.bridge.batches import HeldOutBatches, MicroBatches, StepBatches
-from nemo_xtoken.plugin.bridge.bridge_config import Data, Restore, Resume, Student, TeacherConfig, Trainer
-from nemo_xtoken.plugin.bridge.checkpoints import Checkpoint
+from nemo_xtoken.plugin.bridge.bridge_config import Data, Student, TeacherConfig, Trainer
+from nemo_xtoken.plugin.bridge.checkpoints import Checkpoint, _check_rotary
 from nemo_xtoken.plugin.bridge.distill_bridge import configure
 from nemo_xtoken.training.micro_batch import MicroBatch
 
@@ -33,7 +35,8 @@ class _Samples:
     def __getitem__(self, index):
         row, number = torch.tensor([[index]]), torch.tensor([index])
         side = Side(row, row, row, number, row, torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1, 16))
-        return Batch(side, (TeacherSide(**vars(side), chunks=torch.zeros(index % 2, 5, dtype=torch.int64)),))
+        chunks = torch.zeros(index % 2, 5, dtype=torch.int64)
+        return Batch(side, (TeacherSide(**vars(side), chunks=chunks, beginnings=chunks[:0]),))
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -49,11 +52,13 @@ def test_a_step_gets_its_batches_at_once():
 
 @pytest.mark.usefixtures("on_cpu")
 def test_held_out_batches_begin_again():
-    batches = HeldOutBatches(_Samples(), 4)
+    batches = HeldOutBatches(_Samples(), 2, 4)
     batches.start(0, 1)
-    assert len(batches) == 2
-    seen = [next(batches).batch.student.tokens.flatten().tolist() for _ in range(3)]
-    assert seen == [[0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 2, 3]]
+    assert (len(batches), batches.of_one) == (4, 2)
+    seen = [[batch.student.tokens.flatten().tolist() for batch in batches.fetch()] for _ in range(3)]
+    assert seen == [[[0, 1], [2, 3]], [[4, 5], [6, 7]], [[0, 1], [2, 3]]]
+    batches.hand_out(map(MicroBatch, batches.fetch()))
+    assert next(batches).batch.student.tokens.flatten().tolist() == [4, 5]
 
 
 def test_checkpoints_are_told_apart(tmp_path):
@@ -92,7 +97,41 @@ def test_all_that_is_missing_is_named_at_once():
         assert part in found.value.found
 
 
-def test_learned_w_is_refused():
-    start = Resume(restore_config=Restore("student"))
-    with pytest.raises(InputError, match=r"teacher.learned under Megatron-Bridge"):
-        configure(Student(), TEXT, Trainer(), TeacherConfig(path="teacher", learned=True), resume=start)
+@pytest.mark.parametrize(
+    "rotary",
+    [{"rope_theta": 1e5}, {"rope_parameters": {"rope_theta": 1e5, "rope_type": "default"}}],
+    ids=["of transformers 4", "of transformers 5"],
+)
+def test_both_forms_of_a_rotary_embedding_are_read_by_the_installed_transformers(rotary):
+    """By version 4 and by version 5, which the images with Megatron-Bridge have."""
+    from nemo_xtoken.weights.configuration import configured, understood
+
+    config = {"model_type": "llama", "hidden_size": 48, "num_attention_heads": 4, **rotary}
+    read = configured(understood(config, "config.json"), "config.json")
+    own = getattr(read, "rope_parameters", None) or {"rope_theta": getattr(read, "rope_theta", None)}
+    assert own["rope_theta"] == 1e5
+
+
+@pytest.mark.parametrize(
+    ("config", "refused"),
+    [
+        ({"rope_theta": 1e5, "rope_scaling": None}, False),
+        ({"rope_parameters": {"rope_theta": 1e5, "rope_type": "default"}}, True),
+        (
+            {"text_config": {"model_type": "llama", "rope_parameters": {"rope_theta": 1e5, "rope_type": "default"}}},
+            True,
+        ),
+        ({}, False),
+    ],
+)
+@pytest.mark.parametrize("version", ["4.57.6", "5.24.0"])
+def test_a_rotary_embedding_that_transformers_4_would_not_see(config, refused, version, tmp_path, monkeypatch):
+    import transformers
+
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
+    monkeypatch.setattr(transformers, "__version__", version)
+    if refused and version.startswith("4"):
+        with pytest.raises(InputError, match=r"written by transformers 5, and transformers 4\.57\.6 is installed"):
+            _check_rotary(str(tmp_path))
+    else:
+        _check_rotary(str(tmp_path))

@@ -1,6 +1,7 @@
 """The forward step and its callbacks under Megatron's own schedules, without Bridge: losses, gradients, resume."""
 
 import functools
+import re
 
 import pytest
 import torch
@@ -59,6 +60,14 @@ def test_held_out_text_is_recorded(one):
     start, end = (r for r in one["records"] if "held_out_ce" in r)
     assert (start["step"], end["step"]) == (0, 2)
     assert start["held_out_ce"] == end["held_out_ce"] > 0  # the loop of this test has no optimizer
+    assert start["held_out_kd"] == start["held_out_kd/teacher"] == end["held_out_kd"] > 0
+
+
+def test_what_the_student_says_is_kept(one):
+    parts = re.split(r"## after step (\d+)", one["said"])
+    assert parts[1::2] == ["0", "2"]
+    assert parts[2].count("student:") == 2
+    assert parts[2].strip() == parts[4].strip()  # the same weights say the same
 
 
 @pytest.mark.parametrize(
@@ -67,9 +76,10 @@ def test_held_out_text_is_recorded(one):
 def test_the_layout_does_not_matter(one, root, name, settings):
     result = _run(root, name, ranks=2, **settings)[0]
     for found, expected in zip(result["records"], one["records"], strict=True):
-        for key in {"ce", "kd", "scale", "tokens", "chunks", "held_out_ce"} & expected.keys():
+        for key in {"ce", "kd", "scale", "tokens", "chunks", "held_out_ce", "held_out_kd"} & expected.keys():
             assert found[key] == pytest.approx(expected[key], rel=1e-5), key
     assert result["norm"] == pytest.approx(one["norm"], rel=1e-4)
+    assert result["said"] == one["said"]
 
 
 def test_a_run_goes_on_from_its_records(one, root):

@@ -1,0 +1,108 @@
+"""Model families through Megatron-Bridge's own conversions, at toy width: import, two steps, export, and a teacher."""
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.usefixtures("megatron", "bridge")
+
+LLAMA_3 = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+#: As gpt-oss is published; Bridge takes these values, whatever the model says.
+YARN = {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
+WINDOWS = ["sliding_attention"] * 5 + ["full_attention"]
+#: Of ``toy_models``, with what is changed of it; docs/bridge.md has what was not run.
+FAMILIES = {
+    # Megatron knows 8192 alone
+    "llama-tied": {"rope_scaling": {**LLAMA_3, "original_max_position_embeddings": 8192}},
+    "qwen2": {},
+    "qwen3-tied": {},
+    "qwen3_moe": {},
+    "mistral": {},
+    "gemma3": {"num_hidden_layers": 6, "layer_types": WINDOWS},
+    "gpt_oss": {"rope_scaling": {**YARN, "original_max_position_embeddings": 4096}},
+    "deepseek_v3": {},
+    "qwen3_next": {},
+    "nemotron_h": {},
+}
+#: Whose layers carry a state from position to position: the bounds of documents tell them where one begins, as on a
+#: GPU, where for the others on a CPU a mask does.
+RECURRENT = ("qwen3_next", "nemotron_h")
+
+
+def _off(found, expected):
+    """The largest difference, in standard deviations of the logits."""
+    width = min(found.shape[1], expected.shape[1])
+    return np.abs(found[:, :width] - expected[:, :width]).max() / expected.std()
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_family_is_imported_trained_and_exported(bridge_world, kind):
+    """As a student that learns from itself: logits are those of transformers before, of both, and after."""
+    from bridge_jobs import Job, export_and_compare
+    from launcher import launch
+
+    folder = bridge_world.family(kind, **FAMILIES[kind])
+    settings = {"start": folder.name, "learn": folder.name, "steps": 2, "logits": True}
+    settings |= {"teacher": {"loss": "same_tokenizer"}, "lengths": kind in RECURRENT}
+    [done] = bridge_world.courses(f"family_{kind}", **settings)
+    job = Job(str(bridge_world.root), f"family_{kind}", **settings)
+    [(start, exported)] = launch(export_and_compare, job, folder=bridge_world.root / "logs" / kind)
+    before, after = done["logits"]
+    assert _off(before["student"], start) < 1e-4
+    assert _off(before["teacher"], start) < 1e-4
+    assert _off(after["teacher"], start) < 1e-4  # nobody has trained it
+    assert _off(after["student"], exported) < 1e-4
+    assert _off(exported, start) > 1e-2
+
+
+@pytest.fixture
+def with_extra_head(bridge_world):
+    """The folder of ``deepseek_v3`` with a layer that predicts one more token, as published ones have it."""
+    import json
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    plain = bridge_world.family("deepseek_v3")
+    folder = plain.with_name("deepseek_v3-mtp")
+    shutil.copytree(plain, folder, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    last = config["num_hidden_layers"] - 1
+    tensors = load_file(folder / "model.safetensors")
+    before, extra = f"model.layers.{last}.", f"model.layers.{last + 1}."
+    tensors |= {name.replace(before, extra): t.clone() for name, t in tensors.items() if name.startswith(before)}
+    norm = tensors["model.norm.weight"]
+    tensors |= {f"{extra}{name}.weight": norm.clone() for name in ("enorm", "hnorm", "shared_head.norm")}
+    tensors[f"{extra}eh_proj.weight"] = norm.repeat(len(norm), 2)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 1}))
+    return folder
+
+
+def test_an_extra_head_is_left_out_of_a_teacher_and_refused_in_a_student(bridge_world, with_extra_head):
+    settings = {"learn": with_extra_head.name, "steps": 1, "teacher": {"loss": "same_tokenizer"}}
+    [done] = bridge_world.courses("taught_by_mtp", start="family-deepseek_v3", **settings)
+    [kd] = [record["kd"] for record in done["records"] if "kd" in record]
+    assert abs(kd) < 1e-6  # the student is the teacher without it
+    assert "the teacher predicts 1 more tokens by extra layers: they are left out" in done["said"]
+    with pytest.raises(AssertionError, match=r"mtp_num_layers=1 \(student\)[^$]*num_nextn_predict_layers=0"):
+        bridge_world.run("mtp_student", start=with_extra_head.name, **settings)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("phi3", "cannot be loaded by Megatron-Bridge.*Phi3ForCausalLM"),
+        ("gpt_oss", r"factor=4.0, original_max_position_embeddings=64 in its rotary scaling"),
+        ("llama-tied", r"original_max_position_embeddings=64 in its rotary scaling"),
+        ("gemma3", r"full_attention=\[1\] in its layers"),
+    ],
+)
+def test_what_bridge_does_not_know_or_would_replace_is_refused(bridge_world, tmp_path, kind, message):
+    """As ``toy_models`` has them: of these families others than the published ones."""
+    from bridge_jobs import look_at
+    from launcher import launch
+    from toy_models import write_model
+
+    write_model(kind, tmp_path / kind)
+    with pytest.raises(AssertionError, match=f"(?s)InputError.*{message}"):
+        launch(look_at, str(tmp_path / kind), folder=tmp_path / "log")

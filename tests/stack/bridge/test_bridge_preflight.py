@@ -1,0 +1,94 @@
+"""``xtoken preflight`` and ``xtoken sbatch`` for a run under Megatron-Bridge; they need neither it nor a GPU."""
+
+import json
+
+import pytest
+from tokenizer_zoo import TEXT, zoo
+from toy_models import KINDS, write_model
+
+from nemo_xtoken.commands.cli import main
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    for kind, side in (("llama", "student"), ("qwen3", "teacher")):
+        write_model(kind, root / side, spare_rows=24 + -zoo()[KINDS[kind][1]].size % 8)
+    (root / "text.txt").write_text(TEXT)
+    return root
+
+
+def _words(models, **changes):
+    settings = {
+        "resume.restore_config.path": models / "student",
+        "teacher.path": models / "teacher",
+        "data.text.paths": f"['{models}/text.txt']",
+        "trainer.strategy.tensor_model_parallel_size": 2,
+        "teacher.learned": "true",
+        "evaluate.every": 500,
+        **changes,
+    }
+    return [f"{name}={value}" for name, value in settings.items()]
+
+
+def _preflight(capsys, *words, recipe="recipe=xtoken_qwen3_llama1b"):
+    status = main(["preflight", recipe, "framework=bridge", "nodes=1", "gpus=2", "slurm=none", "--json", *words])
+    report = json.loads(capsys.readouterr().out)
+    return status, [f for f in report["checks"] if f["status"] == "red"], report
+
+
+def test_a_run_from_hugging_face_models_can_be(models, capsys):
+    """The same recipe under NeMo 2 is told to import them."""
+    status, red, report = _preflight(capsys, *_words(models))
+    assert (status, red) == (0, [])
+    found = {f["check"]: f["found"] for f in report["checks"] if f["status"] == "green"}
+    assert found["student"] == f"3 layers of 48, in {models}/student"
+    assert found["layout"] == "2 GPUs: tensor 2 x data 1"
+    assert "GiB on a GPU" in found["memory"]
+    assert main(["preflight", "recipe=xtoken_qwen3_llama1b", "framework=nemo2", "slurm=none", "nodes=1", "gpus=2",
+                 "--json", *_words(models)]) == 1  # fmt: skip
+    assert "a model in Hugging Face's format" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trainer.strategy.tensor_model_parallel_size": 3}, "output layer has 1888 rows"),
+        ({"teacher.path": "/no/such/place"}, "no checkpoint at teacher.path=/no/such/place"),
+        ({"teacher.path": "nemo2"}, "is a NeMo 2 checkpoint"),
+        ({"teacher.loss": "prefix_k"}, "prefix_k"),
+        (
+            {"trainer.strategy.virtual_pipeline_model_parallel_size": 2},
+            "trainer.strategy.virtual_pipeline_model_parallel_size=2",
+        ),
+    ],
+    ids=["rows", "nothing", "NeMo 2", "loss", "virtual pipeline"],
+)
+def test_what_would_fail_is_red(models, capsys, changes, message, tmp_path, monkeypatch):
+    for part in ("weights", "context"):
+        (tmp_path / "nemo2" / part).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    status, red, _ = _preflight(capsys, *_words(models, **changes))
+    assert status == 1
+    assert any(message in f["found"] for f in red), red
+
+
+def test_bridge_s_own_checkpoint_is_read(models, capsys, tmp_path):
+    folder = tmp_path / "run/checkpoints/iter_0000004"
+    folder.mkdir(parents=True)
+    model = {"_target_": "x.Provider", "num_layers": 3, "hidden_size": 48, "num_attention_heads": 4,
+             "num_query_groups": 2, "vocab_size": 1888, "hf_model_id": str(models / "student")}  # fmt: skip
+    (folder / "run_config.yaml").write_text(json.dumps({"model": model}))
+    words = _words(models, **{"resume.restore_config.path": tmp_path / "run/checkpoints"})
+    status, red, report = _preflight(capsys, *words)
+    assert (status, red) == (0, [])
+    assert any(f["found"] == f"3 layers of 48, in {tmp_path}/run/checkpoints" for f in report["checks"])
+    (folder / "run_config.yaml").write_text("model: 7\n")
+    assert "model is a int" in _preflight(capsys, *words)[1][0]["found"]
+
+
+def test_a_job_is_written_for_it(models, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["recipe=xtoken_qwen3_llama1b", "slurm=venv", "out=job.sbatch", "executor.nodes=1", *_words(models)]
+    assert main(["sbatch", *words]) == 0, capsys.readouterr().err
+    assert "nemo llm distill --recipe xtoken_qwen3_llama1b" in (tmp_path / "job.sbatch").read_text()
