@@ -7,6 +7,7 @@ Under context parallelism a rank gets only its own rows: with a mask two parts o
 with sequence lengths two parts of every document, which is padded for it (see ``parallel.context_parallel``).
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,14 +17,17 @@ from nemo_xtoken.data.batch import Inputs
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.parallel.context_parallel import ContextLayout
 from nemo_xtoken.parallel.vocabulary_shard import group_size
+from nemo_xtoken.run.unsupported import CONFIG, Case, refused
 
 __all__ = [
     "context_layout",
     "document_mask",
+    "engine_version",
     "model_inputs",
     "prepare_config",
     "schedule_shape",
     "uses_packed_attention",
+    "vary_lengths",
 ]
 
 
@@ -34,6 +38,14 @@ def uses_packed_attention() -> bool:
     from nemo_xtoken.training.cpu.runtime import is_enabled
 
     return bool(HAVE_TE) and not is_enabled()
+
+
+def engine_version() -> tuple[int, ...] | None:
+    """Version of the Transformer Engine that attention runs in; None: it runs in torch's, with a mask."""
+    from megatron.core.utils import get_te_version
+
+    version = get_te_version() if uses_packed_attention() else None
+    return None if version is None else tuple(version.release)
 
 
 def context_layout(inputs: Inputs) -> ContextLayout:
@@ -95,32 +107,72 @@ def model_inputs(inputs: Inputs, layout: ContextLayout) -> dict[str, Any]:
         bounds = layout.bounds
         tokens, positions = (layout.take(x.reshape(-1))[None] for x in (tokens, positions))
     longest = int((bounds[1:] - bounds[:-1]).max())
+    # From it newer versions of Megatron tell Mamba's layers where documents begin; without it their state goes on.
+    total = tokens.numel() * group_size(layout.group)
+    for_mamba = {"total_tokens": total} if "total_tokens" in PackedSeqParams.__dataclass_fields__ else {}
     bounds = bounds.to(torch.int32)
     packed = PackedSeqParams(
-        qkv_format="thd", cu_seqlens_q=bounds, cu_seqlens_kv=bounds, max_seqlen_q=longest, max_seqlen_kv=longest
-    )
+        qkv_format="thd", cu_seqlens_q=bounds, cu_seqlens_kv=bounds, max_seqlen_q=longest, max_seqlen_kv=longest,
+        **for_mamba,
+    )  # fmt: skip
     if not whole:  # padding is a part of its document, at the end, where nothing sees it
         packed.cu_seqlens_q_padded = packed.cu_seqlens_kv_padded = bounds
     return {"input_ids": tokens, "position_ids": positions, "attention_mask": None, "packed_seq_params": packed}
 
 
-def prepare_config(config: Any) -> None:
-    """Sets what follows from the form of the inputs in a model's configuration.
+def prepare_config(
+    config: Any,
+    label: str = "student",
+    where: str = "model.config",
+    student: bool = True,
+    own: Mapping[str, Any] | None = None,
+) -> None:
+    """Sets what follows from the form of the inputs in a model's configuration, as it is when the model is built.
 
-    With sequence lengths the padding for context parallelism differs between micro-batches, and so does the length of
-    what pipeline stages send on and ranks send to experts.
+    With a mask, Megatron's fused softmax is switched off: where its kernels are installed the causal one is taken, and
+    ignores the mask that keeps documents apart.  With sequence lengths the padding for context parallelism differs
+    between micro-batches, and so does the length of what pipeline stages send on and ranks send to experts.
+
+    Args:
+        label, where: what messages call the model and its configuration.
+        student: whether it is trained.
+        own: of a frozen teacher, its settings that `run.unsupported.TEACHER` names.
+
+    Raises:
+        InputError: a setting of `run.unsupported`, or experts with a dispatcher that needs equal lengths.
+    """
+    plain = {name: getattr(config, name, None) for name in CONFIG}
+    case = Case(plain, {}, config.context_parallel_size, engine_version(), student, own or {})
+    for _, error in refused(label, where, case):
+        raise error
+    if not uses_packed_attention():
+        config.masked_softmax_fusion = False
+        return
+    if config.context_parallel_size > 1:
+        vary_lengths(config, where)
+
+
+def vary_lengths(config: Any, where: str) -> None:
+    """Tells a configuration that sequences differ in length from micro-batch to micro-batch.
+
+    Args:
+        config: a model's; changed.
+        where: what messages call it.
 
     Raises:
         InputError: experts with a dispatcher that needs equal lengths.
     """
-    if config.context_parallel_size == 1 or not uses_packed_attention():
-        return
     if config.num_moe_experts and config.moe_token_dispatcher_type == "allgather":
+        sizes = f"context_parallel_size={config.context_parallel_size}"
+        if config.context_parallel_size == 1:
+            sizes = f"pipeline_model_parallel_size={config.pipeline_model_parallel_size}"
         raise InputError(
-            f"moe_token_dispatcher_type=allgather with context_parallel_size={config.context_parallel_size}",
+            f"{where}.moe_token_dispatcher_type=allgather with {sizes}",
             "a dispatcher that takes sequences of different lengths",
-            "set moe_token_dispatcher_type=alltoall in the model's config",
+            f"set {where}.moe_token_dispatcher_type=alltoall",
         )
+    if not config.num_moe_experts:  # Megatron refuses its own default by name, where there is nobody to send to as well
+        config.moe_token_dispatcher_type = "alltoall"
     config.variable_seq_lengths = True
 
 

@@ -1,7 +1,7 @@
 """Lessons: each teacher of a run with its loss and its W, and what they say of a micro-batch, as the loss takes it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from nemo_xtoken.kernels.tile_kernels import TileKernels
 from nemo_xtoken.losses.base import ChunkDivergence, ChunkLossConfig, ModelOutput, TeacherSignal
 from nemo_xtoken.losses.pair import VocabularyPair
-from nemo_xtoken.losses.registry import chunk_selection, make_divergence
+from nemo_xtoken.losses.registry import chunk_selection, loss_named, make_divergence
 from nemo_xtoken.objective.shares import Held, share
 from nemo_xtoken.parallel.context_parallel import ContextLayout
 from nemo_xtoken.parallel.head import OutputHead
@@ -18,7 +18,7 @@ from nemo_xtoken.parallel.learned_entries import LearnedProjection
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 from nemo_xtoken.projection.build import load_or_build
 from nemo_xtoken.teachers.contract import Teacher, TeacherHost
-from nemo_xtoken.teachers.output import HiddenStateTap, output_head
+from nemo_xtoken.teachers.output import HiddenStateTap, main_grad_of, output_head
 from nemo_xtoken.teachers.teacher_sources import open_teacher
 from nemo_xtoken.training.micro_batch import MicroBatch
 from nemo_xtoken.training.teacher_settings import NamedTeacher, one_model_each
@@ -56,12 +56,14 @@ class Teaching:
         teachers: one for all lessons that have the same model and see the same tokens.
         sides: for each of them which of a batch's sides it reads.
         selections: for each lesson which chunks its loss scores; None: all.
+        beginnings: for each lesson whether it scores beginnings of texts (``ChunkDivergence.takes_beginnings``).
         lessons: in the order of the batch's sides; none off the last pipeline stage.
     """
 
     teachers: tuple[Teacher, ...] = ()
     sides: tuple[int, ...] = ()
     selections: tuple[torch.nn.Module | None, ...] = ()
+    beginnings: tuple[bool, ...] = ()
     lessons: tuple[Lesson, ...] = ()
 
     def close(self) -> None:
@@ -111,6 +113,7 @@ def begin(
         tuple(teachers),
         tuple(sides),
         tuple(None if one is None else one.to(device) for one in selections),
+        tuple(loss_named(teacher.loss).takes_beginnings for teacher in named),
         tuple(lessons),
     )
 
@@ -163,7 +166,9 @@ def student_output(tap: HiddenStateTap, layout: ContextLayout, vocabulary_size: 
     hidden, weight = tap.pop()
     group = parallel_state.get_tensor_model_parallel_group()
     shard = VocabularyShard.of_local_rows(vocabulary_size, weight.shape[0], group)
-    return Held(ModelOutput(hidden, output_head(weight, shard, config)), layout)
+    added, sums = main_grad_of(weight, hidden.dtype, config), not tap.sequence_parallel
+    head = replace(output_head(weight, shard, config), main_grad=added, sums_hidden=sums)
+    return Held(ModelOutput(hidden, head), layout)
 
 
 def shared(

@@ -8,14 +8,14 @@ from torch import Tensor
 
 from nemo_xtoken.objective.objective_state import ObjectiveState
 from nemo_xtoken.objective.scale import kd_weights
-from nemo_xtoken.objective.shares import Held, share, sum_over
+from nemo_xtoken.objective.shares import Held, sum_over
 from nemo_xtoken.objective.terms import cross_tokenizer_loss
 from nemo_xtoken.objective.tiles import rows_within
 from nemo_xtoken.objective.token_statistics import token_statistics
 from nemo_xtoken.training.lessons import Lesson, shared
 from nemo_xtoken.training.micro_batch import MicroBatch
 
-__all__ = ["Report", "add_up", "distillation_terms", "held_out_terms", "kd_means"]
+__all__ = ["Report", "add_up", "distillation_terms", "held_out_means", "held_out_terms", "kd_means"]
 
 Report = dict[str, Tensor]
 
@@ -60,13 +60,50 @@ def distillation_terms(
     return terms.objective, torch.tensor(ce.count, dtype=torch.int, device=device), report
 
 
-def held_out_terms(micro_batch: MicroBatch, student: Held) -> tuple[Tensor, Tensor, Report]:
-    """Cross-entropy and next-token accuracy of a micro-batch, as sums; nothing is differentiated."""
-    output, labels, _ = share(student, micro_batch.batch.student.labels)
+@torch.no_grad()
+def held_out_terms(
+    lessons: Sequence[Lesson], objective: ObjectiveState, micro_batch: MicroBatch, student: Held
+) -> tuple[Tensor, Tensor, Report]:
+    """Cross-entropy, next-token accuracy and the distance from each teacher, as sums; nothing is differentiated.
+
+    Args:
+        lessons: of the run's teachers.
+        objective: of the run.
+        micro_batch: without states of the teachers: there is no distance.
+        student: the part of its output that this rank holds.
+
+    Returns:
+        ``(cross-entropy, tokens, report)``; the report has the sums ``ce``, ``correct``, ``tokens``, and of each
+        teacher ``kd/NAME`` and ``chunks/NAME``.
+    """
+    taught = lessons if micro_batch.states else ()
+    output, labels, signals = shared(taught, micro_batch, student, None)
     statistics = token_statistics(output, labels.reshape(-1))
-    report = {"ce": statistics.total, "correct": statistics.metrics["correct"]}
-    tokens = torch.tensor(statistics.count, device=statistics.total.device)
-    return statistics.total, tokens.int(), {**report, "tokens": tokens}
+    device = statistics.total.device
+    tokens = torch.tensor(statistics.count, device=device)
+    report = {"ce": statistics.total, "correct": statistics.metrics["correct"], "tokens": tokens}
+    if signals:
+        tile_rows = rows_within(objective.config.tile_mib, output.head, [signal.output.head for signal in signals])
+        terms = cross_tokenizer_loss(output, labels, signals, tile_rows=tile_rows, kernels=objective.kernels)
+        for name, kd in zip(objective.teacher_names, terms.kd, strict=True):
+            report |= {f"kd/{name}": kd.total, f"chunks/{name}": torch.tensor(kd.count, device=device)}
+    return statistics.total, tokens.int(), report
+
+
+def held_out_means(sums: Mapping[str, float], objective: ObjectiveState) -> dict[str, float]:
+    """What ``history.jsonl`` keeps of an evaluation, from its global sums; nothing where it had no text.
+
+    ``held_out_ce, held_out_accuracy``, of each teacher ``held_out_kd/NAME``, in nats a chunk, and their weighted sum
+    ``held_out_kd``.
+    """
+    tokens = sums.get("tokens", 0)
+    if not tokens:
+        return {}
+    means = {"held_out_ce": sums["ce"] / tokens, "held_out_accuracy": sums["correct"] / tokens}
+    if kd := kd_means(sums, objective.teacher_names):
+        means["held_out_kd"] = objective.teacher_weights.weighted(kd)
+        means |= {f"held_out_kd/{name}": value for name, value in kd.items()}
+    return means
 
 
 def add_up(reports: Sequence[Report]) -> dict[str, float]:

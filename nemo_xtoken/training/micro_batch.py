@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 import torch.distributed as dist
 
-from nemo_xtoken.data.batch import IGNORED, Batch
+from nemo_xtoken.data.batch import IGNORED, Batch, with_beginnings
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.losses.chunks import scored_chunks
 from nemo_xtoken.objective.scale import StepCounts
 from nemo_xtoken.teachers.contract import States, Teacher
 
@@ -33,25 +34,29 @@ def on_device(batch: Batch) -> Batch:
     return batch.to(torch.cuda.current_device())
 
 
-def select_chunks(batch: Batch, selections: Sequence[torch.nn.Module | None]) -> Batch:
+def select_chunks(
+    batch: Batch, selections: Sequence[torch.nn.Module | None], beginnings: Sequence[bool] | None = None
+) -> Batch:
     """The same batch with only the chunks that each teacher's loss scores.  Called once, before chunks are counted.
 
     Args:
         selections: see ``losses.registry.chunk_selection``; one a teacher.
+        beginnings: whose loss takes beginnings of texts as well (``ChunkDivergence.takes_beginnings``); None: no one's.
     """
     if not selections:
         return batch
+    taken = [
+        replace(side, chunks=with_beginnings(side.chunks, side.beginnings)) if takes else side
+        for side, takes in zip(batch.teachers, beginnings or [False] * len(selections), strict=False)
+    ]
+    batch = Batch(batch.student, tuple(taken))
     sides = [
-        side if selected is None else replace(side, chunks=side.chunks[_mask(selected, batch, number)])
-        for number, (side, selected) in enumerate(zip(batch.teachers, selections, strict=True))
+        side
+        if selected is None
+        else replace(side, chunks=scored_chunks(selected, batch.student.labels, side.labels, side.chunks))
+        for side, selected in zip(batch.teachers, selections, strict=True)
     ]
     return Batch(batch.student, tuple(sides))
-
-
-def _mask(selected: torch.nn.Module, batch: Batch, number: int) -> torch.Tensor:
-    side = batch.teachers[number]
-    mask: torch.Tensor = selected(batch.student.labels, side.labels, side.chunks)
-    return mask
 
 
 def global_counts(batches: Sequence[Batch], teachers: int) -> StepCounts:

@@ -6,6 +6,7 @@ asks for it; one that cannot do so runs over all of them first.  After it the su
 broadcast), and scale and weights are updated.
 """
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +16,25 @@ import torch.distributed as dist
 from nemo_xtoken.data.batch import Batch
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.objective.objective_state import ObjectiveState
+from nemo_xtoken.teachers.contract import TeacherLost
 from nemo_xtoken.training.lessons import Teaching
+from nemo_xtoken.training.lookahead import wait_for_teachers
 from nemo_xtoken.training.loss_terms import kd_means
 from nemo_xtoken.training.micro_batch import MicroBatch, global_counts, select_chunks, with_states
 
-__all__ = ["StepOutcome", "begin_step", "from_last_stage", "step_record", "take_in"]
+__all__ = [
+    "StepOutcome",
+    "add_evaluated",
+    "begin_evaluation",
+    "begin_step",
+    "explained",
+    "from_last_stage",
+    "step_record",
+    "take_in",
+]
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,10 +60,47 @@ def begin_step(
         step: its number, for error messages.
 
     Collectives: one all-reduce of ``1 + teachers`` integers; those of the teachers that must run first.
+
+    Raises:
+        TeacherLost: a teacher elsewhere does not answer, on all processes; nothing of the step has begun.
     """
-    chosen = [select_chunks(batch, teaching.selections) for batch in batches]
+    wait_for_teachers(batches, teaching)
+    chosen = [select_chunks(batch, teaching.selections, teaching.beginnings) for batch in batches]
     objective.counts = global_counts(chosen, len(objective.teacher_names))
     return with_states(chosen, teaching.teachers, teaching.sides, step)
+
+
+def begin_evaluation(batches: Sequence[Batch], teaching: Teaching, step: int) -> Iterator[MicroBatch]:
+    """What the schedule of an evaluation works on: a global batch with the states of the teachers.
+
+    Where a teacher elsewhere does not answer there are none, which is told; training will wait for it.
+
+    Args:
+        batches: of this data-parallel rank, on its device.
+        step: after which it is, for error messages.
+
+    Collectives: those of the teachers that must run first.
+    """
+    try:
+        wait_for_teachers(batches, teaching)
+    except TeacherLost as lost:
+        logger.warning("held-out text after step %d: no distance from the teacher (%s)", step, lost)
+        return map(MicroBatch, batches)
+    chosen = [select_chunks(batch, teaching.selections, teaching.beginnings) for batch in batches]
+    return with_states(chosen, teaching.teachers, teaching.sides, step)
+
+
+def add_evaluated(sums: dict[str, float], totals: Mapping[str, float]) -> None:
+    """Adds a global batch of an evaluation; distances that one of them lacks are left out of all.
+
+    Args:
+        sums: changed; empty before the first.
+        totals: of the batch, as ``training.loss_terms.held_out_terms`` reports them.
+    """
+    names = totals.keys() if not sums else sums.keys() & totals.keys()
+    added = {name: sums.get(name, 0.0) + totals[name] for name in totals if name in names}
+    sums.clear()
+    sums.update(added)
 
 
 def from_last_stage(sums: dict[str, float]) -> dict[str, float]:
@@ -97,6 +149,27 @@ def take_in(objective: ObjectiveState, totals: Mapping[str, float], seconds: flo
             "lower the learning rate or use bf16; the last checkpoint is intact",
         )
     return StepOutcome(values, used)
+
+
+#: What Megatron says of a gradient before it is reduced, by what it is then.
+_GRADIENTS = {"found NaN in": "not a number", "found Inf in": "infinite", "found unexpectedly large": "far too large"}
+
+
+def explained(error: Exception, step: int) -> Exception:
+    """An error of Megatron's about a gradient in the words of this package; any other as it is.
+
+    Args:
+        step: that was going on.
+    """
+    found = next((said for text, said in _GRADIENTS.items() if f"{text} " in str(error) and "grad" in str(error)), None)
+    if found is None or isinstance(error, InputError):
+        return error
+    return InputError(
+        f"step {step}: a gradient is {found}",
+        "finite gradients",
+        "lower optim.config.lr or warm up longer, or use bf16 in place of fp16; the last checkpoint is intact, and "
+        "history.jsonl has the losses up to here",
+    )
 
 
 def _scores(objective: ObjectiveState, totals: Mapping[str, float]) -> dict[str, float]:

@@ -3,15 +3,21 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch.utils.data import Dataset
+
+from nemo_xtoken.data.batch import Batch
+from nemo_xtoken.data.dataset import DistillationDataset
+from nemo_xtoken.data.mixture import MixedDataset
 from nemo_xtoken.losses.registry import check_loss
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 from nemo_xtoken.run.layout import ParallelSizes
 from nemo_xtoken.run.spec import ModelSpec
-from nemo_xtoken.teachers.teacher_sources import source_named
+from nemo_xtoken.run.unsupported import TEACHER
+from nemo_xtoken.teachers.teacher_sources import has_model, source_named
 from nemo_xtoken.training.teacher_settings import NamedTeacher
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
-__all__ = ["check_losses", "teacher_spec"]
+__all__ = ["check_losses", "check_pieces", "teacher_spec"]
 
 
 def teacher_spec(teacher: NamedTeacher, config: Mapping[str, Any], strategy: Any, length: int) -> ModelSpec:
@@ -24,7 +30,8 @@ def teacher_spec(teacher: NamedTeacher, config: Mapping[str, Any], strategy: Any
     """
     own, source = teacher.config.length, teacher.config.source
     sizes = teacher.config.sizes(ParallelSizes.of(strategy, experts=bool(config.get("num_moe_experts"))))
-    if source is not None and not source_named(source).colocated:
+    beside = has_model(source)
+    if not beside:
         sizes = ParallelSizes()  # no process of this run has a part of its model
     return ModelSpec(
         teacher.label,
@@ -35,7 +42,26 @@ def teacher_spec(teacher: NamedTeacher, config: Mapping[str, Any], strategy: Any
         config,
         ids=teacher.tokenizer.vocab_size,
         rows_name=teacher.where,
+        own={name: getattr(teacher.config, name) for name in TEACHER} if beside else {},
     )
+
+
+def check_pieces(teachers: Sequence[NamedTeacher], samples: Dataset[Batch] | None) -> None:
+    """Whether sources without a model have the states of the training data.
+
+    Args:
+        samples: of the run, whose sides are the teachers'.
+
+    Raises:
+        InputError: one has not.
+    """
+    for number, teacher in enumerate(teachers):
+        if teacher.config.source is None:
+            continue
+        source = source_named(teacher.config.source)
+        for one in samples.sources if isinstance(samples, MixedDataset) else (samples,):
+            if isinstance(one, DistillationDataset):
+                source.check_pieces(teacher.config, teacher.where, one.teacher_pieces(number))
 
 
 def check_losses(teachers: Sequence[NamedTeacher], student: Vocabulary, context: int) -> None:

@@ -1,8 +1,10 @@
 """The teachers of a run, as every adapter configures them: checkpoint, tokenizer, W, loss, weight, layout."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Optional, TypeVar
 
 import torch
@@ -15,24 +17,33 @@ from nemo_xtoken.losses.registry import resolve_loss
 from nemo_xtoken.objective.scale import ObjectiveConfig
 from nemo_xtoken.projection.build import ProjectionRule
 from nemo_xtoken.run.layout import ParallelSizes
-from nemo_xtoken.run.teaching import ALONE, label_of, name_of, teaching, where_of
+from nemo_xtoken.run.spec import ARCHITECTURE
+from nemo_xtoken.run.teaching import THE_TEACHER, label_of, name_of, teaching, where_of
+from nemo_xtoken.run.unsupported import TEACHER
 from nemo_xtoken.run.values import check_teacher
 from nemo_xtoken.teachers.contract import TeacherHost
-from nemo_xtoken.teachers.teacher_sources import check_source
+from nemo_xtoken.teachers.fingerprint import Fingerprint, architecture_digest, weights_digest
+from nemo_xtoken.teachers.output_rows import OutputRows
+from nemo_xtoken.teachers.source_settings import CacheConfig, ServiceConfig
+from nemo_xtoken.teachers.teacher_sources import check_source, has_model, source_named
 from nemo_xtoken.training import inputs
 from nemo_xtoken.training.vocabulary_tokenizer import VocabularyTokenizer
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
 __all__ = [
-    "ALONE",
+    "OF_ANOTHER_RUN",
+    "THE_TEACHER",
     "NamedTeacher",
     "TeacherSettings",
     "named_teachers",
     "one_model_each",
+    "set_where_known",
     "teacher_host",
     "teachers_by_argument",
     "teachers_of_run",
 ]
+
+logger = logging.getLogger(__name__)
 
 SHARED_WITH_STUDENT = (
     "sequence_parallel",
@@ -41,7 +52,40 @@ SHARED_WITH_STUDENT = (
     "bf16",
     "fp16",
     "autocast_dtype",
+    "attention_backend",
 )
+#: What a checkpoint's configuration may hold of the run that wrote it, and no model of this run is to have.
+OF_ANOTHER_RUN = {
+    "virtual_pipeline_model_parallel_size": None,
+    "num_layers_in_first_pipeline_stage": None,
+    "num_layers_in_last_pipeline_stage": None,
+    "account_for_embedding_in_pipeline_split": False,
+    "account_for_loss_in_pipeline_split": False,
+    "hierarchical_context_parallel_sizes": None,
+    "fp8": None,
+    "fp8_param": False,
+    "fp4": None,
+}
+#: What a frozen model besides has no use for, or cannot have beside a student with its own inputs.
+OF_TRAINING = {
+    "mtp_num_layers": None,
+    "mtp_hybrid_override_pattern": None,
+    "mtp_use_repeated_layer": False,
+    "enable_cuda_graph": False,
+    "external_cuda_graph": False,
+    "cuda_graph_impl": "none",
+    "tp_comm_overlap": False,
+    "overlap_moe_expert_parallel_comm": False,
+    "defer_embedding_wgrad_compute": False,
+    "recompute_granularity": None,
+    "recompute_method": None,
+    "recompute_num_layers": None,
+}
+#: FP8 as a frozen model has it: E4M3 throughout, since there is no gradient; no history of scales, which a checkpoint
+#: would have to have.
+IN_FP8 = {"fp8": "e4m3", "fp8_recipe": "tensorwise", "fp8_param": False}
+#: What a configuration calls the bound on logits.
+SOFTCAP = "final_logit_softcapping"
 
 
 @dataclass
@@ -54,9 +98,9 @@ class TeacherSettings:
         projection: a W file made by ``xtoken build``; by default W is built from ``rule`` and cached.
         rule: how W is built.
         loss: how the distributions of a chunk are compared: ``prefix_kl`` (the default, by docs/learning.md#defaults),
-            ``p_kl``, ``h_kl``, ``gold``, ``uld``, ``strict_1to1``, ``same_tokenizer``, NeMo-RL's ``nrl_p_kl``,
-            ``nrl_gold`` and ``nrl_h_kl``; ``auto``, which takes the one that the coverage audit recommends; or
-            ``package.module:Class``, a loss of your own.
+            ``p_kl``, ``h_kl``, ``gold``, ``uld``, ``strict_1to1``, ``csd``, ``bpm``, ``alm``, ``same_tokenizer``,
+            NeMo-RL's ``nrl_p_kl``, ``nrl_gold`` and ``nrl_h_kl``; ``auto``, which takes the one that the coverage
+            audit recommends; or ``package.module:Class``, a loss of your own.
         options: settings of that loss.
         chunks: how a chunk of several tokens becomes one term, and the temperature.
         weight: alpha, the factor of its distillation term; the weights of several teachers need not sum to 1.
@@ -64,9 +108,17 @@ class TeacherSettings:
         tensor_model_parallel_size, pipeline_model_parallel_size, context_parallel_size, expert_model_parallel_size: its
             layout over the run's processes; by default the student's.  In one of its own, its copies divide the
             micro-batches of a step among them.
+        fp8: its layers compute in FP8 by Transformer Engine, with scales of the tensors at hand; its weights stay as
+            they are, its output layer and the states that it gives are in the run's precision.  The positions of a
+            micro-batch are to be a multiple of 8 on each tensor-parallel rank.  Elsewhere: its states are to be those
+            of ``xtoken serve .. fp8=true``, or of ``xtoken cache .. fp8=true``.
         source: where its hidden states come from: ``colocated`` (in the student's processes and layout), ``own_layout``
-            (in the same processes, in process groups of its own), or ``package.module:Class`` for a source of your own;
-            by default the first of these, and the second where its layout differs.
+            (in the same processes, in process groups of its own), ``cached`` (on disk: the folder ``cache.folder``),
+            ``remote`` (in other processes, which ``xtoken serve`` starts), ``remote+cached`` (the same, kept on disk:
+            a second epoch asks for nothing), or ``package.module:Class`` for a source of your own; by default the first
+            of these, and the second where its layout differs.
+        cache: of the states on disk.
+        service: of the teacher in other processes.
         learned: W is trained with the student (``p_kl``): its entries stay where they are, their weights move.  The run
             ends with a W file that any other can start from as its ``projection``.
         learned_lr: W's learning rate at the peak of the schedule, which it follows in proportion to the student's.
@@ -85,7 +137,10 @@ class TeacherSettings:
     pipeline_model_parallel_size: Optional[int] = None
     context_parallel_size: Optional[int] = None
     expert_model_parallel_size: Optional[int] = None
+    fp8: bool = False
     source: Optional[str] = None
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    service: ServiceConfig = field(default_factory=ServiceConfig)
     learned: bool = False
     learned_lr: float = 1e-2
 
@@ -140,7 +195,7 @@ class NamedTeacher:
     @property
     def where(self) -> str:
         """What its configuration is called on the command line."""
-        return ALONE if self.name == ALONE else where_of(self.name)
+        return THE_TEACHER if self.name == THE_TEACHER else where_of(self.name)
 
     @property
     def label(self) -> str:
@@ -181,9 +236,13 @@ def teachers_of_run(
         )
     for one in named:
         check_source(one.config, one.config.source, one.where)
-    return tuple(
+    named = tuple(
         dataclasses.replace(one, loss=resolve_loss(one.loss, student, one.tokenizer.vocabulary)) for one in named
     )
+    for one in named:
+        if one.config.source is not None:
+            source_named(one.config.source).check_loss(one.config, one.where, one.loss, objective)
+    return named
 
 
 def named_teachers(
@@ -228,10 +287,19 @@ def one_model_each(teachers: Sequence[NamedTeacher]) -> list[int]:
             t.config.context_parallel_size,
             t.config.expert_model_parallel_size,
             t.config.source,
+            repr(t.config.cache),
+            repr(t.config.service),
         )
         for t in teachers
     ]
     return [keys.index(key) for key in keys]
+
+
+def set_where_known(config: Any, values: Mapping[str, Any]) -> None:
+    """Gives a configuration those of the values that its version of Megatron has a name for."""
+    for name, value in values.items():
+        if hasattr(config, name):
+            setattr(config, name, value)
 
 
 def _give_layout(
@@ -247,8 +315,10 @@ def _give_layout(
     Returns:
         its layout, and the student's as far as such a model has it.
     """
+    set_where_known(config, OF_ANOTHER_RUN | OF_TRAINING)
     for name in SHARED_WITH_STUDENT:
-        setattr(config, name, getattr(student, name))
+        if hasattr(student, name):  # a teacher by itself has the layout and the precision of one alone
+            setattr(config, name, getattr(student, name))
     students = ParallelSizes.of(student, experts=bool(config.num_moe_experts))
     sizes = settings.sizes(students)
     config.tensor_model_parallel_size, config.pipeline_model_parallel_size = sizes.tensor, sizes.pipeline
@@ -261,7 +331,13 @@ def _give_layout(
 
 
 def teacher_host(
-    teacher: NamedTeacher, config: Any, student: Any, dtype: torch.dtype, load: Callable[[], Any]
+    teacher: NamedTeacher,
+    config: Any,
+    student: Any,
+    dtype: torch.dtype,
+    load: Callable[[], Any],
+    output_rows: Callable[[], OutputRows],
+    files: Callable[[], Iterable[Path]],
 ) -> TeacherHost:
     """What a run gives to the source of a teacher.
 
@@ -270,17 +346,46 @@ def teacher_host(
         student: the student's configuration.
         dtype: of the student's parameters in computation.
         load: makes this rank's part of the model from that configuration, in the process groups that are in force.
+        output_rows: the output layer in its checkpoint.
+        files: of its weights.
 
     Raises:
         InputError: see `inputs.prepare_config`.
     """
+    if extra := getattr(config, "mtp_num_layers", None):
+        logger.warning("the %s predicts %s more tokens by extra layers: they are left out", teacher.label, extra)
     sizes, students = _give_layout(config, teacher.config, student, dtype)
-    inputs.prepare_config(config)
+    beside = has_model(teacher.config.source)
+    own = {name: getattr(teacher.config, name) for name in TEACHER} if beside else {}
+    inputs.prepare_config(config, teacher.label, f"{teacher.where}.config", student=False, own=own)
+    if teacher.config.fp8:
+        set_where_known(config, IN_FP8)
 
     def frozen() -> Any:
         module = load().to(device=torch.cuda.current_device(), dtype=dtype)
         return module.requires_grad_(False).eval()
 
+    architecture = {name: getattr(config, name, None) for name in (*ARCHITECTURE, SOFTCAP)}
+
+    def fingerprint() -> Fingerprint:
+        return Fingerprint(
+            weights_digest(files()),
+            architecture_digest(architecture | (IN_FP8 if teacher.config.fp8 else {})),
+            teacher.tokenizer.vocabulary.digest,
+            int(config.hidden_size),
+            str(dtype).removeprefix("torch."),
+        )
+
     return TeacherHost(
-        teacher.label, teacher.config, teacher.tokenizer.vocab_size, config, sizes, students, inputs, frozen
+        teacher.label,
+        teacher.config,
+        teacher.tokenizer.vocab_size,
+        config,
+        sizes,
+        students,
+        inputs,
+        frozen,
+        dtype,
+        output_rows,
+        fingerprint,
     )

@@ -7,8 +7,10 @@ import lightning.pytorch as pl
 import nemo.lightning as nl
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.plugin.nemo2.checkpoints.intact import check_checkpoint
+from nemo_xtoken.weights.checkpoint_names import finished_checkpoints, steps_of
 
-__all__ = ["count_steps", "finished_checkpoint", "remove_unfinished"]
+__all__ = ["count_steps", "finished_checkpoint", "go_on_from_newest", "remove_unfinished", "resumed_checkpoint"]
 
 WAIT_SECONDS = 300.0
 
@@ -27,8 +29,38 @@ def count_steps(trainer: pl.Trainer) -> None:
 
 def finished_checkpoint(folder: Path, steps: int) -> Path | None:
     """The checkpoint in ``folder`` that a run of ``steps`` steps ended with, if it is complete; otherwise None."""
-    found = folder.glob(f"*--step={steps - 1}.*-last")
-    return next((path for path in found if not nl.ModelCheckpoint.is_checkpoint_unfinished(path)), None)
+    return next((path for path in finished_checkpoints(folder) if steps_of(path) == steps), None)
+
+
+def resumed_checkpoint(resume: nl.AutoResume | None, folder: Path) -> Path | None:
+    """What a run in ``folder`` goes on from: the checkpoint that is named, or its newest that is whole; None: nothing.
+
+    NeMo takes the one that was changed last of those whose names end in ``-last``, and after a copy any of them.
+    """
+    if resume is None:
+        return None
+    given = resume.resume_from_path
+    if not given and resume.resume_if_exists and not resume.resume_from_directory:
+        given = next(iter(finished_checkpoints(folder)), None)
+    return Path(given) if given else None
+
+
+def go_on_from_newest(resume: nl.AutoResume | None, folder: Path, first_rank: bool, trust: bool) -> None:
+    """Lets a run go on from its newest checkpoint, whole and as it was written, by the step that its name says.
+
+    Args:
+        resume: of the run; changed.
+        first_rank: it looks for damage.
+        trust: code in the checkpoint may run.
+
+    Raises:
+        InputError: the newest is damaged, or names code.
+    """
+    if resume is None or (given := resumed_checkpoint(resume, folder)) is None:
+        return
+    resume.resume_from_path = str(given)
+    if (given / "weights").is_dir():
+        check_checkpoint(given, trust, first_rank)
 
 
 def remove_unfinished(folder: Path, first_rank: bool) -> None:

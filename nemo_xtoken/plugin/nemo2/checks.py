@@ -7,12 +7,15 @@ from typing import Any
 import nemo.lightning as nl
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.plugin.nemo2.checkpoints.intact import check_checkpoint
 from nemo_xtoken.plugin.nemo2.data import DistillationData
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
 from nemo_xtoken.run import run_checks
 from nemo_xtoken.run.layout import ParallelSizes, check_rows
 from nemo_xtoken.run.spec import START, ModelSpec, RunSpec, plain_config
+from nemo_xtoken.run.unsupported import TRAINER
 from nemo_xtoken.run.values import RANGES, check_range
+from nemo_xtoken.training.inputs import engine_version
 from nemo_xtoken.training.teacher_checks import check_losses, teacher_spec
 from nemo_xtoken.training.teacher_settings import NamedTeacher
 
@@ -27,8 +30,13 @@ def check_run(
     trainer: nl.Trainer,
     teachers: Sequence[NamedTeacher],
     resume: nl.AutoResume | None,
+    trust: bool = False,
 ) -> None:
     """Checks layout, models, checkpoints and W against each other.  Reads headers, and W where the user names a file.
+    The first rank compares checkpoints with their checksums, which reads all of them.
+
+    Args:
+        trust: code in the checkpoint that the student starts from may run.
 
     Raises:
         InputError: the first error found.
@@ -37,10 +45,11 @@ def check_run(
     run = run_spec(model, data, trainer, teachers)
     run_checks.check_run(run)
     if (start := getattr(getattr(resume, "restore_config", None), "path", None)) is not None and "://" not in start:
-        _check_checkpoint("student", Path(start), model.tokenizer, START)
+        _check_checkpoint("student", Path(start), model.tokenizer, START, trust, trainer.is_global_zero)
     for teacher in teachers:
         path = teacher.config.checkpoint(teacher.where)
-        _check_checkpoint(teacher.label, path, teacher.tokenizer, f"{teacher.where}.path")
+        where, own = f"{teacher.where}.path", teacher.config.trust
+        _check_checkpoint(teacher.label, path, teacher.tokenizer, where, own, trainer.is_global_zero)
     check_losses(teachers, model.tokenizer.vocabulary, run.student.sizes.context)
 
 
@@ -74,7 +83,20 @@ def run_spec(model: Any, data: DistillationData, trainer: nl.Trainer, teachers: 
         trainer.max_steps,
         bool(strategy.sequence_parallel),
         strategy.virtual_pipeline_model_parallel_size,
+        trainer=_of_trainer(trainer),
+        engine=engine_version(),
     )
+
+
+def _of_trainer(trainer: nl.Trainer) -> dict[str, Any]:
+    """What `unsupported.TRAINER` asks for, from the objects that the settings became."""
+    strategy = trainer.strategy
+    holders = {
+        "trainer.strategy": {"fsdp": getattr(strategy, "_fsdp", None)},
+        "trainer.strategy.ddp": vars(strategy.ddp_config) if strategy.ddp_config is not None else {},
+        "trainer.plugins": vars(getattr(trainer.precision_plugin, "dtype_config", object)),
+    }
+    return {name: holders[name.rpartition(".")[0]].get(name.rpartition(".")[2]) for name in TRAINER}
 
 
 def _check_trainer(trainer: nl.Trainer) -> None:
@@ -88,12 +110,17 @@ def _check_trainer(trainer: nl.Trainer) -> None:
     check_range("trainer.max_steps", trainer.max_steps, RANGES["trainer.max_steps"])
 
 
-def _check_checkpoint(side: str, path: Path, tokenizer: XTokenTokenizer, where: str) -> None:
-    """Its embedding must have a row for each id: NeMo fills missing rows without a warning."""
+def _check_checkpoint(
+    side: str, path: Path, tokenizer: XTokenTokenizer, where: str, trust: bool, compare: bool
+) -> None:
+    """It must be as it was written, and its embedding have a row for each id: NeMo fills missing rows in silence."""
     from megatron.core import dist_checkpointing
 
     try:
+        check_checkpoint(path, trust, compare)
         found = dist_checkpointing.load_tensors_metadata(str(path / "weights"))
+    except InputError:
+        raise
     except Exception as error:  # the loader raises different types for foreign folders
         raise InputError(
             f"no checkpoint that can be read in {path} ({type(error).__name__}: {error})",

@@ -6,23 +6,27 @@ from typing import Any
 from nemo.lightning import io
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.plugin.nemo2.checkpoints.safe_context import check_context, context_file
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
 
 __all__ = ["load_from_context", "load_tokenizer"]
 
 
-def load_from_context(checkpoint: Path, what: str, fix: str) -> Any:
+def load_from_context(checkpoint: Path, what: str, fix: str, trust: bool = False) -> Any:
     """A part of what ``checkpoint`` was trained with.
 
     Args:
         checkpoint: its folder, with ``context``.
         what: the part: ``model.config``, ``model.tokenizer``.
         fix: what to do where it cannot be loaded.
+        trust: make objects of whatever the context names; else of the classes on a list.
 
     Raises:
-        InputError: the part cannot be loaded.
+        InputError: the part cannot be loaded, or is of a class that is not on the list.
     """
-    path = checkpoint / "context"
+    if not trust:
+        check_context(checkpoint, what)
+    path = context_file(checkpoint).parent
     try:
         return io.load_context(path, subpath=what)
     except InputError:
@@ -35,18 +39,18 @@ def load_from_context(checkpoint: Path, what: str, fix: str) -> Any:
         ) from error
 
 
-def load_tokenizer(checkpoint: Path, override: str, fix: str) -> XTokenTokenizer:
+def load_tokenizer(checkpoint: Path, override: str, fix: str, trust: bool = False) -> XTokenTokenizer:
     """The tokenizer that ``checkpoint`` was trained with.
 
     Args:
         checkpoint: its folder.
         override: the argument that names another one.
-        fix: see `load_from_context`.
+        fix, trust: see `load_from_context`.
 
     Raises:
         InputError: the tokenizer cannot be loaded, or is of another kind than Hugging Face's.
     """
-    found = load_from_context(checkpoint, "model.tokenizer", fix)
+    found = load_from_context(checkpoint, "model.tokenizer", fix, trust)
     if isinstance(found, XTokenTokenizer):
         return found
     name = getattr(getattr(found, "tokenizer", None), "name_or_path", None)

@@ -6,6 +6,7 @@ from typing import Optional
 
 import torch
 
+from nemo_xtoken.checksums import write_checksums
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.plugin.nemo2.hf.exporting import HFExporter, find_checkpoint
 from nemo_xtoken.plugin.nemo2.hf.session import refuse_in_training
@@ -45,6 +46,8 @@ def import_model(
     source = ModelFolder(model)
     with new_folder(out, overwrite) as folder:
         DistillationImporter(str(source.path)).apply(folder, to, say)
+        say("writing checksums")
+        write_checksums(folder)
     return out
 
 
@@ -54,6 +57,7 @@ def export_model(
     dtype: Optional[str] = None,
     overwrite: bool = False,
     say: Callable[[str], None] = lambda stage: None,
+    trust: bool = False,
 ) -> Path:
     """Writes a trained model for transformers: config.json, generation_config.json, safetensors, the tokenizer's files.
     One process; no GPU; as much memory as the model has weights.  Rows added for the layout are left out.
@@ -64,6 +68,7 @@ def export_model(
         dtype: float32, bfloat16 or float16; by default that of the weights in the checkpoint.
         overwrite: replace a checkpoint at ``out``.
         say: called with a line on what is being done.
+        trust: code that the checkpoint brings may run.
 
     Returns:
         ``out``.
@@ -76,7 +81,7 @@ def export_model(
     checkpoint = find_checkpoint(run)
     say(f"reading {checkpoint}")
     with new_folder(out, overwrite) as folder:
-        HFExporter(str(checkpoint)).apply(folder, to, say)
+        HFExporter(str(checkpoint)).apply(folder, to, say, trust)
     return out
 
 

@@ -1,6 +1,7 @@
 """The data of a run as NeMo and Lightning want it: prepared text, Megatron's sampler, a position that resumes."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,10 +16,15 @@ from nemo_xtoken.data.batch import collate
 from nemo_xtoken.data.config import DataConfig, Tokenization
 from nemo_xtoken.data.dataset import DistillationDataset
 from nemo_xtoken.data.mixture import MixedDataset, WholeBatches
+from nemo_xtoken.data.workers import heed_parent_alone
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.sharing.first_process import Launch
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
 __all__ = ["DistillationData"]
+
+#: Micro-batches that each loader process makes ready ahead of the training.
+AHEAD = 8
 
 
 class DistillationData(pl.LightningDataModule, io.IOMixin):
@@ -60,7 +66,9 @@ class DistillationData(pl.LightningDataModule, io.IOMixin):
             InputError: see ``DataConfig.build``.
         """
         text = dataclasses.replace(self.text, progress=self.text.progress and progress)
-        self.train_set, held_out = text.build(student, teachers, (max(0, steps) + 1) * self.global_batch_size)
+        self.train_set, held_out = text.build(
+            student, teachers, (max(0, steps) + 1) * self.global_batch_size, Launch.of(os.environ)
+        )
         if held_out is not None:
             self.held_out_set = WholeBatches(held_out, self.global_batch_size)
 
@@ -78,6 +86,9 @@ class DistillationData(pl.LightningDataModule, io.IOMixin):
             dataset=samples,
             num_workers=self.loader_workers,
             persistent_workers=self.loader_workers > 0,
+            # a step of a small model on many GPUs takes as long as a few samples
+            prefetch_factor=AHEAD if self.loader_workers > 0 else None,
+            pin_memory=torch.cuda.is_available(),
             collate_fn=collate,
         )
 
@@ -121,18 +132,25 @@ class DistillationData(pl.LightningDataModule, io.IOMixin):
 
         trainer = self.trainer
         assert trainer is not None
-        trainer.limit_train_batches = _reconfigure_limit_batches(trainer.limit_train_batches, self.train_set)
-        trainer.limit_val_batches = _reconfigure_limit_batches(trainer.limit_val_batches, self.held_out_set)
+        for name, samples in (("limit_train_batches", self.train_set), ("limit_val_batches", self.held_out_set)):
+            try:
+                setattr(trainer, name, _reconfigure_limit_batches(getattr(trainer, name), samples))
+            except ValueError as error:  # a fraction that is less than a batch
+                found = f"trainer.{name}={getattr(trainer, name)}: {error}"
+                raise InputError(
+                    found, "a fraction that holds a batch, or a number", f"raise trainer.{name}"
+                ) from error
 
 
 class _Sampler(MegatronDataSampler):
-    """NeMo's sampler; its loaders draw their seeds from a generator of their own.
+    """NeMo's sampler; its loaders draw their seeds from a generator of their own, and a signal to all ends no reader.
 
-    With the global one an evaluation would change the random numbers of the training after it.
+    With the global generator an evaluation would change the random numbers of the training after it.
     """
 
     def transform_dataloader(self, dataloader: Any, consumed_samples: int = 0) -> Any:
         """A loader over this data-parallel rank's samples."""
         loader = super().transform_dataloader(dataloader, consumed_samples)
         loader.generator = torch.Generator()
+        loader.worker_init_fn = heed_parent_alone
         return loader

@@ -53,11 +53,19 @@ class DistillationLoss(StepSums):
 
 
 class HeldOutLoss(StepSums):
-    """Cross-entropy and next-token accuracy."""
+    """Cross-entropy, next-token accuracy and distances: see ``training.loss_terms.held_out_terms``.
+
+    Args:
+        lessons, objective: as of `DistillationLoss`.
+    """
+
+    def __init__(self, lessons: Sequence[Lesson], objective: ObjectiveState) -> None:
+        super().__init__()
+        self.lessons, self.objective = tuple(lessons), objective
 
     def forward(self, batch: MicroBatch, output: Held) -> tuple[Tensor, Tensor, Report]:
         """As for training; nothing is differentiated."""
-        return held_out_terms(batch, output)
+        return held_out_terms(self.lessons, self.objective, batch, output)
 
     def reduce(self, losses_reduced_per_micro_batch: Sequence[Report]) -> Tensor:
         """The mean cross-entropy of this global batch."""

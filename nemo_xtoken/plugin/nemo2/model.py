@@ -13,12 +13,13 @@ from nemo_xtoken.objective.scale import ObjectiveConfig
 from nemo_xtoken.objective.shares import Held
 from nemo_xtoken.plugin.nemo2.hf.exporting import HFExporter
 from nemo_xtoken.plugin.nemo2.hf.importing import HFImporter
-from nemo_xtoken.plugin.nemo2.learned import ATTRIBUTE, LearnedProjections, check_checkpoint
+from nemo_xtoken.plugin.nemo2.learned import check_checkpoint
 from nemo_xtoken.plugin.nemo2.loss import DistillationLoss, HeldOutLoss
 from nemo_xtoken.plugin.nemo2.teacher import host_teacher
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
 from nemo_xtoken.teachers.output import HiddenStateTap
 from nemo_xtoken.training.inputs import context_layout, model_inputs, prepare_config
+from nemo_xtoken.training.learned_parameters import LearnedProjections, with_learned
 from nemo_xtoken.training.lessons import Teaching, begin, student_output
 from nemo_xtoken.training.micro_batch import MicroBatch
 from nemo_xtoken.training.teacher_settings import NamedTeacher
@@ -89,11 +90,10 @@ class DistillationModel(llm.GPTModel):
             self.objective.kernels,
         )
         lessons = self.teaching.lessons
-        if learned := {lesson.name: lesson.learned for lesson in lessons if lesson.learned is not None}:
-            self._learned = [LearnedProjections(learned, resumed)]
-            self.module.add_module(ATTRIBUTE, self._learned[0])
+        learned = with_learned(self.module, lessons, resumed)
+        self._learned = [] if learned is None else [learned]
         self._training_loss_reduction = DistillationLoss(lessons, self.objective)
-        self._validation_loss_reduction = HeldOutLoss()
+        self._validation_loss_reduction = HeldOutLoss(lessons, self.objective)
 
     def data_step(self, dataloader_iter: Any) -> MicroBatch:
         """The next micro-batch; the step's callback has already moved it to the device."""

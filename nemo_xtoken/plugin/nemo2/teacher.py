@@ -1,19 +1,27 @@
 """The teachers of a run as NeMo 2 has them: checkpoints of its own, and the frozen models made of them."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Optional
 
+import nemo.lightning as nl
+import torch
 from nemo.collections import llm
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.plugin.nemo2.context import load_from_context, load_tokenizer
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
 from nemo_xtoken.teachers.contract import TeacherHost
-from nemo_xtoken.training.teacher_settings import NamedTeacher, TeacherSettings, teacher_host
+from nemo_xtoken.teachers.output_rows import MegatronRows
+from nemo_xtoken.training.alone.teacher_world import TeacherPlan, precision_of, teacher_world
+from nemo_xtoken.training.cpu import runtime as cpu_runtime
+from nemo_xtoken.training.teacher_settings import THE_TEACHER, NamedTeacher, TeacherSettings, teacher_host
 
-__all__ = ["TeacherConfig", "host_teacher"]
+__all__ = ["TeacherConfig", "host_teacher", "hosted_teacher"]
 
 
 @dataclass
@@ -23,9 +31,11 @@ class TeacherConfig(TeacherSettings):
     Attributes:
         path: folder of a NeMo 2 checkpoint (the one that holds ``weights`` and ``context``).
         config: its architecture; by default the checkpoint's own.
+        trust: run code that the checkpoint brings; without it only what is on a list of NeMo's classes is made of it.
     """
 
     config: Optional[llm.GPTConfig] = None
+    trust: bool = False
 
     def checkpoint(self, where: str = "teacher") -> Path:
         """The checkpoint's folder.
@@ -56,13 +66,13 @@ class TeacherConfig(TeacherSettings):
         """The teacher's tokenizer, given or from its checkpoint."""
         if self.tokenizer is not None:
             return XTokenTokenizer(self.tokenizer)
-        return load_tokenizer(self.checkpoint(where), f"{where}.tokenizer", self._fix(where))
+        return load_tokenizer(self.checkpoint(where), f"{where}.tokenizer", self._fix(where), self.trust)
 
     def load_config(self, where: str = "teacher") -> llm.GPTConfig:
         """The teacher's architecture, given or from its checkpoint."""
         if self.config is not None:
             return copy.deepcopy(self.config)
-        return load_from_context(self.checkpoint(where), "model.config", self._fix(where))
+        return load_from_context(self.checkpoint(where), "model.config", self._fix(where), self.trust)
 
     def model(self, where: str = "teacher") -> tuple[str, ...]:
         """What tells its model from others."""
@@ -87,4 +97,30 @@ def host_teacher(teacher: NamedTeacher, student_config: llm.GPTConfig, trainer: 
     def load() -> Any:
         return teacher_provider(config, str(path), teacher.tokenizer, trainer)
 
-    return teacher_host(teacher, config, student_config, torch_dtype_from_mcore_config(student_config), load)
+    weights, tied = path / "weights", bool(config.share_embeddings_and_output_weights)
+    return teacher_host(
+        teacher,
+        config,
+        student_config,
+        torch_dtype_from_mcore_config(student_config),
+        load,
+        lambda: MegatronRows(weights, tied),
+        lambda: (file for file in weights.rglob("*") if file.is_file()),
+    )
+
+
+@contextmanager
+def hosted_teacher(plan: TeacherPlan) -> Iterator[TeacherHost]:
+    """What the source ``colocated`` needs to load this teacher; its process groups are gone afterwards.
+
+    Raises:
+        InputError: no checkpoint, or processes that are no whole number of copies.
+    """
+    if not torch.cuda.is_available():
+        cpu_runtime.enable()  # before NeMo's configurations are made: they would ask for Transformer Engine
+    precision = precision_of(plan)
+    config = TeacherConfig(**plan.settings())
+    named = NamedTeacher(THE_TEACHER, config, config.load_tokenizer(plan.where), config.loss)
+    trainer = SimpleNamespace(strategy=nl.MegatronStrategy(ckpt_async_save=False))
+    with teacher_world(plan.sizes):
+        yield host_teacher(named, precision, trainer)

@@ -25,6 +25,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from nemo_xtoken.parallel.context_parallel import ContextLayout
+from nemo_xtoken.training.cpu.extra_state import NoExtraState
 
 
 def _add_norm(module, config, size, prefix):
@@ -45,7 +46,7 @@ def _norm(x, config, weight, bias, eps):
     return torch.nn.functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
-class Norm(torch.nn.Module):
+class Norm(NoExtraState):
     """LayerNorm or RMSNorm, as the config says."""
 
     def __init__(self, config, hidden_size, eps=1e-5, **_):
@@ -69,6 +70,15 @@ class NormColumnParallelLinear(ColumnParallelLinear):
         return super().forward(x, *args, **kwargs)
 
 
+class ExpertRowParallelLinear(RowParallelLinear):
+    """Gives out what may be changed in place: Megatron's MLP adds an expert's bias so, and on one rank the output is
+    a view that autograd does not let it change."""
+
+    def forward(self, x):
+        output, bias = super().forward(x)
+        return output.clone(), bias
+
+
 class NormedRowParallelLinear(RowParallelLinear):
     """NeMo's TERowParallelLinearLayerNorm: a norm over the output."""
 
@@ -81,7 +91,7 @@ class NormedRowParallelLinear(RowParallelLinear):
         return self.post_layernorm(output), bias
 
 
-class CPDotProductAttention(DotProductAttention):
+class CPDotProductAttention(NoExtraState, DotProductAttention):
     """Attention over a context-parallel group: K and V are all-gathered, each rank's queries see their past.
 
     Of 2*cp equal parts of the sequence, rank r holds parts r and 2*cp-1-r (Transformer Engine's layout); with sequence
@@ -94,10 +104,11 @@ class CPDotProductAttention(DotProductAttention):
             super().__init__(config, *args, **kwargs)
         finally:
             config.context_parallel_size = cp
-        softmax = self.scale_mask_softmax
+        softmax: Any = self.scale_mask_softmax
         softmax.scaled_masked_softmax_fusion = False  # a CUDA kernel
         # With a window it would make a mask of its own instead of the one given, which tells documents apart.
-        self.window, softmax.window_size = softmax.window_size, None
+        self.window: Any = softmax.window_size
+        softmax.window_size = None
 
     def forward(self, query, key, value, attention_mask, *args, packed_seq_params=None, **kwargs):
         group, bounds = ps.get_context_parallel_group(), None
@@ -142,7 +153,7 @@ def layer_spec(
     if config.num_moe_experts:
         config.moe_token_dispatcher_type = "allgather"  # the others wait for CUDA's streams
         config.bias_activation_fusion = False  # mcore 0.15.3 clamps before it adds the bias that such experts give it
-        expert = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+        expert = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=ExpertRowParallelLinear)
         experts = ModuleSpec(module=SequentialMLP, submodules=expert)
         mlp, pre_mlp = ModuleSpec(module=MoELayer, submodules=MoESubmodules(experts=experts)), Norm
     else:

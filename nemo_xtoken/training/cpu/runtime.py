@@ -28,10 +28,16 @@ def _is_cuda(device: Any) -> bool:
     return isinstance(device, (str, torch.device)) and str(device).startswith("cuda")
 
 
+#: Functions that name a device, or are asked for one, without a keyword.
+_NAMING_DEVICES = {torch.Tensor.cuda, torch.Tensor.pin_memory, torch.Tensor.type, torch.Tensor.to}
+
+
 class _CudaToCpu(TorchFunctionMode):
     """Sends what names CUDA literally (device="cuda", .cuda(), .to("cuda"), pinned memory) to the CPU."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        if not kwargs and func not in _NAMING_DEVICES:  # most calls, of which a step has thousands
+            return func(*args)
         kwargs = kwargs or {}
         if func is torch.Tensor.cuda or func is torch.Tensor.pin_memory:
             return args[0]
@@ -102,6 +108,7 @@ def enable() -> None:
     if _undo:
         return
     import megatron.core.dist_checkpointing.strategies.filesystem_async as writer
+    import megatron.core.dist_checkpointing.strategies.torch as reader
     import megatron.core.optimizer as optimizer
     import megatron.core.optimizer.distrib_optimizer as distrib
     import megatron.core.tensor_parallel.random as rng
@@ -112,6 +119,7 @@ def enable() -> None:
     from megatron.core.transformer.moe import moe_utils
 
     from nemo_xtoken.training.cpu import layers as cpu_layers
+    from nemo_xtoken.training.cpu.extra_state import without_missing
 
     _set(torch.cuda, "current_device", lambda: torch.device("cpu"))  # these raise on a CPU build of torch
     _set(torch.cuda, "synchronize", lambda *a, **k: None)
@@ -152,7 +160,11 @@ def enable() -> None:
     _set(cls, load, torch.no_grad()(getattr(cls, load)))
 
     # For this queue every rank spawns a Manager that imports __main__ and torch (seconds, 300 MB), outliving a kill.
-    _set(writer, "_get_write_results_queue", _FileQueue)
+    names = "_get_write_results_queue", "get_write_results_queue"  # mcore 0.15's, 0.19's
+    _set(writer, next(name for name in names if hasattr(writer, name)), _FileQueue)
+
+    cls = reader.TorchDistLoadShardedStrategy  # layers of a GPU, and of older versions, have other extra states
+    _set(cls, "load", without_missing(cls.load))
 
     _enable_nemo()
     if not HAVE_TE:

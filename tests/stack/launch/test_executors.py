@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from fake_slurm import directives, install, sbatch
+from fake_slurm import directives, end, install, sbatch
 
 pytest.importorskip("nemo_run")
 
@@ -16,7 +16,8 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.launch.executors import submit
 from nemo_xtoken.launch.job import Job, distillation
 from nemo_xtoken.launch.sbatch import options
-from nemo_xtoken.launch.slurm_config import SlurmConfig
+from nemo_xtoken.launch.slurm_config import SlurmConfig, load_config
+from nemo_xtoken.launch.teacher_steps import teacher_steps
 
 GOLDEN = Path(__file__).parent / "golden" / "nemo_run_2_nodes.txt"
 
@@ -72,6 +73,49 @@ def test_a_sweep_becomes_an_array(tmp_path, capsys):
 def test_a_folder_that_nemo_run_cannot_quote_is_refused(tmp_path):
     with pytest.raises(InputError, match="without spaces"):
         submit(SlurmConfig(workdir="/a b"), Job("n", ("true",)), dryrun=True)
+
+
+XTOKEN = """#!/bin/bash
+for word in "$@"; do declare "${word%%=*}=${word#*=}" 2> /dev/null || true; done
+echo "$name: $SLURM_PROCID of $SLURM_STEP_NUM_TASKS on $SLURM_STEP_NODELIST: $*"
+mkdir -p "$folder" && touch "$folder/$name"
+until [ -e "$until" ]; do sleep .05; done
+echo "$name ends"
+"""
+
+
+def test_a_teacher_on_nodes_of_its_own_is_in_the_same_job(tmp_path, monkeypatch, capsys):
+    """On the fake cluster, as nemo_run submits it; and nodes of another kind are refused with what can do it."""
+    folder, state, submitted = tmp_path / "bin", tmp_path / "state", tmp_path / "submitted"
+    install(folder)
+    state.mkdir()
+    sbatch_stub = f'#!/bin/sh\nfor last; do :; done; echo "$last" > {submitted}; echo 4711\n'
+    for name, text in (("sbatch", sbatch_stub), ("xtoken", XTOKEN)):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    settings = [f"executor.workdir={tmp_path}", "executor.nodes=2", "executor.gpus_per_node=1"]
+    config = load_config("venv", settings)
+    run = {"path": "/m/the teacher's"}
+    waits = f"until [ -e {tmp_path}/service/replica-0 ]; do sleep .05; done; echo student on $SLURM_STEP_NUM_TASKS"
+    job = Job("name", ("bash", "-c", waits))
+    steps = teacher_steps("venv", settings, [], 1, run, f"{tmp_path}/service", True)
+    submit(config, job, dryrun=False, teacher=steps)
+    script = Path(submitted.read_text().strip())
+    assert directives(script.read_text())["nodes"] == "3"
+    process, log = sbatch(script, state, dict(os.environ))
+    try:
+        assert process.wait(60) == 0, log.read_text()
+    finally:
+        end(process)
+    logs = tmp_path / "runs" / "slurm"
+    assert (logs / "name-4711.log").read_text() == 2 * "student on 2\n"
+    teachers = (logs / "name-4711-teacher-0.log").read_text()
+    assert "replica-0: 0 of 1 on node[3-3]: serve teacher=/m/the teacher's dtype=bf16 folder=" in teachers
+    assert "replica-0 ends" in teachers
+    other = teacher_steps("venv", settings, ["executor.partition=a100"], 1, run, "service", True)
+    with pytest.raises(InputError, match="`xtoken sbatch` writes the heterogeneous job"):
+        submit(config, job, dryrun=True, teacher=other)
 
 
 def test_the_submitted_script_runs_and_ends_as_the_plain_one_does(tmp_path, monkeypatch):

@@ -42,6 +42,10 @@ def changing_log(arguments):
     arguments["log"].use_datetime_version = True
 
 
+def log_above(arguments):
+    arguments["log"].name = ".."
+
+
 def versioned_log(arguments):
     arguments["log"].version = "3"
 
@@ -161,6 +165,7 @@ CASES = {
     "virtual pipeline": (2, {"pp": 2}, virtual_pipeline, "virtual_pipeline_model_parallel_size=2"),
     "no steps": (1, {"steps": 0}, nothing, "max_steps=0"),
     "log by date": (1, {}, changing_log, "use_datetime_version"),
+    "log above its folder": (1, {}, log_above, "a run named '..'"),
     "log by version": (1, {}, versioned_log, "log.version"),
     "no data": (1, {"text": {"paths": ["{broken}/*.txt"]}}, nothing, "broken"),
 }  # fmt: skip

@@ -143,17 +143,31 @@ def test_the_context_holds_model_and_tokenizer(world, trained, tmp_path):
     assert str(moved) in source
 
 
+@pytest.mark.parametrize(("monitor", "kept"), [("step", ["step_6"]), ("reduced_train_loss", ["step_3-", "step_6-"])])
+def test_a_checkpoint_is_written_once(world, monitor, kept):
+    """The last is one of them; also when the run goes on, which has to find the best of before."""
+    job = world.job(f"once_{monitor}", steps=3, save_every=3, save_best=True, monitor=monitor, lr=1e-2)
+    world.run(job)
+    [first] = job.folder.glob("checkpoints/*")
+    assert first == job.last
+    world.run(job.but(steps=6))  # it learns: the largest loss is the first
+    found = sorted(path.name for path in job.folder.glob("checkpoints/*"))
+    assert len(found) == len(kept)
+    assert all(name.startswith(start) for name, start in zip(found, kept, strict=True)), found
+    assert job.last.name.startswith("step_6")
+
+
 def _finished(folder):
     from nemo_xtoken.plugin.nemo2.checkpoint_folders import finished_checkpoint
 
-    names = "r--step=9.0000-epoch=0-last", "r--step=19.0000-epoch=0", "r--step=19.0000-epoch=1-last"
+    names = "r--step=9.0000-epoch=0-last", "r--step=19.0000-epoch=1-last", "step_30"
     for name in names:
-        (folder / name).mkdir(parents=True)
+        (folder / name / "weights").mkdir(parents=True)
     answers = [finished_checkpoint(folder, steps) for steps in (10, 20, 30)]
-    (folder / f"{names[2]}-unfinished").touch()
+    (folder / f"{names[1]}-unfinished").touch()
     return [path and path.name for path in (*answers, finished_checkpoint(folder, 20))], names
 
 
 def test_a_finished_run_is_known_by_its_last_checkpoint(world, tmp_path):
     found, names = in_rank(world, _finished, tmp_path)
-    assert found == [names[0], names[2], None, None]
+    assert found == [*names, None]

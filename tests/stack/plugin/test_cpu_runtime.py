@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from launcher import launch
+from launcher import launch, start
 
 pytestmark = pytest.mark.usefixtures("nemo")
 
@@ -125,32 +125,45 @@ def test_it_trains_with_a_cuda_build_and_no_driver(tmp_path):
     assert seen == [False, False, 1]
 
 
+def _import_with_a_toolkit(toolkit, guarded):
+    """Imports the module that compiles, as a PyTorch of a CUDA build does beside a toolkit."""
+    import importlib
+    import sys
+
+    import torch
+    from torch.utils import cpp_extension
+
+    from nemo_xtoken.training.cpu import megatron_import
+
+    torch.version.cuda, cpp_extension.CUDA_HOME = "13.0", toolkit
+    if not os.environ["TORCH_CUDA_ARCH_LIST"]:
+        del os.environ["TORCH_CUDA_ARCH_LIST"]
+    guards = [finder for finder in sys.meta_path if isinstance(finder, megatron_import._Finder)]
+    assert len(guards) == 1  # importing nemo_xtoken has put it there
+    if not guarded:
+        sys.meta_path.remove(guards[0])
+    before = cpp_extension.load_inline
+    del sys.modules["megatron.core.inference.unified_memory"]
+    memory = importlib.import_module("megatron.core.inference.unified_memory")
+    assert cpp_extension.load_inline is before
+    return memory.has_unified_memory, memory.__spec__.name, memory.create_unified_mempool.__module__
+
+
 @pytest.mark.skipif("__import__('torch').cuda.is_available()", reason="a GPU is there")
 def test_megatron_is_imported_with_a_cuda_build_and_a_toolkit_and_no_gpu(tmp_path):
-    """Megatron-core compiles while it is imported, which fails there; with this package it is not even tried."""
-    code = (
-        "import sys, torch, torch.utils.cpp_extension as extension\n"
-        "torch.version.cuda, extension.CUDA_HOME = '13.0', sys.argv[1]\n"
-        "before = extension.load_inline\n"
-        "if len(sys.argv) > 2: import nemo_xtoken\n"
-        "import megatron.core.inference.unified_memory as memory\n"
-        "assert extension.load_inline is before\n"
-        "print(memory.has_unified_memory, memory.__spec__.name, memory.create_unified_mempool.__module__)\n"
-    )
-    environment = {name: value for name, value in os.environ.items() if name != "TORCH_CUDA_ARCH_LIST"}
-    alone, with_ours = (
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path), *words],
-            env={**environment, "TORCH_EXTENSIONS_DIR": str(tmp_path / "-".join(["built", *words]))},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+    """Megatron-core compiles while it is imported, which fails there; with this package it is not even tried.
+
+    In forks of this process, which has imported it before.
+    """
+    ended = {}
+    for who in ("Megatron", "ours"):
+        environment = {"TORCH_EXTENSIONS_DIR": str(tmp_path / f"built by {who}"), "TORCH_CUDA_ARCH_LIST": ""}
+        [ended[who]] = start(
+            _import_with_a_toolkit, str(tmp_path), who == "ours", folder=tmp_path / f"logs of {who}", env=environment
         )
-        for words in ([], ["ours"])
-    )
-    out, err = with_ours.communicate(timeout=120)
-    _, err_alone = alone.communicate(timeout=120)
-    assert "IndexError: list index out of range" in err_alone  # else there is nothing left to guard against
+    # else there is nothing left to guard against
+    assert "IndexError: list index out of range" in ended["Megatron"].log
     name = "megatron.core.inference.unified_memory"
-    assert (with_ours.returncode, out) == (0, f"False {name} {name}\n"), err
-    assert [path.parts[-3] for path in tmp_path.rglob("*.cpp")] in ([], ["built"])  # what it would have compiled
+    assert ended["ours"].result == (False, name, name), ended["ours"].log
+    # what it would have compiled
+    assert [path.parts[-3] for path in tmp_path.rglob("*.cpp")] in ([], ["built by Megatron"])

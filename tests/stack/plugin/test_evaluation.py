@@ -87,3 +87,12 @@ def test_held_out_means(world, student, expected, ranks, settings, request):
     assert first["step"] == 0
     assert first["held_out_ce"] == pytest.approx(ce, rel=1e-6)
     assert first["held_out_accuracy"] == pytest.approx(accuracy, rel=1e-12)
+
+
+def test_without_held_out_text_a_run_is_evaluated_on_nothing(world, student):
+    """However often an evaluation is due: Lightning has no reader to ask then."""
+    job = world.job("held_out_none", start=student, steps=2, validate=1, text={"held_out": 0})
+    world.run(job, 1)
+    lines = [json.loads(line) for line in (job.folder / "history.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert not any("held_out_ce" in line for line in lines)

@@ -1,14 +1,18 @@
 """Hugging Face -> NeMo -> Hugging Face: the logits of every architecture stay what transformers computes."""
 
 import json
+import re
 import shutil
 
 import pytest
+import torch
 from launcher import launch
 from real_tokenizers import ASSETS
 from safetensors.torch import load_file, save_file
 from tokenizer_zoo import zoo
-from toy_models import KINDS, logits, nemo_logits, write_model
+from toy_models import KINDS, OF_BRIDGE, logits, nemo_logits, write_model
+
+from nemo_xtoken.weights.configuration import writer_version
 
 pytestmark = pytest.mark.usefixtures("nemo")
 LENGTH = 80  # longer than windows and original lengths of the toys
@@ -21,8 +25,6 @@ def in_rank(folder, function, *args):
 
 
 def some_tokens(size):
-    import torch
-
     torch.set_num_threads(1)
     return torch.randint(0, size, (2, LENGTH), generator=torch.Generator().manual_seed(5))
 
@@ -46,16 +48,46 @@ def _round_trip(source, folder):
     assert here.shape[-1] % 128 == 0
     assert back.shape == there.shape
     assert there.std() > 1
-    return float((here[..., :size] - there).abs().max()), float((back - there).abs().max())
+    return float((here[..., :size] - there).abs().max()), float((back - there).abs().max()), _extra_states(imported)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def _extra_states(checkpoint):
+    """The layers of a checkpoint that have an extra state, each once."""
+    from torch.distributed.checkpoint import FileSystemReader
+
+    keys = FileSystemReader(checkpoint / "weights").read_metadata().state_dict_metadata
+    found = {key.partition("._extra_state")[0] for key in keys if "._extra_state" in key}
+    return {re.sub(r"^module\.|\.\d+(?=\.|$)", "", name) for name in found}
+
+
+def _asked_for(kind):
+    """The extra states that Transformer Engine's layers ask a checkpoint for, by megatron-core's layer specifications:
+    those of linear layers, of norms (operations with a state of their own), and of attention with a learned sink."""
+    attention = {"linear_qkv", "linear_proj"}
+    if kind.startswith(("qwen3", "gemma3")):
+        attention |= {"q_layernorm", "k_layernorm"}
+    mlp = {"linear_fc1", "linear_fc2"}
+    if kind.startswith("gemma3"):  # norms after attention and after the feed-forward network
+        attention, mlp = attention | {"linear_proj.post_layernorm"}, mlp | {"linear_fc2.post_layernorm"}
+    if kind.startswith("gpt"):
+        attention |= {"core_attention"}
+    layer = {f"self_attention.{name}" for name in attention} | {f"mlp.{name}" for name in mlp}
+    if "moe" in kind or kind.startswith(("gpt", "mixtral")):
+        layer = {name for name in layer if not name.startswith("mlp")} | {"pre_mlp_layernorm"}
+        layer |= {f"mlp.experts.experts.{name}" for name in mlp}
+    return {"decoder.final_layernorm"} | {f"decoder.layers.{name}" for name in layer}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in OF_BRIDGE])
 def test_logits_are_kept_there_and_back(kind, tmp_path):
     source = write_model(kind, tmp_path / "source")
-    there, back = in_rank(tmp_path, _round_trip, source, tmp_path)
+    there, back, written = in_rank(tmp_path, _round_trip, source, tmp_path)
     assert there < 1e-4
+    assert _asked_for(kind) - written == set()  # a key that is missing stops a run on a GPU
     assert back == 0  # the same weights under the same names
-    assert differences(read(tmp_path / "hf" / "config.json"), read(source / "config.json")) == {}
+    written = read(tmp_path / "hf" / "config.json")
+    assert differences(written, read(source / "config.json")) == {}
+    assert written["transformers_version"] == writer_version(written["model_type"])
     assert read(tmp_path / "hf" / "generation_config.json") == read(source / "generation_config.json")
     assert (tmp_path / "hf" / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
 
@@ -72,7 +104,7 @@ def test_the_family_that_the_documents_add(tmp_path, monkeypatch):
     windows = {"sliding_window": 16, "layer_types": [window, full, window], "head_dim": 16}
     monkeypatch.setitem(KINDS, "ministral", ("ministral", "sp_bpe", windows))
     source = write_model("ministral", tmp_path / "source")
-    there, back = in_rank(tmp_path, _round_trip, source, tmp_path)
+    there, back, _ = in_rank(tmp_path, _round_trip, source, tmp_path)
     assert there < 1e-4
     assert back == 0
     assert differences(read(tmp_path / "hf" / "config.json"), read(source / "config.json")) == {}
@@ -98,8 +130,6 @@ def _of_types(folder):
 
 
 def test_types_and_files(tmp_path):
-    import torch
-
     source = write_model("qwen3-tied", tmp_path / "source", torch.bfloat16, shard="100KB")
     assert len(list(source.glob("*.safetensors"))) > 2
     stages = in_rank(tmp_path, _of_types, tmp_path)
@@ -134,8 +164,6 @@ def _convert(source, folder):
 
 
 def test_quantised_experts_are_read(tmp_path):
-    import torch
-
     from nemo_xtoken.plugin.nemo2.hf.state import HFState
     from nemo_xtoken.weights.folder import ModelFolder
 
@@ -213,7 +241,9 @@ def test_a_student_that_was_imported_is_exported_like_the_original(world, tmp_pa
     difference, rows = in_rank(tmp_path, _exported, job.folder, tmp_path / "hf")
     assert difference < 1e-4
     assert rows == read(source / "config.json")["vocab_size"]
-    assert differences(read(tmp_path / "hf" / "config.json"), read(source / "config.json")) == {}
+    written = read(tmp_path / "hf" / "config.json")
+    assert differences(written, read(source / "config.json")) == {}
+    assert written["transformers_version"] == writer_version(written["model_type"])
     assert read(tmp_path / "hf" / "generation_config.json")["temperature"] == 0.5
     before, after = (load_file(folder / "model.safetensors") for folder in (source, tmp_path / "hf"))
     assert not (before["model.norm.weight"] == after["model.norm.weight"]).all()  # it has learnt
@@ -282,10 +312,24 @@ WRONG = [
     ({"attention_bias": True}, "attention_bias=true"),
     ({"hidden_act": "relu"}, "the activation function relu"),
     ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_scaling of type dynamic"),
+    ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling of type dynamic"),
+    ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope_scaling of type dynamic"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling of type yarn"),
+    ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 32}}, "rope_scaling of type yarn"),
+    (
+        {"rope_scaling": {"rope_type": "longrope", "factor": 4.0, "short_factor": [1.0] * 6, "long_factor": [2.0] * 6}},
+        "rope_scaling of type longrope",
+    ),
     ({"vocab_size": 99}, "vocab_size 99"),
     ({"num_hidden_layers": 2}, "weights without a counterpart: model.layers.2"),
+    ({"num_hidden_layers": 31}, "has no model.layers.10.input_layernorm.weight"),
+    ({"num_key_value_heads": 4}, "as the configuration says"),
+    ({"num_attention_heads": 0}, "num_attention_heads=0"),
+    ({"tie_word_embeddings": True}, "lm_head.weight differs from model.embed_tokens.weight"),
     ({"intermediate_size": 96}, "as the configuration says"),
     ({"quantization_config": {"quant_method": "gptq"}}, "is quantised (gptq)"),
+    ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}, "is quantised (fp8)"),
+    ({"quantization_config": {"quant_method": "compressed-tensors"}}, "is quantised (compressed-tensors)"),
 ]
 
 
@@ -313,10 +357,16 @@ def test_what_cannot_be_converted_is_refused(tmp_path):
         sources.append(shutil.copytree(toy, tmp_path / f"source{i}"))
         config = {**read(toy / "config.json"), **changes}
         (sources[-1] / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    sources.append(shutil.copytree(toy, tmp_path / "scales"))  # as fp8 is stored, without a word in the configuration
+    weights = load_file(toy / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    scales = {name: weights[name].to(torch.float8_e4m3fn), f"{name}_scale_inv": torch.ones(1, 1)}
+    save_file(weights | scales, sources[-1] / "model.safetensors", {"format": "pt"})
     (tmp_path / "empty").mkdir()
     said = in_rank(tmp_path, _refusals, sources, tmp_path / "out", tmp_path / "empty")
     for (changes, message), text in zip(WRONG, said, strict=False):
         assert message in text, changes
+    assert f"{name} of type F8_E4M3 in" in said[len(WRONG)]
     assert "no finished checkpoint" in said[-2]
     assert "exists" in said[-1]
     assert not list(tmp_path.glob("*out*"))

@@ -111,8 +111,48 @@ def test_lengths_that_differ_are_announced(monkeypatch):
 
     assert not prepared(config())  # a mask: nothing is padded
     monkeypatch.setattr(inputs, "uses_packed_attention", lambda: True)
-    assert prepared(config())
+    dense = config(moe_token_dispatcher_type="allgather")  # Megatron's default, which it refuses in a dense model too
+    assert prepared(dense)
+    assert dense.moe_token_dispatcher_type == "alltoall"
     assert not prepared(config(context_parallel_size=1))
     assert prepared(config(num_moe_experts=4, moe_token_dispatcher_type="alltoall"))
     with pytest.raises(InputError, match="allgather with context_parallel_size=2"):
         prepared(config(num_moe_experts=4, moe_token_dispatcher_type="allgather"))
+
+
+def test_a_teacher_in_fp8(monkeypatch, tmp_path):
+    """Its layers alone, where Transformer Engine is; what a checkpoint says of FP8 is the run's that wrote it."""
+    from types import SimpleNamespace
+
+    from megatron.core.enums import Fp8Recipe
+    from megatron.core.transformer import TransformerConfig
+
+    from nemo_xtoken.training.teacher_settings import NamedTeacher, TeacherSettings, teacher_host
+
+    def configs():
+        sizes = {"num_layers": 2, "hidden_size": 16, "num_attention_heads": 2}
+        return [TransformerConfig(**sizes, bf16=True, params_dtype=torch.bfloat16) for _ in range(2)]
+
+    (tmp_path / "weights").write_bytes(b"weights")
+    tokenizer = SimpleNamespace(vocab_size=64, vocabulary=SimpleNamespace(digest="t" * 64))
+    monkeypatch.setenv("NEMO_XTOKEN_CACHE", str(tmp_path))
+
+    def hosted(fp8, **more):
+        teacher, student = configs()
+        teacher.fp8 = "hybrid"
+        named = NamedTeacher("teacher", TeacherSettings(fp8=fp8, **more), tokenizer, "p_kl")
+        files = [tmp_path / "weights"]
+        host = teacher_host(named, teacher, student, torch.bfloat16, list, list, lambda: files)
+        return teacher, student, host.fingerprint()
+
+    with pytest.raises(InputError, match=r"teacher\.fp8=True"):
+        hosted(True)
+    monkeypatch.setattr(inputs, "engine_version", lambda: (2, 9))
+    teacher, student, computed = hosted(True)
+    assert (teacher.fp8, Fp8Recipe(teacher.fp8_recipe)) == ("e4m3", Fp8Recipe.tensorwise)
+    assert student.fp8 is None
+    assert hosted(False)[0].fp8 is None
+    monkeypatch.setattr(inputs, "engine_version", lambda: None)
+    asked = [hosted(fp8, source="remote")[2] for fp8 in (True, False)]  # here nothing of it is computed
+    assert asked[0] == computed
+    assert asked[0].differences(asked[1]).startswith("architecture ")

@@ -101,7 +101,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_layout_changes_nothing(course, w, layout):
-    from watchers import merge_stages
+    from gradients import merge_stages
 
     one, [expected] = course(micro=4)
     ranks, parallel = LAYOUTS[layout]
@@ -193,11 +193,11 @@ def test_resumed_after_a_kill_it_ends_the_same(world, layout):
     from watchers import Weights
 
     ranks, settings = LAYOUTS[layout]
-    settings = settings | {"teacher_config": {"learned": True}}
+    settings = settings | {"teacher_config": {"learned": True}, "save_best": False}
     straight = course(world, f"learned_straight_{layout}", watchers=(Weights(),), **settings)
     want = [r["weights"] for r in world.run(straight, ranks)]
     job = course(world, f"learned_killed_{layout}", **settings)
-    interrupt(world, job, ranks, step=5, number=signal.SIGKILL, seconds=60)
+    interrupt(world, job, ranks, step=5, number=signal.SIGKILL)
     assert not (job.folder / FILE).exists()
     weights, history, steps = finish(world, job, ranks)
     assert steps == STEPS - 4

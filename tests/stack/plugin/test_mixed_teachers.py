@@ -157,7 +157,7 @@ def test_a_killed_run_goes_on_bit_for_bit(world, mixed):
     straight = course(world, "several_straight", watchers=(Weights(),), **settings)
     [result] = world.run(straight)
     job = course(world, "several_killed", **settings)
-    [end] = interrupt(world, job, 1, step=5, number=signal.SIGKILL, seconds=60)
+    [end] = interrupt(world, job, 1, step=5, number=signal.SIGKILL)
     assert end.status == -signal.SIGKILL
     weights, history, steps = finish(world, job, 1)
     assert steps == 2

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import yaml
-from launcher import launch
+from launcher import launch, start
 from old_version import CHECKPOINT, FOLDER
 
 pytestmark = pytest.mark.usefixtures("nemo")
@@ -68,11 +68,21 @@ def job(tmp_path):
 
 
 def test_run_goes_on(job):
-    """With its optimizer, its learned W, its place in the data, and the scale that follows from its last step."""
+    """With its optimizer, its learned W, its place in the data, and the scale that follows from its last step.
+
+    Its W was made by the default of that time, which has to be named today; no other W goes on in its place.
+    """
     import jobs
     from watchers import Totals
 
+    from nemo_xtoken.errors import InputError
+    from nemo_xtoken.projection.build import ProjectionRule
+
     shutil.copytree(FOLDER / "run", job.folder)
+    [end] = start(jobs.train, job.but(steps=3), folder=job.folder.parent / "logs")
+    assert isinstance(end.error, InputError)
+    assert "teacher.rule.overflow=empty" in str(end.error)
+    job = job.but(teacher_config={"learned": True, "rule": ProjectionRule.named("whole")})
     before = [json.loads(line) for line in (job.folder / "history.jsonl").read_text().splitlines()]
     [seen] = launch(jobs.train, job.but(steps=3, watchers=(Totals(),)), folder=job.folder.parent / "logs")
     after = [json.loads(line) for line in (job.folder / "history.jsonl").read_text().splitlines()]

@@ -2,17 +2,20 @@
 
 import json
 import os
+import shutil
 import signal
 
 import pytest
 from launcher import launch, start
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.vocab.loading import load_vocabulary
 
 pytestmark = pytest.mark.usefixtures("nemo")
 
 STEPS = 6
-LAYOUTS = {"one": (1, {}), "tp2": (2, {"tp": 2})}
+#: With one rank as in recipes.
+LAYOUTS = {"one": (1, {"save_best": True}), "tp2": (2, {"tp": 2})}
 BOTH = pytest.mark.parametrize("layout", ["one", "tp2"])
 
 
@@ -47,22 +50,29 @@ def straight(world):
     return run
 
 
-def interrupt(world, job, ranks, step, number, seconds):
-    """Starts a run and sends it a signal when ``step`` steps are done; how its ranks ended."""
+def interrupt(world, job, ranks, step, number, send=os.kill, to=slice(None)):
+    """Starts a run and sends it a signal when ``step`` steps are done; how its ranks ended.
+
+    Args:
+        send: to processes (``os.kill``), or to each with all that it has started (``os.killpg``).
+        to: which ranks.
+    """
     import jobs
     from watchers import Pause
 
     flag = world.root / f"{job.name}.flag"
 
     def signalled(pids):
-        if flag.exists():
-            for pid in pids:
-                os.kill(pid, number)
-        return flag.exists()
+        if not flag.exists():
+            return False
+        for pid in pids[to]:
+            send(pid, number)
+        flag.unlink()
+        return True
 
     return start(
         jobs.train,
-        job.but(watchers=(Pause(step, flag, seconds),)),
+        job.but(watchers=(Pause(step, flag),)),
         ranks=ranks,
         folder=world.root / "logs" / job.name,
         when=signalled,
@@ -93,7 +103,7 @@ def test_what_must_survive_is_there(straight):
 def test_killed(world, straight, layout):
     ranks, settings = LAYOUTS[layout]
     job = course(world, f"killed_{layout}", **settings)
-    ended = interrupt(world, job, ranks, step=5, number=signal.SIGKILL, seconds=60)
+    ended = interrupt(world, job, ranks, step=5, number=signal.SIGKILL)
     assert [end.status for end in ended] == [-signal.SIGKILL] * ranks
     assert records(job)[-1]["step"] == 5  # ahead of the checkpoint, after which it is to go on
     weights, history, steps = finish(world, job, ranks)
@@ -101,12 +111,21 @@ def test_killed(world, straight, layout):
     assert (weights, history) == straight(layout)
 
 
+STOPS = {
+    # as `timeout`, systemd and a shell do it: the processes that read samples get it too
+    "one": (signal.SIGTERM, 75, {"send": os.killpg}, {"loader_workers": 1}),
+    # Ctrl-C where any one rank gets it
+    "tp2": (signal.SIGINT, 130, {"to": slice(1, 2)}, {}),
+}
+
+
 @BOTH
-def test_terminated(world, straight, layout):
+def test_asked_to_stop(world, straight, layout):
     ranks, settings = LAYOUTS[layout]
-    job = course(world, f"terminated_{layout}", **settings)
-    ended = interrupt(world, job, ranks, step=2, number=signal.SIGTERM, seconds=1)
-    assert [end.status for end in ended] == [0] * ranks, ended[0].log[-3000:]
+    number, status, how, more = STOPS[layout]
+    job = course(world, f"stopped_{layout}", **settings, **more)
+    ended = interrupt(world, job, ranks, step=2, number=number, **how)
+    assert [end.status for end in ended] == [status] * ranks, ended[0].log[-3000:]
     assert records(job)[-1]["step"] == 3
     weights, history, steps = finish(world, job, ranks)
     assert steps == STEPS - 3  # it saved at once, between two regular checkpoints
@@ -114,20 +133,39 @@ def test_terminated(world, straight, layout):
     assert history == straight(layout)[1]
 
 
-# The evaluation after step 3 saves as well; within the first save there is no checkpoint to go on from.
-@pytest.mark.parametrize(("step", "resumed"), [(2, 0), (4, 3)])
-def test_killed_within_a_save(world, straight, step, resumed):
+# The evaluation after step 3 saves too.
+@pytest.mark.parametrize(("step", "names"), [(2, ["step_2"]), (4, ["step_3", "step_4"])])
+def test_killed_within_a_save(world, straight, step, names):
     import jobs
     from watchers import DieInSave
 
-    job = course(world, f"died_in_save{step}")
+    job = course(world, f"died_in_save{step}", **LAYOUTS["one"][1])
     [end] = start(jobs.train, job.but(watchers=(DieInSave(step),)), folder=world.root / "logs" / job.name)
     assert end.status == -signal.SIGKILL, end.log[-3000:]
-    assert len(list(job.folder.glob("checkpoints/*-last"))) == (2 if resumed else 1)  # with the half-written one
+    found = [path.name for path in job.folder.glob("checkpoints/*") if path.is_dir()]
+    assert sorted(found) == names  # with the half-written one
     weights, history, steps = finish(world, job, 1)
-    assert steps == STEPS - resumed
+    assert steps == STEPS - (step - 1 if step > 2 else 0)
     assert (weights, history) == straight("one")
     assert not list(job.folder.glob("checkpoints/*-unfinished"))
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_killed_between_a_save_and_the_evaluation_after_it(world, step):
+    import jobs
+    from watchers import DieInEvaluation
+
+    job = world.distillation(f"died_in_evaluation{step}", steps=3, save_every=1, validate=2)
+    folder = world.root / "logs" / job.name
+    [end] = start(jobs.train, job.but(watchers=(DieInEvaluation(step),)), folder=folder)
+    assert end.status == -signal.SIGKILL, end.log[-3000:]
+    launch(jobs.train, job, folder=folder)
+    assert [(r["step"], "ce" in r) for r in records(job)] == [
+        *((0, False), (1, True), (2, True), (2, False), (3, True), (3, False))
+    ]
+    [checkpoint] = job.folder.glob("checkpoints/*")
+    assert checkpoint.name == "step_3"
+    assert json.loads((checkpoint / "context" / "io.json").read_text())
 
 
 def test_the_same_command_after_the_end_changes_nothing(world, straight):
@@ -135,12 +173,14 @@ def test_the_same_command_after_the_end_changes_nothing(world, straight):
     from watchers import Totals
 
     weights, history = straight("one")
-    job = course(world, "straight_one")
+    job = course(world, "straight_one", **LAYOUTS["one"][1])
     before = sorted(job.folder.rglob("*.distcp"))
+    (job.folder / "thesis.tex").write_text("of the user's")
     [result] = launch(jobs.train, job.but(watchers=(Totals(),)), folder=world.root / "logs" / "again")
     assert "totals" not in result
     assert records(job) == history
     assert sorted(job.folder.rglob("*.distcp")) == before
+    assert (job.folder / "thesis.tex").is_file()  # NeMo moves files that lie there
     assert weights
 
 
@@ -148,9 +188,60 @@ def test_other_data_is_refused(world, straight):
     import jobs
 
     straight("one")
-    job = course(world, "straight_one")
+    job = course(world, "straight_one", **LAYOUTS["one"][1])
     for change in ({"seed": 5}, {"student_length": 48}):
         [end] = start(jobs.train, job.but(steps=8, text=job.text | change), folder=world.root / "logs" / "other_data")
         assert isinstance(end.error, InputError), end.log[-3000:]
         assert "other data" in str(end.error)
     assert records(job) == straight("one")[1]
+
+
+def without_building(job):
+    """A start that may neither read data nor build a model."""
+    import jobs
+
+    from nemo_xtoken.plugin.nemo2 import distill
+
+    jobs.DistillationData.read = distill.llm.train = None
+    jobs.train(job)
+
+
+@pytest.mark.parametrize("change", ["a token more", "a merge less"])
+def test_another_tokenizer_is_refused(world, straight, tmp_path, change):
+    history = straight("one")[1]
+    job = course(world, "straight_one", **LAYOUTS["one"][1])
+    other = tmp_path / "other"
+    shutil.copytree(world.root / "student_tokenizer", other)
+    spec = json.loads((other / "tokenizer.json").read_text())
+    size = load_vocabulary(other).size
+    if change == "a token more":
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+        spec["added_tokens"].append({"id": size, "content": "<|more|>", **flags})
+    else:
+        spec["model"]["merges"].pop()
+    (other / "tokenizer.json").write_text(json.dumps(spec))
+    now, before = load_vocabulary(other), load_vocabulary(world.root / "student_tokenizer")
+    [end] = start(without_building, job.but(steps=8, tokenizer=str(other)), folder=world.root / "logs" / "other_tokens")
+    assert isinstance(end.error, InputError), end.log[-3000:]
+    for vocabulary in (now, before):
+        assert f"({vocabulary.size:,} tokens, digest {vocabulary.digest[:12]}" in end.error.found
+    assert str(other) in end.error.found
+    assert str(job.last) in end.error.found
+    assert records(job) == history
+
+
+def test_another_tensor_parallel_size_goes_on(world):
+    """The distributed optimizer's states are written so that any layout can read them."""
+
+    def steps(job):
+        return [
+            (r["step"], r["ce"], r["kd"]["teacher"] if isinstance(r["kd"], dict) else r["kd"]) for r in records(job)
+        ]
+
+    one = world.distillation("reshard_straight", steps=5, seed=3)
+    world.run(one)
+    job = world.distillation("reshard", steps=3, save_every=3, tp=2, seed=3)
+    world.run(job, 2)
+    world.run(job.but(tp=1, steps=5))
+    for found, expected in zip(steps(job), steps(one), strict=True):
+        assert found == pytest.approx(expected, rel=1e-5)

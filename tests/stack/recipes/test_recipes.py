@@ -53,10 +53,10 @@ TOYS = {
 SMALL = [
     "model.config.num_layers=2", "model.config.hidden_size=48", "model.config.ffn_hidden_size=80",
     "model.config.num_attention_heads=4", "model.config.num_query_groups=2", "model.config.seq_length=64",
-    "data.text.student_length=64", "data.text.held_out=3", "data.text.workers=0", "data.text.text_split=paragraph",
+    "data.text.student_length=64", "data.text.held_out=3", "data.text.workers=0",
     "data.micro_batch_size=2", "data.global_batch_size=4", "data.loader_workers=0",
     "optim.config.lr=1e-2", "optim.lr_scheduler.warmup_steps=1",
-    "log.ckpt.every_n_train_steps=1", "log.log_dir=runs",
+    "log.ckpt.every_n_train_steps=2", "log.ckpt.save_top_k=0", "log.log_dir=runs",
 ]  # fmt: skip
 
 pytestmark = pytest.mark.usefixtures("command_line")
@@ -116,7 +116,7 @@ def read(file):
 
 
 def test_all_recipes_are_here():
-    others = {"xtoken_tiny", "xtoken_swap"}  # with tests of their own
+    others = {"xtoken", "xtoken_tiny", "xtoken_swap", "xtoken_compress"}  # with tests of their own
     assert set(available_recipes()) - others == set(RECIPES)
 
 
@@ -256,11 +256,12 @@ def _export(run, out):
 
 
 def _words(folder, name, student, teachers):
-    text = "talks.jsonl" if name == "xtoken_qwen3_14b_llama8b" else "text.txt"
+    chat = name == "xtoken_qwen3_14b_llama8b"
+    text = ["talks.jsonl"] if chat else ["text.txt", "data.text.text_split=paragraph"]
     paths = [f"{where}.path={folder / 'nemo' / toy}" for where, toy in teachers.items()]
     longer = ["data.text.teacher_length=96"] if teachers else []
-    start = [f"resume.restore_config.path={folder / 'nemo' / student}", f'data.text.paths=["{folder / text}"]']
-    return ["--recipe", name, *SMALL, *longer, *paths, *start]
+    start = [f"resume.restore_config.path={folder / 'nemo' / student}", f'data.text.paths=["{folder / text[0]}"]']
+    return ["--recipe", name, *SMALL, *longer, *paths, *start, *text[1:]]
 
 
 def _steps(run):

@@ -4,19 +4,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Optional
 
-import nemo.lightning as nl
 import torch
 from nemo.collections import llm
 from nemo.lightning import io
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.plugin.nemo2.checkpoints.intact import check_checkpoint
 from nemo_xtoken.plugin.nemo2.context import load_from_context
 from nemo_xtoken.plugin.nemo2.hf.families import family_of_config
 from nemo_xtoken.plugin.nemo2.hf.family import Family, Holder, convert
 from nemo_xtoken.plugin.nemo2.hf.session import prepare, trainer_for
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
 from nemo_xtoken.training.cpu import runtime as cpu_runtime
+from nemo_xtoken.weights.checkpoint_names import finished_checkpoints
+from nemo_xtoken.weights.configuration import writer_version
 from nemo_xtoken.weights.dtypes import FLOATS
 from nemo_xtoken.weights.folder import read_json, write_json
 from nemo_xtoken.weights.rotary import classic_rotary
@@ -39,36 +41,33 @@ def find_checkpoint(run: str | Path) -> Path:
     run = Path(run).expanduser()
     if (run / "weights").is_dir():
         return run
-    marker = nl.ModelCheckpoint.UNFINISHED_CHECKPOINT_SUFFIX
-    places = [run / "checkpoints", run]
-    found = [
-        path.parent
-        for place in places
-        for path in place.glob("*/weights")
-        if not path.parent.with_name(path.parent.name + marker).exists()
-    ]
+    found = finished_checkpoints(run)
     if not found:
         raise InputError(
             f"no finished checkpoint in {run}",
             "a run's folder (with `checkpoints`), or a checkpoint's (with `weights` and `context`)",
             "fix the path; `nemo llm distill` says at its end where the run is",
         )
-    return max(found, key=lambda path: ((path / "weights").stat().st_mtime, path.name.endswith("-last")))
+    return found[0]
 
 
-def load_config(checkpoint: str | Path) -> llm.GPTConfig:
-    """NeMo's configuration of a checkpoint's model: for a student that starts from an imported one."""
+def load_config(checkpoint: str | Path, trust: bool = False) -> llm.GPTConfig:
+    """NeMo's configuration of a checkpoint's model: for a student that starts from an imported one.
+
+    Args:
+        trust: code that the checkpoint names may run.
+    """
     runs_on_cpu = cpu_runtime.is_enabled()
     prepare()
     try:
-        return _context(Path(checkpoint), "model.config")
+        return _context(Path(checkpoint), "model.config", trust)
     finally:
         if not runs_on_cpu:  # a trainer that looks for an accelerator must not find what the runtime shows
             cpu_runtime.disable()
 
 
-def _context(checkpoint: Path, what: str) -> Any:
-    return load_from_context(checkpoint, what, "export with the versions that trained it")
+def _context(checkpoint: Path, what: str, trust: bool) -> Any:
+    return load_from_context(checkpoint, what, "export with the versions that trained it", trust)
 
 
 class HFExporter(io.ModelConnector[llm.GPTModel, Any]):
@@ -79,11 +78,14 @@ class HFExporter(io.ModelConnector[llm.GPTModel, Any]):
         output_path: Path,
         dtype: Optional[torch.dtype] = None,
         say: Callable[[str], None] = lambda stage: None,
+        trust: bool = False,
     ) -> Path:
-        """Converts into ``output_path``."""
+        """Converts into ``output_path``; code that the checkpoint brings runs only with ``trust``."""
         prepare()
         checkpoint, folder = Path(str(self)), Path(output_path)
-        config, tokenizer = _context(checkpoint, "model.config"), _context(checkpoint, "model.tokenizer")
+        say("comparing checksums")
+        check_checkpoint(checkpoint, trust)
+        config, tokenizer = (_context(checkpoint, f"model.{part}", trust) for part in ("config", "tokenizer"))
         family = family_of_config(config)
         stored = _stored_dtype(checkpoint)
         config.params_dtype, config.bf16, config.fp16 = stored, stored == torch.bfloat16, stored == torch.float16
@@ -105,6 +107,8 @@ class HFExporter(io.ModelConnector[llm.GPTModel, Any]):
         say("writing safetensors")
         save_weights(folder, {name: _entry(tensor, dtype) for name, tensor in weights.items()})
         hf.save_pretrained(folder)
+        written = read_json(folder / "config.json")
+        write_json(folder / "config.json", written | {"transformers_version": writer_version(family.model_type)})
         if not generation:
             generation = {key: value for key, value in _special_ids(tokenizer).items() if value is not None}
         write_json(folder / "generation_config.json", generation)

@@ -11,13 +11,14 @@ from nemo.collections import llm
 from nemo.lightning import io
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.plugin.nemo2.hf.complete import INVENTED, check_complete
 from nemo_xtoken.plugin.nemo2.hf.families import family_of_model_type
 from nemo_xtoken.plugin.nemo2.hf.family import Holder, convert
 from nemo_xtoken.plugin.nemo2.hf.session import prepare, trainer_for
 from nemo_xtoken.plugin.nemo2.hf.state import HFState
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
 from nemo_xtoken.vocab.loading import load_vocabulary
-from nemo_xtoken.weights.configuration import configured, understood
+from nemo_xtoken.weights.configuration import check_numbers, configured, understood
 from nemo_xtoken.weights.folder import ModelFolder
 from nemo_xtoken.weights.tokenizer_files import copy_tokenizer
 
@@ -54,6 +55,8 @@ class HFImporter(io.ModelConnector[Any, Any]):
         """Converts into ``output_path``, which may exist and be empty."""
         prepare()
         state = HFState(ModelFolder(str(self)), dtype)
+        if state.mixed:
+            say(state.mixed)
         with tempfile.TemporaryDirectory() as temporary:
             say("reading the tokenizer")
             tokenizer = _tokenizer(state.folder, Path(temporary) / "tokenizer")
@@ -69,6 +72,7 @@ class HFImporter(io.ModelConnector[Any, Any]):
     def _model(self, state: HFState, tokenizer: XTokenTokenizer) -> llm.GPTModel:
         hf = hf_text_config(state.folder)
         family = family_of_model_type(hf.model_type)
+        check_numbers(hf, str(state.folder.path / "config.json"))
         if hf.vocab_size != state.vocab_size or tokenizer.vocab_size > state.vocab_size + SPARE_IDS:
             raise InputError(
                 f"{state.folder.name}: {state.vocab_size} rows of embeddings, vocab_size {hf.vocab_size} in "
@@ -77,6 +81,7 @@ class HFImporter(io.ModelConnector[Any, Any]):
                 "take weights, configuration and tokenizer from one model",
             )
         config = family.nemo_config(hf, max(state.vocab_size, tokenizer.vocab_size), state.dtype)
+        check_complete(state, hf)
         return self.model_class(config, tokenizer=tokenizer)
 
 
@@ -109,7 +114,7 @@ def _fill(module: Any, config: Any, state: HFState) -> None:
     tied = config.share_embeddings_and_output_weights
 
     def ignored(name: str) -> bool:
-        return name.endswith("rotary_emb.inv_freq") or (tied and name == "lm_head.weight")
+        return name.endswith(INVENTED) or (tied and name == "lm_head.weight")
 
     with torch.no_grad():
         made = convert(transforms, Holder(None), state, Holder(config), names, ignored)

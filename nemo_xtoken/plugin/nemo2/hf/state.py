@@ -1,5 +1,6 @@
 """The weights of a Hugging Face checkpoint, read one by one when they are asked for."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -8,15 +9,15 @@ from safetensors import safe_open
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.weights.dtypes import FLOATS
+from nemo_xtoken.weights.dtypes import READABLE, widest
 from nemo_xtoken.weights.folder import ModelFolder
 
 __all__ = ["HFState"]
 
 #: Where a model of several kinds of input keeps its language model, longest first.
 PREFIXES = ("model.language_model.", "language_model.model.", "language_model.")
-#: What is read; a model is never written in the last.
-TYPES = {code: getattr(torch, name) for code, name in (*FLOATS.items(), ("F64", "float64"))}
+TYPES = {code: getattr(torch, name) for code, name in READABLE.items()}
+PACKED = ("_blocks", "_scales")  # parts of what is stored in MXFP4
 
 
 class HFState(Mapping[str, Tensor]):
@@ -26,14 +27,18 @@ class HFState(Mapping[str, Tensor]):
 
     Args:
         folder: the checkpoint.
-        dtype: what every tensor is converted to; by default the type of the embeddings.
+        dtype: what every tensor is converted to; by default the type that holds all weights as they are.
+
+    Attributes:
+        mixed: what to tell the user of weights in several types; empty where they have one, or ``dtype`` is given.
 
     Raises:
         InputError: a quantised checkpoint of another kind, or one without embeddings.
     """
 
     def __init__(self, folder: ModelFolder, dtype: torch.dtype | None = None) -> None:
-        quantised = (folder.config.get("quantization_config") or {}).get("quant_method")
+        said = folder.config.get("quantization_config") or {}
+        quantised = said.get("quant_method") if isinstance(said, Mapping) else said
         if quantised not in (None, "mxfp4"):
             raise InputError(
                 f"{folder.name} is quantised ({quantised})",
@@ -49,12 +54,23 @@ class HFState(Mapping[str, Tensor]):
                 "a causal language model in Hugging Face's format",
                 "name the folder of such a model",
             )
-        stored, shape = folder.tensor(embeddings)
-        if stored not in TYPES:
+        for own, name in self._names.items():
+            stored = folder.tensor(name)[0]
+            bare = own.removesuffix("_blocks").removesuffix("_scales")
+            packed = own != bare and all(bare + part in self._names for part in PACKED)
+            if stored not in TYPES and not packed:
+                raise InputError(
+                    f"{name} of type {stored} in {folder.name}", ", ".join(TYPES), "take or make a checkpoint in these"
+                )
+        shape = folder.tensor(embeddings)[1]
+        if len(shape) != 2:
             raise InputError(
-                f"embeddings of type {stored} in {folder.name}", ", ".join(TYPES), "convert the checkpoint"
+                f"{embeddings} of shape {list(shape)} in {folder.name}", "rows and columns", "copy the checkpoint again"
             )
-        self.dtype, self.vocab_size = dtype or TYPES[stored], shape[0]
+        kinds = Counter(folder.tensor(name)[0] for name in self._names.values() if folder.tensor(name)[0] in TYPES)
+        self.dtype, self.vocab_size = dtype or TYPES[widest(kinds) or "F32"], shape[0]
+        told = ", ".join(f"{count} weights in {READABLE[code]}" for code, count in kinds.most_common())
+        self.mixed = f"{told}: all are written as {self.dtype}".replace("torch.", "") if len(kinds) > 1 else ""
 
     def __getitem__(self, name: str) -> Tensor:
         if (blocks := self._names.get(f"{name}_blocks")) is not None:
@@ -69,6 +85,10 @@ class HFState(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Of a tensor as `__getitem__` gives it; None of one that is packed."""
+        return self.folder.tensor(self._names[name])[1] if name in self._names else None
 
     def _read(self, name: str) -> Tensor:
         with safe_open(self.folder.files[self.folder.where[name]].path, framework="pt") as f:

@@ -1,0 +1,1 @@
+"""A teacher by itself, without a student: its processes, and what they compute for a disk or for others."""
