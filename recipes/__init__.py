@@ -1,8 +1,9 @@
 """The recipes: ``nemo llm distill --recipe NAME``.
 
-A recipe NAME is a module ``nemo_xtoken.recipes.NAME`` whose name begins with ``xtoken_``, with a function of the same
+A recipe NAME is a module ``nemo_xtoken.recipes.NAME``, called ``xtoken`` or ``xtoken_..``, with a function of the same
 name that returns a ``run.Partial``; the first line of the module's docstring describes it in lists.  Another package
-adds its own through the entry-point group ``nemo_xtoken.recipes`` (``NAME = "package.module:function"``).
+adds its own through the entry-point group ``nemo_xtoken.recipes`` (``NAME = "package.module:function"``), and with
+``NAME.yaml`` beside that module they are checked on a login node as these are.
 
 Looking a recipe up imports none of them: NeMo is loaded when one is run.
 """
@@ -70,18 +71,31 @@ class Recipe:
         return {}
 
     @property
-    def yaml(self) -> Path | None:
-        """Its YAML file; None where there is none, as for a recipe of another package."""
-        path = Path(importlib.import_module("nemo_xtoken.conf").__path__[0]) / f"{self.name}.yaml"
-        return path if self.module.startswith(f"{__name__}.") and path.is_file() else None
+    def ours(self) -> bool:
+        """Whether it is one of this package's."""
+        return self.module.startswith(f"{__name__}.")
 
-    def _source(self) -> ast.Module | None:
+    @property
+    def yaml(self) -> Path | None:
+        """Its YAML file, which for a recipe of another package lies beside its module; None where there is none."""
+        file = self._file()
+        folder = Path(importlib.import_module("nemo_xtoken.conf").__path__[0]) if self.ours else file and file.parent
+        path = folder and folder / f"{self.name}.yaml"
+        return path if path and path.is_file() else None
+
+    def _file(self) -> Path | None:
+        """Of its module."""
         try:
             spec = importlib.util.find_spec(self.module)
-            if spec is None or spec.origin is None:
-                return None
-            return ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-        except (ImportError, OSError, SyntaxError, ValueError):  # of another package, say: it must not break the list
+        except (ImportError, ValueError):  # of another package, say: it must not break the list
+            return None
+        return Path(spec.origin) if spec is not None and spec.origin is not None else None
+
+    def _source(self) -> ast.Module | None:
+        file = self._file()
+        try:
+            return ast.parse(file.read_text(encoding="utf-8")) if file is not None else None
+        except (OSError, SyntaxError, ValueError):
             return None
 
 
@@ -93,7 +107,7 @@ def available_recipes(extra: Mapping[str, str] | None = None) -> dict[str, Recip
     """
     found = {point.name: point.value for point in importlib.metadata.entry_points(group=GROUP)}
     for module in pkgutil.iter_modules(__path__):
-        if module.name.startswith(PREFIX):
+        if f"{module.name}_".startswith(PREFIX):
             found[module.name] = f"{__name__}.{module.name}:{module.name}"
     found.update(extra or {})
     recipes = {}

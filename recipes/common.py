@@ -5,6 +5,7 @@ Each recipe is one file that says what it trains on what; these are the parts th
 
 import os
 from collections.abc import Mapping
+from inspect import signature
 from typing import Optional
 
 import nemo.lightning as nl
@@ -19,7 +20,21 @@ from nemo_xtoken.plugin.nemo2 import student
 from nemo_xtoken.plugin.nemo2.model import DistillationModel
 from nemo_xtoken.run.node_layouts import Layout, choose_layout
 
-__all__ = ["GPUS", "Layout", "adamw", "bf16_trainer", "checkpoints", "from_checkpoint", "imported_student", "lay_out"]
+__all__ = [
+    "GPUS",
+    "Layout",
+    "adamw",
+    "bf16_trainer",
+    "checkpoints",
+    "from_checkpoint",
+    "imported_student",
+    "lay_out",
+    "mixed_precision",
+    "of_one_architecture",
+    "plain_adamw",
+    "plain_trainer",
+    "saving",
+]
 
 GPUS = 8  # on a node
 
@@ -33,6 +48,20 @@ def lay_out(nodes: Optional[int], layouts: Mapping[int, Layout]) -> tuple[int, L
     """
     nodes = job_nodes(os.environ) if nodes is None else nodes
     return nodes, choose_layout(nodes, layouts)
+
+
+def of_one_architecture(recipe: run.Partial, config: run.Config) -> run.Partial:
+    """The recipe ``xtoken`` for a student of this architecture, from a checkpoint at ``resume.restore_config.path``.
+
+    So all that it needs can be checked and planned without the model.  ``student=MODEL`` takes another.
+
+    Args:
+        recipe: changed.
+        config: see `imported_student`.
+    """
+    del recipe.student, recipe.export
+    recipe.model, recipe.resume = imported_student(config), from_checkpoint()
+    return recipe
 
 
 def imported_student(config: run.Config) -> run.Config:
@@ -55,6 +84,15 @@ def from_checkpoint() -> run.Config:
     )
 
 
+def saving() -> dict[str, bool]:
+    """How NeMo's strategy writes checkpoints: at once, the optimizer so that any other layout can go on from it.
+
+    NeMo 2.7's own default lets the number of data-parallel ranks change alone; 2.6 has no argument, and writes this.
+    """
+    whole = "ckpt_optim_fully_reshardable"
+    return {"ckpt_async_save": False} | ({whole: True} if whole in signature(nl.MegatronStrategy).parameters else {})
+
+
 def bf16_trainer(nodes: int, layout: Layout, steps: int, validate_every: int) -> run.Config:
     """NeMo's trainer: bfloat16 with gradients added up in float32, and communication behind computation."""
     return run.Config(
@@ -74,7 +112,7 @@ def bf16_trainer(nodes: int, layout: Layout, steps: int, validate_every: int) ->
             **layout.strategy,
             pipeline_dtype=torch.bfloat16,
             gradient_as_bucket_view=True,
-            ckpt_async_save=False,
+            **saving(),
             progress_interval=10,
             ddp=run.Config(
                 DistributedDataParallelConfig,
@@ -92,6 +130,42 @@ def bf16_trainer(nodes: int, layout: Layout, steps: int, validate_every: int) ->
             autocast_enabled=False,
             grad_reduce_in_fp32=True,
         ),
+    )
+
+
+def plain_trainer(steps: int, validate_every: int) -> run.Config:
+    """NeMo's trainer for any machine: one process, which may be changed, and the precision that suits it."""
+    return run.Config(
+        nl.Trainer,
+        accelerator="auto",
+        devices=1,
+        num_nodes=1,
+        max_steps=steps,
+        val_check_interval=validate_every,
+        limit_val_batches=1.0,
+        num_sanity_val_steps=0,
+        log_every_n_steps=10,
+        logger=False,
+        use_distributed_sampler=False,
+        strategy=run.Config(nl.MegatronStrategy, **saving(), progress_interval=10),
+        plugins=run.Config(mixed_precision),
+    )
+
+
+def plain_adamw(lr: float, min_lr: float, weight_decay: float) -> run.Config:
+    """AdamW beside `plain_trainer`, which says the precision; 100 steps of warm-up, then a cosine to the last step."""
+    return run.Config(
+        nl.MegatronOptimizerModule,
+        config=run.Config(
+            OptimizerConfig,
+            optimizer="adam",
+            lr=lr,
+            weight_decay=weight_decay,
+            adam_beta2=0.98,
+            clip_grad=1.0,
+            use_distributed_optimizer=True,
+        ),
+        lr_scheduler=run.Config(CosineAnnealingScheduler, warmup_steps=100, constant_steps=0, min_lr=min_lr),
     )
 
 
@@ -132,4 +206,19 @@ def checkpoints(name: str, every: int) -> run.Config:
             monitor="step",
             mode="max",
         ),
+    )
+
+
+def mixed_precision(precision: Optional[str] = None) -> nl.MegatronMixedPrecision:
+    """NeMo's precision plugin.
+
+    Args:
+        precision: ``bf16-mixed`` or ``32``; by default the first with a GPU, the second without, which is faster there.
+    """
+    if precision is None:
+        precision = "bf16-mixed" if torch.cuda.is_available() else "32"
+    if precision == "32":
+        return nl.MegatronMixedPrecision(precision="32")
+    return nl.MegatronMixedPrecision(
+        precision=precision, params_dtype=torch.bfloat16, pipeline_dtype=torch.bfloat16, autocast_enabled=False
     )

@@ -13,7 +13,7 @@ Settings, data
 
 GPUs
     1, 2, 8 or 16 nodes of 8 H100 (80 GB): as many as the job has, or ``--recipe "xtoken_ce_llama1b(nodes=8)"``.
-    Estimated, not measured (docs/recipes.md): 29 GiB of a GPU and 2.5 days on 1 node, 18 GiB and 4 h on 16.
+    Estimated, not measured (docs/recipes.md): 34 GiB of a GPU and 2.5 days on 1 node, 23 GiB and 4 h on 16.
 """
 
 from typing import Optional

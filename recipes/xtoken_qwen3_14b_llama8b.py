@@ -9,7 +9,7 @@ from, neither from the text nor from the teacher.
         resume.restore_config.path=nemo/llama-8b teacher.path=nemo/qwen3-14b
 
 A base model has no chat template: ``data.text.chat_template=FILE`` gives it one.  ``teacher.learned=true`` trains W;
-``teacher.loss=prefix_kl`` is the loss that docs/learning.md found to cost less, on small models.
+``teacher.loss=prefix_kl`` is this package's own loss, the default elsewhere: docs/learning.md#defaults.
 
 Settings
     The paper has no such run.  The nearest public configuration's, which made an 8B model of this data (arXiv
@@ -23,7 +23,7 @@ Data
 
 GPUs
     1, 2, 8 or 16 nodes of 8 H100 (80 GB): as many as the job has, or ``--recipe "xtoken_qwen3_14b_llama8b(nodes=8)"``.
-    Estimated, not measured (docs/recipes.md): 35 GiB of a GPU and 8 h on 1 node, 47 GiB and 32 min on 16.
+    Estimated, not measured (docs/recipes.md): 40 GiB of a GPU and 8 h on 1 node, 52 GiB and 31 min on 16.
 """
 
 from typing import Optional
@@ -31,23 +31,8 @@ from typing import Optional
 import nemo_run as run
 from nemo.collections import llm
 
-from nemo_xtoken.data.config import DataConfig
-from nemo_xtoken.losses.base import ChunkLossConfig
-from nemo_xtoken.losses.registry import DivergenceOptions
-from nemo_xtoken.objective.scale import ObjectiveConfig
-from nemo_xtoken.plugin.nemo2.data import DistillationData
-from nemo_xtoken.plugin.nemo2.distill import distill
-from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig
-from nemo_xtoken.projection.build import ProjectionRule
-from nemo_xtoken.recipes.common import (
-    Layout,
-    adamw,
-    bf16_trainer,
-    checkpoints,
-    from_checkpoint,
-    imported_student,
-    lay_out,
-)
+from nemo_xtoken.recipes.common import Layout, adamw, bf16_trainer, checkpoints, lay_out, of_one_architecture
+from nemo_xtoken.recipes.xtoken import xtoken
 
 __all__ = ["xtoken_qwen3_14b_llama8b"]
 
@@ -58,30 +43,13 @@ LAYOUTS = {1: Layout(tensor=4), 2: Layout(tensor=2)}
 def xtoken_qwen3_14b_llama8b(nodes: Optional[int] = None) -> run.Partial:
     """The recipe, for so many nodes of 8 GPUs (default: the job's); everything in it can be overridden."""
     nodes, layout = lay_out(nodes, LAYOUTS)
-    return run.Partial(
-        distill,
-        model=imported_student(run.Config(llm.Llama31Config8B, seq_length=4096)),
-        teacher=run.Config(
-            TeacherConfig,
-            loss="p_kl",
-            learned=False,
-            options=run.Config(DivergenceOptions),
-            chunks=run.Config(ChunkLossConfig, temperature=1.0),
-            rule=run.Config(ProjectionRule),
-        ),
-        data=run.Config(
-            DistillationData,
-            text=run.Config(
-                DataConfig, paths=[], format="chat", messages_key="messages", student_length=4096, teacher_length=4608,
-                held_out=1000, workers=16,
-            ),
-            micro_batch_size=layout.micro_batch,
-            global_batch_size=128,
-            loader_workers=2,
-        ),
-        objective=run.Config(ObjectiveConfig, scale="dynamic"),
-        trainer=bf16_trainer(nodes, layout, steps=2500, validate_every=250),
-        optim=adamw(lr=5e-6, min_lr=5e-7, warmup_steps=75, beta2=0.95, weight_decay=0.1),
-        log=checkpoints("xtoken_qwen3_14b_llama8b", every=250),
-        resume=from_checkpoint(),
-    )  # fmt: skip
+    recipe = of_one_architecture(xtoken(), run.Config(llm.Llama31Config8B, seq_length=4096))
+    recipe.teacher.loss, recipe.teacher.learned, recipe.teacher.chunks.temperature = "p_kl", False, 1.0
+    text, data = recipe.data.text, recipe.data
+    text.format, text.messages_key = "chat", "messages"
+    text.student_length, text.teacher_length, text.held_out, text.workers = 4096, 4608, 1000, 16
+    data.micro_batch_size, data.global_batch_size = layout.micro_batch, 128
+    recipe.trainer = bf16_trainer(nodes, layout, steps=2500, validate_every=250)
+    recipe.optim = adamw(lr=5e-6, min_lr=5e-7, warmup_steps=75, beta2=0.95, weight_decay=0.1)
+    recipe.log = checkpoints("xtoken_qwen3_14b_llama8b", every=250)
+    return recipe

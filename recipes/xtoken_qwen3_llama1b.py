@@ -24,7 +24,7 @@ Data
 
 GPUs
     1, 2, 8 or 16 nodes of 8 H100 (80 GB): as many as the job has, or ``--recipe "xtoken_qwen3_llama1b(nodes=8)"``.
-    Estimated, not measured (docs/recipes.md): 38 GiB of a GPU and 6.5 days on 1 node, 27 GiB and 10 h on 16.
+    Estimated, not measured (docs/recipes.md): 42 GiB of a GPU and 6.0 days on 1 node, 31 GiB and 9 h on 16.
 """
 
 from typing import Optional
@@ -32,23 +32,8 @@ from typing import Optional
 import nemo_run as run
 from nemo.collections import llm
 
-from nemo_xtoken.data.config import DataConfig
-from nemo_xtoken.losses.base import ChunkLossConfig
-from nemo_xtoken.losses.registry import DivergenceOptions
-from nemo_xtoken.objective.scale import ObjectiveConfig
-from nemo_xtoken.plugin.nemo2.data import DistillationData
-from nemo_xtoken.plugin.nemo2.distill import distill
-from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig
-from nemo_xtoken.projection.build import ProjectionRule
-from nemo_xtoken.recipes.common import (
-    Layout,
-    adamw,
-    bf16_trainer,
-    checkpoints,
-    from_checkpoint,
-    imported_student,
-    lay_out,
-)
+from nemo_xtoken.recipes.common import Layout, adamw, bf16_trainer, checkpoints, lay_out, of_one_architecture
+from nemo_xtoken.recipes.xtoken import xtoken
 
 __all__ = ["xtoken_qwen3_llama1b"]
 
@@ -59,29 +44,12 @@ LAYOUTS = {1: Layout(micro_batch=4), 16: Layout(micro_batch=2)}
 def xtoken_qwen3_llama1b(nodes: Optional[int] = None) -> run.Partial:
     """The recipe, for so many nodes of 8 GPUs (default: the job's); everything in it can be overridden."""
     nodes, layout = lay_out(nodes, LAYOUTS)
-    return run.Partial(
-        distill,
-        model=imported_student(run.Config(llm.Llama32Config1B, seq_length=4096)),
-        teacher=run.Config(
-            TeacherConfig,
-            loss="p_kl",
-            learned=False,
-            options=run.Config(DivergenceOptions),
-            chunks=run.Config(ChunkLossConfig, temperature=1.0),
-            rule=run.Config(ProjectionRule),
-        ),
-        data=run.Config(
-            DistillationData,
-            text=run.Config(
-                DataConfig, paths=[], student_length=4096, teacher_length=4608, held_out=2000, workers=16
-            ),
-            micro_batch_size=layout.micro_batch,
-            global_batch_size=768,
-            loader_workers=2,
-        ),
-        objective=run.Config(ObjectiveConfig, scale="dynamic"),
-        trainer=bf16_trainer(nodes, layout, steps=30_000, validate_every=1000),
-        optim=adamw(lr=5e-5, min_lr=5e-6, warmup_steps=4000, beta2=0.98, weight_decay=0.1),
-        log=checkpoints("xtoken_qwen3_llama1b", every=500),
-        resume=from_checkpoint(),
-    )  # fmt: skip
+    recipe = of_one_architecture(xtoken(), run.Config(llm.Llama32Config1B, seq_length=4096))
+    recipe.teacher.loss, recipe.teacher.learned, recipe.teacher.chunks.temperature = "p_kl", False, 1.0
+    text, data = recipe.data.text, recipe.data
+    text.student_length, text.teacher_length, text.held_out, text.workers = 4096, 4608, 2000, 16
+    data.micro_batch_size, data.global_batch_size = layout.micro_batch, 768
+    recipe.trainer = bf16_trainer(nodes, layout, steps=30_000, validate_every=1000)
+    recipe.optim = adamw(lr=5e-5, min_lr=5e-6, warmup_steps=4000, beta2=0.98, weight_decay=0.1)
+    recipe.log = checkpoints("xtoken_qwen3_llama1b", every=500)
+    return recipe

@@ -30,89 +30,34 @@ an H100.  On CPU cores it runs as well, with fewer and shorter samples: docs/mod
 Data: text like that which the model is for; the original cannot teach what its text does not touch.
 """
 
-from typing import Optional
-
-import nemo.lightning as nl
 import nemo_run as run
-import torch
-from megatron.core.optimizer import OptimizerConfig
-from nemo.lightning.pytorch.optim import CosineAnnealingScheduler
 
-from nemo_xtoken.data.config import DataConfig
-from nemo_xtoken.losses.base import ChunkLossConfig
-from nemo_xtoken.losses.registry import DivergenceOptions
-from nemo_xtoken.objective.scale import ObjectiveConfig
-from nemo_xtoken.plugin.nemo2.data import DistillationData
 from nemo_xtoken.plugin.nemo2.swap import swap_tokenizer
-from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig
 from nemo_xtoken.projection.build import RULES, ProjectionRule
-from nemo_xtoken.recipes.common import checkpoints
+from nemo_xtoken.recipes.common import checkpoints, mixed_precision, plain_adamw
+from nemo_xtoken.recipes.xtoken import xtoken
 
-__all__ = ["mixed_precision", "xtoken_swap"]
+__all__ = ["mixed_precision", "xtoken_swap"]  # YAML of earlier versions names the first here
 
 
 def xtoken_swap() -> run.Partial:
     """The recipe; ``model``, ``tokenizer`` and ``data.text.paths`` are the user's, everything can be overridden."""
+    base = xtoken()
+    base.teacher.rule = run.Config(ProjectionRule, **RULES["prefix"])
+    base.data.text.student_length, base.data.text.teacher_length = 1024, 1280
+    base.data.micro_batch_size = 4
+    del base.data.loader_workers
     return run.Partial(
         swap_tokenizer,
         model=None,
         tokenizer=None,
-        teacher=run.Config(
-            TeacherConfig,
-            loss="prefix_kl",
-            options=run.Config(DivergenceOptions),
-            chunks=run.Config(ChunkLossConfig),
-            rule=run.Config(ProjectionRule, **RULES["prefix"]),
-        ),
-        data=run.Config(
-            DistillationData,
-            text=run.Config(
-                DataConfig, paths=[], student_length=1024, teacher_length=1280, held_out=0.01, workers=2
-            ),
-            micro_batch_size=4,
-            global_batch_size=64,
-        ),
-        objective=run.Config(ObjectiveConfig, scale="dynamic"),
-        trainer=run.Config(
-            nl.Trainer,
-            accelerator="auto",
-            devices=1,
-            num_nodes=1,
-            max_steps=2000,
-            val_check_interval=200,
-            limit_val_batches=1.0,
-            num_sanity_val_steps=0,
-            log_every_n_steps=10,
-            logger=False,
-            use_distributed_sampler=False,
-            strategy=run.Config(nl.MegatronStrategy, ckpt_async_save=False, progress_interval=10),
-            plugins=run.Config(mixed_precision),
-        ),
-        optim=run.Config(
-            nl.MegatronOptimizerModule,
-            config=run.Config(
-                OptimizerConfig, optimizer="adam", lr=3e-4, weight_decay=0.01, adam_beta2=0.98, clip_grad=1.0,
-                use_distributed_optimizer=True,
-            ),
-            lr_scheduler=run.Config(CosineAnnealingScheduler, warmup_steps=100, constant_steps=0, min_lr=3e-5),
-        ),
+        teacher=base.teacher,
+        data=base.data,
+        objective=base.objective,
+        trainer=base.trainer,
+        optim=plain_adamw(lr=3e-4, min_lr=3e-5, weight_decay=0.01),
         log=checkpoints("xtoken_swap", every=200),
-        resume=run.Config(nl.AutoResume, resume_if_exists=True, resume_ignore_no_checkpoint=True),
+        resume=base.resume,
         ce_only=False,
         measure_bytes=200_000,
-    )  # fmt: skip
-
-
-def mixed_precision(precision: Optional[str] = None) -> nl.MegatronMixedPrecision:
-    """NeMo's precision plugin.
-
-    Args:
-        precision: ``bf16-mixed`` or ``32``; by default the first with a GPU, the second without, which is faster there.
-    """
-    if precision is None:
-        precision = "bf16-mixed" if torch.cuda.is_available() else "32"
-    if precision == "32":
-        return nl.MegatronMixedPrecision(precision="32")
-    return nl.MegatronMixedPrecision(
-        precision=precision, params_dtype=torch.bfloat16, pipeline_dtype=torch.bfloat16, autocast_enabled=False
     )

@@ -20,6 +20,7 @@ Then a table and a figure compare them.
 Needs no GPU: 2 CPU cores, 2 GB of memory, 5 minutes the first time.  Other settings need another ``log.name``.
 """
 
+import sys
 from pathlib import Path
 from typing import Optional
 
@@ -40,15 +41,20 @@ from nemo_xtoken.losses.registry import DivergenceOptions
 from nemo_xtoken.objective.scale import ObjectiveConfig
 from nemo_xtoken.plugin.nemo2.checkpoint_folders import finished_checkpoint
 from nemo_xtoken.plugin.nemo2.data import DistillationData
-from nemo_xtoken.plugin.nemo2.distill import rebuilt, run_folder, train_one
+from nemo_xtoken.plugin.nemo2.distill import default_log, rebuilt, run_folder, train_one
 from nemo_xtoken.plugin.nemo2.model import DistillationModel
 from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
+from nemo_xtoken.progress import Parts, say
 from nemo_xtoken.projection.build import ProjectionRule
 from nemo_xtoken.recipes import tiny_text
-from nemo_xtoken.recipes.tiny_models import ALONE, STUDENT, TAUGHT, TEACHER
+from nemo_xtoken.recipes.common import checkpoints, saving
+from nemo_xtoken.recipes.tiny_models import CE_ONLY, STUDENT, TAUGHT, TEACHER
 from nemo_xtoken.report.summary import report_runs
 from nemo_xtoken.training.teacher_settings import named_teachers
+from nemo_xtoken.training.watching.early_stopping import StopConfig
+from nemo_xtoken.training.watching.sample_settings import SampleConfig
+from nemo_xtoken.weights.checkpoint_names import finished_checkpoints
 
 __all__ = ["distill_tiny", "xtoken_tiny"]
 
@@ -95,10 +101,10 @@ def xtoken_tiny() -> run.Partial:
             val_check_interval=30,
             limit_val_batches=1.0,
             num_sanity_val_steps=0,
-            log_every_n_steps=100,
+            log_every_n_steps=200,
             logger=False,
             use_distributed_sampler=False,
-            strategy=run.Config(nl.MegatronStrategy, ckpt_async_save=False, progress_interval=20),
+            strategy=run.Config(nl.MegatronStrategy, **saving(), progress_interval=20),
             plugins=run.Config(nl.MegatronMixedPrecision, precision="32"),
         ),
         optim=run.Config(
@@ -109,13 +115,7 @@ def xtoken_tiny() -> run.Partial:
             ),
             lr_scheduler=run.Config(CosineAnnealingScheduler, warmup_steps=20, constant_steps=0, min_lr=3e-4),
         ),
-        log=run.Config(
-            nl.NeMoLogger,
-            log_dir="runs",
-            name="xtoken_tiny",
-            use_datetime_version=False,
-            ckpt=run.Config(nl.ModelCheckpoint, every_n_train_steps=60, save_last=True, save_top_k=1, monitor="step"),
-        ),
+        log=checkpoints("xtoken_tiny", every=60),
         resume=run.Config(nl.AutoResume, resume_if_exists=True, resume_ignore_no_checkpoint=True),
         teacher_steps=TEACHER_STEPS,
     )  # fmt: skip
@@ -140,28 +140,42 @@ def distill_tiny(
     teachers: Optional[dict[str, TeacherConfig]] = None,
     evaluate: Optional[EvaluationConfig] = None,
     teacher_steps: int = TEACHER_STEPS,
+    trust: bool = False,
+    stop: Optional[StopConfig] = None,
+    samples: Optional[SampleConfig] = None,
 ) -> Path:
     """Trains the teacher if there is none, the student without it, the student with it; then compares.
 
     Args:
-        teacher_steps: how long the teacher trains.  The other arguments are those of ``distill`` in
+        teacher_steps: how long the teacher trains.
+        samples: off unless given: so small a model has little to say.  The other arguments are those of ``distill`` in
             ``nemo_xtoken.plugin.nemo2.distill``.
 
     Returns:
         the folder of the distilled student's run.
     """
+    # In a log every line begins with the title of its training.
+    parts = Parts(2 + (teacher.path is None), trainer.is_global_zero and sys.stderr.isatty())
     if teacher.path is None:
+        parts.begin("training the teacher")
         teacher.tokenizer = teacher.tokenizer or tiny_text.teacher_tokenizer()
         teacher.path = str(train_teacher(teacher.tokenizer, data, trainer, optim, teacher_steps))
+    log = log or default_log()
     sides = [t.side for t in named_teachers(teacher, teachers)]
     folder = run_folder(log)
-    alone = train_one(
+    parts.begin(f"training the student, {CE_ONLY}")
+    ce_only = train_one(
         rebuilt(model), rebuilt(data), rebuilt(trainer), None, ObjectiveConfig(scale=0.0), rebuilt(optim),
-        rebuilt(log, name="ce_only", log_dir=str(folder)), rebuilt(resume), aligned_with=sides, title=ALONE,
+        rebuilt(log, name="ce_only", log_dir=str(folder)), rebuilt(resume), aligned_with=sides, title=CE_ONLY,
+        trust=trust,
     )  # fmt: skip
-    train_one(model, data, trainer, teacher, objective, optim, log, resume, teachers, evaluate=evaluate, title=TAUGHT)
+    parts.begin(f"training the student, {TAUGHT}")
+    train_one(
+        model, data, trainer, teacher, objective, optim, log, resume, teachers, evaluate=evaluate, title=TAUGHT,
+        trust=trust, stop=stop, samples=samples,
+    )  # fmt: skip
     if trainer.is_global_zero:
-        report_runs({ALONE: alone, TAUGHT: folder}, folder)
+        report_runs({CE_ONLY: ce_only, TAUGHT: folder}, folder)
     return folder
 
 
@@ -172,9 +186,10 @@ def train_teacher(
     reader = XTokenTokenizer(tokenizer)
     key = digest_of(reader.vocabulary.digest, repr(data.text), repr((TEACHER, steps)))[:16]
     config = fdl.build(llama(seq_length=TEACHER_LENGTH, **TEACHER))
-    ckpt = nl.ModelCheckpoint(every_n_train_steps=100, save_last=True, save_top_k=1, monitor="step")
+    ckpt = nl.ModelCheckpoint(every_n_train_steps=100, save_last=True, save_top_k=1, monitor="step", mode="max")
     log = nl.NeMoLogger(log_dir=str(tiny_text.folder()), name=f"run-{key}", use_datetime_version=False, ckpt=ckpt)
     if found := finished_checkpoint(run_folder(log) / "checkpoints", steps):
+        say("the teacher: was trained before", trainer.is_global_zero)
         return found
     text = rebuilt(
         data, text=fdl.build(run.Config(DataConfig, **{**vars(data.text), "student_length": TEACHER_LENGTH}))
@@ -182,6 +197,6 @@ def train_teacher(
     folder = train_one(
         DistillationModel(config, reader), text, rebuilt(trainer, max_steps=steps, val_check_interval=steps), None,
         ObjectiveConfig(scale=0.0), rebuilt(optim), log,
-        nl.AutoResume(resume_if_exists=True, resume_ignore_no_checkpoint=True), title="the teacher",
+        nl.AutoResume(resume_if_exists=True, resume_ignore_no_checkpoint=True), title="the teacher", shared=True,
     )  # fmt: skip
-    return next(folder.glob("checkpoints/*-last"))
+    return finished_checkpoints(folder)[0]

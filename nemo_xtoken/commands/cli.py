@@ -3,6 +3,9 @@
 Exit status: 0 done, 1 unexpected error, 2 wrong input or wrong command line, 130 interrupted.
 """
 
+import codecs
+import io
+import json
 import logging
 import os
 import sys
@@ -11,11 +14,14 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TextIO
 
 import nemo_xtoken
-from nemo_xtoken.commands.verb import Option, UsageError, Verb, parse_arguments
+from nemo_xtoken.commands.verb import Option, UsageError, Verb, keep_inputs, parse_arguments
 from nemo_xtoken.commands.verbs import all_verbs
 from nemo_xtoken.errors import InputError, nearest
+from nemo_xtoken.file_errors import check_target, file_problem
 
 __all__ = ["main", "report_error"]
+
+_ESCAPED = "nemo_xtoken.escaped"
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "xtoken") -> int:
@@ -26,6 +32,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "xtoken") -> int
         program: how the command was called, for help and messages.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    _escape_what_cannot_be_shown()
     verbs = all_verbs()
     if not words or words[0] in ("-h", "--help", "help"):
         verb = verbs.get(words[1]) if len(words) > 1 else None
@@ -42,8 +49,13 @@ def main(arguments: Sequence[str] | None = None, program: str = "xtoken") -> int
         print(_verb_help(verb, program))
         return 0
     try:
+        values = parse_arguments(verb, words[1:])
+        for option in verb.options:
+            if option.writes and values[option.name] is not None:
+                check_target(option.name, values[option.name], option.writes == "folder")
+        keep_inputs(verb, values)
         with _terminal():
-            return verb.run(parse_arguments(verb, words[1:]))
+            return verb.run(values)
     except UsageError as error:
         report_error(f"{error}\n  see `{program} {verb.name} --help`")
         return 2
@@ -56,6 +68,30 @@ def main(arguments: Sequence[str] | None = None, program: str = "xtoken") -> int
     except KeyboardInterrupt:
         report_error("interrupted")
         return 130
+    except Exception as error:
+        problem = file_problem(error)
+        if problem is None and isinstance(error, FileNotFoundError) and error.filename is not None:
+            problem = InputError(
+                f"{error.filename} is not there, and cannot be made", "a place for files", "correct the path"
+            )
+        if problem is None:
+            raise
+        report_error(str(problem))
+        return 2
+
+
+def _escape_what_cannot_be_shown() -> None:
+    """Characters that an output's encoding lacks (an ASCII terminal) are shown as JSON writes them: ``\\u00e9``."""
+    codecs.register_error(_ESCAPED, _escaped)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "backslashreplace"):
+            stream.reconfigure(errors=_ESCAPED)
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 def _terminal() -> AbstractContextManager[Any]:

@@ -40,6 +40,12 @@ The recipes (`--list-recipes` prints this list alone):
 file, with further changes after it. `--factory NAME` is the same as `--recipe NAME`.
 """
 
+SETTINGS = """The settings of a run to begin with, as the recipe xtoken has them. `xtoken settings` lists all of them,
+`xtoken settings WORD` those with a word in their name.
+"""
+#: Settings to begin with that a recipe leaves at their defaults.
+FIRST = ("teacher.path", "teacher.weight", "teacher.chunks.temperature", "objective.scale")
+
 
 def distill(recipe: str = "") -> None:
     """Distil a teacher into a student, also one with another tokenizer."""
@@ -84,7 +90,7 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _host() -> Callable[..., Any]:
+def _host() -> Any:
     """The function that owns ``nemo llm distill``: NeMo 2's where installed, else the one here.
 
     Raises:
@@ -111,7 +117,7 @@ def _register(host: Callable[..., Any], recipe: Recipe) -> None:
     """Makes a recipe a factory of ``host`` without importing it."""
 
     def load(**arguments: Any) -> run.Partial:
-        if host is distill and recipe.yaml is not None:  # one of this package's, and no NeMo 2
+        if host is distill and recipe.ours and recipe.yaml is not None:  # and no NeMo 2
             return _under_bridge(recipe, **arguments)
         return recipe.load()(**arguments)
 
@@ -149,9 +155,22 @@ def _under_bridge(recipe: Recipe, nodes: int | None = None) -> run.Partial:
     return from_nemo2(settings.content, recipe.name)
 
 
+def _show_settings(console: Any, with_docs: bool = True) -> None:
+    """In place of the arguments of the function that owns the command: a run's own, those that the recipe sets."""
+    from nemo_xtoken.commands.run_settings import read_settings
+    from nemo_xtoken.commands.verbs.settings import settings_text
+    from nemo_xtoken.run.arguments.settings_list import settings_of
+
+    recipes = available_recipes()
+    found = settings_of(read_settings(recipes["xtoken"], None, (), None).content)
+    first = [s for s in found if s.ours and (s.recipe is not None or "." not in s.name or s.name in FIRST)]
+    console.print(SETTINGS, settings_text(first), sep="\n", markup=False, highlight=False, soft_wrap=True)
+
+
 HOST = _host()
 _entrypoint = HOST.cli_entrypoint
 _entrypoint.run_ctx_cls = RecipeRunContext
+_entrypoint.help = _show_settings
 _entrypoint.help_str = HELP.format(recipes=escape(describe_recipes()))
 for _recipe in available_recipes().values():
     _register(HOST, _recipe)

@@ -20,6 +20,8 @@ TITLE, VALUES = 18, 34  # characters: with bar, count and time 80 are enough
 class ProgressDisplay(logging.Handler):
     """Shows records of ``nemo_xtoken`` on a console.
 
+    Of lines that are said twice, as by two runs on the same data, the first is shown; the log has both.
+
     Args:
         console: of the real standard error output.
         moving: bars that move; else lines without control characters.
@@ -42,6 +44,7 @@ class ProgressDisplay(logging.Handler):
         self._process = os.getpid()
         self._bars: bars.Progress | None = None
         self._tasks: dict[int, bars.TaskID] = {}
+        self._said: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Shows a record; a process that was forked from this one does not own the terminal and writes to the log."""
@@ -53,7 +56,10 @@ class ProgressDisplay(logging.Handler):
         if snapshot is not None and self.moving:
             self._draw(snapshot)
         elif record.levelno >= (self._least if snapshot is None or self._least >= logging.ERROR else logging.INFO):
-            self.say(record.getMessage(), record.levelno)
+            text = record.getMessage()
+            if snapshot is not None or record.levelno > logging.INFO or text not in self._said:
+                self.say(text, record.levelno)
+            self._said.add(text)
 
     def say(self, text: str, level: int = logging.INFO) -> None:
         """A line, or a few."""

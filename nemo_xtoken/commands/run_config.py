@@ -15,42 +15,52 @@ from typing import Any
 import nemo_run as run
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.run.arguments.trusted_names import check_called, check_content_trusted, check_named
 from nemo_xtoken.run.renamed_paths import current_path
 
 __all__ = ["add_named", "config_from_dict", "plain"]
 
 
-def config_from_dict(content: Mapping[str, Any], source: str) -> Any:
+def config_from_dict(content: Mapping[str, Any], source: str, trust: bool = True) -> Any:
     """The configuration in ``content``, whose top level has a ``_target_``.
 
     Args:
         content: plain data, as read from the file.
         source: the file, for error messages.
+        trust: take any target; else those on the list of ``run/arguments/trusted_names.py``.
 
     Raises:
-        InputError: a target that cannot be imported, or an argument that it does not take.
+        InputError: a target that cannot be imported or is not on the list, or an argument that it does not take.
     """
-    return _convert(content, source, "", {})
+    if not trust:
+        check_content_trusted(content, source)
+    return _convert(content, source, "", {}, trust)
 
 
-def _convert(value: Any, source: str, where: str, done: dict[int, Any]) -> Any:
+def _convert(value: Any, source: str, where: str, done: dict[int, Any], trust: bool) -> Any:
     if id(value) in done:  # one object under two names (a YAML alias) stays one
         return done[id(value)]
     if isinstance(value, list):
-        done[id(value)] = result = []
-        result.extend(_convert(item, source, f"{where}[{i}]", done) for i, item in enumerate(value))
-        return result
+        items: list[Any] = []
+        done[id(value)] = items
+        items.extend(_convert(item, source, f"{where}[{i}]", done, trust) for i, item in enumerate(value))
+        return items
     if not isinstance(value, Mapping):
         return value
     if "_target_" not in value:
-        done[id(value)] = result = {}
-        result.update((k, _convert(v, source, f"{where}.{k}".lstrip("."), done)) for k, v in value.items())
-        return result
-    target = _import(current_path(str(value["_target_"])), source, where)
-    if value.get("_call_", True) is False:
+        named: dict[Any, Any] = {}
+        done[id(value)] = named
+        named.update((k, _convert(v, source, f"{where}.{k}".lstrip("."), done, trust)) for k, v in value.items())
+        return named
+    name = current_path(str(value["_target_"]))
+    target = _import(name, source, where)
+    called = value.get("_call_", True) is not False
+    if not trust:
+        (check_called if called else check_named)(target, name, source)
+    if not called:
         return target
     arguments = {
-        k: _convert(v, source, f"{where}.{k}".lstrip("."), done)
+        k: _convert(v, source, f"{where}.{k}".lstrip("."), done, trust)
         for k, v in value.items()
         if k not in ("_target_", "_partial_", "_call_")
     }
@@ -133,9 +143,9 @@ def _add_named(config: Any, overrides: Sequence[str]) -> None:
         for name in names:
             if getattr(held, name, None) is None:
                 setattr(held, name, run.Config(kind))
-            for part, default in _parts(kind).items():
-                if part not in getattr(held, name).__arguments__:
-                    setattr(getattr(held, name), part, default)
+            for missing, default in _parts(kind).items():
+                if missing not in getattr(held, name).__arguments__:
+                    setattr(getattr(held, name), missing, default)
         setattr(config, argument, held)
 
 
@@ -157,10 +167,11 @@ def _part(annotation: Any) -> type | None:
 
 def _parts(kind: type) -> dict[str, Any]:
     """Configurations of the dataclasses in a dataclass, which fiddle leaves to their factories."""
+    made: dict[str, Any] = {field.name: field.default_factory for field in dataclasses.fields(kind)}
     return {
-        f.name: run.Config(f.default_factory, **_parts(f.default_factory))
-        for f in dataclasses.fields(kind)
-        if isinstance(f.default_factory, type) and dataclasses.is_dataclass(f.default_factory)
+        name: run.Config(factory, **_parts(factory))
+        for name, factory in made.items()
+        if isinstance(factory, type) and dataclasses.is_dataclass(factory)
     }
 
 

@@ -19,21 +19,30 @@ from nemo_run.cli.lazy import LazyEntrypoint
 
 from nemo_xtoken.commands.cli import report_error
 from nemo_xtoken.commands.run_config import add_named, config_from_dict, plain
-from nemo_xtoken.commands.run_header import describe_run, run_folder_of
+from nemo_xtoken.commands.run_header import describe_run
+from nemo_xtoken.commands.run_settings import check_call
+from nemo_xtoken.commands.teacher_nodes import TeacherNodes
 from nemo_xtoken.commands.terminal import Terminal, wants_verbose
 from nemo_xtoken.environment import find_stack
 from nemo_xtoken.errors import InputError, nearest
+from nemo_xtoken.file_errors import check_target, file_problem
 from nemo_xtoken.launch.job import distillation, read_sweep
-from nemo_xtoken.launch.ranks import adopt_slurm_ranks, fit_trainer
+from nemo_xtoken.launch.ranks import adopt_slurm_ranks, check_accelerator, fit_trainer
 from nemo_xtoken.launch.sbatch import unset_names
 from nemo_xtoken.launch.slurm_config import PREFIX, load_config
+from nemo_xtoken.launch.teacher_steps import split_words
 from nemo_xtoken.launch.unfinished import report_unfinished
+from nemo_xtoken.preflight.fitting import lay_out_here
 from nemo_xtoken.recipes import available_recipes, describe_recipes
-from nemo_xtoken.run.arguments.names import argument_at
+from nemo_xtoken.run.arguments.kinds import why_not
+from nemo_xtoken.run.arguments.names import argument_at, check_content
+from nemo_xtoken.run.arguments.short_names import in_full
+from nemo_xtoken.run.arguments.trusted_names import check_content_trusted
 from nemo_xtoken.run.run_checks import check_settings
 from nemo_xtoken.run.settings import Settings
 from nemo_xtoken.run.sides import processes_of
 from nemo_xtoken.run.yaml_file import read_yaml
+from nemo_xtoken.training.stopped import INTERRUPTED
 
 __all__ = ["RecipeRunContext"]
 
@@ -46,7 +55,8 @@ class RecipeRunContext(RunContext):
     - ``--recipe NAME`` (also ``NAME(argument=value)``), the same as ``--factory`` but checked, and ``--list-recipes``;
     - ``--executor slurm``, with ``slurm=FILE``, ``executor.KEY=VALUE`` and ``sweep=FILE``, submits the run;
     - under ``srun`` and ``torchrun``, the trainer has the nodes and devices that the job has;
-    - ``--yaml`` reads what ``--to-yaml`` wrote, exactly, whatever function the recipe configures;
+    - ``--yaml`` reads what ``--to-yaml`` wrote, exactly, whatever function the recipe configures, and names no code
+      from outside without ``trust=true``;
     - no question where standard input is not a terminal;
     - an unknown option is refused, not ignored; wrong input is one message and exit status 2; other failures show
       their traceback and give exit status 1.
@@ -55,9 +65,13 @@ class RecipeRunContext(RunContext):
     known_options: ClassVar[list[str]] = []
     terminal: ClassVar[Terminal]  # of the command; a process has one
     import_output: ClassVar[str] = ""  # what others printed while they were imported; for the log
+    factory: str | Callable[[], Any] | None  # of nemo_run's: a name, or what it stands for
+    yaml: str | None
+    trusted: bool = False  # code that the file of --yaml names may run
     slurm_words: list[str] | None = None  # what a job on Slurm is configured by; None for a run right here
     _title: str = ""  # the recipe or the file
-    _configured: Any = None  # the run, once it is parsed
+    _settings: Settings  # of the run, once it is parsed
+    _chosen: str = ""  # of its layout, in words
 
     @classmethod
     def cli_command(cls, *args: Any, **kwargs: Any) -> Any:
@@ -83,13 +97,24 @@ class RecipeRunContext(RunContext):
             except RunContextError as error:
                 report_error(str(error))
                 raise SystemExit(1) from None
+            except KeyboardInterrupt:
+                report_error("interrupted")
+                raise SystemExit(INTERRUPTED) from None
             except Exception as error:  # nemo_run would show the message alone
-                self.terminal.unexpected(error)
-                raise SystemExit(1) from error
+                problem = file_problem(error) or _refusal(error)
+                if problem is None:
+                    self.terminal.unexpected(error)
+                    raise SystemExit(1) from error
+                logger.debug("refused", exc_info=error)
+                report_error(str(problem))
+                raise SystemExit(2) from None
 
     def _execute_task(self, fn: Callable[..., Any], task_args: list[str]) -> None:
         """Runs the configured run here, exports it, or submits it."""
         export = self.to_yaml or self.to_toml or self.to_json
+        for option, target in (("--to-yaml", self.to_yaml), ("--to-toml", self.to_toml), ("--to-json", self.to_json)):
+            if target:
+                check_target(option, str(target).partition(":")[0])
         if self.slurm_words is not None and not export:
             self._submit(fn, task_args)
             return
@@ -108,10 +133,17 @@ class RecipeRunContext(RunContext):
         """Submits the run to Slurm, after parsing it, which finds errors before the job does."""
         from nemo_xtoken.launch.executors import submit
 
-        words = dict(word.split("=", 1) for word in self.slurm_words or () if not word.startswith(PREFIX))
-        config = load_config(words.get("slurm"), [w for w in self.slurm_words or () if w.startswith(PREFIX)])
+        nodes, of_teacher, given = split_words([*(self.slurm_words or ()), *overrides])
+        settings = [word for word in given if word.startswith(PREFIX)]
+        words = dict(word.split("=", 1) for word in given if word.startswith(("slurm=", "sweep=")))
+        overrides = [word for word in given if word not in settings and not word.startswith(("slurm=", "sweep="))]
+        config = load_config(words.get("slurm"), settings)
         sweep = read_sweep(words["sweep"]) if "sweep" in words else []
         recipe, yaml = (self.factory if isinstance(self.factory, str) else None), self.yaml
+        teacher = None
+        if nodes is not None:
+            theirs = TeacherNodes(words.get("slurm", "default"), settings, of_teacher, nodes)
+            teacher, overrides, sweep = theirs.steps(config, recipe, yaml, overrides, sweep)
         job = distillation(config, recipe, yaml, overrides, sweep)
         for task in sweep or [[]]:
             self.factory, self.yaml = recipe, yaml  # parse_fn replaces them by what it read
@@ -119,7 +151,7 @@ class RecipeRunContext(RunContext):
         for name in unset_names(config):
             logger.warning("%s is in pass_env and not set in this shell: the job will not have it", name)
         if self.dryrun or self._should_continue(self.skip_confirmation):
-            submit(config, job, self.dryrun, self.tail_logs)
+            submit(config, job, self.dryrun, self.tail_logs, teacher)
 
     def parse_fn(self, fn: Any, args: list[str], **default_kwargs: Any) -> Any:
         """The configured run: from the recipe, or from the file of ``--yaml``, with the overrides applied."""
@@ -138,15 +170,21 @@ class RecipeRunContext(RunContext):
                     given = LazyEntrypoint(fn, factory=self.factory).resolve(ctx=self)
                 self.factory = lambda: given
             if given is not None:
+                if "trust" not in inspect.signature(given.__fn_or_cls__).parameters:  # then it concerns the file alone
+                    args = [word for word in args if not word.startswith("trust=")]
                 args = self._judged(given, args)
-                add_named(given, [*args, *self._paths_in_yaml()])
+                add_named(given, [*args, *(path for path, _ in self._values_in_yaml())])
             with self.terminal.captured():  # what the imports of a recipe print, also where the run is only shown
                 config = super().parse_fn(fn, args, **default_kwargs)
             fit_trainer(config, args, os.environ)
+            self._settings = Settings(plain(config), "the command line")
+            if self.slurm_words is None and not (self.to_yaml or self.to_toml or self.to_json):
+                self._chosen = lay_out_here(config, self._settings, args)
             if given is not None:
-                settings = Settings(plain(config), "the command line")
-                check_settings(settings, None if self.slurm_words is not None else processes_of(settings))
-            self._configured = config
+                check_settings(self._settings, None if self.slurm_words is not None else processes_of(self._settings))
+            shown = self.to_yaml or self.to_toml or self.to_json or self.dryrun or self.repl
+            if self.slurm_words is None and not shown:
+                check_accelerator(config)
             return config
         except CLIException as error:
             chain = [error, *_causes(error)]
@@ -160,8 +198,12 @@ class RecipeRunContext(RunContext):
     def _judged(self, given: Any, args: Sequence[str]) -> list[str]:
         """The overrides, names and kinds checked; a single text for a list of texts becomes a list, as elsewhere."""
         settings = Settings(plain(given), "the command line")
-        for path in self._paths_in_yaml():
-            argument_at(settings.content, path, f"{path} in {self.yaml}")
+        args = [in_full(settings.content, word) for word in args]
+        for path, value in self._values_in_yaml():
+            argument = argument_at(settings.content, path, f"{path} in {self.yaml}")
+            expected = why_not(value, argument.kind) if argument is not None else None
+            if expected is not None and not (value is None and argument is not None and argument.default is None):
+                raise InputError(f"{path}={value!r} in {self.yaml}", expected, "correct it")
         words = []
         for word in args:
             value = settings.judged(word) if "=" in word else None
@@ -178,10 +220,10 @@ class RecipeRunContext(RunContext):
 
     def _introduce(self) -> None:
         """Says what will run, and where its log goes."""
-        folder = run_folder_of(self._configured)
+        folder = self._settings.run_folder
         log = None if folder is None else self.terminal.log_to(folder)
         print(find_stack().line())
-        self.terminal.say(describe_run(self._title, self._configured, log))
+        self.terminal.say(describe_run(self._title, self._settings, log, self._chosen))
 
     def _take_options(self, args: list[str]) -> list[str]:
         """Takes our options out, checks the rest, and returns the overrides."""
@@ -207,6 +249,7 @@ class RecipeRunContext(RunContext):
                 _leave(f"{word!r} is no override: write key=value, for instance trainer.max_steps=20")
             else:
                 rest.append(word)
+        self.trusted = [w.partition("=")[2].lower() for w in rest if w.startswith("trust=")][-1:] in (["true"], ["1"])
         rest = self._take_executor(executor, rest)
         if recipe is not None:
             if self.factory:
@@ -249,26 +292,38 @@ class RecipeRunContext(RunContext):
             raise InputError(
                 f"{self.yaml} cannot be read ({error})", "a .yaml, .json or .toml file", "see the place named"
             ) from error
-        if not isinstance(content, dict) or "_target_" not in content:
+        if not isinstance(content, dict):
+            what = "nothing" if content is None else f"a {type(content).__name__}"
+            raise InputError(
+                f"{self.yaml} holds {what}",
+                "a run, as --to-yaml writes it, or names of its arguments and their values",
+                "write a line such as `trainer: {max_steps: 20}`",
+            )
+        whole = "_target_" in content
+        if not self.trusted and not (whole and self.factory):
+            check_content_trusted(content, self.yaml)
+        if not whole:
             return None  # single values, which nemo_run applies to the recipe
+        for problem in check_content(content):
+            raise problem
         if self.factory:
             raise InputError(
                 f"{self.yaml} holds a whole run, and a recipe is named as well", "one of the two", "leave --recipe out"
             )
-        return config_from_dict({**content, "_partial_": True}, self.yaml)
+        return config_from_dict({**content, "_partial_": True}, self.yaml, self.trusted)
 
-    def _paths_in_yaml(self) -> list[str]:
-        """The names of the single values in the file of ``--yaml``, as on the command line."""
+    def _values_in_yaml(self) -> list[tuple[str, Any]]:
+        """The single values in the file of ``--yaml``, by their names on the command line."""
         content = _content(self.yaml) if isinstance(self.yaml, str) else {}
 
-        def paths(value: Any, prefix: str) -> Iterator[str]:
+        def values(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
             if isinstance(value, dict):
                 for key, inner in value.items():
-                    yield from paths(inner, f"{prefix}.{key}" if prefix else str(key))
+                    yield from values(inner, f"{prefix}.{key}" if prefix else str(key))
             else:
-                yield prefix
+                yield prefix, value
 
-        return list(paths(content, ""))
+        return list(values(content, ""))
 
 
 def _content(path: str) -> Any:
@@ -308,6 +363,13 @@ def _leave(message: str) -> NoReturn:
     raise _Refused(message)
 
 
+def _refusal(error: BaseException) -> InputError | None:
+    """What Lightning says of a trainer that cannot be; it is written for the user, and needs no traceback."""
+    if type(error).__name__ != "MisconfigurationException":
+        return None
+    return InputError(" ".join(str(error).split()), "settings that Lightning's trainer takes", "correct trainer.*")
+
+
 def _causes(error: BaseException) -> Iterator[BaseException]:
     while error.__cause__ is not None:
         error = error.__cause__
@@ -321,6 +383,7 @@ def _check_recipe(text: str) -> None:
     if name not in recipes:
         found = f"there is no recipe {name!r}{nearest(name, recipes)}" if name else "--recipe needs a name"
         _leave(f"{found}\n  the recipes:\n{describe_recipes(recipes)}")
+    check_call(recipes[name], text)
 
 
 def _readable(error: CLIException, overrides: Sequence[str]) -> str:

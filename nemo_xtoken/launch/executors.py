@@ -14,8 +14,18 @@ from nemo_run.core.execution.slurm import SlurmJobDetails
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.launch.job import Job, quote
-from nemo_xtoken.launch.sbatch import KILL, array_of, container_names, options, preamble, srun_options
+from nemo_xtoken.launch.sbatch import (
+    KILL,
+    array_of,
+    beside_teacher,
+    container_names,
+    options,
+    preamble,
+    srun_options,
+    teacher_lines,
+)
 from nemo_xtoken.launch.slurm_config import SlurmConfig
+from nemo_xtoken.launch.teacher_steps import TeacherSteps
 
 __all__ = ["Logs", "slurm_executor", "submit"]
 
@@ -52,12 +62,21 @@ class Logs(SlurmJobDetails):
         return str(Path(str(self.folder)) / f"{self.job_name}-*.log")
 
 
-def slurm_executor(config: SlurmConfig, job: Job) -> run.SlurmExecutor:
+def slurm_executor(config: SlurmConfig, job: Job, teacher: TeacherSteps | None = None) -> run.SlurmExecutor:
     """nemo_run's executor for a job.
 
+    Args:
+        teacher: in the same job, on nodes of its own.
+
     Raises:
-        InputError: a value that nemo_run cannot quote.
+        InputError: a value that nemo_run cannot quote, or a teacher's nodes of another kind.
     """
+    if teacher is not None and teacher.separate:
+        raise InputError(
+            "nodes of another kind for the teacher (executor.teacher.*) with --executor slurm",
+            "a job of one kind of nodes, which nemo_run can submit with steps of its own",
+            "`xtoken sbatch` writes the heterogeneous job, with the same settings",
+        )
     for name in ("log_folder", "folder"):
         if " " in str(getattr(config, name)):
             raise InputError(
@@ -74,7 +93,7 @@ def slurm_executor(config: SlurmConfig, job: Job) -> run.SlurmExecutor:
         constraint=config.constraint,
         comment=config.comment,
         time=config.time,
-        nodes=config.nodes,
+        nodes=config.nodes + (teacher.config.nodes if teacher is not None else 0),
         ntasks_per_node=config.tasks,
         gpus_per_node=gpus if config.gpu_request == "gpus-per-node" else None,
         gres=f"gpu:{gpus}" if gpus and config.gpu_request == "gres" else None,
@@ -91,10 +110,11 @@ def slurm_executor(config: SlurmConfig, job: Job) -> run.SlurmExecutor:
         srun_args=[
             *(option for option in srun_options(config) if option != KILL),  # which nemo_run sets
             "--open-mode=append",
+            *(beside_teacher(config) if teacher is not None else []),
             *(["--no-container-mount-home"] if config.container_image and not config.container_mount_home else []),
         ],
         additional_parameters=others,
-        setup_lines="\n".join(preamble(config)),
+        setup_lines="\n".join([*preamble(config), *(teacher_lines(config, job, teacher) if teacher else [])]),
         dependency_type="afternotok",
         packager=run.Packager(),  # the code is what is installed, here or in the image
         tunnel=run.LocalTunnel(job_dir=""),
@@ -102,14 +122,17 @@ def slurm_executor(config: SlurmConfig, job: Job) -> run.SlurmExecutor:
     )
 
 
-def submit(config: SlurmConfig, job: Job, dryrun: bool, tail_logs: bool = False) -> None:
+def submit(
+    config: SlurmConfig, job: Job, dryrun: bool, tail_logs: bool = False, teacher: TeacherSteps | None = None
+) -> None:
     """Submits the job, or the chain of jobs; or prints what would be submitted.
 
     Args:
+        teacher: in the same job, on nodes of its own.
         dryrun: print the scripts and the commands, submit nothing and leave nothing behind.
         tail_logs: stay and show the logs; otherwise it returns once the jobs are in the queue.
     """
-    executor = slurm_executor(config, job)
+    executor = slurm_executor(config, job, teacher)
     script = run.Script(
         inline="\n".join([f"cd {quote([str(config.folder)])}", *job.choice(), f"exec {job.line()}"]) + "\n"
     )

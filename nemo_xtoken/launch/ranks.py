@@ -12,7 +12,17 @@ from typing import Any
 
 from nemo_xtoken.errors import InputError
 
-__all__ = ["Placement", "adopt_slurm_ranks", "first_host", "fit_trainer", "job_nodes", "placement"]
+__all__ = [
+    "Placement",
+    "adopt_slurm_ranks",
+    "check_accelerator",
+    "first_host",
+    "fit_trainer",
+    "gpu_memory",
+    "gpus_here",
+    "job_nodes",
+    "placement",
+]
 
 INTERACTIVE = ("bash", "interactive")  # what `srun --pty bash` and `salloc` call a job
 
@@ -61,7 +71,8 @@ def adopt_slurm_ranks(environment: MutableMapping[str, str]) -> None:
     node = environment.get("SLURM_NODEID", "0")
     hosts = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "localhost")
     environment.setdefault("MASTER_ADDR", first_host(hosts))
-    environment.setdefault("MASTER_PORT", str(10000 + (job + 97 * step) % 20000))  # two steps may meet on one node
+    # two steps may meet on one node, and there the job's script may have chosen 10000 + job for another
+    environment.setdefault("MASTER_PORT", str(10000 + (job + 97 * (step + 1)) % 20000))
     environment.update(
         RANK=environment["SLURM_PROCID"],
         WORLD_SIZE=str(tasks),
@@ -102,7 +113,9 @@ def fit_trainer(config: Any, overrides: Sequence[str], environment: Mapping[str,
     if place is None or trainer is None:
         return
     for name, number in (("num_nodes", place.nodes), ("devices", place.devices)):
-        if not hasattr(trainer, name) or getattr(trainer, name) == number:
+        if not hasattr(trainer, name) or str(getattr(trainer, name)) == str(number):  # nemo_run reads devices as text
+            if hasattr(trainer, name):
+                setattr(trainer, name, number)
             continue
         if any(word.startswith(f"trainer.{name}=") for word in overrides):
             raise InputError(
@@ -111,6 +124,41 @@ def fit_trainer(config: Any, overrides: Sequence[str], environment: Mapping[str,
                 "leave it out, or start as many processes",
             )
         setattr(trainer, name, number)
+
+
+def check_accelerator(config: Any) -> None:
+    """Whether this machine has what the trainer is to run on.
+
+    Raises:
+        InputError: GPUs are asked for, and there is none that PyTorch can use.
+    """
+    wanted = getattr(getattr(config, "trainer", None), "accelerator", None)
+    if wanted not in ("gpu", "cuda"):
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise InputError(
+            f"trainer.accelerator={wanted}, and no GPU here that PyTorch can use",
+            "a GPU with its driver, and PyTorch's CUDA build",
+            "set trainer.accelerator=auto, which takes the CPU, or start it on another machine",
+        )
+
+
+def gpu_memory() -> float | None:
+    """GiB of a GPU of this machine; None where PyTorch sees none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    return float(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory) / 2**30
+
+
+def gpus_here() -> int:
+    """GPUs of this machine that PyTorch sees."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def first_host(hosts: str) -> str:

@@ -1,38 +1,95 @@
 """Renders a job as a file for ``sbatch``; needs nothing but this package."""
 
+import dataclasses
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import nemo_xtoken
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.launch.job import Job, quote
-from nemo_xtoken.launch.slurm_config import SlurmConfig
+from nemo_xtoken.launch.slurm_config import CACHE, TRITON_CACHE, SlurmConfig
+from nemo_xtoken.launch.teacher_steps import TeacherSteps
 from nemo_xtoken.launch.unfinished import EXIT_STATUS, VARIABLE
 
-__all__ = ["KILL", "array_of", "options", "preamble", "render", "srun_options", "submit_lines", "unset_names"]
+__all__ = [
+    "KILL",
+    "array_of",
+    "beside_teacher",
+    "container_names",
+    "options",
+    "preamble",
+    "render",
+    "srun_options",
+    "submit_lines",
+    "teacher_lines",
+    "unset_names",
+]
 
 KILL = "--kill-on-bad-exit=1"
-WAIT = 600  # seconds that rank 0 may take for its report when the others have ended
+#: Seconds that rank 0 may take when the others have ended, for its report, an export or an evaluation: as long as it
+#: likes.  (A rank that fails ends the others by the option above.)
+WAIT = 0
 
 
-def render(config: SlurmConfig, job: Job) -> str:
-    """The text of the script."""
+def render(config: SlurmConfig, job: Job, teacher: TeacherSteps | None = None) -> str:
+    """The text of the script.
+
+    Args:
+        teacher: in the same job, on nodes of its own.
+    """
     srun = [["srun", *srun_options(config)], list(_container(config))]
+    shape, whole, steps = config.shape, config, list[str]()
+    components = [options(config, job)]
+    if teacher is not None:
+        shape = f"{config.shape}; {teacher.shape}"
+        steps = teacher_lines(config, job, teacher)
+        if teacher.separate:
+            components.append(_of_component(options(teacher.config, job)))
+            srun[0].append("--het-group=0")
+        else:
+            whole = dataclasses.replace(config, nodes=config.nodes + teacher.config.nodes)
+            components = [options(whole, job)]
+            srun[0] += beside_teacher(config)
     lines = [
         "#!/usr/bin/env bash",
-        f"# {job.name}: {config.shape}. Rendered by nemo_xtoken {nemo_xtoken.__version__}; submit it with sbatch.",
-        *(f"#SBATCH --{name}{'=' * bool(value)}{_directive(value)}" for name, value in options(config, job).items()),
+        f"# {job.name}: {shape}. Rendered by nemo_xtoken {nemo_xtoken.__version__}; submit it with sbatch.",
+        *_directives(components),
         "",
         "set -eo pipefail",
         "",
         *preamble(config),
         *job.choice(),
         *[""] * bool(job.each),
+        *steps,
         " \\\n    ".join([*(" ".join(map(_word, words)) for words in srun if words), job.line()]),
     ]
     return "\n".join(lines) + "\n"
+
+
+def teacher_lines(config: SlurmConfig, job: Job, teacher: TeacherSteps) -> list[str]:
+    """The shell lines that start the teacher, and end it with the script."""
+    srun = [["srun", *srun_options(teacher.config)], list(_container(teacher.config))]
+    return teacher.lines(config, job, srun)
+
+
+def beside_teacher(config: SlurmConfig) -> list[str]:
+    """The options of the student's ``srun`` in a job that also has nodes of the teacher."""
+    return [f"--nodes={config.nodes}", f"--ntasks={config.nodes * config.tasks}", "--relative=0"]
+
+
+def _directives(components: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    for number, component in enumerate(components):
+        yield from ["#SBATCH hetjob"] * bool(number)
+        for name, value in component.items():
+            yield f"#SBATCH --{name}{'=' * bool(value)}{_directive(value)}"
+
+
+def _of_component(found: Mapping[str, str]) -> dict[str, str]:
+    """The options of a component that is not the first, which speaks for the job."""
+    of_job = ("job-name", "requeue", "no-requeue", "array", "chdir", "output", "open-mode", "export", "signal")
+    return {name: value for name, value in found.items() if name not in (*of_job, "kill-on-invalid-dep", "comment")}
 
 
 def options(config: SlurmConfig, job: Job) -> dict[str, str]:
@@ -100,6 +157,7 @@ def preamble(config: SlurmConfig) -> list[str]:
         *config.setup_lines,
         *[""] * bool(config.setup_lines),
         *(f"export {name}={shlex.quote(value)}" for name, value in config.env_vars.items()),
+        *_caches(config),
         "# The ranks meet at the first node.",
         'read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST")',
         "MASTER_PORT=${MASTER_PORT:-$((10000 + SLURM_JOB_ID % 20000))}",
@@ -111,7 +169,7 @@ def preamble(config: SlurmConfig) -> list[str]:
         *cancelled,
         "at_exit() {",
         "    status=$?",
-        f'    if [ -e "${VARIABLE}" ]; then',
+        f'    if [ -e "${VARIABLE}" ] || [ "$status" = {EXIT_STATUS} ]; then',
         f'        rm -f "${VARIABLE}"',
         f"        status={EXIT_STATUS}",
         '        echo "stopped before the end, with a checkpoint"',
@@ -124,11 +182,19 @@ def preamble(config: SlurmConfig) -> list[str]:
     ]
 
 
+def _caches(config: SlurmConfig) -> list[str]:
+    """Where caches are, for a container, whose own folders no other node sees."""
+    lines = [f"export {CACHE}=${{{CACHE}:-{shlex.quote(config.cache)}}}"] if config.cache else []
+    if config.container_image is not None and not config.container_mount_home and TRITON_CACHE not in config.env_vars:
+        lines.append(f'export {TRITON_CACHE}="${{{TRITON_CACHE}:-${CACHE}/triton}}"')
+    return ["# Caches outlive the container, and all nodes see them.", *lines] if lines else []
+
+
 def srun_options(config: SlurmConfig) -> list[str]:
     """The options of srun, without those of the container."""
-    cpus = (
-        [f"--cpus-per-task={config.cpus_per_task}"] if config.cpus_per_task else []
-    )  # not inherited since Slurm 22.05
+    cpus = []
+    if config.cpus_per_task:  # not inherited since Slurm 22.05
+        cpus = [f"--cpus-per-task={config.cpus_per_task}", "--cpu-bind=cores"]
     # Without --export srun would take sbatch's, and drop what the script sets.
     return [KILL, f"--wait={WAIT}", "--export=ALL", *cpus, *config.srun_args]
 
@@ -149,7 +215,8 @@ def unset_names(config: SlurmConfig) -> list[str]:
 
 def container_names(config: SlurmConfig) -> list[str]:
     """The variables that replace what the image sets: those passed by name, and those set."""
-    return [name for name in (*config.pass_env, *config.env_vars) if name not in ("ALL", "NONE", "NIL")]
+    caches = [line.removeprefix("export ").partition("=")[0] for line in _caches(config)[1:]]
+    return [name for name in (*config.pass_env, *config.env_vars, *caches) if name not in ("ALL", "NONE", "NIL")]
 
 
 def _container(config: SlurmConfig) -> Iterator[str]:

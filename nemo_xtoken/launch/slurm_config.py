@@ -18,13 +18,17 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.launch.secrets import check_environment, check_words
 from nemo_xtoken.run.yaml_file import read_yaml
 
-__all__ = ["PREFIX", "SlurmConfig", "available_configs", "load_config"]
+__all__ = ["CACHE", "PREFIX", "TRITON_CACHE", "SlurmConfig", "available_configs", "is_below", "load_config"]
 
 PREFIX = "executor."
+#: The variables that say where caches are.
+CACHE, TRITON_CACHE = "NEMO_XTOKEN_CACHE", "TRITON_CACHE_DIR"
 #: What a value has to be, by the type of its field; ``???`` stands for one that the file leaves to the user.
 _SCALARS: dict[Any, str] = {int: "a whole number", bool: "true or false"}
 _COLLECTIONS: dict[Any, str] = {dict[str, str]: "names and values", tuple[str, ...]: "a list of texts: [a, b]"}
 TIME = re.compile(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}", re.ASCII)
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\x85\u2028\u2029]")
+_OPTION = re.compile(r"[a-z][a-z0-9-]*", re.ASCII)
 WALLTIME_MARGIN = 2  # the grace must leave at least half of the time limit for training
 
 
@@ -107,8 +111,22 @@ class SlurmConfig:
             raise _wrong("chain", self.chain, "1 for an array, whose tasks go on by themselves with requeue=true")
         check_environment(self.env_vars, self.pass_env)
         check_words([*self.setup_lines, *self.srun_args, *self.additional_parameters.values()])
-        if "\n" in "".join(str(value) for value in vars(self).values() if isinstance(value, str)):
-            raise _wrong("one of the values", "a line break", "one line each")
+        self._check_lines()
+
+    def _check_lines(self) -> None:
+        """No value and no name but those of `setup_lines` may begin another line of the script."""
+        for name, value in vars(self).items():
+            if name == "setup_lines":
+                continue
+            parts = (
+                [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, tuple) else [value]
+            )
+            for part in parts:
+                if isinstance(part, str) and (found := _CONTROL.search(part)):
+                    raise _wrong(name, repr(part), f"one line without control characters (there is {found[0]!r})")
+        for option in self.additional_parameters:
+            if not _OPTION.fullmatch(option):
+                raise _wrong("additional_parameters", option, "names of sbatch's options, without dashes in front")
 
     @property
     def tasks(self) -> int:
@@ -147,16 +165,47 @@ class SlurmConfig:
     def mounts(self) -> tuple[str, ...]:
         """``container_mounts`` and the folder that the job starts in, at its own path."""
         here = str(self.folder)
-        covered = any(
-            here == target or here.startswith(f"{target.rstrip('/')}/") for target in self._same_path_mounts()
-        )
+        covered = any(is_below(here, target) for target in self._same_path_mounts())
         return self.container_mounts if covered else (*self.container_mounts, f"{here}:{here}")
+
+    @property
+    def cache(self) -> str | None:
+        """The folder of the cache where nobody names one, for a job in a container; None: below the home folder.
+
+        Below the folder that the job starts in: that is mounted, and on all nodes.  The home folder of an image is
+        another one on each node, and gone after the job.
+        """
+        inside = self.container_image is not None and not self.container_mount_home
+        return f"{self.folder}/cache" if inside and CACHE not in self.env_vars else None
+
+    def sees(self, path: str) -> bool:
+        """Whether a path in the job's container is one of the machine, by its mounts; True without a container."""
+        if self.container_image is None:
+            return True
+        if self.container_mount_home and is_below(path, str(Path.home())):
+            return True
+        return any(is_below(path, mount.split(":")[1]) for mount in self.mounts)
+
+    def outside(self, path: str) -> str | None:
+        """Where this machine has a path of the job's container, by the longest mount above it; None: in no mount."""
+        path, found = os.path.normpath(path), None
+        for mount in sorted(self.mounts, key=lambda mount: len(os.path.normpath(mount.split(":")[1]))):
+            source, target = mount.split(":")[:2]
+            if is_below(path, target):
+                found = os.path.normpath(os.path.join(source, os.path.relpath(path, target)))
+        return found
 
     def _same_path_mounts(self) -> Iterable[str]:
         for mount in self.container_mounts:
             source, target = mount.split(":")[:2]
             if source == target:
                 yield target
+
+
+def is_below(path: str, folder: str) -> bool:
+    """Whether a path is a folder, or something in it."""
+    path, folder = os.path.normpath(path), os.path.normpath(folder)
+    return path == folder or path.startswith(f"{folder.rstrip('/')}/")
 
 
 def load_config(source: str | None, overrides: Iterable[str] = ()) -> SlurmConfig:

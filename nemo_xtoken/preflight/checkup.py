@@ -5,10 +5,11 @@ from typing import Any
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.launch.slurm_config import SlurmConfig
-from nemo_xtoken.preflight import architecture, budget, layouts, machine, tokenizers
+from nemo_xtoken.preflight import architecture, budget, elsewhere, layouts, machine, mounts, tokenizers
 from nemo_xtoken.preflight import corpus as texts
-from nemo_xtoken.preflight.findings import Finding, Report, guarded, red
-from nemo_xtoken.preflight.plan import Plan
+from nemo_xtoken.preflight.findings import Finding, Report, green, guarded, red
+from nemo_xtoken.preflight.fitting import fit_layout
+from nemo_xtoken.preflight.plan import Measured, Plan
 from nemo_xtoken.run.arguments.names import check_content
 from nemo_xtoken.run.settings import Settings
 from nemo_xtoken.run.sides import run_of
@@ -26,6 +27,7 @@ def check(
     slurm: SlurmConfig | InputError | None = None,
     asked_for_slurm: bool = False,
     say: Callable[[str], None] = lambda stage: None,
+    measured: Measured | None = None,
 ) -> Report:
     """Looks at everything; nothing of what goes wrong in one check keeps the others from being made.
 
@@ -36,6 +38,7 @@ def check(
         slurm: the configuration of the job, or why there is none; None: not to be looked at.
         asked_for_slurm: whether the user named it, so that a wrong one is an error.
         say: told what is being looked at.
+        measured: speeds that are known, for the size of teachers elsewhere.
     """
     report = Report()
 
@@ -43,11 +46,16 @@ def check(
         say(stage)
         report.findings += guarded(name, findings)
 
-    add("versions", "looking for packages", machine.versions(slurm))
+    inside, settings = settings, mounts.on_this_machine(settings, slurm)
+    add("versions", "looking for packages", machine.versions(slurm, settings.under_bridge))
     add("settings", "reading the settings", (red("settings", error) for error in check_content(settings.content)))
     for part, check in value_checks(settings):
         add(_named(part), "reading the settings", _refused(_named(part), check))
-    plan = Plan(settings, run_of(settings, nodes * gpus), nodes, gpus, gpu_gib)
+    add("layout", "choosing a layout", _chosen(settings, nodes, gpus, gpu_gib))
+    plan = Plan(settings, run_of(settings, nodes * gpus, machine.engine(slurm)), nodes, gpus, gpu_gib)
+    plan.measured = measured or plan.measured
+    add("settings", "reading the settings", layouts.unsupported(plan))
+    add("attention", "reading the settings", machine.attention(plan, slurm))
     for side in plan.sides:
         add(side.label, f"reading the {side.label}", architecture.architecture(plan, side))
     add("hub", "looking for a token", machine.hub(plan, slurm))
@@ -59,12 +67,25 @@ def check(
     add("data", "reading the beginning of the data", texts.data(plan, report.figures))
     add("memory", "adding up", budget.memory(plan, report.figures))
     add("time", "adding up", budget.time(plan, slurm, report.figures))
+    for side in plan.teachers:
+        add(f"source, {side.label}", "adding up", elsewhere.source(plan, side, report.figures))
     add("disk", "looking for space", machine.disk(plan, report.figures))
     add("run folder", "looking for space", machine.run_folder(plan))
+    add("open files", "looking for limits", machine.descriptors())
+    if isinstance(slurm, SlurmConfig):
+        add("cache", "reading the Slurm configuration", machine.cache_place(inside, slurm))
+        add("mounts", "reading the Slurm configuration", mounts.visible(inside, slurm))
     if slurm is not None:
         add("Slurm", "reading the Slurm configuration", machine.slurm_job(slurm, asked_for_slurm))
     report.figures |= _summary(plan)
     return report
+
+
+def _chosen(settings: Settings, nodes: int, gpus: int, gib: float) -> Iterator[Finding]:
+    """What the run would choose of its layout; it is set for the checks that follow."""
+    fit = fit_layout(settings, nodes, gpus, gib)
+    if fit.said:
+        yield green("layout", f"chosen: {fit.said}")
 
 
 def _named(part: str) -> str:

@@ -132,7 +132,7 @@ def _text_bytes(source: "Source") -> float | None:
             return float(sum(file.stat().st_size for file in Path(source.name).rglob("*.arrow")))
         case _:
             size = os.path.getsize(source.name)
-            return size * (COMPRESSION if source.name.lower().endswith((".gz", ".bz2", ".zst")) else 1.0)
+            return size * (COMPRESSION if source.name.lower().endswith((".gz", ".bz2", ".zst", ".xz")) else 1.0)
 
 
 def _parquet_bytes(source: "Source") -> int:
@@ -149,6 +149,6 @@ def _parquet_bytes(source: "Source") -> int:
         columns = footer.row_group(group)
         for number in range(columns.num_columns):
             column = columns.column(number)
-            if column.path_in_schema.split(".")[0] == key:
+            if f"{column.path_in_schema}.".startswith(f"{key}."):
                 total += column.total_uncompressed_size
     return total

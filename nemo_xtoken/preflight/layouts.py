@@ -6,9 +6,18 @@ from typing import Any
 from nemo_xtoken.preflight.findings import Finding, green, red, yellow
 from nemo_xtoken.preflight.plan import Plan
 from nemo_xtoken.run.layout import ParallelSizes
-from nemo_xtoken.run.run_checks import layout_problems
+from nemo_xtoken.run.run_checks import layout_problems, unsupported_settings
 
-__all__ = ["layout", "steps"]
+__all__ = ["layout", "steps", "unsupported"]
+
+
+def unsupported(plan: Plan) -> Iterator[Finding]:
+    """Settings that cannot be had with these losses; yellow where that hangs on a version that is not known here."""
+    for error, certain in unsupported_settings(plan.run):
+        if certain:
+            yield red("settings", error)
+        else:
+            yield yellow("settings", error.found, error.expected, error.fix)
 
 
 def layout(plan: Plan) -> Iterator[Finding]:

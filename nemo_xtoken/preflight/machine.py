@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +12,14 @@ from nemo_xtoken.environment import find_stack
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.files import cache_root
 from nemo_xtoken.launch.sbatch import unset_names
-from nemo_xtoken.launch.slurm_config import SlurmConfig
+from nemo_xtoken.launch.slurm_config import CACHE, SlurmConfig
 from nemo_xtoken.preflight.findings import Finding, green, left_out, red, yellow
 from nemo_xtoken.preflight.plan import Plan
 from nemo_xtoken.run.estimates.loss_time import GIB
+from nemo_xtoken.run.settings import Settings
+from nemo_xtoken.run.unsupported import UNKNOWN
 
-__all__ = ["disk", "hub", "run_folder", "slurm_job", "versions"]
+__all__ = ["attention", "cache_place", "descriptors", "disk", "engine", "hub", "run_folder", "slurm_job", "versions"]
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 TOKEN = "HF_TOKEN"
@@ -25,9 +28,11 @@ OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 SAVED = 2 + 12
 #: Share of free space that a run may fill.
 ROOM = 0.9
+#: Files that a process should be able to open.
+ENOUGH_FILES = 4096
 
 
-def versions(slurm: SlurmConfig | InputError | None) -> Iterator[Finding]:
+def versions(slurm: SlurmConfig | InputError | None, under_bridge: bool = False) -> Iterator[Finding]:
     """Of what the run will meet: this Python, or an image that cannot be looked into from here."""
     stack = find_stack()
     image = slurm.container_image if isinstance(slurm, SlurmConfig) else None
@@ -43,7 +48,8 @@ def versions(slurm: SlurmConfig | InputError | None) -> Iterator[Finding]:
             yield green("versions", f"the job runs in {image}; `srun --container-image .. xtoken env` says what it has")
         return
     odd = [f"{f.component.name} {f.version} ({f.remark})".replace("  ", " ") for f in stack.found if f.remark]
-    needed = [name for name in ("NeMo", "Megatron-core", "PyTorch", "NeMo-Run") if stack[name].version is None]
+    framework = "Megatron-Bridge" if under_bridge else "NeMo"
+    needed = [name for name in (framework, "Megatron-core", "PyTorch", "NeMo-Run") if stack[name].version is None]
     if needed:
         yield yellow(
             "versions",
@@ -55,6 +61,30 @@ def versions(slurm: SlurmConfig | InputError | None) -> Iterator[Finding]:
         yield yellow("versions", "; ".join(odd), "the versions that the tests ran with", "see `xtoken env`")
     if not needed and not odd:
         yield green("versions", stack.line())
+
+
+def engine(slurm: SlurmConfig | InputError | None) -> tuple[int, ...] | None:
+    """Version of the Transformer Engine that the run will have: an image's is not known here; None: it has none."""
+    if isinstance(slurm, SlurmConfig) and slurm.container_image:
+        return UNKNOWN
+    version = find_stack()["Transformer Engine"].version
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3]) if version else None
+
+
+def attention(plan: Plan, slurm: SlurmConfig | InputError | None) -> Iterator[Finding]:
+    """A job on GPUs without Transformer Engine keeps documents apart by a mask, and stores whole attention scores."""
+    if not isinstance(slurm, SlurmConfig) or plan.run.engine is not None:
+        return
+    for side in plan.sides:
+        if heads := side.config.get("num_attention_heads"):
+            rows = side.length // side.sizes.context
+            scores = 2 * plan.micro_batch * heads // side.sizes.tensor * rows * side.length
+            yield yellow(
+                "attention",
+                f"no Transformer Engine: a layer of the {side.label} stores {scores / GIB:.1f} GiB of attention scores",
+                "Transformer Engine, which stores none and skips what lies across documents",
+                "use an image of NVIDIA's (docs/clusters.md), or a smaller data.micro_batch_size",
+            )
 
 
 def hub(plan: Plan, slurm: SlurmConfig | InputError | None) -> Iterator[Finding]:
@@ -107,10 +137,10 @@ def disk(plan: Plan, figures: dict[str, Any]) -> Iterator[Finding]:
         yield left_out("disk", "how much aligned text there will be is not known")
     if plan.student.model is not None:
         size = plan.student.model.parameters * SAVED
-        copies = int(plan.settings.number("log.ckpt.save_top_k", 1)) + 2  # the last, and the one being written
+        copies = max(1, int(plan.settings.number("log.ckpt.save_top_k", 1))) + 1  # the one being written
         figures["checkpoint_bytes"] = round(size)
         fix = "set log.log_dir to a folder with room, or lower log.ckpt.save_top_k"
-        yield _room(f"{copies} checkpoints of {size / GIB:.1f} GiB", copies * size, _run_folder(plan), 0, fix)
+        yield _room(f"{copies} checkpoints of {size / GIB:.1f} GiB", copies * size, plan.run_folder, 0, fix)
 
 
 def _room(what: str, need: float, folder: Path, kept: float, fix: str) -> Finding:
@@ -137,16 +167,9 @@ def _existing(folder: Path) -> Path:
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
-def _run_folder(plan: Plan) -> Path:
-    explicit = plan.settings.get("log.explicit_log_dir")
-    if explicit:
-        return Path(explicit)
-    return Path(plan.settings.get("log.log_dir") or "nemo_experiments") / str(plan.settings.get("log.name", "default"))
-
-
 def run_folder(plan: Plan) -> Iterator[Finding]:
     """Where the run writes, and whether it is one that goes on."""
-    folder = _run_folder(plan)
+    folder = plan.run_folder
     if not os.access(_existing(folder), os.W_OK):
         yield red("run folder", _not_writable(folder, "set log.log_dir"))
         return
@@ -161,6 +184,43 @@ def run_folder(plan: Plan) -> Iterator[Finding]:
         )
     else:
         yield green("run folder", f"{folder}" + (", goes on from its last checkpoint" if begun else ""))
+
+
+def cache_place(settings: Settings, slurm: SlurmConfig) -> Iterator[Finding]:
+    """Whether all nodes of a job in a container see one cache, which stays when the job ends."""
+    if slurm.container_image is None:
+        return
+    own = str(settings.get("data.text.cache_dir") or "")
+    handed_on = "ALL" in slurm.pass_env or CACHE in slurm.pass_env
+    outside = (os.environ.get(CACHE) if handed_on else None) or slurm.cache
+    places = {f"{CACHE} of env_vars": slurm.env_vars.get(CACHE) or outside, "data.text.cache_dir": own}
+    for name, place in places.items():
+        if not place or "$" in place:
+            continue
+        if os.path.isabs(place) and slurm.sees(place):
+            yield green("cache", f"{place}, mounted in the container")
+            continue
+        yield red(
+            "cache",
+            InputError(
+                f"the cache folder {place} ({name}) lies inside the container: another one on each node, and gone with "
+                "the job",
+                f"a folder below one of {', '.join(mount.split(':')[1] for mount in slurm.mounts)}",
+                f"executor.env_vars.{CACHE}=/SHARED/cache, and /SHARED in executor.container_mounts",
+            ),
+        )
+
+
+def descriptors() -> Iterator[Finding]:
+    """Whether a process may have enough files open; it raises its own limit as far as it may."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard != resource.RLIM_INFINITY and hard < ENOUGH_FILES:
+        yield yellow(
+            "open files",
+            f"at most {hard} in a process (`ulimit -Hn`)",
+            f"{ENOUGH_FILES}: sockets of the ranks, and shards of aligned text",
+            "have the hard limit raised (limits.conf, or LimitNOFILE of slurmd)",
+        )
 
 
 def slurm_job(slurm: SlurmConfig | InputError, asked: bool) -> Iterator[Finding]:

@@ -1,17 +1,32 @@
 """A run as the checks see it: settings, models, machines, and the sizes that follow."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_xtoken.run.estimates.loss_time import BF16, FP32
 from nemo_xtoken.run.estimates.memory import Precision, Recompute, TeacherSizes, Training
 from nemo_xtoken.run.settings import Settings
 from nemo_xtoken.run.spec import ModelSpec, RunSpec
+from nemo_xtoken.run.teaching import ELSEWHERE
 
 if TYPE_CHECKING:
     from nemo_xtoken.vocab import Vocabulary
 
-__all__ = ["Plan"]
+__all__ = ["Measured", "Plan"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a roofline need not guess.
+
+    Attributes:
+        step_seconds: of the student's step, its loss included and no teacher; None: not measured.
+        teacher_speed: tokens a second of one GPU of a teacher elsewhere; None: not measured.
+    """
+
+    step_seconds: float | None = None
+    teacher_speed: float | None = None
 
 
 @dataclass
@@ -24,6 +39,7 @@ class Plan:
         nodes, gpus: machines, and processes on each.
         gpu_gib: memory of a GPU.
         tokens, chunks: teacher's tokens and chunks for each token of the student, once measured on the data.
+        measured: speeds that are known.
     """
 
     settings: Settings
@@ -33,6 +49,7 @@ class Plan:
     gpu_gib: float
     tokens: float = 1.05
     chunks: float = 0.95
+    measured: Measured = Measured()
 
     def know(self, side: ModelSpec, vocabulary: "Vocabulary") -> ModelSpec:
         """Puts a model's vocabulary, once loaded, in its place; the model as it now is."""
@@ -43,6 +60,11 @@ class Plan:
             teachers = tuple(known if other.where == side.where else other for other in self.teachers)
             self.run = replace(self.run, teachers=teachers)
         return known
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the run writes."""
+        return self.settings.run_folder or Path("nemo_experiments/default")
 
     @property
     def student(self) -> ModelSpec:
@@ -92,7 +114,8 @@ class Plan:
     def precision(self) -> Precision:
         """Bytes of the student's parameters, as trainer and optimizer have them."""
         get = self.settings.get
-        half = str(get("trainer.plugins.precision", "")).startswith(("bf16", "16")) or bool(
+        chosen = str(get("trainer.plugins._target_", "")).endswith(".mixed_precision") and "bf16"  # with a GPU
+        half = str(get("trainer.plugins.precision", chosen)).startswith(("bf16", "16")) or bool(
             get("optim.config.bf16") or get("optim.config.fp16")
         )
         wide = bool(get("trainer.strategy.ddp.grad_reduce_in_fp32") or get("trainer.plugins.grad_reduce_in_fp32"))
@@ -124,7 +147,9 @@ class Plan:
             seen.setdefault(key, side.label)
             experts = self.student.sizes if side.config.get("num_moe_experts") else None
             own = side.sizes != (experts or self.student.sizes)
-            teachers.append(TeacherSizes(side.model, side.sizes, own, side.length, shares, side.ids))
+            elsewhere = self.settings.teachers()[side.where].get("source") in ELSEWHERE
+            own = own and not elsewhere
+            teachers.append(TeacherSizes(side.model, side.sizes, own, side.length, shares, side.ids, elsewhere))
         return Training(
             student=student,
             sizes=self.student.sizes,

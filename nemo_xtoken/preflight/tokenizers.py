@@ -73,12 +73,14 @@ def projection(plan: Plan, side: ModelSpec, figures: dict[str, Any]) -> Iterator
     found["recommended"] = recommended.loss
     loss = str(config.get("loss", DEFAULT_LOSS))
     yield from _options(config, loss, (student, teacher), plan.student.sizes.context, name)
+    yield from _silent(recommended.loss if loss == "auto" else loss, (student, teacher), name, side.where)
     chosen = f"auto, which is {recommended.loss}" if loss == "auto" else loss
     if loss == "auto" or _fits(loss, audit.finding):
         yield green(name, f"{text}; loss={chosen}")
     else:
-        change = f"set {side.where}.loss={recommended.loss}"
-        wanted = f"loss={recommended.loss} for this pair"
+        best = recommended.loss if audit.finding == "one tokenizer" else DEFAULT_LOSS
+        change = f"set {side.where}.loss={best}"
+        wanted = f"loss={best}" + ("" if best == recommended.loss else f"; of the paper's two {recommended.loss}")
         yield yellow(name, f"{text}. loss={loss}: {recommended.reason}", wanted, change)
 
 
@@ -99,6 +101,32 @@ def _options(
         yield red(name, InputError(f"options: {error}", "a setting that a loss has", "correct its name"))
     except InputError as error:
         yield red(name, error)
+
+
+#: The share of the student's tokens without a signal from the teacher from which a run is warned.
+SILENT = 0.05
+
+
+def _silent(loss: str, pair: "tuple[Vocabulary, Vocabulary]", name: str, where: str) -> Iterator[Finding]:
+    """A warning where the loss leaves much of a sample text unscored; `_options` says what cannot be told."""
+    try:
+        from nemo_xtoken.losses.pair import VocabularyPair
+        from nemo_xtoken.losses.registry import loss_named
+        from nemo_xtoken.losses.sample_texts import SAMPLES
+        from nemo_xtoken.losses.text_coverage import losses_on_text
+
+        if not loss_named(loss).leaves_chunks_out:
+            return
+        known = VocabularyPair(*pair)
+        shares = {kind: losses_on_text(known, [loss], text)[loss].share("none") for kind, text in SAMPLES.items()}
+    except (ImportError, InputError):
+        return
+    kind = max(shares, key=lambda k: shares[k])
+    if shares[kind] > SILENT:
+        text = f"loss={loss} scores none of {shares[kind]:.0%} of the student's tokens of {kind}"
+        yield yellow(
+            name, text, "a teacher for most tokens", f"set {where}.loss={DEFAULT_LOSS}, which scores all chunks"
+        )
 
 
 def _fits(loss: str, finding: str) -> bool:

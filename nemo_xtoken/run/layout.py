@@ -22,8 +22,9 @@ __all__ = [
     "padded_rows",
 ]
 
-#: Rows on a rank are a multiple of this, as matrix products on a GPU like them.
-ROW_MULTIPLE = 8
+#: Rows on a rank are a multiple of this, as matrix products and vector loads on a GPU like them; of fewer where that
+#: would be more than a part in 64.
+ROW_MULTIPLE, FEW_ROWS = 64, 8
 
 
 @dataclass(frozen=True)
@@ -203,4 +204,5 @@ def owned_rows(ids: int, tensor: int) -> int:
     Args:
         ids: V_T.
     """
-    return -(-ids // (tensor * ROW_MULTIPLE)) * ROW_MULTIPLE
+    unit = ROW_MULTIPLE if ids >= tensor * ROW_MULTIPLE**2 else FEW_ROWS
+    return -(-ids // (tensor * unit)) * unit

@@ -8,14 +8,20 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from nemo_xtoken.errors import InputError
+
 __all__ = [
     "EVALUATION",
     "EVALUATIONS",
     "FOLDER",
     "HISTORY",
+    "LEARNED",
     "RUN_LOG",
+    "SAMPLES",
+    "STOPPED",
     "add_evaluations",
     "append_record",
+    "check_run_name",
     "curve_records",
     "read_evaluations",
     "read_history",
@@ -26,7 +32,26 @@ HISTORY = "history.jsonl"
 RUN_LOG = "run.log"  # what others than this package printed; of the first rank
 EVALUATIONS = "evaluations.jsonl"  # a line for each column of scores and checkpoint
 FOLDER = "evaluations"  # what belongs to one checkpoint, below the run's folder
+LEARNED = "learned_projection"  # the files of learned W, before the teacher's name
+STOPPED = "stopped_early"  # in the record of the step after which a run has ended by itself: why
+SAMPLES = "samples.md"  # what the student made of beginnings of held-out texts
 EVALUATION = "evaluation/"  # before the name of a column in records for curves
+
+
+def check_run_name(name: Any) -> None:
+    """A run has a folder of its own, of this name, inside ``log.log_dir``; None is a logger's default.
+
+    Raises:
+        InputError: the folder would be another one, or NeMo, which puts the name into those of checkpoints, would not
+            find them again.
+    """
+    good = isinstance(name, str) and name.strip(". ") and name == name.strip() and name.isprintable()
+    if name is not None and not (good and "/" not in name):
+        raise InputError(
+            f"a run named {name!r}",
+            "the name of a folder without slashes, dots and spaces alone, or unprintable characters",
+            "put the folder into log.log_dir and the rest into log.name",
+        )
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:

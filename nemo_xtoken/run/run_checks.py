@@ -8,20 +8,40 @@ from nemo_xtoken.run import layout
 from nemo_xtoken.run.arguments.names import check_content
 from nemo_xtoken.run.settings import Settings
 from nemo_xtoken.run.sides import run_of
-from nemo_xtoken.run.spec import START, ModelSpec, RunSpec
+from nemo_xtoken.run.spec import ModelSpec, RunSpec
+from nemo_xtoken.run.unsupported import UNKNOWN, refused
 from nemo_xtoken.run.values import value_checks
 
-__all__ = ["check_run", "check_settings", "layout_problems", "left_to_the_user", "row_problems"]
+__all__ = [
+    "check_run",
+    "check_settings",
+    "layout_problems",
+    "left_to_the_user",
+    "not_set",
+    "row_problems",
+    "unsupported_settings",
+]
 
 
 def check_run(run: RunSpec) -> None:
-    """Layout and sizes.
+    """Layout, sizes, and settings that cannot be had with these losses.
 
     Raises:
         InputError: the first thing that does not fit.
     """
+    for problem, certain in unsupported_settings(run):
+        if certain:
+            raise problem
     for problem in (*layout_problems(run), *row_problems(run)):
         raise problem
+
+
+def unsupported_settings(run: RunSpec) -> Iterator[tuple[InputError, bool]]:
+    """What is refused of its settings, and whether that is certain: some depend on a version that is not known here."""
+    for side in run.sides:
+        config = "model.config" if side is run.student else f"{side.where}.config"
+        for refusal, error in refused(side.label, config, run.case(side)):
+            yield error, not (refusal.versions and run.engine == UNKNOWN)
 
 
 def layout_problems(run: RunSpec) -> Iterator[InputError]:
@@ -89,19 +109,28 @@ def check_settings(settings: Settings, processes: int | None) -> None:
         check_run(run_of(settings, processes))
 
 
-def left_to_the_user(
-    starts: bool, teachers: Mapping[str, Any], text: Any, path: Callable[[Any], Any] = lambda teacher: teacher.path
-) -> dict[str, str]:
+def left_to_the_user(paths: Mapping[str, tuple[str, Any]], text: Any) -> dict[str, str]:
     """What a recipe leaves to the user and the user has left out: its name on the command line, and what it is.
 
     Args:
-        starts: whether a path for the student is missing.
-        teachers: those that teach, by what each is called.
+        paths: what else than text it leaves to the user, by name: what that is, and its value.
         text: the settings of the text.
-        path: of a teacher.
     """
-    missing = {START: "the student"} if starts else {}
-    missing |= {f"{where}.path": "a teacher" for where, teacher in teachers.items() if path(teacher) is None}
+    missing = {name: what for name, (what, value) in paths.items() if not value}
     if not (text.paths or text.sources):
         missing["data.text.paths"] = "the text"
     return missing
+
+
+def not_set(missing: Mapping[str, str], expected: str, first: str = "") -> InputError:
+    """The error that names all of `left_to_the_user` at once.
+
+    Args:
+        expected: what these are.
+        first: what to do before they can be named.
+    """
+    return InputError(
+        f"not set: {', '.join(f'{name} ({what})' for name, what in missing.items())}",
+        expected,
+        f"{first and first + '; then '}add {' '.join(f'{name}=PATH' for name in missing)}",
+    )

@@ -9,6 +9,7 @@ from typing import Any
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.run.arguments.kinds import ANYTHING, read_word
 from nemo_xtoken.run.arguments.names import argument_at
+from nemo_xtoken.run.arguments.short_names import in_full
 from nemo_xtoken.run.node_layouts import Layout, choose_layout
 from nemo_xtoken.run.renamed_paths import current_path
 from nemo_xtoken.run.teaching import teaching
@@ -50,7 +51,7 @@ class Settings:
         return settings
 
     def override(self, word: str) -> None:
-        """Sets one value; what an argument of this package's leaves out on the way is made.
+        """Sets one value, by its name or a short one; what an argument of this package's leaves out on the way is made.
 
         Raises:
             InputError: not ``key=value``, an unknown argument, or a value of another type.
@@ -58,7 +59,8 @@ class Settings:
         name, equals, _ = word.partition("=")
         if not equals or _OPERATOR.search(name):
             raise InputError(f"{word!r}", "key=value", "write the value itself: trainer.max_steps=20")
-        self.set(name, self.judged(word))
+        word = in_full(self.content, word)
+        self.set(word.partition("=")[0], self.judged(word))
 
     def judged(self, word: str) -> Any:
         """The value of an override, after its name and its kind have been checked.
@@ -134,17 +136,42 @@ class Settings:
         return current_path(str(self.content["_target_"]))
 
     @property
+    def under_bridge(self) -> bool:
+        """Whether Megatron-Bridge trains it; else NeMo 2 does."""
+        return self.target.startswith(("nemo_xtoken.plugin.bridge.", "nemo_xtoken.recipes.tiny_bridge."))
+
+    @property
+    def any_pair(self) -> bool:
+        """Whether the student's architecture is that of the model it starts from, which the run imports."""
+        return self.get("student") is not None or (self.get("model") is None and "student" in self.content)
+
+    @property
+    def swaps(self) -> bool:
+        """Whether the student is made of its teacher: with another tokenizer, and with fewer layers where some are left
+        out."""
+        return self.target.endswith("swap.swap_tokenizer")
+
+    @property
     def makes_its_teacher(self) -> bool:
         """Whether a teacher without a path is trained by the run itself, which is a function of the recipe's own."""
         return not self.target.endswith((".distill.distill", ".distill_bridge.distill"))
+
+    @property
+    def run_folder(self) -> Path | None:
+        """Where the run writes; None where it says nothing of that."""
+        log = self.part("log")
+        if not log:
+            return None
+        folder = Path(log.get("log_dir") or "nemo_experiments") / str(log.get("name") or "default")
+        return Path(log.get("explicit_log_dir") or folder)
 
     def teachers(self) -> dict[str, dict[str, Any]]:
         """Settings of those that are to teach, by what each is called on the command line."""
         if self.get("objective.scale", "dynamic") == 0:
             return {}
         several = {k: v for k, v in self.part("teachers").items() if k != "_target_" and isinstance(v, Mapping)}
-        alone = self.get("teacher")
-        one = alone if isinstance(alone, Mapping) else None
+        given = self.get("teacher")
+        one = given if isinstance(given, Mapping) else None
         return {where: dict(config) for where, config in teaching(one, several, lambda c: c.get("path")).items()}
 
 

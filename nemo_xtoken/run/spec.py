@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.run.estimates.model_sizes import Model
 from nemo_xtoken.run.layout import ParallelSizes, padded_rows
+from nemo_xtoken.run.unsupported import CONFIG, Case
 
 if TYPE_CHECKING:
     from nemo_xtoken.vocab import Vocabulary
 
-__all__ = ["ARCHITECTURE", "START", "ModelSpec", "RunSpec", "differences", "plain_config"]
+__all__ = ["ARCHITECTURE", "BRIDGE_ROWS_FIX", "START", "ModelSpec", "RunSpec", "differences", "plain_config"]
 
 #: What the checkpoint that the student starts from is called on the command line.
 START = "resume.restore_config.path"
@@ -22,6 +23,11 @@ ARCHITECTURE = (
     "seq_len_interpolation_factor", "normalization", "layernorm_epsilon", "qk_layernorm", "add_bias_linear",
     "add_qkv_bias", "gated_linear_unit", "window_size", "num_moe_experts", "moe_router_topk", "moe_ffn_hidden_size",
 )  # fmt: skip
+#: What to do where rows of an output layer do not divide, under Megatron-Bridge.
+BRIDGE_ROWS_FIX = (
+    "change tensor_model_parallel_size of trainer.strategy or of the teacher: Megatron-Bridge loads a model's rows as "
+    "they are"
+)
 _ROWS_FIX = "import the model again with `xtoken import`, which rounds up, or change the layout"
 
 
@@ -43,6 +49,7 @@ class ModelSpec:
         ids: V of its tokenizer; None until that is loaded.
         rows_name: what decides the number of rows of its output layer, for error messages.
         vocabulary: once loaded.
+        own: of a teacher, its settings that `unsupported.TEACHER` names.
     """
 
     label: str
@@ -60,6 +67,7 @@ class ModelSpec:
     ids: int | None = None
     rows_name: str = ""
     vocabulary: "Vocabulary | None" = None
+    own: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def known(self) -> bool:
@@ -94,6 +102,8 @@ class RunSpec:
         sequence_parallel: whether activations are cut over the tensor-parallel ranks.
         virtual: size of the virtual pipeline.
         rows_fix: what to do where rows of an output layer do not divide.
+        trainer: what `unsupported.TRAINER` asks of the trainer.
+        engine: version of the Transformer Engine that attention runs in; None: it runs without.
     """
 
     student: ModelSpec
@@ -105,6 +115,8 @@ class RunSpec:
     sequence_parallel: bool = False
     virtual: int | None = None
     rows_fix: str = _ROWS_FIX
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+    engine: tuple[int, ...] | None = None
 
     @property
     def sides(self) -> tuple[ModelSpec, ...]:
@@ -116,10 +128,15 @@ class RunSpec:
         """Copies of the student; 0 where not even one fits, or where the processes are not known."""
         return (self.processes or 0) // self.student.sizes.ranks
 
+    def case(self, side: ModelSpec) -> Case:
+        """One of its models, as `unsupported.refused` looks at it."""
+        student = side is self.student
+        return Case(side.config, self.trainer if student else {}, side.sizes.context, self.engine, student, side.own)
+
 
 def plain_config(config: Any) -> dict[str, Any]:
     """What the checks ask of a framework's configuration object."""
-    names = (*ARCHITECTURE, "vocab_size", "make_vocab_size_divisible_by", "seq_length")
+    names = {*ARCHITECTURE, "vocab_size", "make_vocab_size_divisible_by", "seq_length", *CONFIG}
     return {name: getattr(config, name, None) for name in names}
 
 

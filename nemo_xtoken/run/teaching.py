@@ -6,26 +6,29 @@ from typing import Any, TypeVar
 
 from nemo_xtoken.errors import InputError
 
-__all__ = ["ALONE", "label_of", "name_of", "teaching", "where_of"]
+__all__ = ["CACHED", "ELSEWHERE", "THE_TEACHER", "label_of", "name_of", "teaching", "where_of"]
 
 #: The name of the teacher that the argument ``teacher`` configures.
-ALONE = "teacher"
+THE_TEACHER = "teacher"
+#: Sources of a teacher whose model lies in no process of the run; the first of those that read a disk.
+CACHED = ("cached", "remote+cached")
+ELSEWHERE = (*CACHED, "remote")
 Teacher = TypeVar("Teacher")
 
 
 def teaching(
-    alone: Teacher | None, several: Mapping[str, Teacher | None] | None, path: Callable[[Teacher], Any]
+    teacher: Teacher | None, several: Mapping[str, Teacher | None] | None, path: Callable[[Teacher], Any]
 ) -> dict[str, Teacher]:
     """Those that are to teach, in order, by what each is called on the command line.
 
     Args:
-        alone: of the argument ``teacher``; left out when it names no checkpoint and there are others.
+        teacher: of the argument ``teacher``; left out when it names no checkpoint and there are others.
         several: of the argument ``teachers``, by name; one that is None is left out.
         path: the checkpoint of one; None where it names none.
     """
     found = {where_of(name): config for name, config in (several or {}).items() if config is not None}
-    if alone is not None and (path(alone) is not None or not found):
-        found = {ALONE: alone, **found}
+    if teacher is not None and (path(teacher) is not None or not found):
+        found = {THE_TEACHER: teacher, **found}
     return found
 
 
@@ -35,10 +38,10 @@ def where_of(name: str) -> str:
     Raises:
         InputError: a name that no teacher of ``teachers`` can have.
     """
-    if not re.fullmatch(r"[A-Za-z]\w*", name) or name == ALONE:
+    if not re.fullmatch(r"[A-Za-z]\w*", name) or name == THE_TEACHER:
         raise InputError(
             f"a teacher named {name!r}",
-            f"a name of letters, digits and _ that begins with a letter, and not {ALONE!r}",
+            f"a name of letters, digits and _ that begins with a letter, and not {THE_TEACHER!r}",
             "rename it: teachers.NAME.path=..",
         )
     return f"teachers.{name}"
@@ -46,7 +49,7 @@ def where_of(name: str) -> str:
 
 def name_of(where: str) -> str:
     """A teacher's name, from what its settings are called."""
-    return where.partition(".")[2] or ALONE
+    return where.partition(".")[2] or THE_TEACHER
 
 
 def label_of(where: str) -> str:

@@ -8,21 +8,32 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from nemo_xtoken.errors import InputError
+from nemo_xtoken.errors import InputError, nearest
+from nemo_xtoken.limits import LONGEST_SEQUENCE, MOST_WORKERS
 from nemo_xtoken.run.arguments.names import MARKS
 from nemo_xtoken.run.arguments.signatures import signature
+from nemo_xtoken.run.records import check_run_name
 from nemo_xtoken.run.settings import Settings
+from nemo_xtoken.run.spec import START
+from nemo_xtoken.run.teaching import name_of
 
 __all__ = ["check_range", "check_teacher", "made", "value_checks"]
 
 ABOVE_0, FRACTION = (lambda x: x > 0, "a number above 0"), (lambda x: 0 <= x < 1, "from 0 up, and below 1")
 _FROM = {n: (lambda x, n=n: x >= n, f"{n} or more") for n in (-1, 0, 1, 2)}
+LENGTH = (lambda x: 2 <= x <= LONGEST_SEQUENCE, f"from 2 to {LONGEST_SEQUENCE:,} tokens")
+#: Steps, or a part of an epoch.
+INTERVAL = (lambda x: x >= 1 if isinstance(x, int) else 0 < x <= 1, "a number of steps, or a fraction up to 1.0")
+LIMIT = (lambda x: x >= 0 if isinstance(x, int) else 0 <= x <= 1, "a number of batches, or a fraction up to 1.0")
 #: What each value must be, by its name in the run.  Others are judged by what takes them.
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "trainer.max_steps": (lambda x: x >= 1, "at least one step"),
     "trainer.num_nodes": _FROM[1],
-    "trainer.val_check_interval": ABOVE_0,
+    "trainer.val_check_interval": INTERVAL,
+    "trainer.limit_val_batches": LIMIT,
+    "trainer.limit_train_batches": LIMIT,
     "trainer.log_every_n_steps": _FROM[1],
+    "trainer.strategy.progress_interval": _FROM[1],
     "trainer.strategy.tensor_model_parallel_size": _FROM[1],
     "trainer.strategy.pipeline_model_parallel_size": _FROM[1],
     "trainer.strategy.context_parallel_size": _FROM[1],
@@ -30,7 +41,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "trainer.strategy.expert_tensor_parallel_size": _FROM[1],
     "data.micro_batch_size": _FROM[1],
     "data.global_batch_size": _FROM[1],
-    "data.loader_workers": _FROM[0],
+    "data.loader_workers": (lambda x: 0 <= x <= MOST_WORKERS, f"from 0 to {MOST_WORKERS} processes"),
     "optim.config.lr": ABOVE_0,
     "optim.config.weight_decay": _FROM[0],
     "optim.config.adam_beta1": FRACTION,
@@ -44,12 +55,20 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model.config.hidden_size": _FROM[1],
     "model.config.num_attention_heads": _FROM[1],
     "model.config.seq_length": _FROM[1],
+    "model.config.vocab_size": _FROM[1],
     "teacher_steps": _FROM[1],
 }
+#: What each name must be one of, where it is set; NeMo and Lightning find out when a model has been built.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "optim.config.optimizer": ("adam", "sgd"),
+    "trainer.accelerator": ("auto", "cpu", "gpu", "cuda"),
+}
+#: Places that nothing can stand in for: an empty text is the current folder to some and a default to others.
+PLACES = (START, "log.log_dir", "model.tokenizer.source", "data.text.cache_dir")
 #: Of every teacher.
 OF_TEACHER: dict[str, tuple[Callable[[Any], bool], str]] = {
     "weight": ABOVE_0,
-    "length": _FROM[2],
+    "length": LENGTH,
     "learned_lr": ABOVE_0,
     "tensor_model_parallel_size": _FROM[1],
     "pipeline_model_parallel_size": _FROM[1],
@@ -57,17 +76,22 @@ OF_TEACHER: dict[str, tuple[Callable[[Any], bool], str]] = {
     "expert_model_parallel_size": _FROM[1],
 }
 #: Parts of a run that are dataclasses of this package with checks of their own.
-OBJECTIVE, TEXT, EVALUATION = "objective", "data.text", "evaluate"
+OBJECTIVE, TEXT, EVALUATION, STOP = "objective", "data.text", "evaluate", "stop"
 PARTS = {
     OBJECTIVE: "nemo_xtoken.objective.scale.ObjectiveConfig",
     TEXT: "nemo_xtoken.data.config.DataConfig",
     EVALUATION: "nemo_xtoken.evaluate.evaluation_config.EvaluationConfig",
+    STOP: "nemo_xtoken.training.watching.early_stopping.StopConfig",
+    "samples": "nemo_xtoken.training.watching.sample_settings.SampleConfig",
 }
 PARTS_OF_TEACHER = {
     "rule": "nemo_xtoken.projection.build.ProjectionRule",
     "options": "nemo_xtoken.losses.options.DivergenceOptions",
     "chunks": "nemo_xtoken.losses.base.ChunkLossConfig",
+    "cache": "nemo_xtoken.teachers.source_settings.CacheConfig",
+    "service": "nemo_xtoken.teachers.source_settings.ServiceConfig",
 }
+PLACES_OF_TEACHER = ("path", "tokenizer", "projection")
 Check = Callable[[], object]
 
 
@@ -105,11 +129,19 @@ def value_checks(settings: Settings) -> Iterator[tuple[str, Check]]:
     for name, rule in RANGES.items():
         yield _part_of(name), partial(check_range, name, settings.get(name), rule)
     yield "layout", partial(_check_devices, settings.get("trainer.devices"))
+    yield "settings", partial(check_run_name, settings.get("log.name"))
+    yield "layout", partial(_check_strategy, settings)
+    for name, choices in CHOICES.items():
+        yield _part_of(name), partial(_check_choice, name, settings.get(name), choices)
+    for name in PLACES:
+        yield _part_of(name), partial(_check_place, name, settings.get(name))
     for name, target in PARTS.items():
         if settings.get(name) is not None:
             yield _part_of(name), partial(_check_part, settings, name, target)
     for where, config in settings.teachers().items():
         yield where, partial(check_teacher, where, config)
+        for name in PLACES_OF_TEACHER:
+            yield where, partial(_check_place, f"{where}.{name}", config.get(name))
         yield where, partial(_check_loss, where, config)
         for part, target in PARTS_OF_TEACHER.items():
             yield where, partial(made, target, config.get(part) or {}, f"{where}.{part}")
@@ -122,6 +154,27 @@ def _check_devices(devices: Any) -> None:
         good = re.fullmatch(r"auto|-1|[1-9]\d*|\d+(,\d+)+,?", devices) is not None
     if not good:
         raise InputError(f"trainer.devices={devices}", "a number from 1 up, a list, auto, or -1 for all", "correct it")
+
+
+def _check_strategy(settings: Settings) -> None:
+    """Megatron trains under NeMo's strategy alone."""
+    trainer = settings.part("trainer")
+    if "strategy" in trainer and not isinstance(trainer["strategy"], Mapping):
+        raise InputError(
+            f"trainer.strategy={trainer['strategy']}",
+            "settings of a MegatronStrategy",
+            "leave trainer.strategy as it is",
+        )
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if isinstance(value, str) and value not in choices:
+        raise InputError(f"{name}={value}{nearest(value, choices)}", f"one of {', '.join(choices)}", f"correct {name}")
+
+
+def _check_place(name: str, value: Any) -> None:
+    if isinstance(value, str) and not value.strip():
+        raise InputError(f"{name}= is empty", "a name or a path", f"give {name} a value, or leave it out")
 
 
 def _part_of(name: str) -> str:
@@ -144,8 +197,18 @@ def _check_part(settings: Settings, name: str, target: str) -> None:
     value = made(target, settings.part(name), name)
     if name == TEXT:
         value.check_values()
+    if name == STOP:
+        stopping = importlib.import_module("nemo_xtoken.training.watching.early_stopping")
+        stopping.check_stop(value.patience, value.on, map(name_of, settings.teachers()))
     if name == EVALUATION:
         value.check_steps(settings.get("log.ckpt.every_n_train_steps"))
+        if value.every is None and settings.part(name).keys() - {*MARKS, "every"}:
+            raise InputError(
+                f"{', '.join(f'evaluate.{key}' for key in settings.part(name) if key not in (*MARKS, 'every'))} "
+                "without evaluate.every",
+                "the steps between two evaluations: without them nothing is evaluated",
+                "set evaluate.every, or leave the others out",
+            )
 
 
 def made(target: str, values: Mapping[str, Any], where: str) -> Any:

@@ -18,6 +18,9 @@ _FLOAT = re.compile(
 )
 
 
+_MOST_VALUES = 1_000_000  # a run has a few hundred; whoever reads a file visits all of them
+
+
 class _OneKeyOnce:
     """Refuses a mapping with one key twice, of which PyYAML would take the second without a word."""
 
@@ -58,10 +61,32 @@ def read_yaml(path: Path, text: bool = False) -> Any:
             what it means.
 
     Raises:
-        InputError: the file cannot be read, is no YAML, or has a key twice in one place.
+        InputError: the file cannot be read, is no YAML, has a key twice in one place, or says by its aliases more than
+            anybody writes.
     """
     try:
-        return yaml.load(path.read_text("utf-8"), _Text if text else _Values)  # noqa: S506 (both are safe loaders)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        found = yaml.load(path.read_text("utf-8"), _Text if text else _Values)  # noqa: S506 (both are safe loaders)
+        if _written_out(found, {}) > _MOST_VALUES:
+            raise ValueError(f"its aliases stand for more than {_MOST_VALUES:,} values")
+        return found
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).replace('"<unicode string>", ', "").split())  # PyYAML's name of a text
         raise InputError(f"{path} cannot be read ({reason})", "a YAML file", "correct it, or the path") from error
+
+
+def _written_out(value: Any, known: dict[int, int | None]) -> int:
+    """Values in a value, those behind an alias once for each alias.
+
+    Args:
+        known: of each list and mapping by its `id`, None while it is being counted.
+    """
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = None
+        inside = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_written_out(one, known) for one in inside)
+    size = known[id(value)]
+    if size is None:
+        raise ValueError("an alias stands for what it is in")
+    return size

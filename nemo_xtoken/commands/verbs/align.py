@@ -151,12 +151,12 @@ VERB = Verb(
     options=(
         Option("student", "the student's tokenizer: a folder, a tokenizer file or a hub name", required=True),
         Option("teacher", "the teacher's tokenizer, in the same forms", required=True),
-        Option("text", "the text; @FILE reads a UTF-8 file, - standard input", required=True),
+        Option("text", "the text; @FILE reads a UTF-8 file, - standard input", required=True, empty=True),
         Option(
             "method", "spans (byte offsets) or dp (the dynamic programme)", default="spans", choices=("spans", "dp")
         ),
         Option("special", "add the beginning and end of a training document", bool, False),
-        Option("figure", "a picture (.png) of the chunks, to be written"),
+        Option("figure", "a picture (.png) of the chunks, to be written", writes="file"),
         Option("json", "print JSON: ids, tokens, chunks, gaps", bool, False),
     ),
     examples=(

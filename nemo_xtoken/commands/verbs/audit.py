@@ -2,38 +2,102 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_xtoken.commands.verb import Option, Verb
-from nemo_xtoken.errors import InputError
+from nemo_xtoken.commands.verbs.texts import read_text
 
 if TYPE_CHECKING:
+    from nemo_xtoken.data.conversation_counts import ConversationCounts
+    from nemo_xtoken.losses.text_coverage import TextCoverage
     from nemo_xtoken.projection.audit import CoverageAudit
+    from nemo_xtoken.vocab.vocabulary import Vocabulary
 
 __all__ = ["VERB"]
 
+#: The share of tokens without any signal from the teacher from which a loss is marked.
+SILENT = 0.01
+
 
 def _run(arguments: Mapping[str, Any]) -> int:
-    from nemo_xtoken.losses.options import recommend
+    from nemo_xtoken.losses.options import DEFAULT_LOSS, recommend
     from nemo_xtoken.projection.audit import audit_coverage
     from nemo_xtoken.projection.build import load_or_build
     from nemo_xtoken.vocab.loading import load_vocabulary
 
     folder = Path(arguments["out"]) if arguments["out"] else None
-    if folder is not None and folder.exists() and not folder.is_dir():
-        raise InputError(f"out={folder} is a file", "a folder, which is made when missing", "name another")
     student, teacher = load_vocabulary(arguments["student"]), load_vocabulary(arguments["teacher"])
     audit = audit_coverage(student, teacher, load_or_build(student, teacher))
     loss, title, reason = recommend(audit)
     record = audit.to_json() | {"loss": loss, "reason": reason}
+    on_texts = _on_texts(arguments["text"], student, teacher) if arguments["text"] is not None else {}
+    if on_texts:
+        record["texts"] = {
+            kind: {name: asdict(covered) for name, covered in losses.items()} for kind, losses in on_texts.items()
+        }
+    talked = _on_conversations(arguments, student, teacher)
+    if talked is not None:
+        record["conversations"] = asdict(talked)
     text = json.dumps(record, ensure_ascii=False, indent=None if folder is None else 1)
     written = _write(audit, title, text, folder) if folder is not None else []
     if arguments["json"]:
         print(text)
     else:
-        _print(audit, f"[bold]Recommended loss: {title}[/] (loss={loss})", reason, written)
+        default = "" if audit.finding == "one tokenizer" else f"; the default, {DEFAULT_LOSS}, suits every pair"
+        heading = "Recommended loss" if not default else "Of the paper's two losses"
+        _print(audit, f"[bold]{heading}: {title}[/] (loss={loss}{default})", reason, written)
+        _print_texts(on_texts)
+        if talked is not None:
+            print(talked)
     return 0
+
+
+def _on_conversations(
+    arguments: Mapping[str, Any], student: "Vocabulary", teacher: "Vocabulary"
+) -> "ConversationCounts | None":
+    if arguments["chat"] is None:
+        return None
+    from nemo_xtoken.data.conversation_counts import count_conversations
+    from nemo_xtoken.data.sources import Reading
+
+    reading = Reading("chat", messages_key=arguments["messages_key"], learn=arguments["learn"], on_error="skip")
+    return count_conversations([arguments["chat"]], student, teacher, reading)
+
+
+def _on_texts(text: str, student: "Vocabulary", teacher: "Vocabulary") -> "dict[str, dict[str, TextCoverage]]":
+    """By the kind of text and the name of each loss that can compare the pair."""
+    from nemo_xtoken.certify.variants import EVERY, variants_for
+    from nemo_xtoken.losses.pair import VocabularyPair
+    from nemo_xtoken.losses.sample_texts import SAMPLES
+    from nemo_xtoken.losses.text_coverage import losses_on_text
+
+    texts = SAMPLES if text == "samples" else {"text": read_text(text)}
+    names = list(dict.fromkeys(variant.loss for variant in variants_for(EVERY, student, teacher)))
+    pair = VocabularyPair(student, teacher)
+    return {kind: losses_on_text(pair, names, content) for kind, content in texts.items()}
+
+
+def _print_texts(on_texts: "dict[str, dict[str, TextCoverage]]") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if not on_texts:
+        return
+    table = Table(title="student tokens scored in full / in part / not", title_style="bold")
+    table.add_column("loss", no_wrap=True)
+    for kind, losses in on_texts.items():
+        tokens = next(iter(losses.values())).tokens
+        table.add_column(f"{kind} ({tokens:,})", justify="right")
+    for name in next(iter(on_texts.values())):
+        cells = []
+        for losses in on_texts.values():
+            shares = [losses[name].share(part) for part in ("full", "part", "none")]
+            cell = " / ".join(f"{share:.1%}" for share in shares)
+            cells.append(f"[red]{cell}[/]" if shares[2] > SILENT else cell)
+        table.add_row(name, *cells)
+    Console().print(table)
 
 
 def _write(audit: "CoverageAudit", loss: str, text: str, folder: Path) -> list[Path]:
@@ -93,18 +157,28 @@ VERB = Verb(
     summary="count which student tokens the teacher has, and recommend a loss",
     description=(
         "Counts, per class of student tokens, how many are a token of the teacher (exact: the set C), are cut into "
-        "several (multi), or into more than W keeps (empty). Where numerals or punctuation lie outside C, the loss for "
-        "this pair is P-KL; where they lie inside, H-KL. A run with loss=auto does the same."
+        "several (multi), or have no row (empty). Where numerals or punctuation lie outside C, the loss for "
+        "this pair is P-KL; where they lie inside, H-KL. A run with loss=auto does the same. With text=.. it also "
+        "prints which share of the student's tokens of a text each loss scores: in full, where it compares the "
+        "distributions at the token's position; in part, where a chunk of several tokens is compared at one position; "
+        "or not. With chat=.. it renders and aligns conversations by both sides' chat templates: how many one of them "
+        "cannot render, what they leave out, and which share of the labels is compared."
     ),
     options=(
         Option("student", "the student's tokenizer: a folder, a tokenizer file or a hub name", required=True),
         Option("teacher", "the teacher's tokenizer, in the same forms", required=True),
-        Option("out", "a folder for coverage.json and coverage.png"),
+        Option("text", "also look at a text: the text, @FILE, or samples for five short ones of different kinds"),
+        Option("chat", "also look at conversations: a file, glob or folder, of which the first 1,000 are read"),
+        Option("messages_key", "the column that holds the messages", default="messages", goes_with="chat"),
+        Option("learn", "what of them is learned", default="answers,reasoning,calls", goes_with="chat"),
+        Option("out", "a folder for coverage.json and coverage.png", writes="folder"),
         Option("json", "print JSON", bool, False),
     ),
     examples=(
         ("audit student=models/llama teacher=models/qwen", "the table and the recommended loss"),
         ("audit student=a teacher=b out=audit", "also as JSON and as a figure"),
+        ("audit student=a teacher=b chat=chat.jsonl", "also what both chat templates make of conversations"),
+        ("audit student=a teacher=b text=@code.txt", "also what each loss scores of a text"),
     ),
     run=_run,
 )

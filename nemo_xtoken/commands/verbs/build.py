@@ -65,26 +65,34 @@ VERB = Verb(
     options=(
         Option("student", "the student's tokenizer: a folder, a tokenizer file or a hub name", required=True),
         Option("teacher", "the teacher's tokenizer, in the same forms", required=True),
-        Option("out", "the file to write (.safetensors); without it W goes to the cache"),
+        Option("out", "the file to write (.safetensors); without it W goes to the cache", writes="file"),
         Option(
             "rule",
-            "paper: decaying weights; prefix: all weight on the first piece, however many follow",
+            "paper: decaying weights; prefix: all weight on the first piece; whole: as paper, longer tokens empty",
             default="paper",
-            choices=("paper", "prefix"),
+            choices=("paper", "prefix", "whole"),
         ),
-        Option("beta", "weight of the first piece before normalising, instead of the rule's 0.9", float),
-        Option("gamma", "factor from one piece to the next, instead of the rule's (paper 0.1, prefix 0)", float),
-        Option("max_pieces", "most pieces in a row, instead of the rule's 4", int),
+        Option(
+            "beta", "weight of the first piece before normalising, instead of the rule's 0.9", float, above=0, most=1
+        ),
+        Option(
+            "gamma",
+            "factor from one piece to the next, instead of the rule's (paper 0.1, prefix 0)",
+            float,
+            least=0,
+            most=1,
+        ),
+        Option("max_pieces", "most pieces in a row, instead of the rule's 4", int, least=1, most=64),
         Option(
             "overflow",
-            "what to do with longer tokens, instead of the rule's (paper empty, prefix truncate)",
+            "what to do with tokens of more pieces, instead of the rule's (truncate; whole: empty)",
             choices=("empty", "truncate"),
         ),
     ),
     examples=(
         ("build student=models/llama teacher=models/qwen", "build it, keep it in the cache, print the coverage"),
         ("build student=a/tokenizer.json teacher=b/tokenizer.model out=w.safetensors", "write it to a file"),
-        ("build --student a --teacher b --overflow truncate", "keep the first 4 pieces of long tokens"),
+        ("build --student a --teacher b --overflow empty", "no rows for tokens of more than 4 pieces"),
         ("build student=a teacher=b rule=prefix", "all weight on the first piece"),
     ),
     run=_run,

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from nemo_xtoken.commands.verb import Option, Verb
 from nemo_xtoken.commands.verbs.texts import read_text
-from nemo_xtoken.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["VERB"]
 
+#: Of the table, with their widths: 80 columns in all.
+COLUMNS = {"chunks": 18, "value": 7, "least": 7, "gradient": 8, "right token": 12, "says then": 8, "verdict": 12}
 VERDICT_STYLES = {"certified": "bold green", "kept": "green", "falling": "yellow", "lost": "bold red"}
 
 
@@ -28,8 +29,6 @@ def _run(arguments: Mapping[str, Any]) -> int:
     from nemo_xtoken.vocab.loading import load_vocabulary
 
     folder = Path(arguments["out"]) if arguments["out"] else None
-    if folder is not None and folder.exists() and not folder.is_dir():
-        raise InputError(f"out={folder} is a file", "a folder, which is made when missing", "name another")
     config = CertifyConfig(**{name: arguments[name] for name in ("probability", "chunks", "steps", "rate")})
     text = DEFAULT_TEXT if arguments["text"] is None else read_text(arguments["text"])
     student, teacher = load_vocabulary(arguments["student"]), load_vocabulary(arguments["teacher"])
@@ -54,6 +53,7 @@ def _run(arguments: Mapping[str, Any]) -> int:
 
 def _write(found: "Certificates", data: str, folder: Path) -> list[Path]:
     from nemo_xtoken.certify.cases import KINDS
+    from nemo_xtoken.certify.certificate import falls_most
     from nemo_xtoken.files import atomic_path
     from nemo_xtoken.report.certificates import Curve, draw_certificates
 
@@ -65,7 +65,9 @@ def _write(found: "Certificates", data: str, folder: Path) -> list[Path]:
         for kind, which in found.kinds.items():
             curves = panels.setdefault(d.variant.loss, {}).setdefault(KINDS[kind], [])
             if d.scored[which].any():
-                curves.append((d.variant.settings, d.steps.tolist(), d.probability[:, which].mean(axis=1).tolist()))
+                probability = d.probability[:, which]
+                worst = probability[:, falls_most(probability)]  # as in the table
+                curves.append((d.variant.settings, d.steps.tolist(), worst.tolist()))
     draw_certificates(f"{Path(found.student).name} -> {Path(found.teacher).name}", panels, picture)
     return [file, picture]
 
@@ -79,32 +81,27 @@ def _print(found: "Certificates", written: list[Path]) -> None:
 
     console = Console()
     _print_chunks(found, console)
-    table = Table(title=escape(f"{found.student} -> {found.teacher}"), title_style="bold", show_edge=False)
-    table.add_column("loss")
-    table.add_column("chunks", no_wrap=True)
-    for name in ("value there", "least", "gradient", "right token"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("says then", overflow="fold")
-    table.add_column("verdict", no_wrap=True)
-    for descent in found.descents:
-        labels = [f"[bold]{descent.variant.loss}[/]", *descent.variant.settings.split(", ")]
+    console.print(f"[bold]{escape(Path(found.student).name)} -> {escape(Path(found.teacher).name)}[/]")
+    for number, descent in enumerate(found.descents):
+        table = Table(box=None, show_header=number == 0, padding=(0, 1, 0, 0))
+        for name, width in COLUMNS.items():
+            justify: Any = "left" if name in ("chunks", "says then", "verdict") else "right"
+            table.add_column(name, width=width, justify=justify, overflow="fold")
         for kind, finding in found.findings(descent).items():
-            label = labels.pop(0) if labels else ""
-            if kind == "all":
-                label = ", ".join([label, *labels]).strip(", ")
             chunks = KINDS.get(kind, kind)
             if 0 < finding.scored < finding.chunks:
                 chunks += f" ({finding.scored} of {finding.chunks} compared)"
-            table.add_row(label, chunks, *_cells(finding), style="bold" if kind == "all" else "")
-        table.add_section()
-    console.print(table)
+            table.add_row(chunks, *_cells(finding), style="bold" if kind == "all" else "")
+        console.print()
+        console.print(f"[bold]{escape(descent.variant.name)}[/]", highlight=False, soft_wrap=True)
+        console.print(table)
     plain: dict[str, Any] = {"highlight": False, "soft_wrap": True}
     console.print(
-        f"\nEach row is the worst of its chunks. There: where student and teacher agree. Least: there and along "
+        f"\nEach row is the worst of its chunks. Value: where student and teacher agree. Least: there and along "
         f"{found.config.steps} steps of gradient descent (rate {found.config.rate:g}) on free logits over "
         f"{found.sizes[0]:,} and {found.sizes[1]:,} tokens. Right token: its probability before and after, "
         "and the first token that is most probable then, where it did not stay.\n"
-        "Certified: never negative, and 0 there, and no gradient there, and the right token stays. Kept, falling, "
+        "Certified: never negative, and 0 and no gradient where they agree, and the right token stays. Kept, falling, "
         "lost: not so, and the right token stays, has less, or has less than half.",
         **plain,
     )
@@ -136,10 +133,14 @@ def _cells(finding: "Finding") -> list[str]:
         judged(_number(finding.value), finding.zero_there),
         judged(_number(finding.least), finding.never_negative),
         judged(_number(finding.gradient), finding.still_there),
-        judged(f"{finding.before:.3f} -> {finding.after:.3f}", finding.keeps),
-        "" if finding.keeps else f"{escape(repr(finding.instead))} {finding.instead_probability:.3f}",
+        judged(f"{_share(finding.before)} -> {_share(finding.after)}", finding.keeps),
+        "" if finding.keeps else f"{escape(repr(finding.instead))} {_share(finding.instead_probability)}",
         f"[{style}]{finding.verdict}[/]",
     ]
+
+
+def _share(probability: float) -> str:
+    return f"{probability:.3f}".removeprefix("0")
 
 
 def _number(value: float) -> str:
@@ -162,12 +163,14 @@ VERB = Verb(
         Option("student", "the student's tokenizer: a folder, a tokenizer file or a hub name", required=True),
         Option("teacher", "the teacher's tokenizer, in the same forms", required=True),
         Option("loss", "a loss, several with commas, auto (what the audit recommends), or all", default="all"),
-        Option("text", "the text; @FILE reads a UTF-8 file, - standard input; by default one of many kinds"),
-        Option("probability", "of the right token where both agree", float, 0.986),
-        Option("chunks", "chunks of each kind, at most", int, 4),
-        Option("steps", "steps of gradient descent", int, 200),
-        Option("rate", "its step size; a plain KL is stable below 4", float, 2.0),
-        Option("out", "a folder for certificates.json and certificates.png"),
+        Option(
+            "text", "the text; @FILE reads a UTF-8 file, - standard input; by default one of many kinds", empty=True
+        ),
+        Option("probability", "of the right token where both agree", float, 0.986, above=0, most=0.999999),
+        Option("chunks", "chunks of each kind, at most", int, 4, least=1),
+        Option("steps", "steps of gradient descent", int, 200, least=1),
+        Option("rate", "its step size; a plain KL is stable below 4", float, 2.0, above=0),
+        Option("out", "a folder for certificates.json and certificates.png", writes="folder"),
         Option("json", "print JSON", bool, False),
     ),
     examples=(

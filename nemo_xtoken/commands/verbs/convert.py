@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_xtoken.commands.verb import Option, UsageError, Verb
+from nemo_xtoken.limits import MOST_ROWS
 
 __all__ = ["VERB"]
 
@@ -48,10 +49,16 @@ VERB = Verb(
     ),
     options=(
         Option("from", "the file to read: .pt or .safetensors", required=True),
-        Option("to", "the file to write: .safetensors or .pt", required=True),
+        Option("to", "the file to write: .safetensors or .pt", required=True, writes="file"),
         Option("student", "the student's tokenizer: a folder, a tokenizer file or a hub name", required=True),
         Option("teacher", "the teacher's tokenizer, in the same forms", required=True),
-        Option("rows", "rows of a .pt file, for an output layer that is wider than the vocabulary", int),
+        Option(
+            "rows",
+            "rows of a .pt file, for an output layer that is wider than the vocabulary",
+            int,
+            least=1,
+            most=MOST_ROWS,
+        ),
     ),
     examples=(
         ("convert from=projection.pt to=w.safetensors student=models/llama teacher=models/qwen", "use their W here"),

@@ -30,8 +30,10 @@ def _run(arguments: Mapping[str, Any]) -> int:
         a, b = (ProjectionMatrix.load(arguments[name]) for name in ("a", "b"))
     # In a comparison with a file in bfloat16, rounding does not count as a change.
     tolerance = arguments["tolerance"] if arguments["tolerance"] is not None else 0.005 if foreign else 1e-6
+    if not 0 <= tolerance <= 1:
+        raise UsageError(f"tolerance={tolerance}: 0 to 1 is expected, the share of a row's weight that may differ")
     difference = compare(a, b, tolerance)
-    result = describe_difference(difference, a, b, student, teacher, max(arguments["limit"], 0))
+    result = describe_difference(difference, a, b, student, teacher, arguments["limit"])
     if arguments["json"]:
         print(json.dumps(result | {"tolerance": tolerance}, ensure_ascii=False))
     else:
@@ -74,8 +76,14 @@ VERB = Verb(
         Option("b", "another, for the same tokenizers", required=True),
         Option("student", "the student's tokenizer, to show tokens instead of ids"),
         Option("teacher", "the teacher's tokenizer, in the same forms"),
-        Option("tolerance", "distance up to which rows count as equal (0.000001; 0.005 beside a .pt file)", float),
-        Option("limit", "most rows of each kind to print", int, 20),
+        Option(
+            "tolerance",
+            "distance up to which rows count as equal (0.000001; 0.005 beside a .pt file)",
+            float,
+            least=0,
+            most=1,
+        ),
+        Option("limit", "most rows of each kind to print", int, 20, least=0),
         Option("json", "print JSON", bool, False),
     ),
     examples=(

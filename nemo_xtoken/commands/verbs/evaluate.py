@@ -1,5 +1,6 @@
 """``xtoken evaluate``: a student's scores on the paper's tasks beside the paper's table, and those of a run."""
 
+import dataclasses
 import json
 import os
 import sys
@@ -8,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_xtoken.commands.verb import Option, UsageError, Verb
+from nemo_xtoken.commands.verbs.import_model import TRUST
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.limits import LONGEST_SEQUENCE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +28,7 @@ def _say(stage: str) -> None:
 
 
 def _run(arguments: Mapping[str, Any]) -> int:
-    from nemo_xtoken.evaluate.benchmark_columns import read_columns
+    from nemo_xtoken.evaluate.benchmark_columns import check_tasks, read_columns
     from nemo_xtoken.evaluate.task_settings import Settings
 
     what = [name for name in ("model", "run", "fetch") if arguments[name]]
@@ -33,6 +36,7 @@ def _run(arguments: Mapping[str, Any]) -> int:
         raise UsageError(f"{' and '.join(f'{w}=' for w in what) or 'nothing'} is given: one of model=, run= and fetch=")
     _check_words(arguments, what[0])
     columns = read_columns(arguments["tasks"])
+    check_tasks(columns)
     names = ("shots", "limit", "chat", "dtype", "max_length", "data", "batch_size", "device")
     settings = Settings(**{name: arguments[name] for name in names})
     if what == ["fetch"]:
@@ -44,7 +48,7 @@ def _run(arguments: Mapping[str, Any]) -> int:
 
 #: Arguments that are for one of model=, run= and fetch= alone.
 ONLY = {
-    **dict.fromkeys(("step", "every", "watch", "until", "submit", "keep"), ("run",)),
+    **dict.fromkeys(("step", "every", "watch", "until", "submit", "keep", "trust"), ("run",)),
     **dict.fromkeys(("out", "beside"), ("model",)),
 }
 
@@ -54,10 +58,6 @@ def _check_words(arguments: Mapping[str, Any], what: str) -> None:
     for name, value in arguments.items():
         if value != defaults[name] and what not in ONLY.get(name, (what,)):
             raise UsageError(f"{name}= goes with {ONLY[name][0]}=, not with {what}=")
-    if arguments["every"] < 1:
-        raise UsageError(f"every={arguments['every']}: 1 or more is expected")
-    if arguments["until"] is not None and not arguments["watch"]:
-        raise UsageError("until= goes with watch=true")
     if arguments["step"] is not None and arguments["watch"]:
         raise UsageError("step= names one checkpoint, watch=true waits for more: leave one out")
 
@@ -127,11 +127,12 @@ def _evaluate_run(arguments: Mapping[str, Any], columns: "Sequence[Column]", set
             settings=settings,
             again=arguments["again"],
             keep=arguments["keep"],
+            export=functools.partial(runs.export_checkpoint, trust=arguments["trust"]),
             say=_say,
         )
     else:
         words = [f"tasks={arguments['tasks']}", *settings.words()]
-        words += [f"{name}=true" for name in ("again", "keep") if arguments[name]]
+        words += [f"{name}=true" for name in ("again", "keep", "trust") if arguments[name]]
         handle = functools.partial(runs.submit, run, words=words, command=command, say=_say)
     refused: list[int] = []
     if arguments["watch"]:
@@ -175,24 +176,45 @@ VERB = Verb(
     options=(
         Option("model", "a folder in Hugging Face's format, or a hub name"),
         Option("run", "a training run's folder, in place of model="),
-        Option("fetch", "only write the tasks' data into this folder, for data= on a machine without network"),
+        Option(
+            "fetch",
+            "only write the tasks' data into this folder, for data= on a machine without network",
+            writes="folder",
+        ),
         Option("tasks", "of mmlu, gsm8k, math, winogrande, hellaswag, and any that lm_eval has", default="all"),
-        Option("shots", "examples before every question", int, default=3),
-        Option("limit", "only so many questions of every task and subject, or below 1 such a share: a trial", float),
+        Option("shots", "examples before every question", int, 3, least=0),
+        Option(
+            "limit",
+            "only so many questions of every task and subject, or below 1 such a share: a trial",
+            float,
+            above=0,
+        ),
         Option("batch_size", "a number, or auto: as many as fit on the GPU", default="auto"),
         Option("device", "cuda, cuda:1 or cpu; by default a GPU if there is one"),
         Option("data", "a folder of local task data; by default the hub, or its cache"),
-        Option("out", "the file of scores; by default evaluation.json in the model's folder"),
+        Option("out", "the file of scores; by default evaluation.json in the model's folder", writes="file", adds=True),
         Option("beside", "other files of scores, by commas, for rows beside the paper's"),
         Option("chat", "wrap prompts in the chat template", bool, default=False),
         Option("dtype", "of the weights: auto, float32, bfloat16 or float16", default="auto"),
-        Option("max_length", "tokens of a prompt and its answer; longer ones lose their beginning", int, default=8192),
-        Option("step", "run=: only the checkpoint after so many steps", int),
-        Option("every", "run=: only those after a multiple of so many steps", int, default=1),
+        Option(
+            "max_length",
+            "tokens of a prompt and its answer; longer ones lose their beginning",
+            int,
+            8192,
+            least=1,
+            most=LONGEST_SEQUENCE,
+        ),
+        Option("step", "run=: only the checkpoint after so many steps", int, least=1),
+        Option("every", "run=: only those after a multiple of so many steps", int, 1, least=1),
         Option("watch", "run=: wait for new checkpoints", bool, default=False),
-        Option("until", "watch: end after the checkpoint of so many steps; `stdin`: when standard input ends"),
+        Option(
+            "until",
+            "watch: end after the checkpoint of so many steps; `stdin`: when standard input ends",
+            goes_with="watch",
+        ),
         Option("submit", "run=: give each to a command, such as 'sbatch --gpus=1 --wrap', instead of doing it here"),
         Option("keep", "run=: keep the exported models", bool, default=False),
+        dataclasses.replace(TRUST, help=f"run=: {TRUST.help}"),
         Option("again", "run what the file has already, or replace a file of other settings", bool, default=False),
         Option("json", "print JSON", bool, default=False),
     ),

@@ -3,37 +3,40 @@
 import importlib
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from nemo_xtoken.commands.verb import Option, Verb
 from nemo_xtoken.environment import unloadable_nemo
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.progress import Phase
+from nemo_xtoken.weights.checkpoint_names import bridge_checkpoints, is_bridge_checkpoint
 from nemo_xtoken.weights.dtypes import FLOATS
 
-__all__ = ["DTYPE", "OVERWRITE", "VERB", "converted"]
+__all__ = ["DTYPE", "OVERWRITE", "TRUST", "VERB", "converted"]
 
 DTYPE = Option(
     "dtype",
     "type of the weights written; by default that of the weights read",
     choices=tuple(FLOATS.values()),
 )
+TRUST = Option("trust", "run code that a checkpoint brings; only of somebody you trust", bool, default=False)
 OVERWRITE = Option("overwrite", "replace a checkpoint at out=", bool, default=False)
 
 
 def converted(function: str, **arguments: Any) -> Any:
-    """Calls a function of `nemo_xtoken.plugin.nemo2.conversion` and shows what it is doing.
+    """Calls a function of the installed framework's ``conversion`` and shows what it is doing.
 
     Raises:
-        InputError: what the function raises, and that there is no NeMo 2.
+        InputError: what the function raises, and that there is no framework that has it.
     """
     from nemo_xtoken.commands.terminal import Terminal, wants_verbose  # loads rich, which listing the verbs needs not
 
     with Terminal(wants_verbose([], os.environ)) as terminal, _Stages() as stages:
         try:
             with terminal.captured():
-                stages.begin("loading NeMo")
-                return _function(function)(say=stages.begin, **arguments)
+                stages.begin("loading NeMo or Megatron-Bridge")
+                return _function(function, arguments.get("run"))(say=stages.begin, **arguments)
         except InputError:
             raise
         except Exception:
@@ -41,16 +44,26 @@ def converted(function: str, **arguments: Any) -> Any:
             raise
 
 
-def _function(name: str) -> Callable[..., Any]:
+def _function(name: str, run: str | None) -> Callable[..., Any]:
+    """Megatron-Bridge's, where a run of its own is to be converted; else NeMo 2's."""
+    bridge = run is not None and bool(bridge_checkpoints(Path(run).expanduser()) or is_bridge_checkpoint(Path(run)))
+    module = "bridge.bridge_conversion" if bridge else "nemo2.conversion"
     try:
-        return getattr(importlib.import_module("nemo_xtoken.plugin.nemo2.conversion"), name)
+        return getattr(importlib.import_module(f"nemo_xtoken.plugin.{module}"), name)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] in ("nemo_xtoken", "transformers", "safetensors"):
             raise
+        if bridge:
+            raise InputError(
+                f"Megatron-Bridge cannot be loaded here ({error}), and {run} is a run of it",
+                "megatron-bridge",
+                "use an image that has it; `xtoken env` says what is there",
+            ) from error
+        also = "; Megatron-Bridge takes models in Hugging Face's format as they are" if name == "import_model" else ""
         raise InputError(
             f"NeMo 2 cannot be loaded here ({error})",
             "nemo-toolkit 2.6 or 2.7 with megatron-core",
-            "pip install 'nemo_xtoken[nemo]', or use an image that has them; `xtoken env` says what is there",
+            f"pip install 'nemo_xtoken[nemo]', or use an image that has them; `xtoken env` says what is there{also}",
         ) from error
     except Exception as error:
         raise unloadable_nemo(error) from error
@@ -92,7 +105,7 @@ VERB = Verb(
     ),
     options=(
         Option("model", "a folder in Hugging Face's format, or a hub name", required=True),
-        Option("out", "the folder to write", required=True),
+        Option("out", "the folder to write", required=True, writes="folder"),
         DTYPE,
         OVERWRITE,
     ),

@@ -31,11 +31,11 @@ def _run(arguments: Mapping[str, Any]) -> int:
     matrix, report = read_projection(arguments["w"], student, teacher)
     if asked:
         found = find_tokens(student, **asked)
-        rows = [describe_row(matrix, s, student, teacher) for s in found[: max(arguments["limit"], 0)]]
+        rows = [describe_row(matrix, s, student, teacher) for s in found[: arguments["limit"]]]
         result: dict[str, Any] = {"matching": len(found), "rows": rows}
     elif arguments["unreached"]:
         missed = unreached_tokens(matrix, teacher)
-        tokens = [{"id": t, "token": teacher.display(t)} for t in missed[: max(arguments["limit"], 0)]]
+        tokens = [{"id": t, "token": teacher.display(t)} for t in missed[: arguments["limit"]]]
         result = {"matching": len(missed), "tokens": tokens}
     else:
         result = statistics(matrix, student, teacher)
@@ -173,10 +173,14 @@ VERB = Verb(
         Option("teacher", "the teacher's tokenizer, in the same forms", required=True),
         Option("token", 'a student token by its text, as " the" or <eos>'),
         Option("regex", "all student tokens whose text it matches somewhere"),
-        Option("id", "a student token by its id", int),
+        Option("id", "a student token by its id", int, least=0),
         Option("unreached", "list the teacher tokens that get no mass", bool, False),
-        Option("limit", "most rows or tokens to print", int, 50),
-        Option("figure", "a picture (.png) of W and of some rows (those asked for, else a choice), to be written"),
+        Option("limit", "most rows or tokens to print", int, 50, least=0),
+        Option(
+            "figure",
+            "a picture (.png) of W and of some rows (those asked for, else a choice), to be written",
+            writes="file",
+        ),
         Option("json", "print JSON", bool, False),
     ),
     examples=(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemo_xtoken.commands.verb import Option, Verb
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.limits import MOST_NODES
 
 if TYPE_CHECKING:
     from nemo_xtoken.launch.slurm_config import SlurmConfig
@@ -17,12 +18,14 @@ __all__ = ["VERB"]
 STYLES = {"green": "green", "yellow": "yellow", "red": "bold red", "left out": "dim"}
 #: Settings that the packaged default leaves to the user are not errors of a run that does not use Slurm.
 NO_SLURM = "none"
+BRIDGE = "bridge"
 
 
 def _run(arguments: Mapping[str, Any]) -> int:
     from nemo_xtoken.commands.run_settings import find_recipe, nodes_of_recipe, read_settings
     from nemo_xtoken.launch.slurm_config import PREFIX
     from nemo_xtoken.preflight.checkup import check
+    from nemo_xtoken.preflight.plan import Measured
 
     if bool(arguments["recipe"]) == bool(arguments["yaml"]):
         raise InputError("not one of recipe= and yaml=", "exactly one of them", "see `xtoken preflight --help`")
@@ -32,22 +35,22 @@ def _run(arguments: Mapping[str, Any]) -> int:
     if arguments["recipe"]:
         recipe, of_recipe = find_recipe(arguments["recipe"]), nodes_of_recipe(arguments["recipe"])
         given_nodes = given_nodes if given_nodes is not None else of_recipe
-    for name, number in (("nodes", given_nodes), ("gpus", arguments["gpus"])):
-        if number is not None and number < 1:
-            raise InputError(f"{name}={number}", "1 or more", "correct it")
+    if given_nodes is not None and given_nodes < 1:
+        raise InputError(f"recipe={arguments['recipe']}", "1 node or more", "correct it")
     source = arguments["slurm"] or "default"
     slurm = _slurm(source, of_slurm, given_nodes) if source != NO_SLURM else None
     nodes, gpus = given_nodes, arguments["gpus"]
     if slurm is not None and not isinstance(slurm, InputError):
         nodes, gpus = nodes or slurm.nodes, gpus or slurm.tasks
-    settings = read_settings(recipe, arguments["yaml"], words, nodes)
+    settings = read_settings(recipe, arguments["yaml"], words, nodes, _takes_bridge(arguments["framework"]))
     nodes = nodes or int(settings.number("trainer.num_nodes", 1))
     gpus = gpus or _devices(settings)
     stages = None if arguments["json"] else _progress()
     try:
         say = stages.update if stages is not None else lambda stage: None
         asked = bool(arguments["slurm"] or of_slurm)
-        report = check(settings, nodes, gpus, arguments["gpu_memory"], slurm, asked, say)
+        measured = Measured(arguments["step_seconds"], arguments["teacher_speed"])
+        report = check(settings, nodes, gpus, arguments["gpu_memory"], slurm, asked, say, measured)
     finally:
         if stages is not None:
             stages.stop()
@@ -56,6 +59,16 @@ def _run(arguments: Mapping[str, Any]) -> int:
     else:
         _print(report, f"{arguments['recipe'] or arguments['yaml']} on {nodes} x {gpus} GPUs")
     return 1 if report.status == "red" else 0
+
+
+def _takes_bridge(framework: str | None) -> bool:
+    """Whether a recipe is to be looked at as Megatron-Bridge would run it: by default where NeMo 2 is absent."""
+    from nemo_xtoken.environment import find_stack
+
+    if framework is not None:
+        return framework == BRIDGE
+    stack = find_stack()
+    return stack["NeMo"].version is None and stack["Megatron-Bridge"].version is not None
 
 
 def _devices(settings: "Settings") -> int:
@@ -135,10 +148,30 @@ VERB = Verb(
     options=(
         Option("recipe", "the recipe to run"),
         Option("yaml", "or the file of a run, from `nemo llm distill .. --to-yaml`"),
-        Option("nodes", "machines; by default the Slurm configuration's, else the recipe's", int),
-        Option("gpus", "GPUs of each machine, by default as for nodes", int),
-        Option("gpu_memory", "GiB of a GPU's memory", float, 80.0),
+        Option(
+            "nodes", "machines; by default the Slurm configuration's, else the recipe's", int, least=1, most=MOST_NODES
+        ),
+        Option("gpus", "GPUs of each machine, by default as for nodes", int, least=1, most=MOST_NODES),
+        Option("gpu_memory", "GiB of a GPU's memory", float, 80.0, above=0),
+        Option(
+            "step_seconds",
+            "of a step of the student without a teacher's model, as its history has it; default a roofline's",
+            float,
+            above=0,
+        ),
+        Option(
+            "teacher_speed",
+            "tokens a second of a GPU of a teacher elsewhere, as the log of `xtoken serve` has it for all of a "
+            "replica's; default a roofline's",
+            float,
+            above=0,
+        ),
         Option("slurm", "the cluster's configuration: a YAML file, a name (default), or none to leave it out"),
+        Option(
+            "framework",
+            "what trains a recipe: NeMo 2, or Megatron-Bridge (images since 26.04); by default what is installed",
+            choices=("nemo2", BRIDGE),
+        ),
         Option("json", "print JSON", bool, False),
     ),
     examples=(

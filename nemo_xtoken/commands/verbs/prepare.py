@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_xtoken.commands.verb import Option, UsageError, Verb
+from nemo_xtoken.commands.verb import PART_OPTIONS, Option, UsageError, Verb
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.limits import MOST_WORKERS
 
 if TYPE_CHECKING:
     from nemo_xtoken.data.config import DataConfig
@@ -19,10 +20,13 @@ _OF_DATA = (
     "format",
     "text_key",
     "messages_key",
+    "tools_key",
+    "learn",
     "chat_template",
     "text_split",
     "split",
     "indexed_tokenizer",
+    "on_error",
     "align",
 )
 _OF_THE_JOB = ("sbatch", "slurm", "part", "json", "rest")
@@ -68,13 +72,16 @@ def _data(arguments: Mapping[str, Any]) -> "DataConfig":
     import os
 
     from nemo_xtoken.data.config import DataConfig
+    from nemo_xtoken.data.sources import check_settings_used, resolve_sources
 
     workers = arguments["workers"]
     if workers is None:
         cores = len(os.sched_getaffinity(0))
         workers = cores if cores > 1 else 0
     options = {name: arguments[name] for name in _OF_DATA if arguments[name] is not None}
-    return DataConfig(_names(arguments["paths"], "paths"), workers=workers, cache_dir=arguments["out"], **options)
+    data = DataConfig(_names(arguments["paths"], "paths"), workers=workers, cache_dir=arguments["out"], **options)
+    check_settings_used(resolve_sources(data.paths, data.reading))
+    return data
 
 
 def _names(text: str, name: str) -> list[str]:
@@ -85,14 +92,27 @@ def _names(text: str, name: str) -> list[str]:
 
 
 def _print(report: "PartReport", data: "DataConfig") -> None:
+    from nemo_xtoken.data.prepare import unread_lines
+    from nemo_xtoken.data.skipped import Skipped
+
     where = f" (part {report.part} of {report.parts})" if report.parts > 1 else ""
     print(f"{report.documents:,} documents, {report.characters:,} characters in {report.files:,} files{where}")
+    for line in unread_lines(report.unread):
+        print(line)
+    if report.skipped:
+        print(Skipped(dict(report.skipped), list(report.examples)))
     for one in report.teachers:
         tokens = one.student_tokens + one.teacher_tokens
         print(f"{one.name}:")
         print(f"  tokens          {one.student_tokens:,} student, {one.teacher_tokens:,} teacher")
         print(f"  chunks          {one.chunks:,}, {one.scored_chunks:,} of them with a predictor on both sides")
         print(f"  labels in one   {one.student_coverage:.2%} student, {one.teacher_coverage:.2%} teacher")
+        if one.without_chunks:
+            print(f"  without a chunk {one.without_chunks:,} documents, learned by cross-entropy alone")
+        if one.refused:
+            print(f"  left out        {one.refused:,} documents, which a chat template cannot render")
+        for line in one.told:
+            print(f"  told            {line}")
         per_token = one.bytes / max(tokens, 1)
         print(f"  on disk         {one.bytes:,} bytes in {one.shards:,} files, {per_token:.1f} a token of either side")
         if one.new_tokens:
@@ -100,15 +120,26 @@ def _print(report: "PartReport", data: "DataConfig") -> None:
             print(f"  new             {one.new_tokens:,} tokens in {one.seconds:.1f} s, {speed:,.0f} a second")
         else:
             print("  new             nothing: all of it was in the cache")
-    cache = f" data.text.cache_dir={data.cache_dir}" if data.cache_dir else ""
-    print(f"train with: data.text.paths='{json.dumps(data.paths)}'{cache}")
+    print(f"train with: {training_words(data)}")
+
+
+def training_words(data: "DataConfig") -> str:
+    """The overrides with which a training reads what was prepared, as words for a shell."""
+    import dataclasses
+    import shlex
+
+    words = [f"data.text.paths={json.dumps(data.paths, ensure_ascii=False)}"]
+    defaults = {field.name: field.default for field in dataclasses.fields(data)}
+    for name in (*_OF_DATA, "cache_dir"):
+        if (value := getattr(data, name)) != defaults[name]:
+            words.append(f"data.text.{name}={value}")
+    return " ".join(map(shlex.quote, words))
 
 
 def _write_script(arguments: Mapping[str, Any]) -> int:
     """A script for sbatch: an array with a task per part."""
     import dataclasses
 
-    from nemo_xtoken.data.sources import resolve_sources
     from nemo_xtoken.files import atomic_path
     from nemo_xtoken.launch.job import Job
     from nemo_xtoken.launch.sbatch import render, submit_lines
@@ -117,8 +148,7 @@ def _write_script(arguments: Mapping[str, Any]) -> int:
     parts = arguments["parts"]
     if not parts or parts < 1:
         raise InputError("sbatch= without parts=", "how many tasks share the work", "say parts=64, for example")
-    data = _data(arguments)
-    resolve_sources(data.paths, data.reading)  # on the login node, before anything is queued
+    _data(arguments)  # looks at the data on the login node, before anything is queued
     config = load_config(arguments["slurm"], arguments["rest"])
     limit = config.array or ""
     if limit and not limit.startswith("%"):
@@ -159,19 +189,34 @@ VERB = Verb(
         Option("format", "what the documents are", default="text", choices=("text", "chat")),
         Option("text_key", "the column that holds the text", default="text"),
         Option("messages_key", "for chat the column that holds the messages", default="messages"),
+        Option("tools_key", "for chat the column that holds the tools, where there is one", default="tools"),
+        Option(
+            "learn",
+            "for chat what of the assistant's messages is learned",
+            default="answers,reasoning,calls",
+        ),
         Option("chat_template", "a file with the student's chat template, where its tokenizer has none"),
         Option(
             "text_split", "what a document is in a .txt file", default="file", choices=("file", "paragraph", "line")
         ),
         Option("split", "which split of a Hugging Face data set", default="train"),
         Option("indexed_tokenizer", "the tokenizer that made an indexed data set (.bin and .idx)"),
+        Option(
+            "on_error",
+            "at a row that is no document: refuse the data, or skip the row and count it",
+            default="refuse",
+            choices=("refuse", "skip"),
+        ),
         Option("align", "exact spans, or the paper's dynamic programme", default="spans", choices=("spans", "dp")),
         Option("out", "the cache folder; the same as data.text.cache_dir in training; default $NEMO_XTOKEN_CACHE"),
-        Option("workers", "processes; default one for each core that this one may use", int),
-        Option("part", "which part this is, from 0; default the task's number in a Slurm array", int),
-        Option("parts", "how many parts there are; default the tasks of the Slurm array, else 1", int),
-        Option("sbatch", "write a script for Slurm to this file instead: an array of `parts` tasks"),
-        Option("slurm", "for sbatch: the cluster's configuration, a YAML file or a name", default="cpu"),
+        Option(
+            "workers", "processes; default one for each core that this one may use", int, least=0, most=MOST_WORKERS
+        ),
+        *PART_OPTIONS,
+        Option("sbatch", "write a script for Slurm to this file instead: an array of `parts` tasks", writes="file"),
+        Option(
+            "slurm", "for sbatch: the cluster's configuration, a YAML file or a name", default="cpu", goes_with="sbatch"
+        ),
         Option("json", "print the counts as JSON", bool, False),
     ),
     examples=(

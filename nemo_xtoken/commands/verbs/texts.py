@@ -12,9 +12,14 @@ def read_text(source: str) -> str:
     """The text itself, that of a file for ``@file``, or that of standard input for ``-``.
 
     Raises:
-        InputError: a file that cannot be read, or is not UTF-8.
+        InputError: a file that cannot be read, or text that is not UTF-8.
     """
     if source != "-" and not source.startswith("@"):
+        try:
+            source.encode()
+        except UnicodeEncodeError as error:
+            found = f"text= is not UTF-8 (character {error.start})"
+            raise InputError(found, "UTF-8 text", "correct it, or name a file: text=@FILE") from None
         return source
     where = "standard input" if source == "-" else source[1:]
     try:

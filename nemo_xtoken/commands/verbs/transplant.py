@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from nemo_xtoken.commands.verb import Option, Verb
-from nemo_xtoken.progress import Phase
+from nemo_xtoken.limits import MOST_ROWS
+from nemo_xtoken.progress import Phase, in_megabytes
 
 __all__ = ["VERB"]
 
@@ -13,18 +14,13 @@ def _run(arguments: Mapping[str, Any]) -> int:
     from nemo_xtoken.weights.transplant import transplant
 
     with Phase("writing", unit="MB", announced=False) as phase:
-
-        def show(written: int, total: int) -> None:
-            phase.total = total // 1_000_000
-            phase.at(written // 1_000_000, {"MB/s": f"{written / 1e6 / max(phase.seconds, 1e-9):,.0f}"})
-
         done = transplant(
             arguments["model"],
             arguments["tokenizer"],
             arguments["out"],
             multiple_of=arguments["multiple_of"],
             overwrite=arguments["overwrite"],
-            progress=show,
+            progress=in_megabytes(phase),
         )
     print(
         f"saved in {done.out}: {done.rows:,} rows (before: {done.old_rows:,}), of which {done.exact:,} are tokens of "
@@ -47,8 +43,8 @@ VERB = Verb(
     options=(
         Option("model", "the checkpoint: a folder in Hugging Face's format, or a hub name", required=True),
         Option("tokenizer", "the new tokenizer: a folder, a tokenizer.json, or a hub name", required=True),
-        Option("out", "the folder to write", required=True),
-        Option("multiple_of", "round the number of rows up to a multiple of this", int, default=1),
+        Option("out", "the folder to write", required=True, writes="folder"),
+        Option("multiple_of", "round the number of rows up to a multiple of this", int, 1, least=1, most=MOST_ROWS),
         Option("overwrite", "replace a checkpoint at out=", bool, default=False),
     ),
     examples=(

@@ -5,12 +5,31 @@
 
 from dataclasses import dataclass
 
-__all__ = ["BF16", "FP32", "GIB", "MIB", "MULTI_ENTRIES", "LossSizes", "crossing_entries"]
+__all__ = [
+    "BF16",
+    "FP32",
+    "GIB",
+    "MIB",
+    "MULTI_ENTRIES",
+    "STUDENT_TENSORS",
+    "TEACHER_TENSORS",
+    "TILE_MIB_ON_GPU",
+    "LossSizes",
+    "crossing_entries",
+    "rows_on_gpu",
+]
 
 BF16, FP32 = 2, 4
 GIB, MIB = 2**30, 2**20
-#: Full reads or writes of a tile of [n, V/tp] float32 in the torch path, on either side.
-STUDENT_PASSES, TEACHER_PASSES = 14, 16
+#: What the loss may use for a tile on a GPU where nothing is set: about 1,000 rows of Llama-3 <- Qwen3 at TP 1.
+TILE_MIB_ON_GPU = 6144
+#: Full reads or writes of a tile of [n, V/tp] float32 by the Triton kernels, which a GPU takes, on either side, of
+#: P-KL and prefix_kl (`benchmarks/loss_counts.py`); torch's make 24 and 30.
+STUDENT_PASSES, TEACHER_PASSES = 5, 4
+#: Tensors of a tile's size that are alive at once in the pass, of the student's and of a teacher's vocabulary.
+STUDENT_TENSORS, TEACHER_TENSORS = 5, 6
+#: Rows of a GPU's tile are a multiple of this, the rows of a block of its matrix products.
+BLOCK = 128
 #: Entries that a rank sends for a chunk, mean over the ranks, Llama-3 -> Qwen3 (tests/unit/parallel/test_ownership.py).
 CROSSING = {1: 0.0, 2: 1476.0, 4: 909.0, 8: 870.6}
 MULTI_ENTRIES = 42_158
@@ -19,6 +38,18 @@ MULTI_ENTRIES = 42_158
 def crossing_entries(tensor: int) -> float:
     """Entries of Llama-3 -> Qwen3's W that a rank sends for a chunk; between the sizes measured the larger."""
     return 0.0 if tensor == 1 else CROSSING[max(n for n in CROSSING if n <= max(2, tensor))]
+
+
+def rows_on_gpu(student_columns: float, teacher_columns: float, mib: int | None = None) -> int:
+    """Student rows of a tile.
+
+    Args:
+        student_columns, teacher_columns: of the output layers on a rank; of several teachers the largest.
+        mib: memory that the tile may use; None: `TILE_MIB_ON_GPU`.
+    """
+    row = FP32 * (STUDENT_TENSORS * student_columns + TEACHER_TENSORS * teacher_columns)
+    rows = int((TILE_MIB_ON_GPU if mib is None else mib) * MIB // row)
+    return max(1, rows - rows % BLOCK if rows > BLOCK else rows)
 
 
 @dataclass(frozen=True)
@@ -34,6 +65,7 @@ class LossSizes:
         positions: rows of the hidden states, labelled or not.
         tiles: tiles of the pass.
         returning: entries that it sends for a chunk on the way back; the same in the mean over the ranks.
+        sequence_parallel: the gradient of the hidden states is summed and scattered in their own type.
     """
 
     rows: float
@@ -48,10 +80,11 @@ class LossSizes:
     crossing: float
     tiles: float = 1.0
     returning: float | None = None
+    sequence_parallel: bool = False
 
     @property
     def flops(self) -> float:
-        """Matrix products: logits, gradient by hidden states and by weight; the teacher's logits.  Each once."""
+        """Matrix products, each once: logits, gradients of hidden states and of the weight; the teacher's logits."""
         student = 3 * self.rows * self.student_hidden * self.student_columns
         return 2 * (student + self.teacher_rows * self.teacher_hidden * self.teacher_columns)
 
@@ -60,6 +93,19 @@ class LossSizes:
         """Bytes read and written by what is done element by element."""
         student = STUDENT_PASSES * self.rows * self.student_columns
         return FP32 * (student + TEACHER_PASSES * self.teacher_rows * self.teacher_columns)
+
+    @property
+    def weights_touched(self) -> float:
+        """Bytes of the output weights and of their gradient that are read and written: in each tile the weight twice,
+        Megatron's gradient read and written in float32, a teacher's weight once; and in each micro-batch the
+        placeholder that autograd gets."""
+        student = self.student_hidden * self.student_columns * (self.tiles * (2 * BF16 + 2 * FP32) + BF16)
+        return student + self.teacher_weights_touched
+
+    @property
+    def teacher_weights_touched(self) -> float:
+        """Of these the teacher's."""
+        return self.tiles * BF16 * self.teacher_hidden * self.teacher_columns
 
     @property
     def exchanged(self) -> float:
@@ -74,14 +120,20 @@ class LossSizes:
 
     @property
     def reduced(self) -> float:
-        """Bytes that the rank hands to all-reduces: six numbers a chunk, and the gradient by the hidden states."""
-        return FP32 * (6 * self.chunks + self.positions * self.student_hidden) if self.tp > 1 else 0.0
+        """Bytes that the rank hands to all-reduces: six numbers a chunk, and the gradient of the hidden states."""
+        hidden = 0.0 if self.sequence_parallel else self.positions * self.student_hidden
+        return FP32 * (6 * self.chunks + hidden) if self.tp > 1 else 0.0
+
+    @property
+    def scattered(self) -> float:
+        """Bytes that the rank hands to reduce-scatters: the gradient of the hidden states."""
+        return BF16 * self.positions * self.student_hidden if self.sequence_parallel and self.tp > 1 else 0.0
 
     @property
     def wire(self) -> float:
-        """Bytes that leave the rank; an all-reduce of a ring sends each twice."""
+        """Bytes that leave the rank; an all-reduce of a ring sends each twice, a reduce-scatter once."""
         share = (self.tp - 1) / self.tp
-        return self.exchanged + (self.tp - 1) * self.gathered + 2 * share * self.reduced
+        return self.exchanged + (self.tp - 1) * self.gathered + share * (2 * self.reduced + self.scattered)
 
     @property
     def dense_wire(self) -> float:

@@ -8,13 +8,12 @@ wastes, CUDA's own and NCCL's buffers are in none of it.
 
 from dataclasses import dataclass
 
-from nemo_xtoken.run.estimates.loss_time import BF16, FP32, MIB, MULTI_ENTRIES
+from nemo_xtoken.run.estimates.loss_time import BF16, FP32, MIB, MULTI_ENTRIES, TILE_MIB_ON_GPU
 from nemo_xtoken.run.estimates.model_sizes import Model, Part
 from nemo_xtoken.run.layout import ParallelSizes, owned_rows
 
 __all__ = ["Precision", "Recompute", "TeacherSizes", "Training", "memory_of", "worst_stage"]
 
-TILE = 1024 * MIB  # on a GPU (objective/tiles.py)
 ROW_OF_W = 60  # bytes of an entry of W outside the exact rows: ids, weights, sparse forms of it and its transpose
 
 
@@ -61,6 +60,7 @@ class TeacherSizes:
         positions: of a sample on its side, padding included.
         shares: the name of a teacher whose model this one shares, or "".
         ids: V_T; None: as many as its output layer has rows.
+        elsewhere: no process of the run has a part of it but for its output layer.
     """
 
     model: Model
@@ -69,6 +69,7 @@ class TeacherSizes:
     positions: int
     shares: str = ""
     ids: int | None = None
+    elsewhere: bool = False
 
     def columns(self, tensor: int) -> int:
         """Of its output layer in the order of W, on one of so many ranks."""
@@ -144,8 +145,9 @@ def memory_of(run: Training, stage: int) -> dict[str, float]:
         columns = [t.columns(sizes.tensor) for t in run.teachers]
         parts |= {
             "teachers: hidden states": hidden * precision.weights,
-            "loss: tile": float(TILE if run.tile_mib is None else run.tile_mib * MIB),
-            "loss: gradients": FP32 * run.student.hidden * (rows + run.tokens),
+            "loss: tile": float(MIB * (TILE_MIB_ON_GPU if run.tile_mib is None else run.tile_mib)),
+            # the hidden states' in float32, and a placeholder of the weight's, which is added to Megatron's
+            "loss: gradients": run.student.hidden * (FP32 * run.tokens + precision.weights * rows),
             "loss: W": sum(MULTI_ENTRIES / sizes.tensor * ROW_OF_W + FP32 * (rows + c) for c in columns),
         }
     return parts
@@ -153,7 +155,8 @@ def memory_of(run: Training, stage: int) -> dict[str, float]:
 
 def _kept(run: Training, teacher: TeacherSizes) -> float:
     """Micro-batches whose hidden states are there at a time: all of a step where stages wait for each other."""
-    return 1.0 if run.sizes.pipeline == 1 and not teacher.own_layout else run.micro_batches
+    at_once = teacher.elsewhere or (run.sizes.pipeline == 1 and not teacher.own_layout)
+    return 1.0 if at_once else run.micro_batches
 
 
 def _states(run: Training, part: Part) -> float:
@@ -168,6 +171,8 @@ def _states(run: Training, part: Part) -> float:
 def _teacher_weights(run: Training, teacher: TeacherSizes, last: bool) -> float:
     """Frozen weights; an untied output layer is released once it exists in the order of W, except one row."""
     model, own = teacher.model, teacher.sizes
+    if teacher.elsewhere:
+        return last * teacher.columns(run.sizes.tensor) * model.hidden * run.precision.weights
     weights = 0.0
     for i in {0, own.pipeline - 1} if teacher.own_layout else {own.pipeline - 1 if last else 0}:
         ends = i == own.pipeline - 1

@@ -1,9 +1,10 @@
 """How long a step takes, on paper: a roofline, nothing hidden behind anything.  Nothing here was timed on a GPU."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
-from nemo_xtoken.run.estimates.loss_time import LossSizes, crossing_entries
+from nemo_xtoken.run.estimates.loss_time import LossSizes, crossing_entries, rows_on_gpu
 from nemo_xtoken.run.estimates.memory import Training
 
 __all__ = ["Gpu", "loss_sizes", "step_time"]
@@ -27,6 +28,8 @@ def loss_sizes(run: Training, teacher: int, tokens: float, chunks: float) -> Los
         tokens, chunks: teacher's tokens, and chunks, for each token of the student.
     """
     model = run.teachers[teacher].model
+    columns = [t.model.vocabulary / run.sizes.tensor for t in run.teachers]
+    tile = rows_on_gpu(run.student.vocabulary / run.sizes.tensor, max(columns), run.tile_mib)
     return LossSizes(
         rows=run.tokens,
         teacher_rows=run.tokens * tokens,
@@ -38,6 +41,8 @@ def loss_sizes(run: Training, teacher: int, tokens: float, chunks: float) -> Los
         teacher_columns=model.vocabulary / run.sizes.tensor,
         tp=run.sizes.tensor,
         crossing=crossing_entries(run.sizes.tensor),
+        tiles=math.ceil(run.tokens / tile),
+        sequence_parallel=run.sequence_parallel,
     )
 
 
@@ -56,12 +61,13 @@ def step_time(run: Training, gpu: Gpu, tokens: float = 1.05, chunks: float = 0.9
     student = 3 * run.student.forward_flops(run.tokens, run.length) / shared / gpu.flops * bubble
     teachers = 0.0
     for t in run.teachers:
-        if not t.shares:  # every copy takes its part of all micro-batches
+        if not t.shares and not t.elsewhere:  # every copy takes its part of all micro-batches
             flops = t.model.forward_flops(run.tokens * run.sizes.context * tokens, run.length)
             teachers += flops * run.data_parallel / run.processes / gpu.flops * bubble
     losses = [loss_sizes(run, number, tokens, chunks) for number in range(len(run.teachers))]
     if losses:
         products, elements, wire = (sum(x) for x in zip(*((s.flops, s.touched, s.wire) for s in losses), strict=True))
+        elements += losses[0].weights_touched + sum(s.teacher_weights_touched for s in losses[1:])
         if len(losses) > 1:  # the student's logits are made once
             products -= 6 * (len(losses) - 1) * run.tokens * run.student.hidden * losses[0].student_columns
     else:  # cross-entropy alone

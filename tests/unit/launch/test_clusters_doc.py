@@ -47,6 +47,10 @@ def test_quoted_messages_are_in_the_program(message):
     assert message in SOURCES
 
 
-def test_the_image_is_the_dockerfiles():
-    base = re.findall(r"^FROM (nvcr\S+)", (ROOT / "Dockerfile").read_text(), re.M)
-    assert f"`{base[0]}`" in TEXT
+def test_it_begins_with_the_images_of_the_dockerfile():
+    bases = re.findall(r"^FROM (nvcr\S+) AS (\w+)", (ROOT / "Dockerfile").read_text(), re.M)
+    begin = TEXT.partition("## 1.")[0]
+    assert bases
+    for base, target in bases:
+        assert f"`{base}`" in begin
+        assert f"`--target {target}`" in begin

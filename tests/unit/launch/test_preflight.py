@@ -124,6 +124,35 @@ def test_a_run_with_nothing_wrong(look, world):
     assert figures["parameters"]["student"] == body + 2 * 1920 * 64
 
 
+def test_a_student_made_of_its_teacher_is_known(world, capsys):
+    """By the recipes that swap a tokenizer, and with fewer layers: its layers, its rows, its teacher."""
+    llama = {
+        "model_type": "llama", "num_hidden_layers": 4, "hidden_size": 64, "intermediate_size": 96,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 1000, "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-5, "tie_word_embeddings": True,
+    }  # fmt: skip
+    folder = world / "original"
+    write_folder("qwen", folder)
+    (folder / "config.json").write_text(json.dumps(llama))
+
+    def checks(recipe, *words):
+        usual = [f"model={folder}", f"tokenizer={world}/student/context/tokenizer", "slurm=none", "gpus=1"]
+        main(["preflight", "--json", f"recipe={recipe}", *usual, f"data.text.paths={world}/text.jsonl", *words])
+        report = json.loads(capsys.readouterr().out)
+        said = {(c["check"], c["status"]): json.dumps(c) for c in report["checks"]}
+        return said, report["figures"]
+
+    said, figures = checks("xtoken_compress", "layers=0,3")
+    assert "2 layers of 64" in said["student", "green"]
+    assert "4 layers of 64" in said["teacher", "green"]
+    assert set(figures["parameters"]) == {"student", "teacher"}
+    whole = checks("xtoken_swap")[1]["parameters"]
+    a_layer = 64 * 8 * (8 + 2 * 4) + 64 * 64 + 3 * 64 * 96 + 2 * 64
+    assert whole["student"] - figures["parameters"]["student"] == 2 * a_layer
+    assert "of the model's 4 layers, 0 to 3" in checks("xtoken_compress", "layers=0,4")[0]["student", "red"]
+    assert "tokenizer is not set" in checks("xtoken_swap", "tokenizer=none")[0]["student", "red"]
+
+
 RED = {
     # words, check, what is said
     "student not set": (["resume.restore_config.path=none"], "student", "resume.restore_config.path is not set"),
@@ -170,10 +199,16 @@ RED = {
     "rule": (["teacher.rule.beta=0"], "W, teacher", "beta=0"),
     "W missing": (["teacher.projection={world}/nowhere"], "W, teacher", "nowhere"),
     "W of another pair": (["teacher.projection={world}/swapped.safetensors"], "W, teacher", "another student"),
-    "memory": (["gpu_memory=4"], "memory", "loss: tile 1.0"),
+    "memory": (["gpu_memory=9"], "memory", "loss: tile 6.0"),
     "no data": (["data.text.paths=[]"], "data", "no data"),
     "data missing": (["data.text.paths={world}/*.parquet"], "data", "matches nothing"),
     "data's check": (["data.text.workers=-1"], "data", "workers=-1"),
+    "multi-token prediction": (["model.config.mtp_num_layers=1"], "settings", "model.config.mtp_num_layers=1"),
+    "fsdp": (["trainer.strategy.fsdp=megatron"], "settings", "trainer.strategy.fsdp=megatron"),
+    "fp8 over context": (
+        ["trainer.plugins.fp8=hybrid", "trainer.strategy.context_parallel_size=2"], "settings",
+        "trainer.plugins.fp8=hybrid (student) with a context-parallel size of 2",
+    ),
     "Slurm": (["slurm=default"], "Slurm", "container_image not set in"),
     "Slurm's file": (["slurm={world}/nowhere.yaml"], "Slurm", "nowhere.yaml"),
 }  # fmt: skip
@@ -205,6 +240,7 @@ def test_a_loss_from_outside_of_the_package(look, tmp_path, monkeypatch):
     assert any("top_k=5 with loss=loss_of_mine:Loss" in c["found"] for c in of_status(report, "red"))
 
 
+EVERYTHING = "executor.container_mounts=[/:/]"
 YELLOW = {
     "longer than trained": (["data.text.student_length=256"], "student", "made for 128"),
     "over nodes": (["nodes=4", "gpus=2", "trainer.strategy.tensor_model_parallel_size=4"], "layout", "a node 2"),
@@ -216,11 +252,17 @@ YELLOW = {
     "warm-up": (["optim.lr_scheduler.warmup_steps=20"], "steps", "20 steps of warm-up"),
     "loss": (["teacher.loss=h_kl"], "W, teacher", "loss=h_kl"),
     "loss of common tokens": (["teacher.loss=gold"], "W, teacher", "loss=gold"),
-    "memory": (["gpu_memory=4.1"], "memory", "GiB on a GPU"),
+    "loss that leaves chunks out": (["teacher.loss=strict_1to1"], "W, teacher", "scores none of"),
+    "memory": (["gpu_memory=9.1"], "memory", "GiB on a GPU"),
     "epochs": (["trainer.max_steps=2000"], "data", "epochs of it"),
     "hub": (["teacher.tokenizer=Qwen/Qwen3-4B"], "hub", "HF_TOKEN is not set"),
     "begun": (["log.name=begun", "resume.resume_if_exists=false"], "run folder", "has 1 checkpoints"),
-    "image": (["slurm=default", "executor.container_image=/nowhere/x.sqsh"], "versions", "/nowhere/x.sqsh"),
+    "image": (["slurm=default", "executor.container_image=/nowhere/x.sqsh", EVERYTHING], "versions", "/nowhere/x.sqsh"),
+    "sinks in an image": (
+        ["slurm=default", "executor.container_image=x", EVERYTHING, "model.config.softmax_type=learnable"], "settings",
+        "Transformer Engine of an unknown version",
+    ),
+    "no Transformer Engine": (["slurm=venv"], "attention", "0.0 GiB of attention scores"),
     "account": (["slurm=venv"], "Slurm", "no account and partition"),
     "secret not set": (["slurm=venv", "executor.pass_env=[ALL, NOT_SET_HERE]"], "Slurm", "NOT_SET_HERE is in pass_env"),
     "time": (
@@ -290,7 +332,7 @@ def test_a_token_is_not_shown(look, monkeypatch):
 def test_space(free, status, look, monkeypatch):
     """Where ``free`` is below 1000, so many times what is needed."""
     _, report = look()
-    need = 3 * report["figures"]["checkpoint_bytes"]
+    need = 2 * report["figures"]["checkpoint_bytes"]
     usage = namedtuple("usage", "total used free")
     there = need * free if free < 1000 else free
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, there))
@@ -383,7 +425,7 @@ def test_the_layout_of_a_recipe_follows_the_nodes(tmp_path, monkeypatch):
     [
         ([], "not one of recipe= and yaml="),
         (["recipe=xtoken_tinny"], "did you mean 'xtoken_tiny'"),
-        (["recipe=xtoken_tiny(steps=3)"], "NAME(nodes=N)"),
+        (["recipe=xtoken_tiny(steps=3)"], "has no argument 'steps'"),
         (["recipe=xtoken_tiny", "nodes=0"], "nodes=0"),
         (["yaml=/nowhere.yaml"], "/nowhere.yaml"),
         (["recipe=xtoken_tiny", "trayner.max_steps=3"], "there is no argument 'trayner'"),
@@ -413,7 +455,7 @@ def test_every_recipe_with_a_file_can_be_looked_at():
     for recipe in recipes:
         settings = Settings.read(recipe.yaml)
         settings.lay_out(16, recipe.layouts)
-        assert settings.number("data.global_batch_size") >= settings.number("data.micro_batch_size")
+        assert settings.number("data.global_batch_size") >= settings.number("data.micro_batch_size", 1)
 
 
 def test_the_table(look, world, capsys, monkeypatch):
@@ -426,3 +468,78 @@ def test_the_table(look, world, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "It would fail." in out
     assert "to fix:" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        ([], "green"),  # below the folder that the job starts in
+        (["executor.env_vars.NEMO_XTOKEN_CACHE=/home/xtoken/.cache"], "red"),
+        (["executor.env_vars.NEMO_XTOKEN_CACHE=/shared/cache"], "red"),
+        (["executor.env_vars.NEMO_XTOKEN_CACHE=/shared/cache", "executor.container_mounts=[/shared:/shared]"], "green"),
+        (["executor.env_vars.NEMO_XTOKEN_CACHE=/sharedcache", "executor.container_mounts=[/shared:/shared]"], "red"),
+        (["data.text.cache_dir=/root/cache"], "red"),
+        (["data.text.cache_dir=cache"], "red"),
+    ],
+)
+def test_a_cache_inside_of_the_container_is_red(look, words, status, monkeypatch):
+    """Each node would prepare the text by itself, for the time of the job."""
+    monkeypatch.delenv("NEMO_XTOKEN_CACHE", raising=False)
+    _, report = look("slurm=default", "executor.container_image=x", "executor.workdir=/lustre/me", *words)
+    found = {finding["status"] for finding in report["checks"] if finding["check"] == "cache"}
+    assert status in found
+    assert status == "red" or "red" not in found
+
+
+def test_the_submitters_cache_counts_where_the_job_gets_it(look, monkeypatch):
+    monkeypatch.setenv("NEMO_XTOKEN_CACHE", "/home/me/cache")
+    words = ["slurm=default", "executor.container_image=x", "executor.workdir=/lustre/me"]
+    for more, status in (([], "red"), (["executor.pass_env=[PATH]"], "green")):
+        _, report = look(*words, *more)
+        assert {f["status"] for f in report["checks"] if f["check"] == "cache"} == {status}
+
+
+def test_too_few_open_files_are_told(monkeypatch):
+    monkeypatch.setattr(machine.resource, "getrlimit", lambda which: (64, 64))
+    (finding,) = machine.descriptors()
+    assert finding.found.startswith("at most 64")
+    monkeypatch.setattr(machine.resource, "getrlimit", lambda which: (64, 65536))
+    assert not list(machine.descriptors())
+
+
+def in_container(world, *mounts):
+    """Words of a job in a container, which has these mounts."""
+    image = world / "image.sqsh"
+    image.touch()
+    return [
+        "slurm=default", "executor.account=me", "executor.partition=gpu", f"executor.container_image={image}",
+        f"executor.workdir={world / 'begun'}", "executor.container_mounts=[" + ", ".join(mounts) + "]",
+        f"executor.env_vars.NEMO_XTOKEN_CACHE={world / 'begun' / 'cache'}",
+    ]  # fmt: skip
+
+
+def test_paths_outside_of_the_container_are_named(look, world):
+    status, report = look(*in_container(world, f"{world}/student:{world}/student"))
+    red = [c for c in of_status(report, "red") if c["check"] == "mounts"]
+    assert status == 1
+    assert len(red) == 3
+    assert {c["found"].partition("=")[0] for c in red} == {"teacher.path", "data.text.paths.0", "log.log_dir"}
+    assert all("add" in c["fix"] and "container_mounts" in c["fix"] for c in red)
+    assert f"add {world}:{world}" in next(c["fix"] for c in red if c["found"].startswith("data"))
+
+    status, report = look(*in_container(world, f"{world}:{world}"))
+    assert not [c for c in of_status(report, "red") if c["check"] == "mounts"]
+    assert any(c["check"] == "mounts" for c in of_status(report, "green"))
+
+
+def test_paths_of_the_container_are_looked_up_on_this_machine(look, world):
+    there = [
+        "data.text.paths=['/in/data/text.jsonl']", "teacher.path=/in/data/teacher",
+        "resume.restore_config.path=/in/student", f"log.log_dir={world}/begun",
+    ]  # fmt: skip
+    mounts = (f"{world}:/in/data:ro", f"{world}/student:/in/student")
+    _, report = look(*in_container(world, *mounts), *there)
+    named = {c["check"]: c for c in of_status(report, "red")}
+    assert not {"student", "teacher", "data", "mounts", "vocabularies"} & set(named), named
+    _, report = look(*in_container(world, mounts[1]), *there)
+    assert {"data", "teacher"} & {c["check"] for c in of_status(report, "red")}

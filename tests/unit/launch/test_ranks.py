@@ -1,9 +1,11 @@
 """Ranks from what srun sets, and where they must not be touched."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.launch.ranks import Placement, adopt_slurm_ranks, first_host, placement
+from nemo_xtoken.launch.ranks import Placement, adopt_slurm_ranks, first_host, fit_trainer, placement
 
 # The 6th of 2 x 4 tasks, as Slurm 22.05 sets it, in a job of sbatch or salloc.
 JOB = {"SLURM_JOB_ID": "123456", "SLURM_JOB_NODELIST": "dgx[07-08]", "SLURM_NNODES": "2", "SLURM_NTASKS": "8"}
@@ -31,7 +33,7 @@ def _adopted(environment):
 def test_a_step_gets_torchruns_variables():
     assert _adopted(STEP) == {
         "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "GROUP_RANK": "1", "NODE_RANK": "1",
-        "MASTER_ADDR": "dgx07", "MASTER_PORT": str(10000 + 123456 % 20000 + 3 * 97),
+        "MASTER_ADDR": "dgx07", "MASTER_PORT": str(10000 + 123456 % 20000 + 4 * 97),
         "TORCHELASTIC_RUN_ID": "slurm-123456-3",
     }  # fmt: skip
     assert placement({**STEP, **_adopted(STEP)}) == Placement(nodes=2, devices=4)
@@ -39,6 +41,12 @@ def test_a_step_gets_torchruns_variables():
 
 def test_the_scripts_meeting_point_stays():
     assert not {"MASTER_ADDR", "MASTER_PORT"} & set(_adopted({**STEP, "MASTER_ADDR": "a", "MASTER_PORT": "1"}))
+
+
+def test_no_step_meets_where_the_script_does():
+    """A teacher's step 0 beside a student whose script has chosen the port of the job."""
+    ports = {_adopted({**STEP, "SLURM_STEP_ID": str(step)})["MASTER_PORT"] for step in range(4)}
+    assert len(ports | {str(10000 + 123456 % 20000)}) == 5
 
 
 @pytest.mark.parametrize(
@@ -61,6 +69,18 @@ def test_a_job_of_one_task_has_a_placement_too():
     environment = {**STEP, "SLURM_JOB_NAME": "run", "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_NUM_NODES": "1"}
     adopted = _adopted({**environment, "SLURM_PROCID": "0", "SLURM_STEP_TASKS_PER_NODE": "1"})
     assert placement(adopted) == Placement(1, 1)
+
+
+@pytest.mark.parametrize("given", [2, "2"])
+def test_the_jobs_number_of_devices_is_accepted_as_a_number_and_as_text(given):
+    """The command line gives text where the argument's annotation names several types."""
+    torchrun = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    config = SimpleNamespace(trainer=SimpleNamespace(num_nodes=1, devices=given))
+    fit_trainer(config, [f"trainer.devices={given}"], torchrun)
+    assert config.trainer.devices == 2
+    config.trainer.devices = "3"
+    with pytest.raises(InputError, match=r"trainer\.devices=3 in a job of 1 x 2 processes"):
+        fit_trainer(config, ["trainer.devices=3"], torchrun)
 
 
 def test_a_script_without_srun_is_told_so():

@@ -41,7 +41,9 @@ PATHS = {
     "xtoken_gold_qwen3_llama1b": (8, STUDENT, QWEN),
     "xtoken_uld_qwen3_llama1b": (8, STUDENT, QWEN),
     "xtoken_ce_llama1b": (2, STUDENT),
+    "xtoken": (1, "student=/lustre/hf/llama-1b", "teacher=/lustre/hf/qwen3-4b"),
     "xtoken_swap": (1, "model=/lustre/hf/smollm2", "tokenizer=/lustre/hf/llama3"),
+    "xtoken_compress": (1, "model=/lustre/hf/smollm2", "layers=12", "tokenizer=/lustre/hf/llama3"),
 }  # fmt: skip
 #: Golden file -> the words after `xtoken sbatch`.  The global batch is one micro-batch of 1 on each GPU.
 SCRIPTS = {
@@ -105,7 +107,11 @@ def test_shellcheck_can_find_something(tmp_path):
 
 # --- what the command comes to in a shell
 
-ODD = ["a b", "it's", "$HOME", "`id`", "*", "x;y", '"', "\\", "ü", "#no", "--flag=1 2"]
+ODD = [
+    "a b", "it's", "$HOME", "`id`", "*", "x;y", '"', "\\", "ü", "#no", "--flag=1 2", "$(id)", "", "~", "{a,b}", "a&b",
+    "a|b", ">x", "!!", "%j", "-", "--", "=", "a=", "\t", "[ab]", "?", "(a)", "${A:-b}", "'\"'", "今", "\\n", "^",
+    "a\\ b",
+]  # fmt: skip
 
 
 def _run(tmp_path, config, job, task=None, **variables):
@@ -211,6 +217,19 @@ def test_each_task_of_a_sweep_runs_its_own_line(tmp_path):
     assert first == f"{common}log.name=xtoken_tiny-0 optim.config.lr=1e-4\n"
     assert second == f"{common}log.name=a b x=it's\n"
     assert _run(tmp_path, config, job, task=7)[0] == 2
+
+
+def test_words_of_a_sweep_reach_their_task_unchanged(tmp_path):
+    words = [f"tags.a={word}" for word in ODD]
+    (tmp_path / "sweep.txt").write_text("log.name=plain\n" + shlex.join(["log.name=odd", *words]) + "\n")
+    (tmp_path / "show").write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
+    (tmp_path / "show").chmod(0o755)
+    config = SlurmConfig(workdir=str(tmp_path), gpus_per_node=0, program=str(tmp_path / "show"))
+    job = distillation(config, "xtoken_tiny", None, words, read_sweep(str(tmp_path / "sweep.txt")))
+    for task, own in enumerate((["log.name=plain"], ["log.name=odd", *words])):
+        status, log, _ = _run(tmp_path, config, job, task=task)
+        assert status == 0, log
+        assert json.loads(log) == ["llm", "distill", "--recipe", "xtoken_tiny", *words, *own]
 
 
 # --- refusals
@@ -361,3 +380,108 @@ def test_examples_of_the_help_work(tmp_path, monkeypatch, capsys):
         assert main([word for word in shlex.split(words) if word != "submit=true"]) == 0
     assert (tmp_path / "job.sh").stat().st_mode & 0o111
     assert (tmp_path / "runs" / "slurm").is_dir()
+
+
+def _of_another_package(folder, monkeypatch):
+    """Installs a recipe that is not this package's."""
+    (folder / "mine-1.dist-info").mkdir()
+    (folder / "mine-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1\n")
+    (folder / "mine-1.dist-info" / "entry_points.txt").write_text("[nemo_xtoken.recipes]\nmine = its_recipe:mine\n")
+    (folder / "its_recipe.py").write_text('"""Mine."""\n')
+    monkeypatch.syspath_prepend(folder)
+    return ["sbatch", "recipe=mine", "slurm=venv", "trainer.max_stepps=3"]
+
+
+def test_a_recipe_of_another_package_is_checked_by_the_yaml_beside_it(tmp_path, monkeypatch, capsys):
+    words = _of_another_package(tmp_path, monkeypatch)
+    (tmp_path / "mine.yaml").write_text(available_recipes()["xtoken_ce_llama1b"].yaml.read_text())
+    assert main(words) == 2
+    assert "there is no argument 'max_stepps' in trainer" in capsys.readouterr().err
+
+
+def test_what_cannot_be_checked_is_said(tmp_path, monkeypatch, capsys):
+    assert main(_of_another_package(tmp_path, monkeypatch)) == 0
+    out = capsys.readouterr()
+    assert "    nemo llm distill --recipe mine trainer.max_stepps=3\n" in out.out
+    assert out.err.count("warning: the settings of the run are not checked, since the recipe mine has no YAML") == 1
+    assert main(["sbatch", "yaml=absent.yaml", "slurm=venv"]) == 0
+    assert "there is no " in capsys.readouterr().err
+
+
+# --- what a DGX wants
+
+
+@pytest.mark.parametrize("mark", ["\n", "\r", "\x00", "\x1b", "\u2028"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("additional_parameters", {"comment": "a{}touch x"}),
+        ("additional_parameters", {"mail-type{}touch x": ""}),
+        ("account", "a{}touch x"),
+        ("comment", "a{}b"),
+        ("container_image", "/x{}y.sqsh"),
+        ("container_mounts", ("/a{}b:/a",)),
+        ("srun_args", ("--label{}touch x",)),
+        ("env_vars", {"A": "b{}c"}),
+        ("workdir", "/a{}b"),
+        ("program", "nemo{}touch x"),
+    ],
+)
+def test_no_value_begins_a_line_of_the_script(name, value, mark):
+    """One key that lets a line break through makes shell commands of what follows it."""
+
+    def marked(one):
+        if isinstance(one, dict):
+            return {marked(key): marked(item) for key, item in one.items()}
+        return tuple(map(marked, one)) if isinstance(one, tuple) else one.replace("{}", mark)
+
+    with pytest.raises(InputError, match=name):
+        SlurmConfig(**{name: marked(value)})
+
+
+def test_names_of_options_are_names():
+    for option in ("--mail-type", "a b", "Mail", "", "x=y"):
+        with pytest.raises(InputError, match="names of sbatch's options"):
+            SlurmConfig(additional_parameters={option: "1"})
+    assert SlurmConfig(additional_parameters={"mail-type": "END"})
+
+
+def _container(*overrides):
+    return load_config("default", ["container_image=/x.sqsh", "workdir=/lustre/me", *overrides])
+
+
+def test_the_first_rank_may_take_its_time_and_tasks_keep_to_their_cores():
+    script = render(_container(), Job("run", ("nemo",)))
+    assert "--wait=0 " in script
+    assert "#SBATCH --cpus-per-task=14\n" in script
+    assert "--cpus-per-task=14 --cpu-bind=cores" in script
+    assert "--cpu-bind" not in render(_container("cpus_per_task=null"), Job("run", ("nemo",)))  # one core each, there
+    for line in (
+        "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True",
+        "CUDA_DEVICE_MAX_CONNECTIONS=1",
+        "TORCH_NCCL_HIGH_PRIORITY=1",
+    ):
+        assert f"export {line}\n" in script
+
+
+def caches(script: str, **environment: str) -> tuple[str, str]:
+    """What the variables come to in a shell."""
+    lines = [line for line in script.splitlines() if line.startswith("export ") and "MASTER" not in line]
+    ask = 'echo "$NEMO_XTOKEN_CACHE|$TRITON_CACHE_DIR"'
+    done = subprocess.run(
+        ["bash", "-euc", "\n".join(["SLURM_JOB_ID=1", *lines, ask])], env=environment, capture_output=True, text=True
+    )
+    first, _, second = done.stdout.strip().partition("|")
+    return first, second
+
+
+def test_caches_of_a_container_are_where_all_nodes_see_them():
+    job = Job("run", ("nemo",))
+    script = render(_container(), job)
+    assert caches(script) == ("/lustre/me/cache", "/lustre/me/cache/triton")
+    assert caches(script, NEMO_XTOKEN_CACHE="/big") == ("/big", "/big/triton")
+    assert "NEMO_XTOKEN_CACHE,TRITON_CACHE_DIR" in script  # also where the image has values of its own
+    named = render(_container("env_vars.NEMO_XTOKEN_CACHE=/shared/c"), job)
+    assert caches(named, NEMO_XTOKEN_CACHE="/big") == ("/shared/c", "/shared/c/triton")
+    other = render(_container("env_vars.TRITON_CACHE_DIR=/t"), job)
+    assert caches(other)[1] == "/t"

@@ -1,13 +1,18 @@
 """Names and kinds of a run's arguments, read from source that is not imported."""
 
+from pathlib import Path
+
 import pytest
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.run.arguments.names import argument_at, check_content
+from nemo_xtoken.run.arguments.short_names import in_full
 from nemo_xtoken.run.arguments.signatures import NO_DEFAULT, class_defaults, signature
+from nemo_xtoken.run.records import check_run_name
 from nemo_xtoken.run.settings import Settings
 from nemo_xtoken.run.teaching import teaching
 from nemo_xtoken.run.values import made, value_checks
+from nemo_xtoken.run.yaml_file import read_yaml
 
 FILES = {
     "far/__init__.py": "from far.inner import *\nfrom .given import Given as Renamed\nfar = 3\n",
@@ -182,3 +187,43 @@ def test_values_out_of_range():
         "trainer.max_steps", "optim.config.lr", "trainer.devices", "teacher.weight",
         "teacher.rule: a rule for W with beta",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "...", " ", ". .", "a/b", "../x", "/x", "a\nb", "a\0b", "x ", 5, True])
+def test_a_run_has_a_folder_of_its_own(name):
+    with pytest.raises(InputError, match="a run named"):
+        check_run_name(name)
+
+
+@pytest.mark.parametrize(
+    "name", [None, "xtoken_tiny", "a.b", ".hidden", "two words", "Schüler-1", "a=b", "step=3-last"]
+)
+def test_names_that_runs_may_have(name):
+    check_run_name(name)
+
+
+def test_a_name_is_judged_before_anything_is_written():
+    settings = Settings({"_target_": "x", "log": {"name": ".."}}, "the command line")
+    checks = [check for _, check in value_checks(settings)]
+    with pytest.raises(InputError, match="a run named"):
+        [check() for check in checks]
+
+
+@pytest.mark.parametrize(
+    ("word", "full"),
+    [
+        ("teacher=models/b", "teacher.path=models/b"),
+        ("teachers.second=models/c", "teachers.second.path=models/c"),
+        ("teacher=null", "teacher=null"),
+        ("teacher.path=models/b", "teacher.path=models/b"),
+        ("teachers.second.weight=0.5", "teachers.second.weight=0.5"),
+        ("student=models/a", "student=models/a"),
+        ("objective.scale=1", "objective.scale=1"),
+        ("log=wandb", "track=wandb"),
+        ("log.name=wandb", "log.name=wandb"),
+        ("trainer.max_steps*=2", "trainer.max_steps*=2"),
+    ],
+)
+def test_a_teacher_is_named_by_its_path(word, full):
+    root = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
+    assert in_full(read_yaml(root / "conf" / "xtoken.yaml"), word) == full

@@ -43,15 +43,22 @@ def test_text_as_it_is_written(tmp_path):
     assert read_yaml(tmp_path / "a.yaml", text=True) == found
 
 
+#: Nine lists of nine aliases each.
+ALIASES = "a0: &a0 [1, 1]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10))
+
+
 @pytest.mark.parametrize("text", [False, True])
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("a: 1\nb: {c: 1, d: 2, c: 3}\n", "the key 'c' is there twice"),
+        ("a: 1\nb: {c: 1, d: 2, c: 3}\n", "the key 'c' is there twice in line 2, column 17"),
         ("a: 1\n'a': 1\n", "the key 'a' is there twice"),
         ("a: [1", "line 1"),
         ("? [1, 2]\n: 3", "unhashable"),
         ("\t a: 1", "cannot start any token"),
+        (ALIASES, "stand for more than 1,000,000 values"),
+        ("a: &a [1, *a]", "stands for what it is in|recursive"),
+        ("[" * 5000 + "]" * 5000, "recursion"),
     ],
 )
 def test_refused(tmp_path, content, reason, text):

@@ -23,6 +23,19 @@ def pair(tmp_path_factory):
 QUICK = ["chunks=2", "steps=5"]
 
 
+def test_the_table_is_whole_at_80_columns(pair, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["certify", *pair, "loss=p_kl,prefix_kl", "chunks=1", "steps=1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("chunks  "))
+    assert lines[start].split("  ")[0] == "chunks"
+    table = lines[start : next(i for i, line in enumerate(lines) if line.startswith("Each row"))]
+    assert max(map(len, table)) <= 80
+    assert "…" not in "".join(table)
+    assert any(line.rstrip().endswith("certified") for line in table)
+    assert {"p_kl (W prefix, chain_rule)", "prefix_kl (its own merge)"} <= {line.strip() for line in lines}
+
+
 def test_a_table_of_every_loss(pair, capsys):
     assert main(["certify", *pair, *QUICK]) == 0
     out = capsys.readouterr().out

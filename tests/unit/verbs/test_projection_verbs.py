@@ -60,7 +60,7 @@ def test_audit_prints_the_table_and_the_reason(pair, capsys):
     out = ran(capsys, "audit", *pair)
     assert "3-digit numerals" in out
     assert "1,000" in out
-    assert "Recommended loss: P-KL (loss=p_kl)" in out
+    assert "Of the paper's two losses: P-KL (loss=p_kl; the default, prefix_kl, suits every pair)" in out
     assert "0 of the student's 1,000 3-digit numerals" in out
     assert "longer numerals" not in out  # there are none
 
@@ -229,3 +229,18 @@ def test_they_load_no_framework_and_torch_only_for_its_files(words, torch, pair,
     arguments = [w.format(folder=folder, tmp=tmp_path) for w in words] + pair
     run = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=120)
     assert f"LOADED 0 {['torch'] if torch else []}" in run.stdout, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("tolerance", ["nan", "-1", "-0.001", "inf", "-inf", "1.5"])
+def test_a_tolerance_that_compares_nothing_is_refused(folder, capsys, tolerance):
+    words = ["diff", f"a={folder / 'paper.safetensors'}", f"b={folder / 'prefix.safetensors'}"]
+    assert main([*words, f"tolerance={tolerance}"]) == 2
+    assert "tolerance=" in capsys.readouterr().err
+
+
+def test_a_command_does_not_write_over_what_it_reads(folder, capsys):
+    tokenizer = folder / "llama" / "tokenizer.json"
+    before = tokenizer.read_bytes()
+    assert main(["build", f"student={folder / 'llama'}", f"teacher={folder / 'qwen'}", f"out={tokenizer}"]) == 2
+    assert "what is read would be lost" in capsys.readouterr().err
+    assert tokenizer.read_bytes() == before

@@ -29,7 +29,7 @@ ended_by_slurm=
 trap 'ended_by_slurm=yes' TERM
 at_exit() {
     status=$?
-    if [ -e "$NEMO_XTOKEN_STOPPED" ]; then
+    if [ -e "$NEMO_XTOKEN_STOPPED" ] || [ "$status" = 75 ]; then
         rm -f "$NEMO_XTOKEN_STOPPED"
         status=75
         echo "stopped before the end, with a checkpoint"
@@ -39,5 +39,5 @@ at_exit() {
 }
 trap at_exit EXIT
 
-srun --kill-on-bad-exit=1 --wait=600 --export=ALL --cpus-per-task=8 \
+srun --kill-on-bad-exit=1 --wait=0 --export=ALL --cpus-per-task=8 --cpu-bind=cores \
     xtoken build 'student=/m/a b' teacher=/m/t

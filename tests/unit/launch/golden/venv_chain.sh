@@ -19,6 +19,10 @@ set -eo pipefail
 module load cuda/12.8
 
 export TOKENIZERS_PARALLELISM=false
+export OMP_NUM_THREADS=8
+export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
+export CUDA_DEVICE_MAX_CONNECTIONS=1
+export TORCH_NCCL_HIGH_PRIORITY=1
 # The ranks meet at the first node.
 read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 MASTER_PORT=${MASTER_PORT:-$((10000 + SLURM_JOB_ID % 20000))}
@@ -31,7 +35,7 @@ rm -f "$NEMO_XTOKEN_STOPPED"
 trap : TERM
 at_exit() {
     status=$?
-    if [ -e "$NEMO_XTOKEN_STOPPED" ]; then
+    if [ -e "$NEMO_XTOKEN_STOPPED" ] || [ "$status" = 75 ]; then
         rm -f "$NEMO_XTOKEN_STOPPED"
         status=75
         echo "stopped before the end, with a checkpoint"
@@ -40,5 +44,5 @@ at_exit() {
 }
 trap at_exit EXIT
 
-srun --kill-on-bad-exit=1 --wait=600 --export=ALL --label \
+srun --kill-on-bad-exit=1 --wait=0 --export=ALL --label \
     nemo llm distill --yaml 'my run.yaml' 'log.name=it'"'"'s mine'

@@ -6,6 +6,7 @@
 #SBATCH --nodes=16
 #SBATCH --ntasks-per-node=8
 #SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=14
 #SBATCH --mem=0
 #SBATCH --exclusive
 #SBATCH --time=04:00:00
@@ -19,6 +20,15 @@
 set -eo pipefail
 
 export TOKENIZERS_PARALLELISM=false
+export OMP_NUM_THREADS=8
+export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
+export CUDA_DEVICE_MAX_CONNECTIONS=1
+export NVTE_FWD_LAYERNORM_SM_MARGIN=16
+export NVTE_BWD_LAYERNORM_SM_MARGIN=16
+export TORCH_NCCL_HIGH_PRIORITY=1
+# Caches outlive the container, and all nodes see them.
+export NEMO_XTOKEN_CACHE=${NEMO_XTOKEN_CACHE:-/lustre/me/runs/cache}
+export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$NEMO_XTOKEN_CACHE/triton}"
 # The ranks meet at the first node.
 read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 MASTER_PORT=${MASTER_PORT:-$((10000 + SLURM_JOB_ID % 20000))}
@@ -32,7 +42,7 @@ ended_by_slurm=
 trap 'ended_by_slurm=yes' TERM
 at_exit() {
     status=$?
-    if [ -e "$NEMO_XTOKEN_STOPPED" ]; then
+    if [ -e "$NEMO_XTOKEN_STOPPED" ] || [ "$status" = 75 ]; then
         rm -f "$NEMO_XTOKEN_STOPPED"
         status=75
         echo "stopped before the end, with a checkpoint"
@@ -42,6 +52,6 @@ at_exit() {
 }
 trap at_exit EXIT
 
-srun --kill-on-bad-exit=1 --wait=600 --export=ALL --label \
-    --container-image=/lustre/images/nemo_xtoken.sqsh --container-mounts=/lustre/data:/data:ro,/lustre/me/runs:/lustre/me/runs --container-workdir=/lustre/me/runs --no-container-mount-home --container-env=HF_TOKEN,TOKENIZERS_PARALLELISM \
+srun --kill-on-bad-exit=1 --wait=0 --export=ALL --cpus-per-task=14 --cpu-bind=cores --label \
+    --container-image=/lustre/images/nemo_xtoken.sqsh --container-mounts=/lustre/data:/data:ro,/lustre/me/runs:/lustre/me/runs --container-workdir=/lustre/me/runs --no-container-mount-home --container-env=HF_TOKEN,TOKENIZERS_PARALLELISM,OMP_NUM_THREADS,PYTORCH_CUDA_ALLOC_CONF,CUDA_DEVICE_MAX_CONNECTIONS,NVTE_FWD_LAYERNORM_SM_MARGIN,NVTE_BWD_LAYERNORM_SM_MARGIN,TORCH_NCCL_HIGH_PRIORITY,NEMO_XTOKEN_CACHE,TRITON_CACHE_DIR \
     nemo llm distill --recipe xtoken_qwen3_llama1b resume.restore_config.path=/lustre/nemo/llama-1b teacher.path=/lustre/nemo/qwen3-4b teacher.learned=true 'data.text.paths=["/data/*.parquet"]'
