@@ -40,7 +40,7 @@ class Component:
         module: a top-level module, or a submodule of one that is not imported by looking for it, that only the real
             thing has.
         without: what is lost without it.
-        tested: versions that the tests ran with, or "".
+        tested: versions that the tests ran with.
         gpu: whether it is of use on a GPU alone.
     """
 
@@ -48,7 +48,7 @@ class Component:
     packages: tuple[str, ...]
     module: str
     without: str
-    tested: str = ""
+    tested: tuple[str, ...] = ()
     gpu: bool = False
 
 
@@ -59,18 +59,22 @@ COMPONENTS = (
         ("nemo-toolkit", "nemo_toolkit"),
         "nemo/collections/llm",
         "recipes and `nemo llm distill` (NeMo 2.6 or 2.7 has them; NeMo 3 has no nemo.collections.llm)",
-        "2.7",
+        ("2.7",),
     ),
     Component("NeMo-Run", ("nemo_run", "nemo-run"), "nemo_run", "the command `nemo`; `xtoken` and sbatch files work"),
     Component(
-        "Megatron-core", ("megatron-core",), "megatron/core", "training; the losses work on tensors and groups", "0.15"
+        "Megatron-core",
+        ("megatron-core",),
+        "megatron/core",
+        "training; the losses work on tensors and groups",
+        ("0.15", "0.19"),
     ),
     Component(
         "Megatron-Bridge",
         ("megatron-bridge",),
         "megatron/bridge",
         "`nemo llm distill` where there is no NeMo 2",
-        "0.3",
+        ("0.3", "0.6"),
     ),
     Component(
         "Transformer Engine",
@@ -191,8 +195,13 @@ def _look_for(component: Component) -> Found:
     there = _has(component.module)
     if version is not None and not there:
         remark = f"a package {package} {version} is installed, which is another project or incomplete"
-    elif there and component.tested and version and not f"{version}.".startswith(f"{component.tested}."):
-        remark = f"tested with {component.tested}"
+    elif (
+        there
+        and component.tested
+        and version
+        and not f"{version}.".startswith(tuple(f"{t}." for t in component.tested))
+    ):
+        remark = f"tested with {', '.join(component.tested)}"
     return Found(component, (version or "") if there else None, remark)
 
 

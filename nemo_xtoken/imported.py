@@ -5,7 +5,19 @@ from typing import Any
 
 from nemo_xtoken.errors import InputError
 
-__all__ = ["import_class"]
+__all__ = ["find_attribute", "import_class"]
+
+
+def find_attribute(module: str, name: str) -> Any:
+    """What a module calls ``name``, which may have dots.
+
+    Raises:
+        ImportError, AttributeError, ValueError: the module cannot be imported, or there is nothing of that name in it.
+    """
+    found: Any = importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
 
 
 def import_class(name: str, base: type, where: str) -> Any:
@@ -20,9 +32,7 @@ def import_class(name: str, base: type, where: str) -> Any:
     """
     module, _, attribute = name.partition(":")
     try:
-        found: Any = importlib.import_module(module)
-        for part in attribute.split("."):
-            found = getattr(found, part)
+        found = find_attribute(module, attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(
             f"{where}={name!r} cannot be imported ({type(error).__name__}: {error})",

@@ -12,12 +12,12 @@ import itertools
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal
 
-__all__ = ["LOGGER", "Pace", "Phase", "Snapshot", "as_time", "say"]
+__all__ = ["LOGGER", "Pace", "Parts", "Phase", "Snapshot", "as_time", "in_megabytes", "say"]
 
 #: The logger of all progress.
 LOGGER = logging.getLogger("nemo_xtoken.progress")
@@ -169,6 +169,16 @@ class Phase:
         self._listener.close()
 
 
+def in_megabytes(phase: Phase) -> Callable[[int, int], None]:
+    """What tells a phase in MB how many bytes are written, of how many."""
+
+    def show(written: int, total: int) -> None:
+        phase.total = total // 1_000_000
+        phase.at(written // 1_000_000, {"MB/s": f"{written / 1e6 / max(phase.seconds, 1e-9):,.0f}"})
+
+    return show
+
+
 def say(line: str, shown: bool = True) -> None:
     """A line that belongs to no phase.
 
@@ -178,6 +188,23 @@ def say(line: str, shown: bool = True) -> None:
     if shown:
         with _somebody_listens():
             LOGGER.info("%s", line)
+
+
+class Parts:
+    """What a command does one after the other, under a heading each: ``2 of 3: training the student``.
+
+    Args:
+        count: how many there are; a single one needs no heading.
+        shown: False: nothing is reported.
+    """
+
+    def __init__(self, count: int, shown: bool = True) -> None:
+        self._count, self._shown, self._begun = count, shown, 0
+
+    def begin(self, doing: str) -> None:
+        """The next one."""
+        self._begun += 1
+        say(f"{self._begun} of {self._count}: {doing}", self._shown and self._count > 1)
 
 
 @contextlib.contextmanager

@@ -16,12 +16,17 @@ from nemo_xtoken.certify.variants import Variant
 from nemo_xtoken.projection.build import RULES, ProjectionRule, load_or_build
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
-__all__ = ["KEPT", "ZERO", "Certificates", "Finding", "certify"]
+__all__ = ["KEPT", "ZERO", "Certificates", "Finding", "certify", "falls_most"]
 
 #: Values (nats) and gradients up to this are 0; the two sides agree up to a hundredth of it (`problem.LEAK`).
 ZERO = 1e-7
 #: What a student may lose of the right token's probability and still count as keeping it.
 KEPT = 0.01
+
+
+def falls_most(probability: np.ndarray) -> int:
+    """The case ``K`` of probabilities ``[C, K]`` that loses most of it from the first look to the last."""
+    return int(np.argmin(probability[-1] - probability[0]))
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Finding:
     def of(cls, descent: Descent, which: Sequence[int]) -> "Finding":
         """From the cases with these numbers."""
         values, p = descent.values[:, which], descent.probability[:, which]
-        worst = int(np.argmin(p[-1] - p[0]))
+        worst = falls_most(p)
         instead, its_probability = descent.instead[which[worst]]
         return cls(
             chunks=len(which),

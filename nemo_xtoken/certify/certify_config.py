@@ -46,8 +46,8 @@ class CertifyConfig:
                 ("chunks", self.chunks >= 1, "at least 1"),
                 ("near", self.near >= 1, "at least 1"),
                 ("floor", self.floor >= 1, "at least 1"),
-                ("steps", self.steps >= 1, "at least 1"),
-                ("rate", self.rate > 0, "above 0"),
+                ("steps", 1 <= self.steps <= 10**6, "1 to 1,000,000"),
+                ("rate", 0 < self.rate < float("inf"), "above 0, and finite"),
             )
             if not good
         ]

@@ -1,7 +1,7 @@
 """What a loss does to a student that agrees with its teacher: its value and gradient there, and where descent leads."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -55,23 +55,25 @@ def descend(problem: Problem, variant: Variant, config: CertifyConfig) -> Descen
     """
     loss = _Loss(problem, variant)
     looks = sorted({0, *np.geomspace(1, config.steps, LOOKS).round().astype(int).tolist()})
-    values, probability = [], []
+    values: list[Tensor] = []
+    probability: list[Tensor] = []
     z = problem.student.clone().requires_grad_()
     gradient = np.zeros(len(problem.cases))
     still = False
     for step in range(looks[-1] + 1):
         if step in looks:
-            values.append(loss.each(z.detach()))
-            probability.append(problem.probability(z.detach()))
-        if still:
+            values.append(values[-1] if still else loss.each(z.detach()))
+            probability.append(probability[-1] if still else problem.probability(z.detach()))
+        if still or step == looks[-1]:
             continue
         (g,) = torch.autograd.grad(loss.sum(z), z)
         norms = problem.by_case(g.square().sum(1)).sqrt()
         if step == 0:
             gradient = norms.numpy()
         still = bool((norms < STILL).all())
-        with torch.no_grad():
-            z -= config.rate * g
+        if not still:
+            with torch.no_grad():
+                z -= config.rate * g
     curves = torch.stack(values).numpy(), torch.stack(probability).numpy()
     best, at = torch.softmax(z.detach()[problem.first_rows], dim=1).max(dim=1)
     names = [problem.pair.student.display(token) for token in at.tolist()]
@@ -99,12 +101,13 @@ class _Loss:
         selection = chunk_selection(variant.loss, pair)
         output = problem.teacher_output(divergence)
         self.head = FreeLogits(problem.student_shard)
-        self.signals = [
-            TeacherSignal(output, problem.teacher_labels, chunks, divergence, variant.config).selected(
-                selection, problem.student_labels
-            )
-            for chunks in (problem.chunks, *problem.chunks.split(1))
+        whole = TeacherSignal(output, problem.teacher_labels, problem.chunks, divergence, variant.config)
+        # each case is selected by itself: some losses take chunks together that follow each other in a text
+        parts = [
+            replace(whole, chunks=chunk).selected(selection, problem.student_labels)
+            for chunk in problem.chunks.split(1)
         ]
+        self.signals = [replace(whole, chunks=torch.cat([part.chunks for part in parts])), *parts]
 
     def sum(self, student: Tensor) -> Tensor:
         """Over all cases; differentiable with respect to the logits."""

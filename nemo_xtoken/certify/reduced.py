@@ -13,6 +13,7 @@ import numpy as np
 
 from nemo_xtoken.losses.pair import VocabularyPair
 from nemo_xtoken.losses.registry import LOSSES
+from nemo_xtoken.projection.byte_prefixes import BytePrefixes
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 from nemo_xtoken.projection.prefixes import PrefixClasses
 from nemo_xtoken.vocab.vocabulary import Vocabulary
@@ -51,10 +52,11 @@ def reduce_pair(pair: Pair, student_ids: Iterable[int], teacher_ids: Iterable[in
         pair: a whole one.
 
     Returns:
-        one with them and, for each kept token: the entries of its row of W, its pieces, its partners in the common sets
-        of the losses, the token that stands for it where several have equal bytes, and a student token by which W
-        reaches it; and for each sequence of kept pieces a token that begins with it, one that ends there if there is
-        one.  Where W has them, also an empty row and a teacher token that it does not reach, and of either side a token
+        one with them and, for each kept token: the entries of its row of W, its pieces, the token that names its class,
+        its partners in the common sets of the losses, the token that stands for it where several have equal bytes, and
+        a student token by which W reaches it, the student tokens that are the longest to begin it at any place, and a
+        teacher token that such a one begins; and for each sequence of kept pieces a token that begins with it.
+        Where W has them, also an empty row and a teacher token that it does not reach, and of either side a token
         of no prefix class: P-KL and prefix_kl have a class for these.
     """
     spelled = pair.classes.student, pair.classes.teacher
@@ -69,17 +71,30 @@ def reduce_pair(pair: Pair, student_ids: Iterable[int], teacher_ids: Iterable[in
         keep[1][np.flatnonzero(~matrix.reached)[:1]] = True
     for mask, tokens in zip(keep, spelled, strict=True):
         mask[np.flatnonzero(tokens.classes < 0)[:1]] = True
+    prefixes = BytePrefixes(student, teacher)
+
+    def bytes_of(token: int) -> bytes:
+        return teacher.token_bytes[token] or b""
+
     witness = {name: _first_reaching(matrix) for name, matrix in matrices.items()}
-    begins = [_first_that_begins(side.pieces) for side in spelled]
+    begins = [side.tokens[_first_that_begins(side.pieces)] for side in spelled]
     before = -1
     while before != (before := int(keep[0].sum() + keep[1].sum())):
         for vocabulary, mask in zip((student, teacher), keep, strict=True):
             mask[[_standing_for(vocabulary, int(i)) for i in np.flatnonzero(mask)]] = True
         for side in (0, 1):
-            pieces = spelled[side].pieces[keep[side]]
+            pieces = spelled[side].pieces[keep[side][spelled[side].tokens]]
             keep[1 - side][pieces[pieces >= 0]] = True
+            named = spelled[side].classes[keep[side]]
+            keep[1][named[named >= 0]] = True
             begun = _all_kept(spelled[side].pieces, keep[1 - side])
             keep[side][begins[side][begun]] = True
+        begin = [
+            prefixes.longest(data[i:]) for data in map(bytes_of, np.flatnonzero(keep[1])) for i in range(len(data))
+        ]
+        keep[0][[token for token in begin if token >= 0]] = True
+        names = prefixes.names[keep[0]]
+        keep[1][names[names >= 0]] = True
         for common in partners:
             keep[1][common.teacher[keep[0][common.student]]] = True
             keep[0][common.student[keep[1][common.teacher]]] = True
@@ -91,18 +106,20 @@ def reduce_pair(pair: Pair, student_ids: Iterable[int], teacher_ids: Iterable[in
     ids = np.flatnonzero(keep[0]), np.flatnonzero(keep[1])
     numbers = [np.cumsum(mask, dtype=np.int32) - 1 for mask in keep]
     cut = {name: _cut_matrix(matrix, ids, numbers[1]) for name, matrix in matrices.items()}
-    sides = [spelled[side].cut(ids[side], numbers[1], numbers[1 - side]) for side in (0, 1)]
-    return Pair(_cut_vocabulary(student, ids[0]), _cut_vocabulary(teacher, ids[1]), cut, PrefixClasses(*sides), ids)
+    sides = [spelled[side].cut(ids[side], numbers[side], numbers[1], numbers[1 - side]) for side in (0, 1)]
+    overlaps = pair.classes.overlaps
+    classes = PrefixClasses(sides[0], sides[1], None if overlaps is None else overlaps.cut(ids))
+    return Pair(_cut_vocabulary(student, ids[0]), _cut_vocabulary(teacher, ids[1]), cut, classes, ids)
 
 
 def _all_kept(pieces: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """bool ``[V, MAX_PIECES]``: whether a token has so many pieces, and the first so many are kept."""
+    """bool ``[r, MAX_PIECES]``: whether a spelling has so many pieces, and the first so many are kept."""
     begun: np.ndarray = np.logical_and.accumulate((pieces >= 0) & kept[pieces], axis=1)
     return begun
 
 
 def _first_that_begins(pieces: np.ndarray) -> np.ndarray:
-    """int64 ``[V, MAX_PIECES]``: for each token and number of pieces the least token that begins with the same ones."""
+    """int64 ``[r, MAX_PIECES]``: for each spelling and number of pieces the first that begins with the same ones."""
     order = np.lexsort((np.arange(len(pieces)), *reversed(pieces.T)))
     sorted_ = pieces[order]
     differs = np.ones_like(sorted_, dtype=bool)
@@ -163,3 +180,7 @@ class _NoEncoder:
 
     def encode_batch(self, texts: Iterable[str]) -> list[np.ndarray]:
         raise NotImplementedError("a cut vocabulary encodes nothing")
+
+    def byte_pairs(self) -> None:
+        """Not known."""
+        return None

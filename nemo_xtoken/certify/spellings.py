@@ -1,11 +1,13 @@
 """How each side's tokens are written by the other, and which of them come close to a given string."""
 
+import contextlib
 from collections.abc import Iterable
 
 import numpy as np
 
 from nemo_xtoken.certify.agreement import Continuation
 from nemo_xtoken.projection.build import ProjectionRule, load_or_build, spell_tokens
+from nemo_xtoken.projection.contexts import encoded_inside
 from nemo_xtoken.projection.token_classes import CLASSES, class_of_bytes, classify
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
@@ -42,9 +44,10 @@ class Spellings:
         return (self.sides[side].byte_length > 0) & (self.first[side] >= 0)
 
     def continuations(self, side: int, tokens: Iterable[int]) -> list[Continuation]:
-        """Each of these tokens of one side as a continuation; without those that the other side writes differently.
+        """Each of these tokens of one side as a continuation; without those that a side writes differently.
 
-        A tokenizer that normalises may spell a token by other bytes: then the two do not say the same.
+        A tokenizer that normalises may spell a token by other bytes: then the two do not say the same.  Some tokens are
+        written so where a text ends and not where it goes on, as several blanks before a word: no text has them.
         """
         mine, other = self.sides[side], self.sides[1 - side]
         tokens = list(tokens)
@@ -59,7 +62,21 @@ class Spellings:
         paths |= {token: tuple(pieces) for token, pieces in spell_tokens(mine, other, rest)}
         written = [((token,), paths[token]) for token in tokens if token in paths]
         pairs = written if side == 0 else [(theirs, own) for own, theirs in written]
-        return [c for s, t in pairs if self.agree(c := Continuation(s, t))]
+        agreed = [c for s, t in pairs if self.agree(c := Continuation(s, t))]
+        return [c for c, occurs in zip(agreed, self._occur(agreed), strict=True) if occurs]
+
+    def _occur(self, continuations: list[Continuation]) -> list[bool]:
+        """Whether both sides write each of these so before a word; True for what is no text by itself."""
+        found = [True] * len(continuations)
+        texts: dict[int, str] = {}
+        for number, continuation in enumerate(continuations):
+            with contextlib.suppress(UnicodeDecodeError):
+                texts[number] = self.sides[0].decode_bytes(continuation.student).decode("utf-8") + " a"
+        for side, vocabulary in enumerate(self.sides):
+            for number, ids in zip(texts, encoded_inside(vocabulary, list(texts.values())), strict=True):
+                path = continuations[number][side]
+                found[number] &= tuple(ids[: len(path)]) == path
+        return found
 
     def agree(self, continuation: Continuation) -> bool:
         """Whether both sides write the same bytes, and some."""

@@ -20,7 +20,7 @@ import numpy as np
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.vocab.loading import load_vocabulary
 from nemo_xtoken.vocab.vocabulary import Vocabulary
-from nemo_xtoken.weights.configuration import readable_folder
+from nemo_xtoken.weights.configuration import check_numbers, configured, readable_folder, understood
 from nemo_xtoken.weights.folder import ModelFolder
 
 __all__ = ["Bits", "bits_per_byte", "take_bytes", "windows"]
@@ -77,30 +77,45 @@ def bits_per_byte(
         progress: called with (documents done, documents in all).
 
     Raises:
-        InputError: there is no such model, it has neither BOS nor EOS to put before a text, or the texts are empty.
+        InputError: there is no such model or device, a weight is missing, a token has no row of embeddings, the model's
+            scores are not numbers, it has neither BOS nor EOS to put before a text, or the texts are empty.
     """
     import torch
 
+    device = _device(device)
     folder = ModelFolder(model)
     vocabulary = load_vocabulary(str(folder.path))
     start = _start(vocabulary)
-    longest = int(folder.text_config.get("max_position_embeddings") or WINDOW)
+    longest = folder.text_config.get("max_position_embeddings")
+    longest = longest if isinstance(longest, int) and longest > 1 else WINDOW
     window = min(WINDOW, longest) if window is None else window
     if not 2 <= window <= longest:
         raise InputError(f"window={window}", f"2 to {longest}, the positions that {folder.name} has", "change it")
     documents = [text for text in texts if text]
     if not documents:
         raise InputError("no text to measure on", "at least one document that is not empty", "give other text")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     network = _load(folder, dtype or ("float32" if device == "cpu" else "auto")).to(device).eval()
+    rows = network.get_input_embeddings().weight.shape[0]
     nats, tokens = 0.0, 0
     with torch.inference_mode():
         for number, ids in enumerate(vocabulary.encode_batch(documents)):
             if progress is not None:
                 progress(number, len(documents))
             row = np.concatenate([[start], ids]).astype(np.int64)
+            if row.max() >= rows:
+                raise InputError(
+                    f"{folder.name}: the id {int(row.max())} in document {number + 1}, and {rows} rows of embeddings",
+                    "a row for each id of the tokenizer",
+                    "take weights and tokenizer from one model",
+                )
             for begin, first, stop in windows(len(row), window):
                 nats += _nats(network, torch.from_numpy(row[begin:stop]).to(device), first - begin)
+            if not math.isfinite(nats):
+                raise InputError(
+                    f"{folder.name}: the scores of document {number + 1} are not numbers (minus their sum is {nats})",
+                    "finite weights, in a type that holds what is computed with them",
+                    "see whether the weights are damaged; dtype=float32 has the widest range",
+                )
             tokens += len(ids)
     size = sum(len(text.encode()) for text in documents)
     return Bits(folder.name, nats, tokens, size, len(documents), window)
@@ -128,6 +143,28 @@ def take_bytes(texts: Iterable[str], most: int) -> list[str]:
     return taken
 
 
+def _device(name: str | None) -> str:
+    """The device of that name, or the usual one."""
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name is None:
+        return "cuda" if gpus else "cpu"
+    try:
+        device = torch.device(name)
+        backend = None if device.type == "cpu" else getattr(torch, device.type, None)
+        there = device.type == "cpu" or (backend is not None and backend.is_available())
+        if there and not (device.type == "cuda" and (device.index or 0) >= gpus):
+            return name
+    except (RuntimeError, AttributeError):  # no name of a device, or of one that computes nothing
+        pass
+    raise InputError(
+        f"device={name!r}",
+        "cpu" + (f", or cuda, cuda:0 to cuda:{gpus - 1}" if gpus else "; torch finds no GPU here"),
+        "change it, or leave it out",
+    )
+
+
 def _start(vocabulary: Vocabulary) -> int:
     for start in (vocabulary.bos_id, vocabulary.eos_id):
         if start is not None:
@@ -143,16 +180,30 @@ def _load(folder: ModelFolder, dtype: str) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    source = str(folder.path / "config.json")
+    if folder.text_config.get("model_type"):
+        check_numbers(configured(understood(folder.text_config, source), source), source)
     logging.disable_progress_bar()
     try:
         with readable_folder(folder) as path:
-            return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False)
-    except (ValueError, OSError, KeyError) as error:
+            network, said = AutoModelForCausalLM.from_pretrained(
+                path, dtype=dtype, trust_remote_code=False, output_loading_info=True
+            )
+    except InputError:
+        raise
+    except Exception as error:  # each architecture fails in its own way
         raise InputError(
-            f"{folder.name} does not load in transformers ({error})",
+            f"{folder.name} does not load in transformers ({type(error).__name__}: {error})",
             "a causal language model of an architecture that this version of transformers has",
             "use another model, or another version of transformers",
         ) from error
+    if missing := sorted(said["missing_keys"]):  # transformers gives them random numbers, and a warning
+        raise InputError(
+            f"{folder.name} has no {', '.join(missing[:4])}" + (f" and {len(missing) - 4} more" * (len(missing) > 4)),
+            "all weights that its configuration asks for",
+            "copy the checkpoint again, or take configuration and weights from one model",
+        )
+    return network
 
 
 def _nats(network: Any, ids: Any, first: int) -> float:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Optional
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.evaluate.benchmark_columns import read_columns
+from nemo_xtoken.evaluate.benchmark_columns import check_tasks, read_columns
 from nemo_xtoken.evaluate.harness import check_harness
 from nemo_xtoken.evaluate.local_data import check_data
 from nemo_xtoken.evaluate.task_settings import Settings
@@ -44,7 +44,7 @@ class EvaluationConfig:
         Raises:
             InputError: one that it would refuse.
         """
-        read_columns(self.tasks)
+        check_tasks(read_columns(self.tasks))
         settings = Settings(
             self.shots,
             self.limit,

@@ -9,7 +9,6 @@ export is removed.  Below the run's folder:
 
 import contextlib
 import os
-import re
 import select
 import shlex
 import shutil
@@ -21,8 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from filelock import FileLock, Timeout
-
 from nemo_xtoken.environment import without_launcher
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.evaluate.benchmark_columns import Column
@@ -30,7 +27,9 @@ from nemo_xtoken.evaluate.results import Scores, read_scores
 from nemo_xtoken.evaluate.scored_model import evaluate_model
 from nemo_xtoken.evaluate.task_settings import Settings
 from nemo_xtoken.files import atomic_path
-from nemo_xtoken.run.records import FOLDER, add_evaluations
+from nemo_xtoken.run.records import FOLDER, HISTORY, add_evaluations
+from nemo_xtoken.sharing.exclusive import Busy, exclusive
+from nemo_xtoken.weights.checkpoint_names import RUN_CONFIG, bridge_checkpoints, steps_of
 
 __all__ = [
     "UNFINISHED",
@@ -71,15 +70,23 @@ def find_checkpoints(run: Path) -> list[Checkpoint]:
     """
     if not run.is_dir():
         raise InputError(f"run={run} is not a folder", "the folder of a training run", "fix the path")
+    if not (run / "checkpoints").is_dir() and not (run / HISTORY).is_file():
+        raise InputError(
+            f"run={run} has neither `checkpoints` nor {HISTORY}", "the folder of a training run", "fix the path"
+        )
     found: dict[int, Checkpoint] = {}
     for weights in (run / "checkpoints").glob("*/weights"):
         path = weights.parent
-        number = re.search(r"step=(\d+)", path.name)  # NeMo counts the first step as 0
-        if number is None or path.with_name(path.name + UNFINISHED).exists():
+        steps = steps_of(path)
+        if not steps or path.with_name(path.name + UNFINISHED).exists():
             continue
         with contextlib.suppress(FileNotFoundError):  # removed just now
-            new = Checkpoint(path, int(number[1]) + 1, f"{path.name} {weights.stat().st_mtime_ns}")
+            new = Checkpoint(path, steps, f"{path.name} {weights.stat().st_mtime_ns}")
             found[new.steps] = min(new, found.get(new.steps, new), key=lambda c: (len(c.path.name), c.path.name))
+    for steps, path in bridge_checkpoints(run).items():
+        with contextlib.suppress(FileNotFoundError):
+            written = (path / RUN_CONFIG).stat().st_mtime_ns
+            found.setdefault(steps, Checkpoint(path, steps, f"{path.name} {written}"))
     return [found[steps] for steps in sorted(found)]
 
 
@@ -87,27 +94,35 @@ def chosen(checkpoints: Sequence[Checkpoint], every: int = 1, step: int | None =
     """Those after a multiple of ``every`` steps, newest first: what is old may be removed, what is new is asked for.
 
     Raises:
-        InputError: there is no checkpoint of ``step`` steps.
+        InputError: there is none.
     """
-    if step is None:
-        return [c for c in reversed(checkpoints) if c.steps % every == 0]
-    found = [c for c in checkpoints if c.steps == step]
+    found = _multiples(checkpoints, every) if step is None else [c for c in checkpoints if c.steps == step]
     if not found:
         raise InputError(
-            f"no finished checkpoint after {step} steps",
+            "no finished checkpoint"
+            if every == 1 and step is None
+            else f"no finished checkpoint after {f'a multiple of {every}' if step is None else step} steps",
             f"one of those that are there: {', '.join(str(c.steps) for c in checkpoints) or 'none'}",
             "name another step; a run keeps more of them with log.ckpt.save_top_k=-1",
         )
     return found
 
 
-def export_checkpoint(checkpoint: Path, out: Path) -> None:
+def _multiples(checkpoints: Sequence[Checkpoint], every: int) -> list[Checkpoint]:
+    return [c for c in reversed(checkpoints) if c.steps % every == 0]
+
+
+def export_checkpoint(checkpoint: Path, out: Path, trust: bool = False) -> None:
     """`xtoken export` in a process of its own: it needs NeMo, which this one need not load.
+
+    Args:
+        trust: code that the checkpoint brings may run.
 
     Raises:
         InputError: the evaluation failed.
     """
     words = [sys.executable, "-m", "nemo_xtoken", "export", f"run={checkpoint}", f"out={out}", "overwrite=true"]
+    words += ["trust=true"] * trust
     done = subprocess.run(
         words, env=without_launcher(os.environ), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -156,9 +171,8 @@ def evaluate_checkpoint(
         export(checkpoint.path, model)
         return model
 
-    lock = FileLock(folder / ".lock")
     try:
-        with lock.acquire(timeout=0):
+        with exclusive(folder, f"evaluating step {checkpoint.steps}", patient=False):
             scores = evaluate_model(
                 str(checkpoint.path), columns, settings, out, again, checkpoint.identity, prepare, say
             )
@@ -167,8 +181,8 @@ def evaluate_checkpoint(
             asked = {column.key: scores.columns[column.key] for column in columns}
             add_evaluations(run, checkpoint.steps, asked, settings.limit)
             return scores
-    except Timeout:
-        say(f"step {checkpoint.steps} is being evaluated by another process")
+    except Busy as busy:
+        say(f"step {checkpoint.steps} is being evaluated by {busy}")
         return None
 
 
@@ -237,7 +251,7 @@ def watch(
     over = False
     while True:
         there = find_checkpoints(run)
-        due = chosen(there, every) or []
+        due = _multiples(there, every)  # at first there is none
         if over and there and there[-1] not in due:
             due.insert(0, there[-1])
         new = [c for c in due if c.identity not in seen][:1]  # look again after each

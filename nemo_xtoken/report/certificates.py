@@ -1,10 +1,11 @@
-"""Certificates as a picture: the probability of the right tokens along the descent, by loss and kind of chunk."""
+"""Certificates as a picture: the right tokens' probability along the descent, by loss and kind of chunk."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_xtoken.files import atomic_path
+from nemo_xtoken.report.colors import COLORS
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Curve", "certificates_figure", "draw_certificates"]
 
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")  # for colour-blind readers too
 STYLES = ("-", "--", ":", "-.")
 
 Curve = tuple[str, Sequence[int], Sequence[float]]  # a loss's settings, steps, probability
@@ -63,5 +63,9 @@ def certificates_figure(title: str, panels: Mapping[str, Mapping[str, Sequence[C
         bottom.set_xlabel("steps of gradient descent", fontsize=8)
     grid[0][0].set_xscale("symlog", linthresh=1)
     grid[0][0].set(xlim=(0, None), ylim=(-0.03, 1.03))
-    figure.suptitle(f"{title}: probability of the right tokens", fontsize=11, parse_math=False)
+    figure.suptitle(
+        f"{title}: probability of the right tokens, of the chunk of each kind that falls most",
+        fontsize=11,
+        parse_math=False,
+    )
     return figure

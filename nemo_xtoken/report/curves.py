@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from nemo_xtoken.files import atomic_path
+from nemo_xtoken.report.colors import colors_of
 from nemo_xtoken.run.records import EVALUATION, teacher_names
 
 __all__ = ["draw_curves"]
 
 Records = Sequence[Mapping[str, Any]]
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # distinct to colour-blind readers
 
 
 def draw_curves(runs: Mapping[str, Records], path: Path) -> None:
@@ -32,6 +32,7 @@ def draw_curves(runs: Mapping[str, Records], path: Path) -> None:
             ("Held-out text", "cross-entropy (nats per token)", lambda _: ["held_out_ce"]),
             ("Training", "cross-entropy (nats per token)", lambda _: ["ce"]),
             ("Distance from the teacher", "distillation loss (nats per chunk)", _distances),
+            ("Distance on held-out text", "distillation loss (nats per chunk)", _held_out_distances),
             ("Weights of the teachers", "alpha", _moving_weights),
             ("Evaluation", "score (%)", _evaluations),
         )
@@ -40,12 +41,12 @@ def draw_curves(runs: Mapping[str, Records], path: Path) -> None:
     figure = Figure(figsize=(4.6 * max(len(panels), 1), 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     names = [*runs, *(name for _, _, drawn in panels for name, *_ in drawn)]
-    color_of = dict(zip(dict.fromkeys(names), COLORS * len(names), strict=False))
+    color_of = colors_of(names)
     for number, (title, label, drawn) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), number + 1)
         for name, key, steps, values in drawn:
             color = color_of[name]
-            if key == "held_out_ce" or key.startswith(EVALUATION):
+            if key.startswith("held_out") or key.startswith(EVALUATION):
                 axes.plot(steps, values, "o-", color=color, label=name, markersize=4)
             else:
                 axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
@@ -73,6 +74,11 @@ def _distances(records: Records) -> list[str]:
     """The distillation loss, or of several teachers each one's."""
     teachers = teacher_names(records)
     return [f"kd/{teacher}" for teacher in teachers] if len(teachers) > 1 else ["kd"]
+
+
+def _held_out_distances(records: Records) -> list[str]:
+    """The same on held-out text."""
+    return [f"held_out_{key}" for key in _distances(records)]
 
 
 def _moving_weights(records: Records) -> list[str]:

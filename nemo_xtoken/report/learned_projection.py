@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["LEARNED", "ChangedRow", "changed_rows", "report_learned"]
+from nemo_xtoken.run.records import LEARNED
 
-#: What the files of learned W are called in a run's folder, before the teacher's name.
-LEARNED = "learned_projection"
+__all__ = ["ChangedRow", "changed_rows", "report_learned"]
+
 #: Rows in the terminal.
 ROWS = 10
 

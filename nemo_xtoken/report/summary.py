@@ -14,7 +14,8 @@ from nemo_xtoken.files import atomic_path
 from nemo_xtoken.report.curves import draw_curves
 from nemo_xtoken.report.learned_projection import report_learned
 from nemo_xtoken.report.scores import evaluations_table
-from nemo_xtoken.run.records import curve_records, read_evaluations, read_history, teacher_names
+from nemo_xtoken.run.records import STOPPED, curve_records, read_evaluations, read_history, teacher_names
+from nemo_xtoken.weights.checkpoint_names import finished_checkpoints
 
 __all__ = ["RunSummary", "TeacherSummary", "report_runs", "summarize"]
 
@@ -25,6 +26,8 @@ class TeacherSummary:
 
     Attributes:
         start_kd, end_kd: its distillation loss in nats a chunk, before its weight, in the first and the last step.
+        held_out_start_kd, held_out_end_kd: the same on held-out text, in the first and the last evaluation; None:
+            there was none.
         alpha: its weight in the last step.
         chunks: that were compared in all steps.
     """
@@ -34,6 +37,8 @@ class TeacherSummary:
     end_kd: float
     alpha: float
     chunks: float
+    held_out_start_kd: float | None = None
+    held_out_end_kd: float | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ class RunSummary:
         seconds: of training steps, teacher included.
         checkpoint: the last one.
         teachers: in the order of the run.
+        stopped_early: why the run ended before its last step by itself; None: it did not.
     """
 
     name: str
@@ -60,6 +66,7 @@ class RunSummary:
     seconds: float
     checkpoint: str | None
     teachers: tuple[TeacherSummary, ...] = ()
+    stopped_early: str | None = None
 
 
 def summarize(name: str, folder: Path) -> RunSummary:
@@ -80,20 +87,23 @@ def summarize(name: str, folder: Path) -> RunSummary:
         chunks_per_second=chunks / seconds if chunks and seconds else None,
         seconds=seconds,
         checkpoint=_last_checkpoint(folder),
-        teachers=tuple(_teacher(name, steps) for name in teacher_names(steps)),
+        teachers=tuple(_teacher(name, steps, held_out) for name in teacher_names(steps)),
+        stopped_early=next((r[STOPPED] for r in records[-1:] if STOPPED in r), None),
     )
 
 
-def _teacher(name: str, steps: Sequence[Mapping[str, Any]]) -> TeacherSummary:
+def _teacher(name: str, steps: Sequence[Mapping[str, Any]], held_out: Sequence[Mapping[str, Any]]) -> TeacherSummary:
     compared = [r for r in steps if f"kd/{name}" in r]
     first, last = compared[0], compared[-1]
     chunks = sum(r[f"chunks/{name}"] for r in compared)
-    return TeacherSummary(name, first[f"kd/{name}"], last[f"kd/{name}"], last[f"alpha/{name}"], chunks)
+    first_to_last = [r[f"held_out_kd/{name}"] for r in held_out if f"held_out_kd/{name}" in r] or [None]
+    start, end = first_to_last[0], first_to_last[-1]
+    return TeacherSummary(name, first[f"kd/{name}"], last[f"kd/{name}"], last[f"alpha/{name}"], chunks, start, end)
 
 
 def _last_checkpoint(folder: Path) -> str | None:
-    found = [p for p in (folder / "checkpoints").glob("*-last") if (p / "weights").is_dir()]
-    return str(max(found, key=lambda p: p.stat().st_mtime)) if found else None
+    found = finished_checkpoints(folder)
+    return str(found[0]) if found else None
 
 
 def report_runs(runs: Mapping[str, Path], out: Path, console: Console | None = None) -> list[RunSummary]:
@@ -116,6 +126,9 @@ def report_runs(runs: Mapping[str, Path], out: Path, console: Console | None = N
     with atomic_path(out / "report.json") as temporary:
         temporary.write_text(json.dumps([asdict(s) for s in summaries], indent=2) + "\n")
     report_learned(list(runs.values())[-1], console)
+    for s in summaries:
+        if s.stopped_early is not None:
+            console.print(f"stopped     {s.name}: early, after step {s.steps:,}: {s.stopped_early}", soft_wrap=True)
     if (checkpoint := summaries[-1].checkpoint) is not None:
         console.print(f"checkpoint  {checkpoint}", soft_wrap=True)
     console.print(f"figure      {figure}", soft_wrap=True)
@@ -124,32 +137,38 @@ def report_runs(runs: Mapping[str, Path], out: Path, console: Console | None = N
 
 
 def _table(summaries: list[RunSummary]) -> Table:
-    table = Table(title="Student on held-out text", caption="CE: nats a token; accuracy: of the next token")
+    caption = "CE: nats a token; accuracy: of the next token; KD: nats a chunk"
+    table = Table(title="Student on held-out text", caption=caption)
     table.add_column("run", no_wrap=True)
-    for heading in ("steps", "CE", "accuracy", "chunks/s", "training"):
+    taught = [s.teachers[0] if len(s.teachers) == 1 else None for s in summaries]  # several have a table of their own
+    distance = any(t is not None and t.held_out_end_kd is not None for t in taught)
+    for heading in ("steps", "CE", "accuracy", *(["KD"] if distance else []), "chunks/s", "training"):
         table.add_column(heading, justify="right", no_wrap=True)
+
+    def row(name: str, steps: int, ce: Any, accuracy: Any, kd: Any, *rest: str) -> None:
+        shown = [_number(kd, ".3f")] if distance else []
+        table.add_row(name, str(steps), _number(ce, ".3f"), _number(accuracy, ".1%"), *shown, *rest)
+
     start = next((s for s in summaries if s.start_ce is not None), None)
     if start is not None:
-        table.add_row("before", "0", _number(start.start_ce, ".3f"), _number(start.start_accuracy, ".1%"), "", "")
-    for s in summaries:
-        table.add_row(
-            s.name,
-            str(s.steps),
-            _number(s.end_ce, ".3f"),
-            _number(s.end_accuracy, ".1%"),
-            _number(s.chunks_per_second, ",.0f"),
-            f"{s.seconds:.0f} s",
-        )
+        kd = next((t.held_out_start_kd for t in taught if t is not None), None)
+        row("before", 0, start.start_ce, start.start_accuracy, kd, "", "")
+    for s, t in zip(summaries, taught, strict=True):
+        kd = t.held_out_end_kd if t is not None else None
+        row(s.name, s.steps, s.end_ce, s.end_accuracy, kd, _number(s.chunks_per_second, ",.0f"), f"{s.seconds:.0f} s")
     return table
 
 
 def _teacher_table(summary: RunSummary) -> Table:
-    table = Table(title=f"Teachers of {summary.name}", caption="KD: nats a chunk, in the first and the last step")
+    caption = "KD: nats a chunk, in the first and the last step; held out: before and after the run"
+    table = Table(title=f"Teachers of {summary.name}", caption=caption)
     table.add_column("teacher", no_wrap=True)
-    for heading in ("weight", "KD first", "KD last", "chunks"):
+    held_out = any(t.held_out_end_kd is not None for t in summary.teachers)
+    for heading in ("weight", "KD first", "KD last", *(["held out", "after"] if held_out else []), "chunks"):
         table.add_column(heading, justify="right", no_wrap=True)
     for t in summary.teachers:
-        numbers = ((t.alpha, ".3g"), (t.start_kd, ".3f"), (t.end_kd, ".3f"), (t.chunks, ",.0f"))
+        evaluated = ((t.held_out_start_kd, ".3f"), (t.held_out_end_kd, ".3f")) if held_out else ()
+        numbers = ((t.alpha, ".3g"), (t.start_kd, ".3f"), (t.end_kd, ".3f"), *evaluated, (t.chunks, ",.0f"))
         table.add_row(t.name, *(_number(*n) for n in numbers))
     return table
 
