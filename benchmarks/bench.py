@@ -192,10 +192,11 @@ def show_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]
     wide_console().print(table)
 
 
-def write_json(path: Path | None, result: dict[str, Any]) -> None:
-    """Writes ``result`` with `machine` beside it; nothing where no file is named."""
+def write_json(path: Path | None, result: dict[str, Any], say: bool = True) -> None:
+    """Writes ``result`` with `machine` beside it, and says so; nothing where no file is named."""
     if path is None:
         return
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps({"machine": machine()} | result, indent=1, ensure_ascii=False) + "\n")
-    print(f"saved in {path}")
+    if say:
+        print(f"saved in {path}")

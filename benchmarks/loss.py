@@ -5,23 +5,26 @@
             with a class REST, cross-entropy, autograd
   top-k     the public form: one set of the 8192 teacher tokens with the largest logits of the micro-batch, the
             student's projected probabilities renormalised within it, autograd
+  products  the matrix products of output layers, hidden states and gradients alone
 
-Every position is a chunk of one token, as most are.  Hidden states and output layers are random; the width of the
-hidden states is small by default, so that the loss is timed and not the product with the output layers, which all have
-to make (the fused one makes each of its products once, the others as often as autograd does).
+Hidden states and output layers are random, of the widths of Llama-3.2-1B and Qwen3-4B unless others are given.  Every
+position is a chunk of one token; with --several a share of them has two tokens of the teacher, which the other forms,
+that compare positions one by one, leave out.  --dtype bf16 is what training uses: products of bfloat16, all else in
+float32.
 
 What does not fit into the memory of the machine is left out and said so.  --kernels times the fused form with each of
 the kernels named, of which --device cuda has two.
 
 examples:
   python benchmarks/loss.py --student meta-llama/Llama-3.2-1B --teacher Qwen/Qwen3-4B
-  python benchmarks/loss.py --student .. --teacher .. --positions 256 --hidden 2048 2560
-  python benchmarks/loss.py --student .. --teacher .. --device cuda --kernels triton torch
+  python benchmarks/loss.py --student .. --teacher .. --positions 256 --hidden 64 64      the loss apart from products
+  python benchmarks/loss.py --student .. --teacher .. --device cuda --dtype bf16 --several 0.1 --kernels triton torch
 """
 
 import argparse
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -54,16 +57,38 @@ PLAIN_TENSORS = 4.5
 class Problem:
     """Random hidden states, output layers and labels for a micro-batch of one sample."""
 
-    def __init__(self, matrix: ProjectionMatrix, positions: int, hidden: tuple[int, int], device: str) -> None:
+    def __init__(
+        self,
+        matrix: ProjectionMatrix,
+        positions: int,
+        hidden: tuple[int, int],
+        device: str,
+        dtype: torch.dtype = torch.float32,
+        several: float = 0.0,
+    ) -> None:
         random = torch.Generator().manual_seed(0)
-        normal = lambda *shape: torch.randn(*shape, generator=random).to(device)  # noqa: E731
+        normal = lambda *shape: torch.randn(*shape, generator=random).to(device, dtype)  # noqa: E731
         self.matrix, self.positions, self.device = matrix, positions, device
-        self.h_s, self.h_t = normal(positions, hidden[0]), normal(positions, hidden[1])
+        self.second = torch.rand(positions, generator=random).to(device) < several  # chunks of two teacher tokens
+        taught = positions + int(self.second.sum())
+        self.h_s, self.h_t = normal(positions, hidden[0]), normal(taught, hidden[1])
         # logits of a spread that language models have: a few tokens hold most of the mass
         self.w_s = normal(matrix.student_size, hidden[0]) * 3 / hidden[0] ** 0.5
         self.w_t = normal(matrix.teacher_size, hidden[1]) * 3 / hidden[1] ** 0.5
-        labels = lambda size: torch.randint(size, (1, positions), generator=random).to(device)  # noqa: E731
-        self.labels, self.teacher_labels = labels(matrix.student_size), labels(matrix.teacher_size)
+        labels = lambda size, count: torch.randint(size, (1, count), generator=random).to(device)  # noqa: E731
+        self.labels = labels(matrix.student_size, positions)
+        self.teacher_labels = labels(matrix.teacher_size, taught)
+
+    def chunks(self) -> Tensor:
+        """int64 ``[positions, 5]``."""
+        at = torch.arange(self.positions, device=self.device)
+        lengths = 1 + self.second.long()
+        return torch.stack([torch.zeros_like(at), at, torch.ones_like(at), lengths.cumsum(0) - lengths, lengths], dim=1)
+
+    @property
+    def firsts(self) -> Tensor:
+        """The teacher's hidden state at the first token of each chunk."""
+        return self.h_t[self.chunks()[:, 3]]
 
     def leaves(self) -> tuple[Tensor, Tensor]:
         """The student's hidden states and output weight, fresh ones that want a gradient."""
@@ -77,10 +102,8 @@ def fused(problem: Problem, tile_mib: int | None, kernels: TileKernels) -> Calla
     own = divergence.ownership
     held = VocabularyShard(problem.matrix.teacher_size, problem.matrix.teacher_size)
     head = OutputHead(reorder_rows(problem.w_t, held, own), own.shard, torch.from_numpy(own.owned).to(problem.device))
-    at = torch.arange(problem.positions, device=problem.device)
-    chunks = torch.stack([torch.zeros_like(at), at, torch.ones_like(at), at, torch.ones_like(at)], dim=1)
     teacher = ModelOutput(problem.h_t, head)
-    signal = TeacherSignal(teacher, problem.teacher_labels, chunks, divergence, ChunkLossConfig())
+    signal = TeacherSignal(teacher, problem.teacher_labels, problem.chunks(), divergence, ChunkLossConfig())
 
     def run() -> tuple[Tensor, Tensor]:
         h, w = problem.leaves()
@@ -114,11 +137,11 @@ def plain(problem: Problem) -> Callable[[], tuple[Tensor, Tensor]]:
 
     def run() -> tuple[Tensor, Tensor]:
         h, weight = problem.leaves()
-        z = h @ weight.t()
+        z = (h @ weight.t()).float()
         ce = torch.nn.functional.cross_entropy(z, problem.labels[0], reduction="sum")
         q = (w @ torch.softmax(z, -1).t()).t()
         with torch.no_grad():
-            p = torch.softmax(problem.h_t @ problem.w_t.t(), -1)
+            p = torch.softmax((problem.firsts @ problem.w_t.t()).float(), -1)
             p = torch.cat([p.where(reached, 0), p.where(~reached, 0).sum(1, keepdim=True)], 1)
         loss = ce + (torch.xlogy(p, p) - p * q.clamp_min(torch.finfo(q.dtype).tiny).log()).sum()
         loss.backward()
@@ -134,10 +157,10 @@ def top_k(problem: Problem) -> Callable[[], tuple[Tensor, Tensor]]:
 
     def run() -> tuple[Tensor, Tensor]:
         h, weight = problem.leaves()
-        z = h @ weight.t()
+        z = (h @ weight.t()).float()
         ce = torch.nn.functional.cross_entropy(z, problem.labels[0], reduction="sum")
         with torch.no_grad():
-            z_t = problem.h_t @ problem.w_t.t()
+            z_t = (problem.firsts @ problem.w_t.t()).float()
             chosen = z_t.amax(0).topk(min(TOP_K, z_t.shape[1])).indices
             log_p = z_t[:, chosen] - z_t.logsumexp(-1, keepdim=True)
             rows = torch.sparse_coo_tensor(w.to_sparse_coo().indices(), w.values(), w.shape).index_select(0, chosen)
@@ -147,6 +170,18 @@ def top_k(problem: Problem) -> Callable[[], tuple[Tensor, Tensor]]:
         loss.backward()
         assert h.grad is not None
         return loss.detach(), h.grad
+
+    return run
+
+
+def products(problem: Problem) -> Callable[[], tuple[Tensor, Tensor]]:
+    """The matrix products alone, each once and whole: what no form with whole vocabularies can go under."""
+
+    def run() -> tuple[Tensor, Tensor]:
+        z = problem.h_s @ problem.w_s.t()
+        problem.h_t @ problem.w_t.t()
+        by_hidden, by_weight = z @ problem.w_s, z.t() @ problem.h_s
+        return by_weight.sum(), by_hidden
 
     return run
 
@@ -180,7 +215,8 @@ def waited_for(call: Callable[[], Any]) -> Callable[[], Any]:
 
 def measure(matrix: ProjectionMatrix, positions: int, given: argparse.Namespace) -> dict[str, Any]:
     """Seconds and bytes of each at one number of positions."""
-    problem = Problem(matrix, positions, tuple(given.hidden), given.device)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[given.dtype]
+    problem = Problem(matrix, positions, tuple(given.hidden), given.device, dtype, given.several)
     calls: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {}
     for chosen in given.kernels:  # the first is what the ratios are of
         kernels = kernels_for(chosen, given.device == "cuda")
@@ -189,16 +225,17 @@ def measure(matrix: ProjectionMatrix, positions: int, given: argparse.Namespace)
     needed = int(PLAIN_TENSORS * 4 * positions * (matrix.student_size + matrix.teacher_size))
     left_out = needed > 0.9 * free_memory(given.device)
     if not left_out and not given.fused_only:
-        calls |= {"plain": plain(problem), "top-k": top_k(problem)}
+        calls |= {"plain": plain(problem), "top-k": top_k(problem), "products": products(problem)}
     results, peaks = {}, {}
     for name, call in calls.items():
         results[name], peaks[name] = peak(call, given.device)
-    off = None
-    if "plain" in results:
+    off = None  # the others leave second tokens out, and their gradient is another
+    if "plain" in results and given.several == 0:
         ours, theirs = results["fused"][1], results["plain"][1]
         off = float((ours - theirs).norm() / theirs.norm())
     timed = {name: waited_for(call) for name, call in calls.items()} if given.device == "cuda" else calls
-    seconds = in_turns(timed, given.rounds)
+    clock = time.process_time if given.clock == "processor" else time.perf_counter
+    seconds = in_turns(timed, given.rounds, clock)
     rows = {
         name: {"seconds": statistics.median(times), "least": min(times), "most": max(times), "memory": peaks[name]}
         | ({} if name == "fused" else {"ratio": ratio(seconds, "fused", name)})
@@ -243,8 +280,16 @@ def main(arguments: list[str]) -> None:
     parser = Parser(__doc__)
     parser.add_pair()
     parser.add_argument("--positions", type=int, nargs="+", default=[256, 1024, 4096], metavar="T")
-    parser.add_argument("--hidden", type=int, nargs=2, default=[64, 64], metavar=("STUDENT", "TEACHER"))
+    parser.add_argument("--hidden", type=int, nargs=2, default=[2048, 2560], metavar=("STUDENT", "TEACHER"))
+    parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32", help="of hidden states and output layers")
+    parser.add_argument("--several", type=float, default=0.0, metavar="SHARE", help="of chunks with two teacher tokens")
     parser.add_argument("--rounds", type=int, default=3, help="how often each is timed (default: 3)")
+    parser.add_argument(
+        "--clock",
+        choices=["wall", "processor"],
+        default="wall",
+        help="processor: of this process alone, where others use the machine too (default: wall)",
+    )
     parser.add_argument("--tile-mib", type=int, help="memory of a tile (default: what suits the device)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where it runs (default: cpu)")
     parser.add_argument(
@@ -267,7 +312,10 @@ def main(arguments: list[str]) -> None:
     title = f"{student.size:,} -> {teacher.size:,} tokens, hidden {given.hidden[0]} and {given.hidden[1]}"
     results = [measure(matrix, t, given) for t in given.positions]
     show(results, title)
-    write_json(given.json, {"title": title, "device": given.device, "kernels": given.kernels, "results": results})
+    write_json(
+        given.json,
+        {"title": title, "device": given.device, "dtype": given.dtype, "kernels": given.kernels, "results": results},
+    )
 
 
 if __name__ == "__main__":

@@ -27,12 +27,11 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.evaluate.bits import bits_per_byte, take_bytes
 from nemo_xtoken.evaluate.results import identity_of
 from nemo_xtoken.files import atomic_path, digest_of
+from nemo_xtoken.report.colors import colors_of
 from nemo_xtoken.run.records import read_history
 
 __all__ = ["curve", "main", "measured", "models_of"]
 
-#: Row -> color; distinct to colour-blind readers.
-COLORS = {"cross-entropy only": "#d55e00", "distilled": "#0072b2"}
 KEPT = "measured.json"
 
 
@@ -51,8 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--figure", type=Path, metavar="FILE", help="where the picture goes (default: in the run's folder)"
     )
-    parser.add_argument("overrides", nargs="*", help="train: further settings of the recipe, after --")
-    given = parser.parse_args(arguments)
+    parser.epilog = f"{parser.epilog or ''}\n\nafter --: further settings of the recipe, for training"
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    cut = words.index("--") if "--" in words else len(words)
+    given = parser.parse_args(words[:cut], argparse.Namespace(overrides=words[cut + 1 :]))
     if given.model:
         train(given)
     models, texts = models_of(given.run), dict(word.split("=", 1) for word in given.on)
@@ -154,9 +155,9 @@ def draw(curves: Mapping[str, tuple[list[int], list[float]]], floor: float, path
 
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    axes, colors = figure.add_subplot(), colors_of(curves)
     for name, (steps, values) in curves.items():
-        axes.plot(steps, values, "o-", color=COLORS[name], label=name, markersize=4)
+        axes.plot(steps, values, "o-", color=colors[name], label=name, markersize=4)
     axes.axhline(floor, color="#555555", linestyle="--", linewidth=1, label="original, its own tokenizer")
     axes.set(xlabel="step", ylabel="bits per byte of held-out text", ylim=(0, None))
     axes.grid(alpha=0.3)

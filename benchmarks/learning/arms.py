@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["ALONE", "ARMS", "START", "Alone", "Arm", "Lesson", "arm_named"]
+__all__ = ["ARMS", "START", "UNTAUGHT", "Arm", "Lesson", "Untaught", "arm_named"]
 
 TOP_K = 32  # of a few hundred tokens of a teacher
 
@@ -47,7 +47,7 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Alone:
+class Untaught:
     """A model that is trained on text alone.
 
     Attributes:
@@ -65,11 +65,11 @@ class Alone:
 #: What all students start from.
 START = "start"
 #: The teachers, and the start.
-ALONE = {
-    "digits": Alone("digits", "digits_steps", large=True),
-    "matching": Alone("matching", "matching_steps", large=True),
-    "own": Alone("student", "weak_steps"),
-    START: Alone("student", "start_steps", seed=1000),
+UNTAUGHT = {
+    "digits": Untaught("digits", "digits_steps", large=True),
+    "matching": Untaught("matching", "matching_steps", large=True),
+    "own": Untaught("student", "weak_steps"),
+    START: Untaught("student", "start_steps", seed=1000),
 }
 
 #: Losses under both teachers that have another tokenizer.
@@ -89,8 +89,8 @@ _DIGITS: dict[str, dict[str, Any]] = {
     "p_kl_nrl": {"loss": "nrl_p_kl"},
     "p_kl_learned": {"loss": "p_kl", "learned": True},
     "p_kl_top_k": {"loss": "p_kl", "options": {"top_k": TOP_K}},
-    "p_kl_prefix_rule": {"loss": "p_kl", "rule": {"gamma": 0.0, "overflow": "truncate"}},
-    "p_kl_truncate": {"loss": "p_kl", "rule": {"overflow": "truncate"}},
+    "p_kl_prefix_rule": {"loss": "p_kl", "rule": {"gamma": 0.0}},
+    "p_kl_whole": {"loss": "p_kl", "rule": {"overflow": "empty"}},
 }
 #: Two teachers, each by its loss, and how they add up.
 _TWO: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -113,7 +113,9 @@ def _arms() -> list[Arm]:
         arms.append(Arm(f"matching/{name}_fixed", (Lesson("matching", **_BOTH[name]),), scale=1.0))
     arms.append(Arm("own/same_tokenizer", (Lesson("own", "same_tokenizer"),)))
     for name, (first, second, settings) in _TWO.items():
-        lessons = (Lesson("digits", first, weight=0.5), Lesson("matching", second, weight=0.5))
+        lessons = tuple(
+            Lesson(teacher, loss, weight=0.5) for teacher, loss in (("digits", first), ("matching", second))
+        )
         arms.append(Arm(f"two/{name}", lessons, **settings))
     return arms
 

@@ -10,11 +10,11 @@ from typing import Any
 from nemo_xtoken.files import atomic_path
 
 from ..bench import machine, machine_line
-from .comparisons import compared
+from .claims import judged
 from .statistics import Estimate, difference, estimate
 from .study import TEACHER_NAMES, Study, Task
 
-__all__ = ["report", "summary", "table"]
+__all__ = ["claims_table", "draw", "report", "summary", "table"]
 
 #: Measure -> (heading, factor, digits).
 COLUMNS = {
@@ -62,7 +62,7 @@ def report(study: Study, tasks: Iterable[Task]) -> None:
     }
     with atomic_path(study.base / "results.json") as temporary:
         temporary.write_text(json.dumps(whole, indent=1) + "\n", "utf-8")
-    text = "\n".join(part for part in (table(summarized, teachers), compared(summarized)) if part)
+    text = "\n".join([table(summarized, teachers), claims_table(summarized)])
     with atomic_path(study.base / "table.md") as temporary:
         temporary.write_text(f"{machine_line()}\n\n{text}", "utf-8")
     draw(summarized, teachers, study.base / "learning.png")
@@ -119,6 +119,19 @@ def table(summarized: Mapping[str, Any], teachers: Mapping[str, Any]) -> str:
         lines.append(f"| {arm} | " + " | ".join(cells) + f" | {seconds} | {len(row['seeds'])} |")
     lines += ["", "Mean ± half a 95% confidence interval over the seeds (Student's t). "
               "*above CE only*: paired by seed, **bold** where its interval does not hold 0."]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def claims_table(summarized: Mapping[str, Any]) -> str:
+    """Markdown: every comparison of every claim, and what it says."""
+    lines = ["| claim | | less | | is above it by | p, Holm | |", "|---|---|---|---|---:|---:|---|"]
+    for claim, every in judged(summarized).items():
+        for number, one in enumerate(every):
+            heading, factor, digits = COLUMNS[one.comparison.measure]
+            above = one.estimate.written(factor, digits, sign=True).strip("*") if one.estimate else ""
+            p = f"{one.p:.3f}" if one.estimate and one.p >= 0.001 else "< 0.001" if one.estimate else ""
+            cells = [claim.text if not number else "", one.comparison.arm, one.comparison.beside, heading, above, p]
+            lines.append(f"| {' | '.join([*cells, one.verdict])} |")
     return "\n".join(lines) + "\n"
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Estimate", "calibration_error", "difference", "estimate"]
+__all__ = ["Estimate", "calibration_error", "difference", "estimate", "holm"]
 
 CONFIDENCE = 0.95
 
@@ -21,6 +21,19 @@ class Estimate:
     def clear(self) -> bool:
         """The interval does not hold 0."""
         return abs(self.mean) > self.half
+
+    @property
+    def p(self) -> float:
+        """Of a two-sided t-test against 0; 1 where there is one value alone."""
+        from scipy.stats import t
+
+        if not math.isfinite(self.half):
+            return 1.0
+        if not self.half:
+            return float(self.mean == 0)
+        freedom = self.count - 1
+        score = abs(self.mean) * float(t.ppf((1 + CONFIDENCE) / 2, freedom)) / self.half
+        return 2 * float(t.sf(score, freedom))
 
     def written(self, factor: float, digits: int, sign: bool = False) -> str:
         """For a table; with its sign, for what may be 0, and then **bold** where it is clear."""
@@ -50,6 +63,15 @@ def difference(values: dict[int, float], reference: dict[int, float]) -> Estimat
     """
     shared = sorted(values.keys() & reference.keys())
     return estimate([values[seed] - reference[seed] for seed in shared]) if shared else None
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's correction: p-values that may each be compared with a level that is then kept over all of them."""
+    corrected, largest = [0.0] * len(p), 0.0
+    for rank, at in enumerate(sorted(range(len(p)), key=p.__getitem__)):
+        largest = max(largest, min((len(p) - rank) * p[at], 1.0))
+        corrected[at] = largest
+    return corrected
 
 
 def calibration_error(confidences: Sequence[float], right: Sequence[bool], bins: int = 10) -> float:

@@ -17,15 +17,16 @@ from filelock import FileLock
 
 from nemo_xtoken.files import atomic_path, digest_of
 
+from ..bench import machine
 from . import texts
-from .arms import ALONE, ARMS, START, Arm
+from .arms import ARMS, START, UNTAUGHT, Arm
 from .lengths import Length
 
 __all__ = ["Study", "Task"]
 
-TEACHER_NAMES = tuple(name for name in ALONE if name != START)
+TEACHER_NAMES = tuple(name for name in UNTAUGHT if name != START)
 #: Settings that are nothing to the models that are trained on text alone.
-STUDENTS_ALONE = ("steps", "student_batch", "lr", "watched", "looks")
+STUDENTS_ONLY = ("steps", "student_batch", "lr", "watched", "looks")
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,13 @@ class Study:
     Args:
         root: of all studies.
         length: how large.
+        results: of all studies, where results are kept; default: beside what they were trained on.
     """
 
-    def __init__(self, root: Path, length: Length) -> None:
+    def __init__(self, root: Path, length: Length, results: Path | None = None) -> None:
         self.length = length
         self.base = root.resolve() / length.name
+        self.results = self.base / "results" if results is None else results.resolve() / length.name
         self.content = texts.prepare(self.base, length)
 
     def arms(self, names: Sequence[str] = (), every: bool = False) -> list[Arm]:
@@ -97,10 +100,11 @@ class Study:
 
     def keep(self, task: Task, result: dict[str, Any]) -> None:
         """Writes a result."""
-        about = {"key": self._key(task), "name": task.name, "seed": task.seed, "length": asdict(self.length)}
-        about["arm"] = None if task.arm is None else asdict(task.arm)
+        about = {"key": self._key(task), "name": task.name, "seed": task.seed, "content": self.content}
+        about |= {"length": asdict(self.length), "arm": None if task.arm is None else asdict(task.arm)}
+        lines = (f"{json.dumps(name)}: {json.dumps(value)}" for name, value in (about | result).items())
         with atomic_path(self._result_file(task)) as temporary:
-            temporary.write_text(json.dumps(about | result, indent=1) + "\n", "utf-8")
+            temporary.write_text("{" + ",\n ".join(lines) + "}\n", "utf-8")
 
     def run_folder(self, task: Task) -> Path:
         """Where it trains."""
@@ -116,7 +120,7 @@ class Study:
         """
         pending = self.pending(tasks)
         needed = {name for task in pending for name in task.needs}
-        first = self.pending([Task(name) for name in ALONE if name in needed])
+        first = self.pending([Task(name) for name in UNTAUGHT if name in needed])
         if pending:
             from . import training  # noqa: F401  (NeMo, before the forks)
         return _each([*first, *pending], self._do, jobs, self.log)
@@ -127,7 +131,7 @@ class Study:
 
     def _do(self, task: Task) -> None:
         """In its own process."""
-        from .training import run_arm, train_alone
+        from .training import run_arm, train_untaught
 
         run = self.run_folder(task)
         run.parent.mkdir(parents=True, exist_ok=True)
@@ -138,11 +142,11 @@ class Study:
             if task.arm is None:
                 if self._stale(task, run):
                     shutil.rmtree(run, ignore_errors=True)
-                result = train_alone(task.name, self.length, self.base, run)
+                result = train_untaught(task.name, self.length, self.base, run)
             else:
-                alone = {name: self.run_folder(Task(name)) for name in ALONE}
-                result = run_arm(task.arm, task.seed, self.length, self.base, run, alone)
-            self.keep(task, result | {"wall_seconds": time.perf_counter() - began})
+                untaught = {name: self.run_folder(Task(name)) for name in UNTAUGHT}
+                result = run_arm(task.arm, task.seed, self.length, self.base, run, untaught)
+            self.keep(task, result | {"wall_seconds": round(time.perf_counter() - began, 1), "machine": machine()})
         if task.arm is not None:
             shutil.rmtree(run / "checkpoints", ignore_errors=True)
 
@@ -156,10 +160,10 @@ class Study:
     def _key(self, task: Task) -> str:
         """Of all settings that its result follows from."""
         settings = {k: v for k, v in asdict(self.length).items() if k not in ("core", "seeds")}
-        used = {ALONE[name].steps for name in (task.needs if task.arm else [task.name])}
-        unused = {alone.steps for alone in ALONE.values()} - used
+        used = {UNTAUGHT[name].steps for name in (task.needs if task.arm else [task.name])}
+        unused = {model.steps for model in UNTAUGHT.values()} - used
         if task.arm is None:
-            unused |= set(STUDENTS_ALONE)
+            unused |= set(STUDENTS_ONLY)
         settings = {k: v for k, v in settings.items() if k not in unused}
         what = [task.name, str(task.seed)] + (
             [] if task.arm is None else [json.dumps(asdict(task.arm), sort_keys=True)]
@@ -167,7 +171,7 @@ class Study:
         return digest_of(self.content, json.dumps(settings, sort_keys=True), *what)[:16]
 
     def _result_file(self, task: Task) -> Path:
-        return self.base / "results" / f"{task.stem}.json"
+        return self.results / f"{task.stem}.json"
 
 
 def _each(tasks: Sequence[Task], do: Callable[[Task], None], jobs: int, log: Callable[[Task], Path]) -> list[Task]:

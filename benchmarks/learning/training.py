@@ -32,13 +32,14 @@ from nemo_xtoken.projection.build import ProjectionRule
 from nemo_xtoken.run.records import read_history
 
 from . import arithmetic, texts
-from .arms import ALONE, START, Arm, Lesson
+from .arms import START, UNTAUGHT, Arm, Lesson
 from .lengths import Length, Shape
 from .measures import measure
 
-__all__ = ["run_arm", "train_alone"]
+__all__ = ["run_arm", "train_untaught"]
 
 COURSE = "course.jsonl"
+CHECKPOINT_EVERY = 250  # steps
 
 
 class _Seed(pl.Callback):
@@ -99,40 +100,42 @@ def read_course(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
-def train_alone(name: str, length: Length, folder: Path, run: Path) -> dict[str, Any]:
+def train_untaught(name: str, length: Length, folder: Path, run: Path) -> dict[str, Any]:
     """Trains a teacher, or what all students start from, on text alone, and measures it.
 
     Args:
-        name: one of `arms.ALONE`.
+        name: one of `arms.UNTAUGHT`.
         folder: of texts and tokenizers.
         run: its own.
     """
-    alone = ALONE[name]
-    positions = length.teacher_length if alone.large else length.student_length
-    model = _model(folder, alone.tokenizer, length.teacher if alone.large else length.student, positions)
-    data = _data(length, folder, alone.seed, student_length=positions, pack=True)
-    trainer = _trainer(getattr(length, alone.steps))
-    trainer.callbacks.append(_Seed(alone.seed))
+    untaught = UNTAUGHT[name]
+    positions = length.teacher_length if untaught.large else length.student_length
+    model = _model(folder, untaught.tokenizer, length.teacher if untaught.large else length.student, positions)
+    data = _data(length, folder, untaught.seed, student_length=positions, pack=True)
+    trainer = _trainer(getattr(length, untaught.steps))
+    trainer.callbacks.append(_Seed(untaught.seed))
     _train(model, data, trainer, {}, ObjectiveConfig(scale=0.0), length.teacher_lr, length.warmup, run)
     return _result(model, length, run)
 
 
 def _finished(name: str, length: Length, runs: Mapping[str, Path]) -> str:
-    """The checkpoint that one of `arms.ALONE` ended with."""
-    steps = getattr(length, ALONE[name].steps)
+    """The checkpoint that one of `arms.UNTAUGHT` ended with."""
+    steps = getattr(length, UNTAUGHT[name].steps)
     found = finished_checkpoint(runs[name] / "checkpoints", steps)
     if found is None:
         raise FileNotFoundError(f"{runs[name]} is not trained for {steps} steps")
     return str(found)
 
 
-def run_arm(arm: Arm, seed: int, length: Length, folder: Path, run: Path, alone: Mapping[str, Path]) -> dict[str, Any]:
+def run_arm(
+    arm: Arm, seed: int, length: Length, folder: Path, run: Path, untaught: Mapping[str, Path]
+) -> dict[str, Any]:
     """Trains a student, or goes on with it, and measures it.
 
     Args:
         folder: of texts and tokenizers.
         run: its own folder.
-        alone: those of the models of `arms.ALONE`, by name.
+        untaught: those of the models of `arms.UNTAUGHT`, by name.
 
     Returns:
         ``measures``, ``course`` (the measures of a few questions by step), ``cost``.
@@ -145,11 +148,11 @@ def run_arm(arm: Arm, seed: int, length: Length, folder: Path, run: Path, alone:
     untrained = _Untrained(length)
     trainer.callbacks.append(_Course(length, run / COURSE) if arm.trained else untrained)
     data = _data(length, folder, seed, length.student_length)
-    lessons = {f"{x.teacher}_{n}": _teacher(x, length, folder, alone) for n, x in enumerate(arm.lessons)}
+    lessons = {f"{x.teacher}_{n}": _teacher(x, length, folder, untaught) for n, x in enumerate(arm.lessons)}
     objective = ObjectiveConfig(scale=arm.scale, teacher_weights=arm.teacher_weights)
-    side, begin = _side(folder, length), _finished(START, length, alone)
+    side, begin = _side(folder, length), _finished(START, length, untaught)
     _train(model, data, trainer, lessons, objective, length.lr, length.warmup // 4, run, [side], begin)
-    result = _result(model, length, run) if arm.trained else {"measures": untrained.measures, "cost": {}}
+    result = _result(model, length, run) if arm.trained else {"measures": untrained.measures, "cost": {}, "curve": {}}
     return result | {"course": read_course(run / COURSE)}
 
 
@@ -158,8 +161,9 @@ def _measures(model: Any, length: Length) -> dict[str, float]:
 
 
 def _result(model: Any, length: Length, run: Path) -> dict[str, Any]:
-    """Measures of a model that has just been trained or loaded, and what its steps cost."""
+    """Measures of a model that has just been trained or loaded, what its steps cost, and the sums of each step."""
     steps = [r for r in read_history(run) if "ce" in r]
+    curve = {name: [_short(r.get(name)) for r in steps] for name in ("ce", "kd")}
     cost = {
         "steps": len(steps),
         "seconds": sum(r["seconds"] for r in steps),
@@ -167,7 +171,12 @@ def _result(model: Any, length: Length, run: Path) -> dict[str, Any]:
         "chunks": sum(r.get("chunks", 0) for r in steps),
         "parameters": sum(p.numel() for p in model.module.parameters()),
     }
-    return {"measures": _measures(model, length), "cost": cost}
+    return {"measures": _measures(model, length), "cost": cost, "curve": curve}
+
+
+def _short(value: float | None) -> float | None:
+    """To four digits; None: a step without a chunk, or without teachers."""
+    return None if value is None else float(f"{value:.4g}")
 
 
 def _side(folder: Path, length: Length) -> Tokenization:
@@ -176,10 +185,10 @@ def _side(folder: Path, length: Length) -> Tokenization:
     return Tokenization(vocabulary, texts.positions("digits", length))
 
 
-def _teacher(lesson: Lesson, length: Length, folder: Path, alone: Mapping[str, Path]) -> TeacherConfig:
+def _teacher(lesson: Lesson, length: Length, folder: Path, untaught: Mapping[str, Path]) -> TeacherConfig:
     return TeacherConfig(
-        path=_finished(lesson.teacher, length, alone),
-        tokenizer=texts.tokenizer(folder, ALONE[lesson.teacher].tokenizer),
+        path=_finished(lesson.teacher, length, untaught),
+        tokenizer=texts.tokenizer(folder, UNTAUGHT[lesson.teacher].tokenizer),
         loss=lesson.loss,
         options=DivergenceOptions(**lesson.options),
         chunks=ChunkLossConfig(**lesson.chunks),
@@ -240,7 +249,7 @@ def _train(
         max_steps=trainer.max_steps, warmup_steps=min(warmup, trainer.max_steps // 2), constant_steps=0,
         min_lr=lr / 20,
     )  # fmt: skip
-    every = max(1, trainer.max_steps // 3)
+    every = min(trainer.max_steps, CHECKPOINT_EVERY)
     ckpt = nl.ModelCheckpoint(every_n_train_steps=every, save_last=True, save_top_k=1, monitor="step", mode="max")
     train_one(
         model,

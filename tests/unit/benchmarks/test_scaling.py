@@ -70,7 +70,7 @@ def counted(tp_run=True):
         teacher_columns=signal.output.head.weight.shape[0],
         tp=ranks,
         crossing=float(exchange.crossing[rank]),
-        returning=float(sum(exchange._received)),
+        returning=float(sum(exchange.received)),
     )
     by_operation = counter.get_flop_counts()["Global"]
     products = sum(n for operation, n in by_operation.items() if "mm" in str(operation))
