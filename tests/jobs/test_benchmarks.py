@@ -9,8 +9,8 @@ from tokenizer_zoo import write_folder, zoo
 
 from nemo_xtoken.projection.token_classes import is_text
 
-alignment, bench, loss, projection, sweep, texts = (
-    importlib.import_module(name) for name in ("alignment", "bench", "loss", "projection", "sweep", "texts")
+alignment, bench, loss, prepare, projection, sweep, texts = (
+    importlib.import_module(name) for name in ("alignment", "bench", "loss", "prepare", "projection", "sweep", "texts")
 )
 
 
@@ -27,7 +27,7 @@ def pair(folder):
     return ["--student", str(folder / "llama"), "--teacher", str(folder / "qwen")]
 
 
-@pytest.mark.parametrize("script", [alignment, loss, projection, sweep])
+@pytest.mark.parametrize("script", [alignment, loss, prepare, projection, sweep])
 def test_help_teaches(script, capsys):
     with pytest.raises(SystemExit) as stop:
         script.main(["--help"])
@@ -55,9 +55,23 @@ def test_loss(pair, tmp_path, capsys):
     sizes = ["--positions", "24", "--hidden", "8", "8", "--rounds", "1"]
     loss.main([*pair, *sizes, "--kernels", "torch", "auto", "--json", str(file)])
     (result,) = json.loads(file.read_text("utf-8"))["results"]
-    assert set(result["methods"]) == {"fused", "fused, torch", "plain", "top-k"}
+    assert set(result["methods"]) == {"fused", "fused, torch", "plain", "top-k", "products"}
     assert result["gradients_differ"] < 1e-4
     assert "kernels torch, auto" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_prepare(pair, tmp_path, capsys, workers):
+    file = tmp_path / "prepare.json"
+    sizes = ["--megabytes", "0.1", "--rounds", "1", "--shapes", *(["tiny", "whole"] if workers == 0 else ["documents"])]
+    prepare.main([*pair, *sizes, "--workers", str(workers), "--json", str(file)])
+    for row in json.loads(file.read_text("utf-8"))["shapes"].values():
+        assert row["share"] > 0
+        within = row["prepare"]["within"]
+        assert within is None if workers else 0 < within < 1
+        assert row["alone"]["tokens"] <= row["prepare"]["tokens"]  # which has BOS and EOS as well
+        assert row["alone"]["tokens"] > row["bytes"] / 10
+    assert f"prepare, {workers} workers" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("asked", [["--kernels", "triton"], ["--device", "cuda"]])

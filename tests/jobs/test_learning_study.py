@@ -18,9 +18,9 @@ import torch
 from benchmarks.learning import arithmetic, measures, statistics, texts
 from benchmarks.learning import study as study_module
 from benchmarks.learning.arms import ARMS, arm_named
-from benchmarks.learning.comparisons import COMPARED, compared
+from benchmarks.learning.claims import CLAIMS, arms_of_claims, judged
 from benchmarks.learning.lengths import LENGTHS, QUICK, SMOKE
-from benchmarks.learning.report import summary, table
+from benchmarks.learning.report import claims_table, summary, table
 from benchmarks.learning.study import Study, Task
 from nemo_xtoken.data.config import Tokenization
 from nemo_xtoken.losses.registry import LOSSES
@@ -30,6 +30,12 @@ from nemo_xtoken.vocab import load_vocabulary
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     return Study(tmp_path_factory.mktemp("learning"), SMOKE)
+
+
+@pytest.fixture
+def prepared(study, monkeypatch):
+    """The text and the tokenizers are there, which takes two seconds to find out."""
+    monkeypatch.setattr(texts, "prepare", lambda *_: study.content)
 
 
 def right(question):
@@ -101,7 +107,7 @@ def test_students_see_the_same_samples_whoever_teaches(study):
     assert all(np.array_equal(seen[0], other) for other in seen)
 
 
-def test_what_is_done_is_kept_and_other_settings_are_other_students(study):
+def test_what_is_done_is_kept_and_other_settings_are_other_students(study, prepared):
     arms = [arm_named("ce"), arm_named("digits/p_kl")]
     tasks = study.tasks(arms, 2)
     assert [t.label for t in tasks] == ["ce, seed 0", "digits/p_kl, seed 0", "ce, seed 1", "digits/p_kl, seed 1"]
@@ -110,12 +116,12 @@ def test_what_is_done_is_kept_and_other_settings_are_other_students(study):
     study.keep(tasks[1], {"measures": {"accuracy": 0.5}})
     assert study.pending(tasks) == [tasks[0], tasks[2], tasks[3]]
     assert Study(study.base.parent, SMOKE).result(tasks[1])["measures"] == {"accuracy": 0.5}
-    (study.base / "results" / f"{tasks[1].stem}.json").write_text('{"key": "of other settings"}')
+    (study.results / f"{tasks[1].stem}.json").write_text('{"key": "of other settings"}')
     assert tasks[1] in study.pending(tasks)
     assert len({study.run_folder(t) for t in tasks}) == 4
 
 
-def test_each_result_follows_from_the_settings_that_it_uses(study):
+def test_each_result_follows_from_the_settings_that_it_uses(study, prepared):
     root = study.base.parent
     tasks = [Task("digits"), Task("matching"), Task("start")]
     tasks += study.tasks([arm_named("ce"), arm_named("digits/p_kl"), arm_named("matching/p_kl")], 1)
@@ -135,7 +141,13 @@ def test_each_result_follows_from_the_settings_that_it_uses(study):
 
 def test_every_arm_has_a_name_of_its_own_and_a_loss_that_exists():
     assert len({arm.name for arm in ARMS}) == len(ARMS)
-    assert {lesson.loss for arm in ARMS for lesson in arm.lessons} == set(LOSSES) - {"nrl_gold", "nrl_h_kl"}
+    assert {lesson.loss for arm in ARMS for lesson in arm.lessons} == set(LOSSES) - {
+        "nrl_gold",
+        "nrl_h_kl",
+        "csd",
+        "bpm",
+        "alm",
+    }
     assert set(QUICK.core) <= {arm.name for arm in ARMS}
 
 
@@ -159,24 +171,53 @@ def test_calibration_error_of_known_answers():
     assert statistics.calibration_error([0.95, 0.15], [False, False]) == pytest.approx(0.55)
 
 
-def test_table_has_every_arm_and_says_what_is_clear():
-    def result(accuracy):
-        names = ("right_answer", "numerals", "calibration_error", "arithmetic_ce", "text_ce")
-        cost = {"steps": 10, "seconds": 5.0}
-        return {"measures": {"accuracy": accuracy} | dict.fromkeys(names, 0.25), "cost": cost, "course": []}
+def result(**measures):
+    names = ("accuracy", "right_answer", "numerals", "calibration_error", "arithmetic_ce", "text_ce")
+    cost = {"steps": 10, "seconds": 5.0}
+    return {"measures": dict.fromkeys(names, 0.25) | measures, "cost": cost, "course": []}
 
-    results = {"ce": {0: result(0.1), 1: result(0.3)}, "digits/p_kl": {0: result(0.5), 1: result(0.7)}}
-    found = summary(results)
+
+def test_table_has_every_arm_and_says_what_is_clear():
+    results = {"ce": (0.1, 0.3), "digits/p_kl": (0.5, 0.7)}
+    found = summary({name: {n: result(accuracy=a) for n, a in enumerate(both)} for name, both in results.items()})
     assert found["digits/p_kl"]["above_ce"]["accuracy"]["mean"] == pytest.approx(0.4)
-    assert compared(found) == ""
-    results["digits/p_kl_mean"] = {0: result(0.4), 1: result(0.5), 2: result(0.0)}
-    [line] = compared(summary(results)).splitlines()[2:3]
-    assert line.startswith("| chunks.merge, digits, p_kl | digits/p_kl | mean | -15.0 ± 63.5 |")
-    assert {arm for _, default, _, other in COMPARED for arm in (default, other)} <= {arm.name for arm in ARMS}
     lines = table(found, {}).splitlines()
     assert lines[2].startswith("| ce | 20.0 ± 127.1 |")
     assert "**+40.0 ± 0.0**" in lines[3]
     json.dumps(found, allow_nan=False)
+
+
+def test_holms_correction():
+    assert statistics.holm([0.04, 0.01, 0.03, 0.5]) == pytest.approx([0.09, 0.04, 0.09, 0.5])
+    assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
+    stats = pytest.importorskip("scipy.stats")
+    values = [0.4, 0.9, 0.7, 1.6]
+    assert statistics.estimate(values).p == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+
+
+def test_a_claim_holds_by_the_correction_over_all_of_them():
+    """Those that were not made count in it."""
+    wanted, numbers = dict(enumerate((0.02, 0.021, 0.022))), dict(enumerate((0.9, 0.91, 0.905)))
+    results = {
+        "ce": {n: result(text_ce=1.0, numerals=0.9) for n in range(3)},
+        "digits/prefix_kl": {n: result(text_ce=1.0 - less) for n, less in wanted.items()},
+        "digits/p_kl": {n: result(text_ce=1.0 + more) for n, more in wanted.items()},
+        "digits/gold": {n: result(numerals=0.9 + low) for n, low in enumerate((-0.5, 0.4, -0.3))},
+        "digits/h_kl": {n: result(numerals=high) for n, high in numbers.items()},
+    }
+    found = judged(summary(results))
+    each = {(f.comparison.arm, f.comparison.measure): f for every in found.values() for f in every}
+    count = sum(len(claim.comparisons) for claim in CLAIMS)
+    assert len(each) == count == 10
+    made = sorted(f.estimate.p for f in each.values() if f.estimate)
+    least = each["digits/p_kl", "text_ce"]
+    assert least.p == pytest.approx(count * made[0])
+    assert each["digits/prefix_kl", "text_ce"].verdict == "holds"
+    assert least.verdict == "the opposite holds"
+    assert each["digits/gold", "numerals"].verdict == each["digits/h_kl", "numerals"].verdict == "not shown"
+    assert each["matching/h_kl", "text_ce"].verdict == "not run"
+    assert claims_table(summary(results)).count("\n") == count + 2
+    assert set(arms_of_claims()) <= {arm.name for arm in ARMS}
 
 
 class Parrot:

@@ -8,44 +8,38 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked_commands import run_forked
+from nemo_driver import drive
 
 from nemo_xtoken.environment import find_stack
 
 SUPPORT = Path(__file__).parents[1] / "support"
 
 
-@pytest.fixture(scope="module")
-def third_party(tmp_path_factory):
-    """A folder for PYTHONPATH that looks like an installed package with a recipe of its own."""
-    folder = tmp_path_factory.mktemp("site")
-    metadata = folder / "fake_recipes-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: fake-recipes\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text("[nemo_xtoken.recipes]\nfake_recipe = fake_recipe:fake_recipe\n")
-    return folder
-
-
 def _environment(third_party):
     return {
-        **os.environ,
         "PYTHONPATH": os.pathsep.join([str(third_party), str(SUPPORT)]),
         "COLUMNS": "200",
         "NEMO_XTOKEN_VERBOSE": "1",
     }
 
 
-def _drive(folder, third_party, commands, *flags):
-    (folder / "commands.json").write_text(json.dumps([_words(words) for words in commands.values()]))
+def _drive_without_nemo(folder, third_party, *groups):
+    """The results of each group, and which frameworks it has loaded."""
+    lines = [[_words(words) for words in group.values()] for group in groups]
+    (folder / "groups.json").write_text(json.dumps(lines))
     subprocess.run(
-        [sys.executable, SUPPORT / "nemo_driver.py", "commands.json", "results.json", *flags],
-        env=_environment(third_party),
+        [sys.executable, SUPPORT / "nemo_driver.py", "groups.json", "results.json"],
+        env={**os.environ, **_environment(third_party)},
         cwd=folder,
         stdin=subprocess.DEVNULL,
         check=True,
         timeout=300,
     )
-    results = json.loads((folder / "results.json").read_text())
-    return dict(zip(commands, results["done"], strict=True)), results["loaded"]
+    found = json.loads((folder / "results.json").read_text())
+    return [
+        (dict(zip(group, part["done"], strict=True)), part["loaded"]) for group, part in zip(groups, found, strict=True)
+    ]
 
 
 def _words(words):
@@ -80,15 +74,38 @@ COMMANDS = {
     "input error in recipe": ["distill", "--recipe", "fake_recipe(layers=0)"],
     "failure": [*RECIPE, "scale=0"],
     "to yaml": [*RECIPE, "--to-yaml", "run.yaml", "trainer.max_steps=33", "log=a b: c"],
-    "from yaml": ["distill", "--yaml", "run.yaml", "scale=0.25"],
+    "from yaml": ["distill", "--yaml", "run.yaml", "scale=0.25", "trust=true"],
     "to json": [*RECIPE, "--to-json", "run.json", "trainer.max_steps=33", "log=a b: c"],
-    "from json": ["distill", "--yaml", "run.json", "scale=0.25"],
+    "from json": ["distill", "--yaml", "run.json", "scale=0.25", "trust=true"],
     "yaml and recipe": [*RECIPE, "--yaml", "run.yaml"],
     "values from yaml": [*RECIPE, "--yaml", "values.yaml"],
+    "typo in values": [*RECIPE, "--yaml", "typo.yaml"],
+    "wrong value in values": [*RECIPE, "--yaml", "many.yaml"],
+    "values that are a list": [*RECIPE, "--yaml", "list.yaml"],
+    "values that are a word": [*RECIPE, "--yaml", "word.yaml"],
+    "no values": [*RECIPE, "--yaml", "empty.yaml"],
+    "wrong argument of a recipe": ["distill", "--recipe", "fake_recipe(layer=3)"],
+    "yaml into a folder": [*RECIPE, "--to-yaml", "."],
     "no yaml": ["distill", "--yaml", "absent.yaml"],
-    "foreign yaml": ["distill", "--yaml", "foreign.yaml"],
-    "wrong argument after yaml": ["distill", "--yaml", "run.yaml", "scal=1"],
+    "foreign yaml": ["distill", "--yaml", "foreign.yaml", "trust=true"],
+    "yaml of another": ["distill", "--yaml", "run.yaml", "scale=0.25"],
+    "yaml that trusts itself": ["distill", "--yaml", "trusting.yaml"],
+    "yaml with code": ["distill", "--yaml", "code.yaml", "trust=false"],
+    "values with code": [*RECIPE, "--yaml", "values_with_code.yaml"],
+    "wrong argument after yaml": ["distill", "--yaml", "run.yaml", "scal=1", "trust=true"],
     "slurm": [*RECIPE, "--executor", "slurm", "slurm=venv", "executor.nodes=2", "log=it's", "--dryrun"],
+    "slurm teacher": [
+        "distill",
+        "--recipe",
+        "xtoken_tiny",
+        "--executor",
+        "slurm",
+        "slurm=venv",
+        "executor.gpus_per_node=1",
+        "teacher.path=/m/teacher",
+        "teacher.nodes=2",
+        "--dryrun",
+    ],
     "slurm sweep": [*RECIPE, "--executor=slurm", "slurm=venv", "sweep=sweep.txt", "--dryrun"],
     "slurm wrong sweep": [*RECIPE, "--executor=slurm", "slurm=venv", "sweep=wrong.txt", "--dryrun"],
     "slurm wrong run": [*RECIPE, "--executor", "slurm", "slurm=venv", "trainer.max_step=20", "--dryrun"],
@@ -100,15 +117,27 @@ COMMANDS = {
 
 
 @pytest.fixture(scope="module")
-def with_nemo(tmp_path_factory, third_party):
+def with_nemo(command_line, tmp_path_factory, third_party):
     folder = tmp_path_factory.mktemp("commands")
     (folder / "values.yaml").write_text("trainer:\n  max_steps: 44\n")
+    wrong = {"typo": "trainer:\n  max_step: 44\n", "many": "trainer:\n  max_steps: many\n", "list": "[1, 2]\n"}
+    for name, content in {**wrong, "word": "word\n", "empty": ""}.items():
+        (folder / f"{name}.yaml").write_text(content)
     (folder / "sweep.txt").write_text("scale=0.5\nscale=0.25\n")
     (folder / "wrong.txt").write_text("scale=0.5\nscal=0.25\n")
+    (folder / "trusting.yaml").write_text("_target_: nemo_xtoken.recipes.tiny_text.text_file\ntrust: true\n")
+    (folder / "code.yaml").write_text("_target_: os.system\ncommand: touch code_ran\n")
+    (folder / "values_with_code.yaml").write_text("model:\n  _target_: os.system\n  command: touch code_ran\n")
     (folder / "foreign.yaml").write_text("_target_: nowhere_at_all.distill\n_partial_: true\n")
     (folder / "teachers.yaml").write_text("teachers:\n  fourth:\n    layers: 9\n")
-    results, _ = _drive(folder, third_party, COMMANDS)
-    return results
+    ended = run_forked(folder, _drive, third_party, list(map(_words, COMMANDS.values())), env=_environment(third_party))
+    assert ended.status == 0, ended.log
+    return dict(zip(COMMANDS, ended.result, strict=True))
+
+
+def _drive(third_party, commands):
+    sys.path.insert(0, str(third_party))
+    return drive(commands)
 
 
 def _ran(layers, steps, log, scale):
@@ -192,6 +221,17 @@ def test_dryrun_shows_the_overridden_run(with_nemo):
         ("yaml and recipe", ["run.yaml holds a whole run", "leave --recipe out"]),
         ("no yaml", ["no file absent.yaml"]),
         ("foreign yaml", ["'nowhere_at_all.distill'", "cannot be imported"]),
+        ("yaml of another", ["run.yaml names", "fake_recipe.", "trust=true"]),
+        ("yaml that trusts itself", ["trusting.yaml names trust=True", "trust=true"]),
+        ("yaml with code", ["code.yaml names _target_=os.system", "trust=true"]),
+        ("values with code", ["values_with_code.yaml names model._target_=os.system", "trust=true"]),
+        ("typo in values", ["no argument 'max_step' in trainer; did you mean 'max_steps'?"]),
+        ("wrong value in values", ["trainer.max_steps='many'", "expected: a whole number"]),
+        ("values that are a list", ["list.yaml"]),
+        ("values that are a word", ["word.yaml"]),
+        ("no values", ["empty.yaml"]),
+        ("wrong argument of a recipe", ["'layer'"]),
+        ("yaml into a folder", ["--to-yaml=. is a folder"]),
         ("slurm wrong sweep", ["no argument 'scal' in the run; did you mean 'scale'?"]),
         ("slurm wrong run", ["no argument 'max_step' in trainer"]),
         ("slurm wrong job", ["there is no executor.node"]),
@@ -215,6 +255,12 @@ def test_slurm_submits_the_same_command_without_what_configures_the_job(with_nem
     assert "#SBATCH --nodes=2\n" in out
     assert """exec nemo llm distill --recipe fake_recipe 'log=it'"'"'s'\n""" in out
     assert "RAN" not in out
+    assert with_nemo["slurm teacher"]["status"] == 0, with_nemo["slurm teacher"]
+    out = with_nemo["slurm teacher"]["out"]
+    assert "#SBATCH --nodes=3\n" in out
+    assert "xtoken serve teacher=/m/teacher dtype=fp32 " in out
+    assert "teacher_folder=runs/xtoken_tiny/service\n" in out
+    assert "teacher.path=/m/teacher teacher.source=remote teacher.service.folder=runs/xtoken_tiny/service\n" in out
     out = with_nemo["slurm sweep"]["out"]
     assert "#SBATCH --array=0-1\n" in out
     assert "    1) words=(log.name=fake_recipe-1 scale=0.25) ;;" in out
@@ -224,15 +270,25 @@ UNDER_SRUN = {"SLURM_JOB_ID": "9", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS":
               "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NODEID": "1", "SLURM_LOCALID": "1"}  # fmt: skip
 
 
-@pytest.mark.parametrize("rank", ["0", "5"])
-def test_under_srun_the_trainer_has_the_jobs_devices(tmp_path, third_party, rank, monkeypatch):
-    for name, value in {**UNDER_SRUN, "SLURM_PROCID": rank}.items():
-        monkeypatch.setenv(name, value)
-    commands = {"run": [*RECIPE, "trainer.max_steps=20"], "conflict": [*RECIPE, "trainer.devices=8"]}
-    results, _ = _drive(tmp_path, third_party, commands, "--without-nemo")
+@pytest.fixture(scope="module")
+def without_nemo(tmp_path_factory, third_party):
+    """What the two ranks of a job say, and a process that is in none."""
+    alone = {"list": ["distill", "--list-recipes"], "run": [*RECIPE, "trainer.max_steps=20"], "no": ["distill"]}
+    alone["neither"] = ["distill", "--recipe", "xtoken_qwen3_llama1b"]
+    ranks = []
+    for rank in ("0", "5"):
+        step = {**UNDER_SRUN, "SLURM_PROCID": rank}
+        commands = {"run": [step, *RECIPE, "trainer.max_steps=20"], "conflict": [step, *RECIPE, "trainer.devices=8"]}
+        ranks.append(commands)
+    return _drive_without_nemo(tmp_path_factory.mktemp("without"), third_party, alone, *ranks)
+
+
+@pytest.mark.parametrize("rank", [0, 5])
+def test_under_srun_the_trainer_has_the_jobs_devices(without_nemo, rank):
+    results, _ = without_nemo[{0: 1, 5: 2}[rank]]
     assert results["run"]["status"] == 0, results["run"]
     assert "Trainer(max_steps=20, devices=4, " in results["run"]["out"]
-    assert ("Resolved Arguments" in results["run"]["out"]) == (rank == "0")  # shown once, not by every rank
+    assert ("Resolved Arguments" in results["run"]["out"]) == (rank == 0)  # shown once, not by every rank
     assert results["conflict"]["status"] == 2
     assert "trainer.devices=8 in a job of 2 x 4 processes" in results["conflict"]["err"]
 
@@ -248,6 +304,15 @@ def test_help_teaches(with_nemo):
     assert with_nemo["help"]["status"] == 0
     assert "nemo llm distill --recipe NAME trainer.max_steps=20" in out
     assert re.search(r"fake_recipe +A recipe that trains nothing\.", out)
+    for setting in (
+        "student=",
+        "teacher.path=",
+        "teacher.loss=prefix_kl",
+        "data.text.paths=",
+        "objective.scale=dynamic",
+    ):
+        assert f"\n{setting}" in out
+    assert "student_model_path" not in out  # what NeMo's own function takes, and no run of ours
     assert with_nemo["list"]["status"] == 0
     assert re.search(r"fake_recipe +A recipe that trains nothing\.", with_nemo["list"]["out"])
 
@@ -257,13 +322,10 @@ def test_nemo_keeps_its_own_commands(with_nemo):
     for command in ("pretrain", "finetune", "import", "export", "generate", "distill"):
         assert f" {command} " in out
     assert out.count(" distill ") == 1
-    assert "student_model_path" in with_nemo["help"]["out"]  # NeMo's own distill, not one beside it
 
 
-def test_without_nemo_the_command_is_ours(tmp_path, third_party):
-    commands = {"list": ["distill", "--list-recipes"], "run": [*RECIPE, "trainer.max_steps=20"], "no": ["distill"]}
-    commands["neither"] = ["distill", "--recipe", "xtoken_qwen3_llama1b"]
-    results, loaded = _drive(tmp_path, third_party, commands, "--without-nemo")
+def test_without_nemo_the_command_is_ours(without_nemo):
+    results, loaded = without_nemo[0]
     assert "nemo" not in loaded
     assert results["run"]["status"] == 0, results["run"]
     assert _ran(2, 20, "", 1.0) in results["run"]["out"]
@@ -288,7 +350,7 @@ def test_nemo_xtoken_is_the_console_script(third_party):
     )
     run = subprocess.run(
         [sys.executable, "-c", program, "align", "--help"],
-        env=_environment(third_party),
+        env={**os.environ, **_environment(third_party)},
         capture_output=True,
         text=True,
         timeout=300,
@@ -308,19 +370,18 @@ def test_a_nemo_that_cannot_be_loaded_is_one_message(tmp_path):
     (llm / "__init__.py").write_text(
         "import sys\nif not hasattr(sys, 'tried'):\n    sys.tried = True\n    raise IndexError('out of range')\n"
     )
-    for words in (["--recipe", "xtoken_tiny", "--dryrun"], ["--recipe", "xtoken_tiny", "trainer.max_steps=3"]):
-        run = subprocess.run(
-            [Path(sys.executable).with_name("nemo"), "llm", "distill", *words],
-            env={**os.environ, "PYTHONPATH": str(tmp_path)},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert run.returncode == 2, run
-        error = run.stderr[run.stderr.index("error:") :]
-        assert error.startswith("error: NeMo 2 is installed and cannot be loaded (IndexError: out of range, at ")
-        assert f"{llm / '__init__.py'}:4)" in error
-        for part in ("\n  expected: ", "\n  to fix:   ", "import nemo_xtoken, nemo.collections.llm", "xtoken env"):
-            assert part in error
-        assert "overwrite" not in run.stdout + run.stderr
-        assert "Traceback" not in run.stderr
+    run = subprocess.run(
+        [Path(sys.executable).with_name("nemo"), "llm", "distill", "--recipe", "xtoken_tiny", "trainer.max_steps=3"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 2, run
+    error = run.stderr[run.stderr.index("error:") :]
+    assert error.startswith("error: NeMo 2 is installed and cannot be loaded (IndexError: out of range, at ")
+    assert f"{llm / '__init__.py'}:4)" in error
+    for part in ("\n  expected: ", "\n  to fix:   ", "import nemo_xtoken, nemo.collections.llm", "xtoken env"):
+        assert part in error
+    assert "overwrite" not in run.stdout + run.stderr
+    assert "Traceback" not in run.stderr

@@ -3,14 +3,12 @@
 import json
 import os
 import time
-from pathlib import Path
 
 import pytest
 from fake_slurm import end, install, sbatch, signal_steps
 
 from nemo_xtoken.commands.cli import main
 
-ROOT = Path(__file__).parents[2]
 STEPS = 24
 
 
@@ -33,14 +31,14 @@ def start():
         end(process)
 
 
-def test_two_nodes_stopped_requeued_and_finished(tmp_path, start):
+def test_two_nodes_stopped_requeued_and_finished(tmp_path, start, command_server):
     install(tmp_path / "bin")
     state, script = tmp_path / "state", tmp_path / "job.sh"
     state.mkdir()
     words = [
         "recipe=xtoken_tiny", "slurm=venv", f"out={script}", f"executor.workdir={tmp_path}",
         "executor.nodes=2", "executor.gpus_per_node=1", "executor.job_name=interactive",
-        f"executor.program={ROOT / '.venv/bin/nemo'}",
+        f"executor.program={command_server.program('nemo')}",
         f"trainer.max_steps={STEPS}", f"trainer.val_check_interval={STEPS}", "trainer.limit_val_batches=1",
         "teacher_steps=2", "data.micro_batch_size=1", "data.global_batch_size=2",
     ]  # fmt: skip

@@ -7,26 +7,29 @@ What a preflight finds beyond the settings (checkpoints, tokenizers, W, data, di
 dry run looks at none of it, and the paths of the recipes are the user's.  All of the rest is the real command.
 """
 
+import copy
+import functools
+import importlib.metadata
 import json
 import random
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import yaml
+from forked_commands import run_forked
+from nemo_driver import drive
 
 from nemo_xtoken.commands.cli import main
 from nemo_xtoken.preflight import checkup
 from nemo_xtoken.recipes import available_recipes
+from nemo_xtoken.run import settings
 from nemo_xtoken.run.values import OF_TEACHER, RANGES
+from nemo_xtoken.run.yaml_file import read_yaml
 
-SUPPORT = Path(__file__).parents[1] / "support"
 MARKS = ("_target_", "_partial_", "_call_")
 ANYTHING_GOES = ("trainer.logger", "trainer.strategy.gradient_as_bucket_view")  # by their annotations
 RECIPES = {name: recipe for name, recipe in available_recipes().items() if recipe.yaml is not None}
 WHOLE = ("xtoken_tiny", "xtoken_qwen3_llama1b")  # these are tried with all of the below
-DISTIL = [name for name in RECIPES if name != "xtoken_swap"]
+DISTIL = [name for name in RECIPES if name not in ("xtoken_swap", "xtoken_compress")]
 #: Right commands, and wrong ones beyond what is made from a recipe's own names.
 RIGHT = [
     ["evaluate.every={save}"],
@@ -121,7 +124,8 @@ def _mutations(recipe):
     cases = [*((w, True) for w in (RIGHT if whole else rng.sample(RIGHT, 4)))]
     cases += [*((w, False) for w in (WRONG if whole else rng.sample(WRONG, 8)))]
     for words, right in cases:
-        if recipe.name in DISTIL and (taught or not any(word.startswith("teacher") for word in words)):
+        absent = [part for part in ("teacher", "model") if not content.get(part)]
+        if recipe.name in DISTIL and not any(word.startswith(part) for part in absent for word in words):
             yield [word.format(save=save) if "{save}" in word else word for word in words], right
     names = [n for n, value in leaves.items() if isinstance(value, bool | int | float | str) and n not in ANYTHING_GOES]
     for name in rng.sample(names, 6):
@@ -145,16 +149,17 @@ COMMANDS = [(name, words, right) for name, recipe in RECIPES.items() for words, 
 
 
 @pytest.fixture(scope="module")
-def dryrun(tmp_path_factory):
+def dryrun(command_line, tmp_path_factory):
     """Exit status and message of each command as a dry run, all in one process that has NeMo."""
-    pytest.importorskip("nemo.collections.llm", reason="the NeMo stack is not installed")
-    folder = tmp_path_factory.mktemp("dryrun")
     lines = [["llm", "distill", "--recipe", name, "--dryrun", *words] for name, words, _ in COMMANDS]
-    (folder / "commands.json").write_text(json.dumps(lines))
-    driver = [sys.executable, SUPPORT / "nemo_driver.py", "commands.json", "results.json"]
-    subprocess.run(driver, cwd=folder, stdin=subprocess.DEVNULL, check=True, timeout=540, capture_output=True)
-    results = json.loads((folder / "results.json").read_text())["done"]
-    return [(result["status"], result["err"]) for result in results]
+    ended = run_forked(tmp_path_factory.mktemp("dryrun"), _drive, lines, timeout=540)
+    assert ended.status == 0, ended.log
+    return [(result["status"], result["err"]) for result in ended.result]
+
+
+def _drive(lines):
+    importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)
+    return drive(lines)
 
 
 @pytest.fixture
@@ -163,6 +168,10 @@ def judged(monkeypatch, capsys):
     nothing = type("Nothing", (), {"__getattr__": lambda self, name: lambda *_: []})()
     for stage in ("architecture", "machine", "tokenizers", "texts", "budget"):
         monkeypatch.setattr(checkup, stage, nothing)
+    # The same files for every command: read once.
+    monkeypatch.setattr(importlib.metadata, "entry_points", functools.cache(importlib.metadata.entry_points))
+    once = functools.cache(read_yaml)
+    monkeypatch.setattr(settings, "read_yaml", lambda path: copy.deepcopy(once(path)))
 
     def judge(name, words):
         status = main(["preflight", "--json", f"recipe={name}", "slurm=none", "nodes=1", *words])

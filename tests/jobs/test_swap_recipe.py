@@ -1,9 +1,6 @@
-"""The recipe ``xtoken_swap``, from a Hugging Face folder and a tokenizer to a Hugging Face folder, at toy width."""
+"""The recipes ``xtoken_swap`` and ``xtoken_compress``, from one Hugging Face folder to another, at toy width."""
 
-import contextlib
-import io
 import json
-import multiprocessing
 import os
 from pathlib import Path
 
@@ -13,9 +10,9 @@ import yaml
 from launcher import launch
 from tokenizer_zoo import TEXT, write_folder
 from toy_models import write_model
+from warm_commands import distil
 
 ROOT = Path(__file__).parents[2]
-FORK = multiprocessing.get_context("fork")
 SMALL = [
     "data.text.student_length=32", "data.text.teacher_length=64", "data.text.held_out=3", "data.text.workers=0",
     "data.micro_batch_size=2", "data.global_batch_size=4", "optim.config.lr=1e-2", "optim.lr_scheduler.warmup_steps=1",
@@ -23,62 +20,14 @@ SMALL = [
 ]  # fmt: skip
 
 
-def _say(pipe, words):
-    """One command of ``xtoken``, here; sends its exit status and what it prints."""
-    from nemo_xtoken.commands.cli import main
-    from nemo_xtoken.environment import without_launcher
-
-    kept = without_launcher(os.environ)
-    os.environ.clear()
-    os.environ.update(kept)
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        status = main(words)
-    pipe.send((status, said.getvalue()))
-
-
-def _serve(pipe):
-    """Commands, each in a fork of this process, which has imported NeMo and has not trained."""
-    while True:
-        ours, theirs = FORK.Pipe()
-        process = FORK.Process(target=_say, args=(theirs, pipe.recv()))
-        process.start()
-        theirs.close()
-        try:
-            pipe.send(ours.recv())
-        except EOFError:
-            pipe.send((1, ""))
-        process.join()
-
-
 def swap(folder, *lines):
     """``nemo llm distill --recipe xtoken_swap WORDS`` for each line: (status, output, the commands that it started)."""
-    torch.set_num_threads(1)
-    os.chdir(folder)
-    os.environ.update(NEMO_XTOKEN_CACHE=str(folder / "cache"), COLUMNS="200")
-    ours, theirs = FORK.Pipe()
-    FORK.Process(target=_serve, args=(theirs,), daemon=False).start()
-    from nemo_run.__main__ import app
-    from typer.testing import CliRunner
+    return distil(folder, *(["--recipe", "xtoken_swap", *words] for words in lines))
 
-    from nemo_xtoken.plugin.nemo2 import swap as module
 
-    started: list[str] = []
-
-    def command(*words):  # as the real one, without importing NeMo anew
-        started.append(words[0])
-        ours.send(list(words))
-        status, said = ours.recv()
-        assert status == 0, words
-        return said
-
-    module._command = command
-    results = []
-    for words in lines:
-        done = CliRunner().invoke(app, ["llm", "distill", "--recipe", "xtoken_swap", *words])
-        results.append((done.exit_code, done.output, list(started)))
-        started.clear()
-    return results
+def compress(folder, *lines):
+    """The same by the recipe xtoken_compress."""
+    return distil(folder, *(["--recipe", "xtoken_compress", *words] for words in lines))
 
 
 @pytest.fixture(scope="module")
@@ -96,12 +45,59 @@ def swapped(command_line, tmp_path_factory):
     return folder, texts, results + again
 
 
-def test_the_yaml_beside_it_is_the_recipe(swapped):
+@pytest.fixture(scope="module")
+def compressed(swapped):
+    """(status, output, commands) of the YAML, of layers that are not there, and of a run of 1 step with 2 of 3."""
     folder, _, _ = swapped
-    path, made = ROOT / "conf" / "xtoken_swap.yaml", folder / "swap.yaml"
+    words = [f"model={folder / 'model'}", f"tokenizer={folder / 'tokenizer'}", "trainer.max_steps=1", *SMALL]
+    words += [f'data.text.paths=["{folder / "text.jsonl"}"]']
+    lines = [["--to-yaml", "compress.yaml"], [*words, "layers=0,5"], [*words, "layers=2"]]
+    [results] = launch(compress, folder, *lines, folder=folder / "logs")
+    return results
+
+
+def test_layers_that_there_are_not_are_refused(compressed):
+    status, output, started = compressed[1]
+    assert (status, started) == (2, [])
+    assert "layers=0,5" in output
+    assert "of the model's 3 layers, 0 to 2" in output
+
+
+def test_a_compressed_student_has_the_layers_that_stay(swapped, compressed):
+    """Its own, to the bit, before training; the teacher is the whole model."""
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    folder, _, _ = swapped
+    status, output, started = compressed[2]
+    assert status == 0, output[-6000:]
+    assert started == ["import", "import", "export", "bits", "bits", "bits"]
+    run = folder / "runs" / "xtoken_compress"
+    assert list(json.loads((run / "bits.json").read_text())) == ["original", "pruned and transplanted", "distilled"]
+    assert "layers 0, 2 of 3 stay" in output
+    student = AutoModelForCausalLM.from_pretrained(run / "student")
+    assert student.config.num_hidden_layers == 2
+    [start] = [
+        path
+        for path in (folder / "cache" / "swap").glob("*/transplanted")
+        if json.loads((path / "config.json").read_text())["num_hidden_layers"] == 2
+    ]
+    was, own = load_file(start / "model.safetensors"), load_file(folder / "model" / "model.safetensors")
+    for part in ("mlp.down_proj", "self_attn.q_proj"):
+        assert torch.equal(was[f"model.layers.1.{part}.weight"], own[f"model.layers.2.{part}.weight"])
+    assert not any(".layers.2." in name for name in was)
+    history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    assert any(record.get("kd", 0) > 0 for record in history)
+
+
+@pytest.mark.parametrize("recipe", ["swap", "compress"])
+def test_the_yaml_beside_it_is_the_recipe(swapped, compressed, recipe):
+    folder, _, _ = swapped
+    name = f"xtoken_{recipe}"
+    path, made = ROOT / "conf" / f"{name}.yaml", folder / f"{recipe}.yaml"
     if os.environ.get("WRITE_CONF"):
-        head = "# The recipe xtoken_swap as a file: nemo llm distill --yaml xtoken_swap.yaml\n"
-        head += "# Made by: nemo llm distill --recipe xtoken_swap --to-yaml xtoken_swap.yaml\n"
+        head = f"# The recipe {name} as a file: nemo llm distill --yaml {name}.yaml\n"
+        head += f"# Made by: nemo llm distill --recipe {name} --to-yaml {name}.yaml\n"
         path.write_text(head + made.read_text())
     assert yaml.safe_load(path.read_text()) == yaml.safe_load(made.read_text())
 
@@ -110,7 +106,7 @@ def test_what_is_left_out_is_named_at_once(swapped):
     _, _, results = swapped
     status, output, started = results[1]
     assert (status, started) == (2, [])
-    assert "not set: tokenizer, data.text.paths" in output
+    assert "not set: tokenizer (the one it is to have), data.text.paths (the text)" in output
 
 
 def test_one_command_does_everything(swapped):
@@ -164,7 +160,7 @@ def test_held_out_text_is_not_trained_on(swapped):
     """What is measured on are the documents that the data's own split holds out."""
     from nemo_xtoken.alignment.cache import text_digest
     from nemo_xtoken.data.config import DataConfig
-    from nemo_xtoken.plugin.nemo2.swap import held_out_texts
+    from nemo_xtoken.plugin.swapping import held_out_texts
     from nemo_xtoken.vocab.loading import load_vocabulary
 
     folder = swapped[0]

@@ -7,19 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 
-pytestmark = pytest.mark.usefixtures("nemo")
-
-
-def test_two_processes(world):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += [
-        str(Path(__file__).parents[1] / "support" / "torchrun_job.py"),
-        str(world.root),
-        world.student,
-        world.teacher,
-    ]
+def test_two_processes(world, command_server):
+    program = command_server.program(str(Path(__file__).parents[1] / "support" / "torchrun_job.py"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+    command += [str(program), str(world.root), world.student, world.teacher]
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
@@ -34,4 +26,4 @@ def test_two_processes(world):
     history = (world.root / "runs" / "torchrun" / "history.jsonl").read_text().splitlines()
     steps = [r["step"] for r in map(json.loads, history) if "kd" in r]
     assert steps == [1, 2]
-    assert list((world.root / "runs" / "torchrun" / "checkpoints").glob("*-last"))
+    assert list((world.root / "runs" / "torchrun" / "checkpoints").glob("step_*"))

@@ -1,10 +1,11 @@
 """The main job through the command a user types: three runs, the table, the files; again; and wrong input.
 
-The first is the command itself; the others are forks of this process, which spares each the import of NeMo.
+The first is the program itself; the others are forks of this process, which spares each the import of NeMo.
 """
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def distill(folder, *words):
 def distill_by_program(folder, *words):
     """The same by the program ``nemo``."""
     environment = {**os.environ, "NEMO_XTOKEN_CACHE": str(folder / "cache"), "COLUMNS": "150"}
+    environment["PYTHONWARNINGS"] = "ignore:The pynvml package is deprecated:FutureWarning"  # as in the Makefile
     done = subprocess.run(
         ["nemo", "llm", "distill", *words],
         cwd=folder,
@@ -36,7 +38,7 @@ def distill_by_program(folder, *words):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=400,
+        timeout=580,
     )
     return done.returncode, done.stdout
 
@@ -61,8 +63,8 @@ def test_three_runs_and_a_comparison(run):
     assert len(lines) < 40, output
     assert "  log       runs/xtoken_tiny/run.log" in lines
     for title in ("the teacher", "cross-entropy only", "with the teacher"):
-        assert any(line.startswith(f"{title}: 3 of 3 steps, CE ") for line in lines)
-        assert any(line.startswith(f"{title}: after step 3: held-out CE ") for line in lines)
+        [last] = [line for line in lines if line.startswith(f"{title}: 3 of 3 steps, CE ")]
+        assert re.search(r", held-out [\d.]+ \(accuracy [\d.]+%(, KD [\d.]+)?\), ", last)
     assert "\x1b" not in output
     out = folder / "runs" / "xtoken_tiny"
     alone, taught = json.loads((out / "report.json").read_text())
@@ -90,14 +92,9 @@ def test_the_same_command_again_reports_and_trains_nothing(run):
 
 def test_verbose_brings_the_libraries_back(run):
     folder, _ = run
-    status, output = distill_by_program(folder, "--recipe", "xtoken_tiny", *SHORT, "--verbose", "log.name=loud")
+    status, output = distill(folder, "--recipe", "xtoken_tiny", *SHORT, "--verbose", "log.name=loud")
     assert status == 0, output[-5000:]
-    for part in (
-        "[NeMo I ",
-        "`Trainer.fit` stopped",
-        "[nemo_xtoken] with the teacher: 3 of 3 steps",
-        "Resolved Arguments",
-    ):
+    for part in ("[NeMo I ", "[nemo_xtoken] with the teacher: 3 of 3 steps", "Resolved Arguments"):
         assert part in output
     assert not (folder / "runs" / "loud" / "run.log").exists()
 
@@ -113,7 +110,7 @@ def test_a_teacher_that_is_not_there(run):
 
 def test_a_second_teacher_by_name(run):
     folder, _ = run
-    first = next(path for path in folder.rglob("run-*/checkpoints/*-last"))
+    first = next(path for path in folder.rglob("run-*/checkpoints/step_*"))
     words = [f"teachers.again.path={first}", "teachers.again.loss=h_kl", "teachers.again.options.partial_kl=paper"]
     words += ["teachers.again.weight=0.25", "objective.teacher_weights=confidence", "log.name=two"]
     status, output = distill(folder, "--recipe", "xtoken_tiny", *SHORT, *words)

@@ -77,7 +77,7 @@ def random_classes(rng, v, alone=12):
         for token in range(alone, v):
             count = int(rng.integers(2, 4))
             pieces[token, :count] = rng.integers(0, alone, count)
-        return SpelledTokens(pieces[:, 0].copy(), pieces)
+        return SpelledTokens(pieces[:, 0].copy(), np.arange(v, dtype=np.int32), pieces)
 
     return PrefixClasses(side(), side())
 

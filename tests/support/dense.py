@@ -150,7 +150,7 @@ def nrl_chunk_means(x, batch, side):
     return torch.stack([x[c[0], c[first] : c[first] + c[count]].mean(0) for c in batch["chunks"].tolist()])
 
 
-def nrl_p_kl(student_logits, teacher_logits, batch, w, k, tau, eps=1e-10):
+def nrl_p_kl(student_logits, teacher_logits, batch, w, k, tau, reverse=False, eps=1e-10):
     """The public P-KL: on the k tokens with the largest logit anywhere in the micro-batch; a sum over chunks."""
     importance = teacher_logits.flatten(0, 1).max(0).values
     kept, _ = largest(importance, range(len(importance)), k)
@@ -159,15 +159,18 @@ def nrl_p_kl(student_logits, teacher_logits, batch, w, k, tau, eps=1e-10):
     student = nrl_chunk_means(projected, batch, "student")[:, kept]
     student = (student / (student.sum(1, keepdim=True) + eps) + eps).log()
     teacher = nrl_chunk_means(torch.log_softmax(teacher_logits[..., kept] / tau, -1), batch, "teacher")
+    if reverse:
+        return tau**2 * (student.exp() * (student - teacher)).sum()
     return tau**2 * (teacher.exp() * (teacher - student)).sum()
 
 
-def nrl_gold(student_logits, teacher_logits, batch, pairs, cap, tau):
+def nrl_gold(student_logits, teacher_logits, batch, pairs, cap, tau, reverse=False):
     """The public GOLD and H-KL: means of log-probabilities, KL on the pairs, L1 of the largest others of each side."""
     student = nrl_chunk_means(torch.log_softmax(student_logits / tau, -1), batch, "student")
     teacher = nrl_chunk_means(torch.log_softmax(teacher_logits / tau, -1), batch, "teacher")
     s, t = [[pair[i] for pair in pairs] for i in (0, 1)]
-    common = (teacher[:, t].exp() * (teacher[:, t] - student[:, s])).sum()
+    p, q = (student[:, s], teacher[:, t]) if reverse else (teacher[:, t], student[:, s])
+    common = (p.exp() * (p - q)).sum()
     others = [[i for i in range(x.shape[1]) if i not in set(ids)] for x, ids in ((student, s), (teacher, t))]
     n = min(len(others[0]), len(others[1]), cap)
     a, b = (

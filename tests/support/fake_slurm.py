@@ -81,8 +81,9 @@ def end(process: subprocess.Popen) -> None:
 
 def signal_steps(state: Path, number: int = signal.SIGTERM) -> None:
     """What `--signal=TERM@..` does: the signal goes to the tasks, not to the script around them."""
-    for line in (state / "tasks").read_text().split():
-        os.kill(int(line), number)
+    for word in (state / "tasks").read_text().split():
+        with contextlib.suppress(ProcessLookupError):  # of a step before
+            os.kill(int(word), number)
 
 
 def _options(words: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -102,22 +103,32 @@ def srun(words: list[str]) -> int:
     assert options["--kill-on-bad-exit"] == "1"
     output = None
     if "--output" in options:  # nemo_run's way; with --open-mode=append among the rest
-        output = open(options["--output"].replace("%j", os.environ["SLURM_JOB_ID"]), "a")  # noqa: SIM115
+        names = {"j": os.environ["SLURM_JOB_ID"], "A": os.environ["SLURM_JOB_ID"]}
+        names["a"] = os.environ.get("SLURM_ARRAY_TASK_ID", "")
+        output = open(re.sub(r"%([jAa])", lambda m: names[m[1]], options["--output"]), "a")  # noqa: SIM115
     nodes, local = int(os.environ["SLURM_NNODES"]), int(os.environ["SLURM_NTASKS_PER_NODE"])
+    nodes = int(options.get("--nodes", nodes))
+    local = int(options.get("--ntasks-per-node", int(options.get("--ntasks", nodes * local)) // nodes))
+    first = int(options.get("--relative", 0)) + 1
+    hosts = os.environ["SLURM_JOB_NODELIST"]
+    if "--relative" in options:
+        group = options.get("--het-group", "0")
+        hosts = f"{'node' if group == '0' else 'other'}[{first}-{first + nodes - 1}]"
     processes = []
     for rank in range(nodes * local):
         variables = {
             "SLURM_STEP_ID": "0",
             "SLURM_STEP_NUM_TASKS": str(nodes * local),
             "SLURM_STEP_NUM_NODES": str(nodes),
-            "SLURM_STEP_NODELIST": os.environ["SLURM_JOB_NODELIST"],
+            "SLURM_STEP_NODELIST": hosts,
             "SLURM_STEP_TASKS_PER_NODE": f"{local}(x{nodes})",
             "SLURM_PROCID": str(rank),
             "SLURM_NODEID": str(rank // local),
             "SLURM_LOCALID": str(rank % local),
         }
         processes.append(subprocess.Popen(command, env={**os.environ, **variables}, stdout=output, stderr=output))
-    (Path(os.environ["FAKE_SLURM"]) / "tasks").write_text(" ".join(str(p.pid) for p in processes))
+    with open(Path(os.environ["FAKE_SLURM"]) / "tasks", "a") as tasks:
+        tasks.write(" ".join(str(p.pid) for p in processes) + "\n")
     statuses: list[int | None] = [None] * len(processes)
     while None in statuses:
         statuses = [p.poll() for p in processes]

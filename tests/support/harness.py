@@ -12,7 +12,7 @@ from nemo_xtoken.parallel.ownership import reorder_rows
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 
 WEIGHTS = (0.7, 1.3)  # of cross-entropy and distillation, so that a swapped gradient shows
-NAMES = ("cross-entropy", "distillation", "gradient by hidden", "gradient by weight")
+NAMES = ("cross-entropy", "distillation", "gradient of hidden states", "gradient of the weight")
 
 
 def student_shard(problem, group=None):
@@ -75,7 +75,7 @@ def compare(got, want, rtol):
 
 
 def compare_ranks(results, want, rtol):
-    """The ranks' results, of which the gradient by the weight is in parts, with those of one process."""
+    """The ranks' results, of which the gradient with respect to the weight is in parts, with those of one process."""
     for got in results:
         for i in range(3):
             close(got[i], want[i], rtol, NAMES[i])
@@ -101,7 +101,7 @@ def gradcheck(problem, make, merge, tau=1.7):
 
 
 def compared(divergence, p_s, p_t, ownership=None):
-    """(values [1 + metrics, k], gradient by the probabilities [k, V_S/tp]) of whole teacher distributions."""
+    """(values [1 + metrics, k], gradient of the probabilities [k, V_S/tp]) of whole teacher distributions."""
     ownership = ownership or divergence.ownership
     shard = ownership.shard
     columns = p_t.new_zeros((p_t.shape[0], shard.padded))

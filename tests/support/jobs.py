@@ -17,6 +17,7 @@ from launcher import launch
 from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
 from nemo.collections import llm
+from remembered import remember_spellings
 from tokenizer_zoo import TEXT, write_folder
 from watchers import Watcher
 
@@ -29,7 +30,11 @@ from nemo_xtoken.plugin.nemo2.model import DistillationModel
 from nemo_xtoken.plugin.nemo2.steps import DistillationSteps
 from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
+from nemo_xtoken.projection.prefixes import PrefixClasses
+from nemo_xtoken.recipes.common import saving
 from nemo_xtoken.training import inputs
+from nemo_xtoken.vocab.loading import load_vocabulary
+from nemo_xtoken.weights.checkpoint_names import finished_checkpoints
 
 __all__ = ["Job", "World", "build", "train"]
 
@@ -80,6 +85,7 @@ class Job:
         lengths: packed documents by their lengths (``thd``), as on a GPU, instead of by a mask.
         distributed: Megatron's distributed optimizer; without it every rank has all gradients.
         save_every: steps between two checkpoints, and one at the end; None: none at all.
+        save_best: keep the one with the largest ``monitor`` so far, as recipes do: of steps the newest.
         text, model, teacher_config, objective: further arguments of ``DataConfig``, the student's config,
             ``TeacherConfig``, ``ObjectiveConfig``.
         teachers: the arguments of ``TeacherConfig`` of more teachers, by name.
@@ -107,12 +113,15 @@ class Job:
     schedule: bool = False
     distributed: bool = True
     save_every: int | None = None
+    save_best: bool = False
+    monitor: str = "step"
     validate: int = 0
     tied: bool = False
     dropout: float = 0.0
     side: str = "student"
     tokenizer: str | None = None
     seed: int = 1234
+    precision: str = "32"
     loader_workers: int = 0
     text: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
@@ -132,10 +141,10 @@ class Job:
 
     @property
     def last(self) -> Path:
-        """The newest ``-last`` checkpoint."""
-        found = sorted(self.folder.glob("checkpoints/*-last"), key=lambda p: int(p.name.split("=")[1].split("-")[0]))
+        """The newest checkpoint."""
+        found = finished_checkpoints(self.folder)
         assert found, f"no checkpoint in {self.folder}"
-        return found[-1]
+        return found[0]
 
 
 def build(job: Job) -> dict[str, Any]:
@@ -172,10 +181,10 @@ def build(job: Job) -> dict[str, Any]:
             expert_model_parallel_size=job.ep,
             sequence_parallel=job.sequence_parallel,
             pipeline_dtype=torch.float32,
-            ckpt_async_save=False,
+            **saving(),
             ddp=DistributedDataParallelConfig(use_distributed_optimizer=job.distributed),
         ),
-        plugins=nl.MegatronMixedPrecision(precision="32"),
+        plugins=nl.MegatronMixedPrecision(precision=job.precision),
     )
     pl.seed_everything(job.seed)
     trainer.callbacks += list(job.watchers)
@@ -199,9 +208,9 @@ def build(job: Job) -> dict[str, Any]:
     checkpoint = nl.ModelCheckpoint(
         every_n_train_steps=job.save_every or job.steps + 1,
         save_last=job.save_every is not None,
-        save_top_k=1,
-        monitor="reduced_train_loss",
-        filename="{step}",
+        save_top_k=int(job.save_best),
+        monitor=job.monitor,
+        mode="max",
     )
     chunks = ChunkLossConfig(merge=job.merge)
     teacher = TeacherConfig(path=job.teacher, loss=job.loss, chunks=chunks, **job.teacher_config)
@@ -304,6 +313,13 @@ class World:
     def run(self, job: Job, ranks: int = 1, **kwargs: Any) -> list[dict[str, Any]]:
         """The results of the ranks."""
         return launch(train, job, ranks=ranks, folder=self.root / "logs" / job.name, **kwargs)
+
+    @functools.cached_property
+    def spelled(self) -> PrefixClasses:
+        """The prefix classes of the two tokenizers, which runs from now on have of this process."""
+        remember_spellings()
+        student, teacher = (load_vocabulary(self.root / f"{side}_tokenizer") for side in ("student", "teacher"))
+        return PrefixClasses.of(student, teacher)
 
     @functools.cached_property
     def with_experts(self) -> dict[str, Any]:

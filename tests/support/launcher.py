@@ -8,7 +8,6 @@ import contextlib
 import os
 import pickle
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -17,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Ended", "launch", "start"]
+from ports import free_port
+
+__all__ = ["Ended", "fork_ranks", "launch", "start"]
 
 
 @dataclass
@@ -35,7 +36,7 @@ def launch(
     *args: Any,
     ranks: int = 1,
     folder: Path,
-    timeout: float = 150,
+    timeout: float = 300,
     env: dict[str, str] | None = None,
 ) -> list[Any]:
     """``[function(*args) on each rank]``; fails with the first failing rank's log."""
@@ -51,7 +52,7 @@ def start(
     *args: Any,
     ranks: int = 1,
     folder: Path,
-    timeout: float = 150,
+    timeout: float = 300,
     env: dict[str, str] | None = None,
     when: Callable[[list[int]], bool] | None = None,
 ) -> list[Ended]:
@@ -62,20 +63,10 @@ def start(
         env: environment on top of torchrun's.
         when: called about every 10 ms with the ranks' process ids until it returns True: for signals.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    sys.stdout.flush()
-    sys.stderr.flush()
     pids: list[int] = []
     status: dict[int, int] = {}
     try:
-        for rank in range(ranks):
-            pid = os.fork()
-            if pid == 0:
-                _rank(rank, ranks, port, folder, env or {}, function, args)
-            pids.append(pid)
+        pids += fork_ranks(function, *args, ranks=ranks, folder=folder, env=env)
         end = time.monotonic() + timeout
         while len(status) < ranks and time.monotonic() < end:
             if when is not None and when(pids):
@@ -96,6 +87,23 @@ def start(
                 os.waitpid(pid, 0)
                 status[pid] = -99  # took too long, or waited for one that had failed
     return [_ended(folder, rank, status[pid]) for rank, pid in enumerate(pids)]
+
+
+def fork_ranks(
+    function: Callable[..., Any], *args: Any, ranks: int, folder: Path, env: dict[str, str] | None = None
+) -> list[int]:
+    """Starts the ranks, as `start` does, and returns at once: their process ids, leaders of sessions of their own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pids: list[int] = []
+    for rank in range(ranks):
+        pid = os.fork()
+        if pid == 0:
+            _rank(rank, ranks, port, folder, env or {}, function, args)
+        pids.append(pid)
+    return pids
 
 
 def _ended(folder: Path, rank: int, status: int) -> Ended:

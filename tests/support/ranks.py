@@ -17,10 +17,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-__all__ = ["run_ranks"]
+__all__ = ["end_all", "run_ranks"]
 
 
-def run_ranks(ranks: int, function: Callable[..., Any], *args: Any, timeout: float = 120) -> list[Any]:
+def run_ranks(ranks: int, function: Callable[..., Any], *args: Any, timeout: float = 300) -> list[Any]:
     """``[function(*args) on rank r for r in ranks]``; fails with the first rank's traceback if one fails.
 
     The function (of a module, by its name), arguments and results travel by pickle.  What one leaves behind in its
@@ -100,7 +100,8 @@ _pools: dict[int, _Pool] = {}
 
 
 @atexit.register
-def _end_all() -> None:
+def end_all() -> None:
+    """Ends the ranks of this process, which its end does as well."""
     for pool in _pools.values():
         if pool.owner == os.getpid():
             pool.end()

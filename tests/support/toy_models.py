@@ -11,7 +11,7 @@ from nemo_xtoken.weights.configuration import readable_folder
 from nemo_xtoken.weights.folder import ModelFolder
 from nemo_xtoken.weights.tokenizer_files import copy_tokenizer
 
-__all__ = ["KINDS", "logits", "write_model"]
+__all__ = ["KINDS", "OF_BRIDGE", "logits", "tokenizer_of", "write_model"]
 
 _SHAPE = {
     "hidden_size": 48,
@@ -37,6 +37,8 @@ _YARN = {
     "original_max_position_embeddings": 64,
 }
 _WINDOWS = ["sliding_attention", "full_attention", "sliding_attention"]
+#: Kinds that Megatron-Bridge converts, and the NeMo 2 adapter does not.
+OF_BRIDGE = ("qwen3_moe", "deepseek_v3", "qwen3_next", "nemotron_h")
 #: name -> (model_type, tokenizer of the zoo, settings beside `_SHAPE`).  Windows are narrower than the tests' texts.
 KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("llama", "llama", {}),
@@ -72,6 +74,65 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "rope_scaling": {"rope_type": "linear", "factor": 8.0},
         },
     ),
+    "qwen3_moe": (
+        "qwen3_moe",
+        "qwen",
+        {
+            "head_dim": 16,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 40,
+            "norm_topk_prob": True,
+        },
+    ),
+    "deepseek_v3": (
+        "deepseek_v3",
+        "llama",
+        {
+            "num_key_value_heads": 4,
+            "moe_intermediate_size": 40,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_group": 2,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+            "q_lora_rank": 24,
+            "kv_lora_rank": 16,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 16,
+            "v_head_dim": 12,
+        },
+    ),
+    "qwen3_next": (
+        "qwen3_next",
+        "llama",
+        {
+            "num_hidden_layers": 4,
+            "head_dim": 16,
+            "partial_rotary_factor": 0.5,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 12,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 40,
+            "shared_expert_intermediate_size": 24,
+        },
+    ),
+    "nemotron_h": (
+        "nemotron_h",
+        "llama",
+        {
+            "layers_block_type": ["mamba", "mlp", "attention", "mamba", "mlp"],
+            "head_dim": 16,
+            "mamba_num_heads": 6,
+            "mamba_head_dim": 8,
+            "n_groups": 2,
+            "ssm_state_size": 12,
+            "chunk_size": 64,  # as long as the texts: from chunk to chunk transformers' own form in torch differs
+        },
+    ),
     "mistral": ("mistral", "sp_bpe", {"sliding_window": 16, "head_dim": 16}),
     "gpt_oss": (
         "gpt_oss",
@@ -87,6 +148,12 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
 }
 _TOKENIZERS = {"tiktoken_json": "llama"}  # transformers has no use for a rank file
+
+
+def tokenizer_of(kind: str) -> str:
+    """The name of its tokenizer in the zoo."""
+    usual = KINDS[kind][1]
+    return _TOKENIZERS.get(usual, usual)
 
 
 def write_model(
@@ -106,8 +173,8 @@ def write_model(
     """
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig
 
-    model_type, usual, settings = KINDS[kind]
-    tokenizer = tokenizer or _TOKENIZERS.get(usual, usual)
+    model_type, _, settings = KINDS[kind]
+    tokenizer = tokenizer or tokenizer_of(kind)
     vocabulary = load_vocabulary(tokenizer) if isinstance(tokenizer, Path) else zoo()[tokenizer]
     ids = {"bos_token_id": vocabulary.bos_id, "eos_token_id": vocabulary.eos_id, "pad_token_id": vocabulary.pad_id}
     settings = {**_SHAPE, "tie_word_embeddings": False, **ids, **settings, **changes}
@@ -117,17 +184,28 @@ def write_model(
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
             noise = torch.randn(parameter.shape, generator=generator)
-            centre = 1.0 if "norm" in name and model_type != "gemma3_text" else 0.0
+            around_zero = model_type == "gemma3_text" or (model_type == "qwen3_next" and "linear_attn" not in name)
+            centre = 1.0 if "norm" in name and not around_zero else 0.0
             parameter.copy_(centre + noise * (0.3 if parameter.ndim == 1 else 0.2))
     model.to(dtype)
     model.generation_config = GenerationConfig(**{k: v for k, v in ids.items() if v is not None}, temperature=0.5)
     model.generation_config.do_sample = True
     model.save_pretrained(folder, max_shard_size=shard)
+    if model_type == "nemotron_h":
+        _rename(folder, "backbone.embedding.weight", "backbone.embeddings.weight")
     if isinstance(tokenizer, Path):
         copy_tokenizer(tokenizer, folder, vocabulary, loadable=False)
     else:
         write_folder(tokenizer, folder)
     return folder
+
+
+def _rename(folder: Path, found: str, published: str) -> None:
+    """Gives a weight the name that NVIDIA's checkpoints have, where transformers saves it under another."""
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "model.safetensors"
+    save_file({published if name == found else name: t for name, t in load_file(file).items()}, file, {"format": "pt"})
 
 
 def logits(folder: Path, tokens: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 import signal
 import time
 from pathlib import Path
@@ -11,8 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed as dist
-from torch import Tensor
+from gradients import assert_same_gradients, main_gradients, named_parameters
 
 from nemo_xtoken.plugin.nemo2.steps import DistillationSteps
 
@@ -28,7 +26,6 @@ __all__ = [
     "Weights",
     "assert_same",
     "digest",
-    "merge_stages",
 ]
 
 
@@ -49,32 +46,37 @@ class Totals(Watcher):
 
 
 class Gradients(Watcher):
-    """``gradients``: of the given steps, by the parameters' names in the whole model, put together over the
-    tensor-parallel group and cut to the vocabulary, as numpy arrays; as Megatron leaves them for the optimizer."""
+    """``gradients``: `main_gradients` of the given steps; ``added``: the names of those that autograd did not bring
+    there."""
 
     def __init__(self, steps: tuple[int, ...]) -> None:
         super().__init__()
         self.steps = steps
 
     def on_megatron_step_end(self, step: Any, **_: Any) -> None:
+        from megatron.core.utils import unwrap_model
+
         if step.forward_only or step.step_i not in self.steps:
             return
-        model = step.pl_module
-        found = {}
-        for name, parameter in _named_parameters(model):
-            found[name] = _whole(name, parameter, parameter.main_grad, model).numpy().copy()
+        module = unwrap_model(step.pl_module.module)
+        found = main_gradients(module, step.pl_module.tokenizer.vocab_size)
         self.result.setdefault("gradients", {})[step.step_i] = found
+        self.result["added"] = [name for name, p in named_parameters(module) if p.grad_added_to_main_grad]
 
 
 class Weights(Watcher):
     """``weights``: sha256 of this rank's parameters at the end; ``teacher_start``, ``teacher_end``: the teachers'."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self.result["teacher_start"] = [digest(teacher.model) for teacher in pl_module.teaching.teachers]
+        self.result["teacher_start"] = _teachers(pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.result["weights"] = digest(pl_module.module)
-        self.result["teacher_end"] = [digest(teacher.model) for teacher in pl_module.teaching.teachers]
+        self.result["teacher_end"] = _teachers(pl_module)
+
+
+def _teachers(pl_module: Any) -> list[str]:
+    return [digest(teacher.model) for teacher in pl_module.teaching.teachers if hasattr(teacher, "model")]
 
 
 class Buffers(Watcher):
@@ -104,20 +106,23 @@ class Rates(Watcher):
 
 
 class Pause(Watcher):
-    """Writes a file when the given number of steps is done, and waits: for a signal from outside."""
+    """Writes a file when the given number of steps is done, and waits until it is gone: for a signal from outside."""
 
-    def __init__(self, step: int, file: Path, seconds: float) -> None:
+    def __init__(self, step: int, file: Path) -> None:
         super().__init__()
-        self.step, self.file, self.seconds = step, file, seconds
+        self.step, self.file = step, file
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.global_step == self.step:
-            self.file.touch()
-            time.sleep(self.seconds)
+            if trainer.is_global_zero:
+                self.file.touch()
+            trainer.strategy.barrier()
+            while self.file.exists():
+                time.sleep(0.01)
 
 
 class DieInSave(Watcher):
-    """Kills the process when the files of the ``-last`` checkpoint after ``step`` are half written."""
+    """Kills the process when the files of the checkpoint after ``step`` are half written."""
 
     def __init__(self, step: int) -> None:
         super().__init__()
@@ -131,13 +136,25 @@ class DieInSave(Watcher):
         def half(**kwargs: Any) -> Any:
             done = save(**kwargs)
             folder = kwargs["checkpoint_dir"]
-            if trainer.global_step == self.step and "-last" in str(folder):
+            if trainer.global_step == self.step:
                 for file in Path(folder).glob("*.distcp"):
                     os.truncate(file, file.stat().st_size // 2)
                 os.kill(os.getpid(), signal.SIGKILL)
             return done
 
         dist_checkpointing.save = half
+
+
+class DieInEvaluation(Watcher):
+    """Kills the process when the evaluation after ``step`` begins."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Poison(Watcher):
@@ -182,61 +199,13 @@ def digest(model: torch.nn.Module) -> str:
 
     found = hashlib.sha256()
     for name, parameter in unwrap_model(model).named_parameters():
-        found.update(name.encode() + parameter.detach().contiguous().numpy().tobytes())
+        content = parameter.detach().contiguous().reshape(-1).view(torch.uint8)  # numpy has no bf16
+        found.update(name.encode() + content.numpy().tobytes())
     return found.hexdigest()
-
-
-def _named_parameters(model: Any) -> Any:
-    """``(name in the whole model, parameter)``: a stage numbers its layers from 0, a rank its experts."""
-    from megatron.core import parallel_state
-    from megatron.core.utils import unwrap_model
-
-    module = unwrap_model(model.module)
-    offset = module.decoder.layers[0].layer_number - 1
-    experts = (model.config.num_moe_experts or 0) // parallel_state.get_expert_model_parallel_world_size()
-    first = experts * parallel_state.get_expert_model_parallel_rank()
-    for name, parameter in module.named_parameters():
-        if model.config.share_embeddings_and_output_weights:  # the last stage has a copy under another name
-            name = name.replace("output_layer.", "embedding.word_embeddings.")
-        name = re.sub(r"layers\.(\d+)\.", lambda m: f"layers.{int(m[1]) + offset}.", name)
-        yield re.sub(r"experts\.(\d+)\.", lambda m: f"experts.{int(m[1]) + first}.", name), parameter
-
-
-def _whole(name: str, parameter: Tensor, value: Tensor, model: Any) -> Tensor:
-    from megatron.core import parallel_state
-
-    group = parallel_state.get_tensor_model_parallel_group()
-    ranks = dist.get_world_size(group)
-    if getattr(parameter, "tensor_model_parallel", False):
-        parts = [torch.empty_like(value) for _ in range(ranks)]
-        dist.all_gather(parts, value.contiguous(), group=group)
-        if "linear_fc1" in name:  # each rank holds a part of the gate and one of the other half
-            parts = [half for i in (0, 1) for half in [p.chunk(2)[i] for p in parts]]
-        value = torch.cat(parts, dim=parameter.partition_dim)
-    if "word_embeddings" in name or "output_layer" in name:
-        size = model.tokenizer.vocab_size
-        assert value.shape[0] > size, "the test wants a padded vocabulary"
-        assert not value[size:].any(), "a gradient for padding"
-        value = value[:size]
-    return value
-
-
-def merge_stages(ranks: list[dict[str, Any]], step: int) -> dict[str, Any]:
-    """The gradients of a step from all ranks; what several ranks have must be the same."""
-    import numpy as np
-
-    whole: dict[str, Any] = {}
-    for rank in ranks:
-        for name, value in rank["gradients"][step].items():
-            if name in whole:
-                np.testing.assert_allclose(value, whole[name], rtol=1e-4, atol=1e-7, err_msg=name)
-            whole.setdefault(name, value)
-    return whole
 
 
 def assert_same(one: dict[str, Any], others: list[dict[str, Any]], steps: tuple[int, ...], relative: float) -> None:
     """Sums and gradients of one process are those of the ranks of another layout."""
-    import numpy as np
     import pytest
 
     for other in others:
@@ -249,10 +218,4 @@ def assert_same(one: dict[str, Any], others: list[dict[str, Any]], steps: tuple[
                     assert found[name] == pytest.approx(value, rel=relative), f"{name} of step {step}"
         for step, (expected, found) in enumerate(zip(one["used"], other["used"], strict=True)):
             assert found == pytest.approx(expected, rel=relative), f"step {step}"
-    for step in steps:
-        expected, found = one["gradients"][step], merge_stages(others, step)
-        assert found.keys() == expected.keys()
-        for name, value in expected.items():
-            assert np.linalg.norm(value) > 0, name
-            off = np.linalg.norm(found[name] - value) / np.linalg.norm(value)
-            assert off < relative, f"gradient of {name} at step {step}: {off:.1e}"
+    assert_same_gradients(one, others, steps, relative)

@@ -1,15 +1,17 @@
 """The examples of docs/adding.md, taken from the page and run: those that need neither NeMo nor Megatron."""
 
 import ast
+import contextlib
+import sqlite3
 
 import pytest
 import torch
 from adding import PAGE, example, module, source
 from tokenizer_zoo import zoo
 
+from nemo_xtoken import CrossTokenizerLoss, TextBatch
 from nemo_xtoken.data.sources import FILE_FORMATS, Reading, resolve_sources
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.objective import PairLoss, TextBatch
 
 
 def _hellinger(student, teacher):
@@ -21,9 +23,9 @@ def _hellinger(student, teacher):
     states = normal(*batch.student_tokens.shape, 5).requires_grad_(), normal(*batch.teacher_tokens.shape, 5)
     if student is teacher:  # one model, twice
         weights, states = (weights[0], weights[0]), (states[0], states[0].detach())
-    terms = PairLoss(student, teacher, *weights, "my_losses:Hellinger")(batch, states[0], weights[0], states[1])
-    terms.objective.backward()
-    (kd,) = terms.kd
+    loss = CrossTokenizerLoss(student, teacher, "my_losses:Hellinger")
+    loss(batch, *states, *weights).backward()
+    (kd,) = loss.terms.kd
     return float(kd.total / kd.count), states[0].grad
 
 
@@ -48,11 +50,20 @@ def test_a_teacher_source():
 
 def test_a_data_format(tmp_path, monkeypatch):
     monkeypatch.setattr("nemo_xtoken.data.sources.FILE_FORMATS", dict(FILE_FORMATS))
-    (tmp_path / "a.csv").write_text('id,body\n1,"one, two\nthree"\n2,\n3,four\n')
+    path = tmp_path / "a b.db"
+    with contextlib.closing(sqlite3.connect(path)) as file:
+        file.execute("CREATE TABLE documents (id INTEGER, body)")
+        file.executemany("INSERT INTO documents VALUES (?, ?)", [(1, "one, two"), (2, None), (3, 7), (4, "four")])
+        file.commit()
     with pytest.raises(InputError, match="extension"):
-        resolve_sources(tmp_path / "a.csv")
+        resolve_sources(path)
     example("A data format")
-    [found] = resolve_sources(tmp_path / "*.csv", Reading(text_key="body"))
-    assert list(found.texts()) == ["one, two\nthree", "four"]
-    with pytest.raises(InputError, match=r"line 2 of .*a\.csv(.|\n)*text_key"):
+    [found] = resolve_sources(tmp_path / "*.db", Reading(text_key="body", on_error="skip"))
+    assert list(found.texts()) == ["one, two", "four"]
+    with pytest.raises(InputError, match=r"row 2 of .*a b\.db is a int(.|\n)*text_key"):
+        list(resolve_sources(path, Reading(text_key="body"))[0].texts())
+    with pytest.raises(InputError, match=r"a b\.db has no column 'text'(.|\n)*there are: id, body"):
         list(resolve_sources(tmp_path)[0].texts())
+    (tmp_path / "c.sqlite").write_text("no database, but long enough to be one" * 3)
+    with pytest.raises(InputError, match="not a database"):
+        list(resolve_sources(tmp_path / "c.sqlite")[0].texts())

@@ -98,7 +98,10 @@ def test_modules():
 
 def _module(path):
     """The source file of a module, or None."""
-    base = ROOT.joinpath(*path.split("."))
+    parts = path.split(".")
+    if parts[:2] in (["nemo_xtoken", "recipes"], ["nemo_xtoken", "conf"]):  # where these are installed
+        parts = parts[1:]
+    base = ROOT.joinpath(*parts)
     return next((file for file in (base.with_suffix(".py"), base / "__init__.py") if file.is_file()), None)
 
 
@@ -135,7 +138,7 @@ def test_python_is_complete(name, block):
     nodes = list(ast.walk(ast.parse(block)))
     bound = {alias.asname or alias.name.split(".")[0] for n in nodes for alias in getattr(n, "names", [])}
     bound |= {n.id for n in nodes if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)}
-    bound |= {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    bound |= {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef | ast.ExceptHandler) and n.name}
     bound |= {n.arg for n in nodes if isinstance(n, ast.arg)}
     used = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
     assert used <= bound | set(dir(builtins))
@@ -159,3 +162,28 @@ def _parameters(node):
     if isinstance(node, ast.ClassDef) and not node.bases:
         return [n.target.id for n in node.body if isinstance(n, ast.AnnAssign)]
     return None
+
+
+def test_the_page_on_plain_torch_has_the_script_that_runs():
+    script = (ROOT / "docs" / "transformers_trainer.py").read_text()
+    assert script[script.index("import sys") :] in TEXTS[ROOT / "docs" / "plain_torch.md"]
+
+
+#: What a user of NeMo 2 looks for under Megatron-Bridge.
+OF_BRIDGE = {
+    "tensor parallelism, with sequence", "pipeline parallelism", "context parallelism", "data parallelism",
+    "expert parallelism", "virtual pipeline", "packed documents", "several teachers",
+    "a teacher in a layout of its own", "learned W", "held-out evaluation", "`evaluate.*` during a run", "exact resume",
+    "`xtoken export`", "`xtoken_swap`", "`xtoken preflight`", "`xtoken sbatch`",
+}  # fmt: skip
+
+
+def test_what_bridge_has_is_shown_by_tests_that_there_are():
+    text = TEXTS[ROOT / "docs/bridge.md"].partition("## What is there, and which test shows it")[2].partition("##")[0]
+    rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in text.splitlines() if "::" in line]
+    assert {row[0] for row in rows} >= OF_BRIDGE
+    for _, _, test in rows:
+        file, name, case = re.fullmatch(r"`([\w.]+)::(\w+)(?:\[(.+)\])?`", test).groups()
+        source = (ROOT / "tests/stack/bridge" / file).read_text()
+        assert f"def {name}(" in source, test
+        assert case is None or f'"{case}"' in source, test

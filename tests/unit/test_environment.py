@@ -49,7 +49,7 @@ def test_a_whole_stack_is_found_without_importing_it(tmp_path):
     versions = {name: entry["version"] for name, entry in found.items() if entry["version"] is not None}
     assert versions == {"NeMo": "2.7.3", "Megatron-core": "0.16.0", "Transformer Engine": "2.9", "Apex": "0.1"}
     assert found["NeMo"]["remark"] == ""
-    assert found["Megatron-core"]["remark"] == "tested with 0.15"
+    assert found["Megatron-core"]["remark"] == "tested with 0.15, 0.19"
 
 
 def test_what_only_has_the_name_does_not_count(tmp_path):

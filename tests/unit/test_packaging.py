@@ -1,13 +1,11 @@
-"""What is in the wheel, what the pins cover, and what `make` says when it cannot start."""
+"""What the pins cover, and what `make` says when it cannot start.  The wheel: test_dockerfile_runs.py."""
 
 import importlib.util
 import os
-import re
 import shutil
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -24,59 +22,9 @@ else:
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The wheel's files, name to content, built from a copy so that the tree stays clean."""
-    folder = tmp_path_factory.mktemp("wheel")
-    tree = folder / "tree"
-    skip = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info", "runs")
-    shutil.copytree(ROOT, tree, ignore=skip)
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", folder, tree]
-    subprocess.run(command, check=True, timeout=300)
-    (path,) = folder.glob("*.whl")
-    with zipfile.ZipFile(path) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
-
-
-def _expected():
-    for folder, package in (
-        ("nemo_xtoken", "nemo_xtoken"),
-        ("recipes", "nemo_xtoken/recipes"),
-        ("conf", "nemo_xtoken/conf"),
-    ):
-        for pattern in ("*.py", "*.yaml") if folder == "conf" else ("*.py",):
-            for path in (ROOT / folder).rglob(pattern):
-                yield f"{package}/{path.relative_to(ROOT / folder).as_posix()}"
-
-
-def test_wheel_has_every_module_recipe_and_configuration(wheel):
-    expected = set(_expected())
-    assert "nemo_xtoken/recipes/__init__.py" in expected
-    assert "nemo_xtoken/conf/__init__.py" in expected
-    assert sorted(expected - set(wheel)) == []
-
-
-def test_wheel_has_nothing_else(wheel):
-    tops = {name.split("/")[0] for name in wheel}
-    (info,) = tops - {"nemo_xtoken"}
-    assert info.endswith(".dist-info")
-    assert not [name for name in wheel if re.search(r"(^|/)(tests?|benchmarks|docs)/|conftest|test_", name)]
-    assert f"{info}/licenses/LICENSE" in wheel
-    assert b"Apache License" in wheel[f"{info}/licenses/LICENSE"]
-
-
-def test_wheel_declares_commands_and_entry_points(wheel):
-    (name,) = (name for name in wheel if name.endswith("entry_points.txt"))
-    text = wheel[name].decode()
-    assert "xtoken = nemo_xtoken.commands.cli:main" in text
-    nemo_run = text.partition("[nemo_run.cli]")[2]
-    assert "llm = nemo_xtoken.commands.nemo_cli\n" in nemo_run
-    assert "xtoken = nemo_xtoken.commands.nemo_cli_light\n" in nemo_run
-
-
-def _pins(python):
+def _pins(python, file="constraints.txt"):
     """The pins that count for a version of Python, by name."""
-    lines = (line.partition("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines())
+    lines = (line.partition("#")[0].strip() for line in (ROOT / file).read_text().splitlines())
     requirements = [Requirement(line) for line in lines if line]
     found = [r for r in requirements if r.marker is None or r.marker.evaluate({"python_version": python})]
     pins = {canonicalize_name(r.name): r for r in found}
@@ -96,9 +44,10 @@ def test_every_declared_dependency_is_pinned_within_its_bounds(python):
         assert wanted.specifier.contains(version, prereleases=True), f"{line} and {pin}"
 
 
+@pytest.mark.parametrize("file", ["constraints.txt", "tests/stack/bridge/requirements.txt"])
 @pytest.mark.parametrize("python", ["3.10", "3.11", "3.12"])
-def test_pins_are_exact_and_without_local_builds(python):
-    for pin in _pins(python).values():
+def test_pins_are_exact_and_without_local_builds(python, file):
+    for pin in _pins(python, file).values():
         (specifier,) = pin.specifier
         assert specifier.operator == "=="
         assert "+" not in specifier.version, f"{pin} can be had from one index only"
@@ -183,12 +132,28 @@ class TestMake:
 
     def test_help_lists_the_targets(self, tree):
         out = self._make(tree).stdout
-        for target in ("demo", "test", "test-unit", "test-stack", "test-jobs", "lint", "clean", "help"):
+        kinds = [f"test-{kind}" for kind in ("unit", "stack", "jobs", "bridge")]
+        for target in ("demo", "demo-bridge", "test", *kinds, "lint", "clean", "help"):
             assert f"make {target} " in out
 
 
-def test_continuous_integration_runs_make_test():
-    assert (ROOT / ".ci/run").stat().st_mode & 0o111
-    lines = (ROOT / ".ci/run").read_text().splitlines()
-    assert "set -euo pipefail" in lines
-    assert lines[-1] == "exec make test"
+@pytest.mark.parametrize("status", [0, 1], ids=["a Python for Bridge", "another Python"])
+def test_continuous_integration_runs_all_tests_and_says_what_it_does_not(tmp_path, status):
+    script = tmp_path / ".ci/run"
+    script.parent.mkdir()
+    shutil.copy(ROOT / ".ci/run", script)
+    assert script.stat().st_mode & 0o111
+    for name, text in (
+        (".venv/bin/python", f"exit {status}"),
+        ("bin/make", f'echo "$@" >> {tmp_path}/calls'),
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True)
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    done = subprocess.run([script], env=environment, capture_output=True, text=True, timeout=60, check=True)
+    assert (tmp_path / "calls").read_text().split() == ["test", *([] if status else ["test-bridge"])]
+    assert ("NOT RUN: the tests of Megatron-Bridge" in done.stderr) == bool(status)
+    (tmp_path / "bin/make").write_text("#!/bin/sh\nexit 2\n")
+    assert subprocess.run([script], env=environment, capture_output=True, timeout=60).returncode == 2

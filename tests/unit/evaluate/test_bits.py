@@ -2,16 +2,17 @@
 
 import json
 import math
-import subprocess
-import sys
+import shutil
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from tokenizer_zoo import TEXT
 from toy_models import write_model
 
+from nemo_xtoken.commands.cli import main
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.evaluate.bits import bits_per_byte, take_bytes, windows
 from nemo_xtoken.vocab.loading import load_vocabulary
@@ -87,11 +88,74 @@ def test_what_cannot_be_measured_is_refused(toy, texts, settings, message):
         bits_per_byte(toy, texts, **settings)
 
 
-def test_the_verb(toy, tmp_path):
+@pytest.mark.parametrize("device", ["gpu", "cuda", "cuda:7", "CPU", "cpu:x", "", "mps", "meta", "vulkan"])
+def test_a_device_that_is_none_is_refused(toy, device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="device=") as caught:
+        bits_per_byte(toy, DOCUMENTS, device=device)
+    assert "no GPU" in caught.value.expected
+
+
+def changed(toy, folder, weights=None, **config):
+    """A copy of the toy with other weights (None: taken out) and another configuration."""
+    shutil.copytree(toy, folder)
+    tensors = load_file(toy / "model.safetensors")
+    for name, change in (weights or {}).items():
+        old = tensors.pop(name)
+        if (new := change(old)) is not None:
+            tensors[name] = new
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    content = json.loads((toy / "config.json").read_text()) | config
+    (folder / "config.json").write_text(json.dumps(content))
+    return folder
+
+
+def _put(value):
+    def change(tensor):
+        tensor = tensor.clone()
+        tensor.view(-1)[tensor.numel() // 2] = value
+        return tensor
+
+    return change
+
+
+EMBEDDINGS, NORM = "model.embed_tokens.weight", "model.norm.weight"
+QUERY = "model.layers.1.self_attn.q_proj.weight"
+WRONG = {
+    "an id beyond the rows": (
+        {EMBEDDINGS: lambda t: t[:40].clone()},
+        {"vocab_size": 40, "pad_token_id": None},
+        "and 40 rows of embeddings",
+    ),
+    "NaN in a norm": ({NORM: _put(float("nan"))}, {}, "are not numbers"),
+    "NaN in a layer": ({QUERY: _put(float("nan"))}, {}, "are not numbers"),
+    "infinity in a layer": ({QUERY: _put(float("inf"))}, {}, "are not numbers"),
+    "all weights too large": ({NORM: lambda t: t * 3e38}, {}, "are not numbers"),
+    "no final norm": ({NORM: lambda t: None}, {}, "has no model.norm.weight"),
+    "no query": ({QUERY: lambda t: None}, {}, f"has no {QUERY}"),
+    "no output layer": ({}, {"tie_word_embeddings": False}, "has no lm_head.weight"),
+    "a layer more": ({}, {"num_hidden_layers": 4}, "has no model.layers.3"),
+    "fewer key heads": ({}, {"num_key_value_heads": 1}, "does not load in transformers"),
+    "another width": ({}, {"intermediate_size": 96}, "does not load in transformers"),
+    "no heads": ({}, {"num_attention_heads": 0}, "num_attention_heads=0"),
+    "heads that are null": ({}, {"num_attention_heads": None}, "num_attention_heads|not accepted by transformers"),
+    "heads that are text": ({}, {"num_attention_heads": "4"}, "num_attention_heads|not accepted by transformers"),
+    "heads that cannot be": ({}, {"num_attention_heads": 5}, "num_attention_heads"),
+    "no layers": ({}, {"num_hidden_layers": -1}, "num_hidden_layers=-1"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_model_that_says_nothing_is_refused(toy, name, tmp_path):
+    weights, config, message = WRONG[name]
+    with pytest.raises(InputError, match=message):
+        bits_per_byte(changed(toy, tmp_path / "changed", weights, **config), DOCUMENTS)
+
+
+def test_the_verb(toy, tmp_path, capsys):
     (tmp_path / "text.jsonl").write_text("".join(json.dumps({"body": text}) + "\n" for text in DOCUMENTS))
     words = ["bits", f"model={toy}", f"text={tmp_path / 'text.jsonl'}", "text_key=body", "bytes=250", "json=true"]
-    done = subprocess.run([sys.executable, "-m", "nemo_xtoken", *words], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    assert main(words) == 0
+    found = json.loads(capsys.readouterr().out)
     assert (found["documents"], found["size"]) == (3, sum(len(text.encode()) for text in DOCUMENTS))
     assert found["per_byte"] == pytest.approx(bits_per_byte(toy, DOCUMENTS).per_byte, rel=1e-6)

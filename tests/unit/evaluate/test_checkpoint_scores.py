@@ -7,6 +7,7 @@ import sys
 import threading
 
 import pytest
+from filelock import FileLock
 
 from nemo_xtoken.commands.cli import main
 from nemo_xtoken.errors import InputError
@@ -20,7 +21,7 @@ from nemo_xtoken.run.records import add_evaluations, curve_records, read_evaluat
 @pytest.fixture
 def run(tmp_path):
     """A run's folder with checkpoints after 10, 20 and 30 steps, as NeMo names them, and one that is being written."""
-    for name in ("step=9", "mine--step=19.00-epoch=0", "mine--step=19.00-epoch=0-last", "step=29-last", "step=39"):
+    for name in ("step=9", "mine--step=19.00-epoch=0", "mine--step=19.00-epoch=0-last", "step_30", "step=39"):
         checkpoint(tmp_path, name)
     (tmp_path / "checkpoints" / f"step=39{runs.UNFINISHED}").touch()
     return tmp_path
@@ -82,7 +83,7 @@ def test_a_checkpoint_is_evaluated_once(run, model, data):
     [first] = runs.chosen(runs.find_checkpoints(run), step=10)
     runs.evaluate_checkpoint(run, first, read_columns("winogrande"), **arguments)
     assert len(exported) == 3
-    with runs.FileLock(folder / ".lock"):
+    with FileLock(folder / ".lock"):
         assert runs.evaluate_checkpoint(run, first, read_columns("winogrande"), **arguments) is None
     assert "another process" in said[-1]
 
@@ -132,7 +133,7 @@ def test_the_end_of_a_pipe_ends_watching(end):
 def test_submitting_gives_a_command_to_a_command(run, tmp_path, capsys):
     taker = tmp_path / "take it.sh"
     taker.write_text('printf "%s\\n" "$#" "$@" >> "$(dirname "$0")/taken"; echo "job 7"\n')
-    words = [f"run={run}", "every=20", "tasks=mmlu,gsm8k", "shots=5", "data=/a folder"]
+    words = [f"run={run}", "every=20", "tasks=mmlu,gsm8k", "shots=5", "data=/a folder", "trust=true"]
     words.append(f"submit=sh '{taker}' --wrap")
     assert main(["evaluate", *words]) == 0
     count, first, command = (tmp_path / "taken").read_text().splitlines()
@@ -148,6 +149,7 @@ def test_submitting_gives_a_command_to_a_command(run, tmp_path, capsys):
         "tasks=mmlu,gsm8k",
         "shots=5",
         "data=/a folder",
+        "trust=true",
     ]
     assert shlex.split(command)[0] == sys.executable
     assert "step 20: job 7" in capsys.readouterr().err
@@ -156,6 +158,21 @@ def test_submitting_gives_a_command_to_a_command(run, tmp_path, capsys):
     for command in ("false", "no-such-command-here", "'"):
         assert main(["evaluate", f"run={run}", f"submit={command}"]) == 2
         assert "was not submitted by" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("trust", [False, True])
+def test_code_of_a_checkpoint_runs_only_if_it_is_trusted(run, tmp_path, monkeypatch, trust):
+    """The word reaches the process that exports; there it has the meaning that it has for `xtoken export`."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@" >> "$(dirname "$0")/words"\nexit 1\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(runs.sys, "executable", str(python))
+    monkeypatch.setattr("nemo_xtoken.evaluate.harness.check_harness", lambda: None)
+    monkeypatch.setattr(runs, "evaluate_checkpoint", lambda run, one, export, **_: export(one.path, tmp_path / "out"))
+    assert main(["evaluate", f"run={run}", "tasks=mmlu", "step=30", *["trust=true"] * trust]) == 2
+    words = (tmp_path / "words").read_text().splitlines()
+    assert "export" in words
+    assert ("trust=true" in words) == trust
 
 
 def test_an_export_that_fails(run, monkeypatch):

@@ -151,7 +151,7 @@ def test_what_ended_before_an_interruption_is_kept(model, data, tmp_path, monkey
         (["model=m", "run=r"], "one of model=, run= and fetch="),
         (["model=m", "watch=true"], "watch= goes with run="),
         (["run=r", "out=x"], "out= goes with model="),
-        (["run=r", "until=3"], "until= goes with watch=true"),
+        (["run=r", "until=3"], "until= does nothing without watch="),
         (["run=r", "watch=true", "until=noon"], "a number of steps, or stdin"),
         (["run=no/such"], "not a folder"),
         (["model=no/such/folder"], "is not a folder"),
@@ -159,7 +159,7 @@ def test_what_ended_before_an_interruption_is_kept(model, data, tmp_path, monkey
         (["model={model}", "batch_size=many"], "batch_size"),
         (["model={model}", "limit=1", "data=no/such"], "xtoken evaluate fetch="),
         (["model={model}", "limit=1", "tasks=gsm9k", "data={data}"], "no task 'gsm9k'"),
-        (["model={model}", "limit=1", "out={model}"], "cannot be written"),
+        (["model={model}", "limit=1", "out={model}"], "is a folder"),
         (["model={model}", "beside=no.json"], "no file no.json"),
         (["model={model}", "limit=1", "tasks=winogrande"], "to fix:"),  # no data here, no network
     ],

@@ -1,6 +1,7 @@
 """The picture of certificates."""
 
 from nemo_xtoken.report.certificates import certificates_figure, draw_certificates
+from nemo_xtoken.report.colors import CROSS_ENTROPY, colors_of
 
 KINDS = ("1 to 1", "kind $x_1 of $")
 
@@ -24,3 +25,16 @@ def test_a_panel_for_every_loss_and_kind():
 def test_a_picture_is_written(tmp_path):
     draw_certificates("a$ -> b_", panels(1), tmp_path / "made" / "p.png")
     assert (tmp_path / "made" / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_thing_has_one_colour():
+    """The run without a teacher is drawn in its colour wherever it stands, and nothing else is."""
+    for names in (["cross-entropy only", "distilled"], ["with the teacher", "cross-entropy only"], list("abcdefg")):
+        chosen = colors_of(names)
+        assert {name for name in names if chosen[name] == CROSS_ENTROPY} == (
+            {"cross-entropy only"} & set(names) or {"b"}
+        )
+    assert (
+        colors_of(["cross-entropy only", "distilled"])["distilled"]
+        == colors_of(["with the teacher"])["with the teacher"]
+    )

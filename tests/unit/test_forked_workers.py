@@ -1,0 +1,92 @@
+"""Tests in forked processes are told as if they had run in one; where one ends, another goes on behind the test."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+FILES = {
+    "conftest.py": """
+import os, sys
+import pytest
+from forked_workers import ForkedWorkers
+
+def pytest_configure(config):
+    config.pluginmanager.register(ForkedWorkers(config, 2))
+
+@pytest.fixture(scope="session")
+def owner(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("of")
+    yield folder
+    with open("torn", "a") as file:
+        print(folder.parent.name, file=file)
+""",
+    "test_a.py": """
+import logging, os, sys, warnings
+import pytest
+
+logging.getLogger("a").addHandler(logging.StreamHandler(sys.stderr))
+
+def test_first(owner, tmp_path):
+    assert tmp_path.parent == owner.parent
+    logging.getLogger("a").warning("into a closed file?")
+
+def test_prints_and_fails(owner):
+    logging.getLogger("a").warning("as it was when this was imported")
+    print("what was printed by", os.environ["PYTEST_XDIST_WORKER"])
+    os.system("echo by a child")
+    assert [1] == [2]
+
+def test_ends_its_process(owner):
+    if os.fork() == 0:  # this one has the pipe as well
+        import time
+        time.sleep(20)
+        os._exit(0)
+    os._exit(3)
+
+def test_behind_it(owner):
+    warnings.warn("mind this")
+
+@pytest.mark.skip(reason="not here")
+def test_skipped():
+    pass
+""",
+    **{f"test_{name}.py": "def test_one(owner): pass\ndef test_two(capfd): print(1)\n" for name in "bcd"},
+}
+
+
+def run(folder, *words):
+    for name, content in FILES.items():
+        (folder / name).write_text(content)
+    (folder / "pytest.ini").write_text(f"[pytest]\npythonpath = {Path(__file__).parents[1] / 'support'}\n")
+    words = [sys.executable, "-m", "pytest", "-ra", "-p", "no:hydra_pytest", "-p", "no:cacheprovider", *words]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_results_output_warnings_and_a_lost_process(tmp_path):
+    status, out = run(tmp_path, "--durations=3")
+    assert status == 1
+    assert "collected 11 items" in out
+    assert re.search(r"2 failed, 8 passed, 1 skipped, 1 warning in ", out), out
+    assert re.search(r"test_a.py::test_prints_and_fails - assert \[1\] == \[2\]", out)
+    assert re.search(r"what was printed by gw\d\nby a child\n", out)
+    assert "- Captured stderr call -" in out
+    assert out.count("as it was when this was imported") == 3  # to the stream, and to pytest's own handler; the line
+    assert "Logging error" not in out
+    assert "closed file" not in out.replace("into a closed file?", "")
+    assert re.search(r"process \d ended with status 3 here", out)
+    assert "FAILED test_a.py::test_ends_its_process" in out
+    assert "mind this" in out
+    assert "SKIPPED [1] test_a.py:" in out
+    assert "slowest 3 durations" in out
+    torn = (tmp_path / "torn").read_text().split()
+    assert set(torn) <= {"gw0", "gw1"}
+    assert 1 <= len(torn) <= 2  # of the process that ended nothing could be torn down
+
+
+def test_at_the_first_failure_it_stops(tmp_path):
+    status, out = run(tmp_path, "-x")
+    assert status == 1
+    assert "stopping after 1 failures" in out
+    assert "FAILED test_a.py::test_ends_its_process" not in out
