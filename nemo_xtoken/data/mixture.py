@@ -13,7 +13,7 @@ from nemo_xtoken.data.batch import IGNORED, Batch
 from nemo_xtoken.data.dataset import DistillationDataset, checked_length
 from nemo_xtoken.data.mixing import Schedule, shares_of
 
-__all__ = ["JoinedDataset", "MixedDataset", "WholeBatches"]
+__all__ = ["JoinedDataset", "MixedDataset", "WholeBatches", "sources_of"]
 
 
 class _Several(Dataset[Batch]):
@@ -138,3 +138,11 @@ class WholeBatches(Dataset[Batch]):
                 for side in sample.teachers
             ),
         )
+
+
+def sources_of(samples: Dataset[Any] | None) -> tuple[DistillationDataset, ...]:
+    """The sources of a run's training data or held-out text; none of what is something else."""
+    if isinstance(samples, WholeBatches):
+        samples = samples.samples
+    several = samples.sources if isinstance(samples, _Several) else (samples,)
+    return tuple(one for one in several if isinstance(one, DistillationDataset))

@@ -128,7 +128,7 @@ class CachedTeacher(TeacherWithoutModel):
                 more = f"; or set {where}.cache.context=document: all are there with more of the document before them"
         raise InputError(
             f"{where}.cache.folder={folder} has no states for {int(lacking.sum()):,} of {len(lacking):,} pieces of the "
-            f"training data, {tokens:,} of {int(pieces.counts.sum()):,} tokens"
+            f"run's text, {tokens:,} of {int(pieces.counts.sum()):,} tokens"
             + (f"; missing files: {', '.join(gone[:5])}" if gone else ""),
             "the states of all that the run reads",
             f"give the `xtoken cache` command with the run's data, lengths and seed: it computes what is missing{more}",

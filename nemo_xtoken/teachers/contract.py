@@ -144,7 +144,7 @@ class Teacher(abc.ABC):
 
         Args:
             settings, where: see `check`.
-            pieces: of one source of the training data.
+            pieces: of one source of the training data or the held-out text.
 
         Raises:
             InputError: they are not.

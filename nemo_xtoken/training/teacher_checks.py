@@ -5,9 +5,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from nemo_xtoken.data.batch import Batch
-from nemo_xtoken.data.dataset import DistillationDataset
-from nemo_xtoken.data.mixture import MixedDataset
+from nemo_xtoken.data.mixture import sources_of
 from nemo_xtoken.losses.registry import check_loss
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 from nemo_xtoken.run.layout import ParallelSizes
@@ -46,11 +44,11 @@ def teacher_spec(teacher: NamedTeacher, config: Mapping[str, Any], strategy: Any
     )
 
 
-def check_pieces(teachers: Sequence[NamedTeacher], samples: Dataset[Batch] | None) -> None:
-    """Whether sources without a model have the states of the training data.
+def check_pieces(teachers: Sequence[NamedTeacher], *samples: Dataset[Any] | None) -> None:
+    """Whether sources without a model have the states of all that a run reads.
 
     Args:
-        samples: of the run, whose sides are the teachers'.
+        samples: the training data and the held-out text, whose sides are the teachers'.
 
     Raises:
         InputError: one has not.
@@ -59,9 +57,8 @@ def check_pieces(teachers: Sequence[NamedTeacher], samples: Dataset[Batch] | Non
         if teacher.config.source is None:
             continue
         source = source_named(teacher.config.source)
-        for one in samples.sources if isinstance(samples, MixedDataset) else (samples,):
-            if isinstance(one, DistillationDataset):
-                source.check_pieces(teacher.config, teacher.where, one.teacher_pieces(number))
+        for one in (one for part in samples for one in sources_of(part)):
+            source.check_pieces(teacher.config, teacher.where, one.teacher_pieces(number))
 
 
 def check_losses(teachers: Sequence[NamedTeacher], student: Vocabulary, context: int) -> None:

@@ -167,8 +167,8 @@ def train_one(
                 pretrain(container, run, callbacks=[run])
             except Exception as error:
                 raise explained(error, run.done + 1) from error
-            except SystemExit as stop:  # Bridge has saved
-                if stop.code not in (None, 0):
+            except SystemExit as end:  # Bridge has saved
+                if end.code not in (None, 0):
                     raise
             if run.stopped is not None:
                 run.write_learned()
@@ -240,7 +240,7 @@ def configure(
     settle_attention(provider, [_provider_of(t) for t in named])
     sides = [t.side for t in named] or aligned_with or [Tokenization(tokenizer.vocabulary)]
     train, held_out = _batches(data, tokenizer, sides, trainer.max_steps)
-    check_pieces(named, train.samples)
+    check_pieces(named, train.samples, held_out.samples if held_out is not None else None)
     learned, rate = learned_teachers(named)
     state = learning_state(learned, tokenizer.vocabulary, rate / optim.config.lr) if learned else None
     if resumed:

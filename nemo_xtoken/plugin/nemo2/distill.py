@@ -231,7 +231,7 @@ def train_one(
     learning = learn_projections(named, model.tokenizer.vocabulary, trainer, optim or model.optim, resume, folder)
     sides = [t.side for t in named] or aligned_with or [Tokenization(model.tokenizer.vocabulary)]
     data.read(model.tokenizer.vocabulary, sides, trainer.max_steps, trainer.is_global_zero)
-    check_pieces(named, data.train_set)
+    check_pieces(named, data.train_set, data.held_out_set)
     if log.ckpt is not None:  # NeMo drops the optimizer from the last checkpoint, and then cannot load it
         log.ckpt.save_optim_on_train_end = True
     with_checksums([log.ckpt, *trainer.callbacks])

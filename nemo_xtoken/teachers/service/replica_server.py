@@ -102,9 +102,15 @@ class ReplicaServer:
     # --- for the thread that computes
 
     def take(self, most: int, wait: float) -> list[Asked]:
-        """Up to ``most`` requests for rows of one length, the oldest first; [] where none came in ``wait`` seconds."""
+        """Up to ``most`` requests for rows of one length, the oldest first; [] where none came in ``wait`` seconds.
+
+        Raises:
+            RuntimeError: the thread that listens has failed.
+        """
         with self._there:
-            self._there.wait_for(lambda: bool(self._asked), wait)
+            self._there.wait_for(lambda: bool(self._asked or self._error), wait)
+            if self._error is not None:
+                raise RuntimeError("what listens to students has failed") from self._error
             if not self._asked:
                 return []
             length = self._asked[0].row.length
@@ -168,6 +174,10 @@ class ReplicaServer:
         self._ready.set()
         try:
             self._serve(router)
+        except BaseException as error:
+            with self._there:
+                self._error = error
+                self._there.notify_all()
         finally:
             router.close()
             authenticator.stop()

@@ -109,6 +109,7 @@ class ServicePool:
         self._results: dict[str, Tensor] = {}
         self._failed: dict[str, str] = {}
         self._refused: InputError | None = None
+        self._broken: BaseException | None = None  # what the thread ended with
         self._peers: dict[str, _Peer] = {}
         self._stop = threading.Event()
         self._lived = clock()  # when a replica was last known to live
@@ -130,10 +131,13 @@ class ServicePool:
         Raises:
             InputError: the teacher refuses, or cannot compute them.
             TeacherLost: no replica lives.
+            RuntimeError: the thread has failed.
         """
         begin = said = self._clock()
         with self._change:
             while True:
+                if self._broken is not None:
+                    raise RuntimeError("what asks the teacher's service has failed") from self._broken
                 if self._refused is not None:
                     raise self._refused
                 if key in self._results:
@@ -198,6 +202,10 @@ class ServicePool:
                     self._hand_out(now)
                 for found, _ in poller.poll(_POLL_MS):
                     self._receive(found)
+        except BaseException as error:
+            with self._change:
+                self._broken = error
+                self._change.notify_all()
         finally:
             for peer in self._peers.values():
                 peer.socket.close()

@@ -9,8 +9,7 @@ from typing import Any
 import torch.distributed as dist
 
 from nemo_xtoken.data.config import DataConfig, Tokenization
-from nemo_xtoken.data.dataset import DistillationDataset
-from nemo_xtoken.data.mixture import MixedDataset
+from nemo_xtoken.data.mixture import sources_of
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.parallel.ownership import Ownership
 from nemo_xtoken.progress import Pace, Phase, say
@@ -67,16 +66,15 @@ def readable_text(
 
     Args:
         text: the settings of the run that the states are for.
-        student: of that run: the pieces that its samples hold, of the training data.  None: all documents, whole.
+        student: of that run: the pieces that its samples hold, with the held-out ones.  None: all documents, whole.
         beside: other teachers of that run, which have a say in where documents are cut.
 
     Raises:
         InputError: see ``DataConfig.build``.
     """
     if student is not None:
-        built, _ = text.build(student, [Tokenization(teacher), *beside])
-        several = built.sources if isinstance(built, MixedDataset) else (built,)
-        return [SamplesOfRun(one) for one in several if isinstance(one, DistillationDataset)]
+        parts = text.build(student, [Tokenization(teacher), *beside])
+        return [SamplesOfRun(one) for part in parts for one in sources_of(part)]
     padding = next((i for i in (teacher.pad_id, teacher.eos_id) if i is not None), 0)
     found: list[Readable] = []
     for part in (text.parts() if text.sources else {"": text}).values():

@@ -216,6 +216,9 @@ def distil(job: Job, **named: Any) -> list[dict[str, Any]]:
     """The same by the command's function, with its lock, its way to stop and its report."""
     on_cpu()
     export_here()
+    package = logging.getLogger("nemo_xtoken")  # pytest listens already; here it is to be in the log
+    package.addHandler(logging.StreamHandler())
+    package.setLevel(logging.INFO)
     distill_bridge.configure = configured
     distill_bridge.distill(*job.arguments(), **named)
     return read_history(Path(job.root, "runs", job.name))

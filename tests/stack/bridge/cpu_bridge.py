@@ -155,6 +155,7 @@ def pretend_cuda() -> None:
     for name in ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"):
         setattr(torch.cuda, name, lambda *_: 0)
     torch.cuda.memory_stats = lambda *_: {}
+    torch.Tensor.pin_memory = lambda tensor, *_: tensor
 
 
 def without_kernels(provider):

@@ -128,7 +128,7 @@ def _same(found, expected):
 def test_a_served_teacher_teaches_as_one_beside_the_student_and_a_run_that_loses_it_goes_on(one, bridge_world, service):
     service.start("one")
     lose = _after_steps(bridge_world, "served", 2, lambda pids: service.signal("one", signal.SIGKILL))
-    settings = {"steps": 40, **_remote(service, silent=1.0, lost=1.0)}
+    settings = {"steps": 40, **_remote(service, silent=1.0, lost=4.0)}
     [end] = _distil(bridge_world, "served", when=lose, **settings)
     assert end.status == 75, end.log[-3000:]
     folder = bridge_world.root / "runs/served"

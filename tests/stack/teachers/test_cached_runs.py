@@ -244,3 +244,22 @@ def test_a_damaged_file_is_named(course, states, tmp_path, damage):
 def test_another_precision_is_another_teacher(course, states):
     with pytest.raises(AssertionError, match="of another teacher: dtype float32 where bfloat16 is wanted"):
         course("other_dtype", micro=2, precision="bf16-mixed", **cached(states))
+
+
+def test_held_out_text_is_there_as_well(world, course, filled, states):
+    """A run that evaluates reads it before the first step; without its states the run does not begin."""
+    from nemo_xtoken.run.records import read_history
+
+    def distances(name):
+        return [r["held_out_kd"] for r in read_history(world.root / "runs" / f"states_{name}") if "held_out_kd" in r]
+
+    beside = {"validate": 1, "micro": 2}
+    course("evaluated", **beside)
+    course("cached_evaluated", **beside, **cached(states))
+    assert distances("cached_evaluated") == pytest.approx(expected := distances("evaluated"), rel=RELATIVE)
+    assert len(expected) == 4
+    text = {"held_out": 0, "paths": [f"{world.root}/text/1*.txt"]}
+    folder, _ = filled("training_alone", text=TEXT["text"] | text)
+    text |= {"held_out_paths": [f"{world.root}/text/0*.txt"]}
+    with pytest.raises(AssertionError, match=r"has no states for (\d+) of \1 pieces of the run's text"):
+        course("cached_unevaluated", **beside, text=TEXT["text"] | text, **cached(folder))

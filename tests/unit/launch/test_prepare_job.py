@@ -18,7 +18,7 @@ def test_an_array_with_a_task_that_is_stopped(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sides = [write_folder(name, tmp_path / name) for name in ("llama", "qwen")]
     (tmp_path / "d").mkdir()
-    rows_of = (200, 6000, 200)  # the second is the one that is stopped
+    rows_of = (200, 8000, 200)  # the second is the one that is stopped
     for f in range(3):
         rows = (json.dumps({"text": f"{f} {n} the cat sat on {n * 345} chairs " * 6}) for n in range(rows_of[f]))
         (tmp_path / f"d/{f}.jsonl").write_text("\n".join(rows))
@@ -38,19 +38,22 @@ def test_an_array_with_a_task_that_is_stopped(tmp_path, capsys, monkeypatch):
     jobs = [submit(task) for task in range(3)]
     try:
         part = "cache/alignment/*/part-00001-of-00003"
-        while not [*tmp_path.glob(f"{part}/.lock")]:
-            assert jobs[1][0].poll() is None, jobs[1][1].read_text()
-            time.sleep(0.02)
-        time.sleep(0.5)
-        signal_steps(states[1])
-        assert jobs[1][0].wait(60) == 75, jobs[1][1].read_text()
-        assert (states[1] / "requeued").read_text() == "101\n"
-        kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob(f"{part}/shard-*")}
+        for pause in (0.5, 1, 2, 4, 8):  # until it has done something by then
+            while not [*tmp_path.glob(f"{part}/.lock")]:
+                assert jobs[1][0].poll() is None, jobs[1][1].read_text()
+                time.sleep(0.02)
+            time.sleep(pause)
+            signal_steps(states[1])
+            assert jobs[1][0].wait(60) == 75, jobs[1][1].read_text()
+            assert (states[1] / "requeued").read_text().split()[-1] == "101"
+            kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob(f"{part}/shard-*")}
+            jobs[1] = submit(1)
+            if kept:
+                break
         assert kept
-        jobs[1] = submit(1)
         for job, log in jobs:
             assert job.wait(120) == 0, log.read_text()
-        assert "6,000 documents" in jobs[1][1].read_text()
+        assert "8,000 documents" in jobs[1][1].read_text()
     finally:
         for job, _ in jobs:
             end(job)

@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -203,6 +204,17 @@ def test_without_a_replica_the_teacher_is_lost(service):
     pool = service.pool(dataclasses.replace(QUICK, lost=0.3))
     with pytest.raises(TeacherLost, match="no replica"):
         pool.get(pool.want(row(1)))
+
+
+@pytest.mark.parametrize("side", [ServicePool, ReplicaServer])
+def test_a_thread_that_fails_is_an_error_at_once(service, monkeypatch, side):
+    """And not a teacher that is lost after ten minutes, or a replica that answers nobody."""
+    monkeypatch.setattr(side, "_receive", lambda *_: 1 // 0)
+    pool, replica = service.pool(), ReplicaServer(ServiceFolder(service.folder), "one", OF, LIMITS, "127.0.0.1")
+    ask = partial(replica.take, 1, 60.0) if side is ReplicaServer else partial(pool.get, pool.want(row(1)))
+    with contextlib.closing(replica), pytest.raises(RuntimeError) as raised:
+        ask()
+    assert isinstance(raised.value.__cause__, ZeroDivisionError)
 
 
 def test_a_stranger_gets_nothing(service):
