@@ -40,20 +40,21 @@ def copied(stage: list[tuple[str, str]]) -> Iterator[str]:
 def context() -> Iterator[str]:
     """The files that docker sends: what .dockerignore leaves, its rules applied in order."""
     rules = [r for r in (ROOT / ".dockerignore").read_text().split("\n") if r and not r.startswith("#")]
-    for path in ROOT.rglob("*"):
-        name = path.relative_to(ROOT).as_posix()
-        if not path.is_file() or name.startswith((".git/", ".venv/")):
+    assert not any(rule.startswith("!**/") for rule in rules)  # nothing in a folder that is left out is taken again
+    for top in ROOT.iterdir():
+        if _ignored(top.name, rules):
             continue
-        ignored = False
-        for rule in rules:
-            pattern = rule.removeprefix("!")
-            anywhere = pattern.removeprefix("**/")
-            parts = name.split("/")
-            if anywhere != pattern:
-                matches = any(fnmatch.fnmatch(part, anywhere) for part in parts)
-            else:
-                matches = fnmatch.fnmatch(parts[0], pattern)
-            if matches:
-                ignored = not rule.startswith("!")
-        if not ignored:
-            yield name
+        for path in top.rglob("*") if top.is_dir() else (top,):
+            if path.is_file() and not _ignored(name := path.relative_to(ROOT).as_posix(), rules):
+                yield name
+
+
+def _ignored(name: str, rules: list[str]) -> bool:
+    ignored, parts = False, name.split("/")
+    for rule in rules:
+        pattern = rule.removeprefix("!")
+        anywhere = pattern.removeprefix("**/")
+        several = parts if anywhere != pattern else parts[:1]
+        if any(fnmatch.fnmatch(part, anywhere) for part in several):
+            ignored = not rule.startswith("!")
+    return ignored
