@@ -4,8 +4,7 @@ Each comparison is the difference of two arms in one measure, paired by seed.  A
 have the sign that it says and stay clear of 0 by Holm's correction over all comparisons of all claims, whether they
 were made or not.
 
-Planned: seeds 0, 1, 2, in this order, and 3 where there was time before a moment that had been fixed before the first
-student ran; all that ran counts.  No arm gets a seed more than the others that it is compared with.
+Planned: seeds 0 to 3; all that ran counts.  No arm gets a seed more than the others that it is compared with.
 """
 
 from collections.abc import Mapping
