@@ -327,8 +327,8 @@ class RecipeRunContext(RunContext):
 
 
 def _content(path: str) -> Any:
-    """Of a file in YAML, JSON or TOML."""
-    return read_yaml(Path(path)) if path.endswith((".yaml", ".yml")) else ConfigSerializer().load_dict(path)
+    """Of a file in YAML, JSON (which is YAML) or TOML."""
+    return read_yaml(Path(path)) if path.endswith((".yaml", ".yml", ".json")) else ConfigSerializer().load_dict(path)
 
 
 def _adopt_ranks() -> None:

@@ -16,7 +16,7 @@ from nemo_xtoken.data.sources import Source, resolve_sources, unread_files
 from nemo_xtoken.data.turns import is_refused
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.files import raise_open_files
-from nemo_xtoken.progress import say
+from nemo_xtoken.progress import Phase, say
 from nemo_xtoken.vocab import Vocabulary
 
 __all__ = ["PartReport", "TeacherReport", "array_part", "deal", "prepare_part"]
@@ -137,6 +137,7 @@ def prepare_part(
     part: int = 0,
     parts: int = 1,
     clock: Callable[[], float] = time.monotonic,
+    verify: bool = False,
 ) -> PartReport:
     """Tokenises and aligns one part of a data set into the cache; what is there already is not done again.
 
@@ -146,9 +147,10 @@ def prepare_part(
     Args:
         data: which text (of one source), and where to.
         teachers: without their lengths: what is prepared fits any.
+        verify: compare all documents with their checksums, as training does with each when it first reads it.
 
     Raises:
-        InputError: see `nemo_xtoken.data.prepare.prepare_pairs`.
+        InputError: see `nemo_xtoken.data.prepare.prepare_pairs`; a file of the cache is damaged.
     """
     data.check()
     raise_open_files()
@@ -171,6 +173,8 @@ def prepare_part(
         start = clock()
         with forgetting(own, data.cache_dir):
             written = pair.align_missing(own, found, data.workers, data.progress, dealt)
+        if verify:
+            _verify(PreparedDocuments(pair.cache, found.digests[dealt]), teacher.name, data.progress)
         reports.append(_report(teacher, pair, found, dealt, written, clock() - start, own))
     counts = part, parts, len(own), int(dealt.sum()), int(found.characters[dealt].sum())
     return PartReport(*counts, tuple(reports), found.skipped.counts, found.skipped.examples, unread)
@@ -184,6 +188,13 @@ def _dealt(counts: Sequence[int], pieces: Sequence[tuple[int, int, int]]) -> np.
         mine[share::shares] = True
         marks.append(mine)
     return np.concatenate(marks)
+
+
+def _verify(prepared: PreparedDocuments, teacher: str, shown: bool) -> None:
+    with Phase(f"comparing checksums, {teacher}", len(prepared), "documents", shown) as phase:
+        for number in range(len(prepared)):
+            prepared.document(number)
+            phase.at(number + 1)
 
 
 def _report(

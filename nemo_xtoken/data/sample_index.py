@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from nemo_xtoken.alignment.aligned import DIGEST_BYTES
 from nemo_xtoken.alignment.shard_file import OpenShards, map_tensors
@@ -55,7 +55,7 @@ def write_index(folder: Path, prepared: Sequence[PreparedDocuments], pieces: Pie
     path = folder / f"samples-{digest_of(*about.values())[:32]}.safetensors"
     if not path.is_file():
         with atomic_path(path) as temporary:
-            save_file(tensors, temporary, about)
+            temporary.write_bytes(save(tensors, about))  # unlike the library's, its errors are the system's
     return path
 
 

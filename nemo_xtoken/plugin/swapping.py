@@ -8,9 +8,9 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -28,6 +28,7 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.evaluate.bits import take_bytes
 from nemo_xtoken.evaluate.results import identity_of
 from nemo_xtoken.files import atomic_path, cache_root, digest_of
+from nemo_xtoken.leftovers import temporary_name, tidy
 from nemo_xtoken.progress import Phase, say
 from nemo_xtoken.report.summary import report_runs
 from nemo_xtoken.run.run_checks import left_to_the_user, not_set
@@ -124,6 +125,7 @@ def transplanted(
 
     def make() -> dict[str, Any]:
         with exclusive(folder, f"converting {model}", lambda who: say(f"waiting for {who}")):
+            tidy(made.folder)
             if not made.model.exists():
                 _make(source.path, tokenizer, layers, made)
             convert(made)
@@ -135,15 +137,17 @@ def transplanted(
 
 def _make(original: Path, tokenizer: str, layers: str | None, made: Transplanted) -> None:
     """The student that is to be trained: first fewer layers, then the tokenizer, whose rows then are made once."""
-    with tempfile.TemporaryDirectory(prefix="pruned-", dir=made.folder) as scratch:
-        smaller = original
+    smaller, pruned = original, made.folder / temporary_name("pruned")
+    try:
         if layers is not None:
-            smaller = Path(scratch) / "pruned"
+            smaller = pruned
             with Phase(f"leaving layers of {original} out"):
                 kept = prune(original, layers, smaller)
             say(f"layers {', '.join(map(str, kept.layers))} of {kept.of} stay")
         with Phase(f"giving {original} the tokenizer {tokenizer}"):
             transplant(smaller, tokenizer, made.model)
+    finally:
+        shutil.rmtree(pruned, ignore_errors=True)
 
 
 def finish(

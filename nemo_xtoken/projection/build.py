@@ -188,15 +188,22 @@ def _longest_prefixes(data: bytes, teacher: Vocabulary) -> list[int]:
 
 
 def load_or_build(
-    student: Vocabulary, teacher: Vocabulary, rule: ProjectionRule | None = None, path: str | Path | None = None
+    student: Vocabulary,
+    teacher: Vocabulary,
+    rule: ProjectionRule | None = None,
+    path: str | Path | None = None,
+    must_keep: bool = False,
 ) -> ProjectionMatrix:
     """The W of this pair: from ``path`` when given, else from the cache, where it is built at first use.
 
     The cache file is named by the digest of both tokenizers and the rule.  One that cannot be read is built anew; a
     file the user named is never replaced.
 
+    Args:
+        must_keep: one that cannot be kept in the cache is an error.
+
     Raises:
-        InputError: ``path`` is not a W of this pair.
+        InputError: ``path`` is not a W of this pair; the cache cannot be written.
     """
     if path is not None:
         return ProjectionMatrix.load(path, student, teacher)
@@ -213,6 +220,13 @@ def load_or_build(
     try:
         matrix.save(cached)
         logger.info("W (%s) built and kept in %s", counts, cached)
-    except (OSError, SafetensorError) as error:  # a place that can only be read serves those who only look
+    except (OSError, SafetensorError) as error:
+        if must_keep:
+            raise InputError(
+                f"W cannot be kept in {cached} ({error})",
+                "a cache that can be written",
+                "set NEMO_XTOKEN_CACHE to a folder of yours, or out=FILE",
+            ) from error
+        # a place that can only be read serves those who only look
         logger.warning("W built, and not kept in the cache: %s", error)
     return matrix

@@ -26,7 +26,7 @@ def _run(arguments: Mapping[str, Any]) -> int:
         matrix.save(arguments["out"])
         place = arguments["out"]
     else:
-        matrix = load_or_build(student, teacher, rule)
+        matrix = load_or_build(student, teacher, rule, must_keep=True)
         place = f"the cache, {cache_root() / 'projection'}; runs with these tokenizers and rule find it there"
 
     kinds = (

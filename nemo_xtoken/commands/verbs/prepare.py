@@ -58,7 +58,7 @@ def _run(arguments: Mapping[str, Any]) -> int:
     before = signal.signal(signal.SIGTERM, stop)
     try:
         with report_unfinished():
-            report = prepare_part(data, student, teachers, part, parts)
+            report = prepare_part(data, student, teachers, part, parts, verify=arguments["verify"])
     finally:
         signal.signal(signal.SIGTERM, before)
     if arguments["json"]:
@@ -212,6 +212,7 @@ VERB = Verb(
         Option(
             "workers", "processes; default one for each core that this one may use", int, least=0, most=MOST_WORKERS
         ),
+        Option("verify", "also compare all documents with their checksums, as training does", bool, False),
         *PART_OPTIONS,
         Option("sbatch", "write a script for Slurm to this file instead: an array of `parts` tasks", writes="file"),
         Option(

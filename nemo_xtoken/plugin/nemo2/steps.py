@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any, NoReturn
@@ -13,11 +12,13 @@ from nemo.utils.callbacks.dist_ckpt_io import AsyncFinalizableCheckpointIO
 from nemo_xtoken.data.batch import Batch
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.objective.objective_state import ObjectiveState
+from nemo_xtoken.plugin.nemo2.stopping import kept
 from nemo_xtoken.teachers.contract import TeacherLost
 from nemo_xtoken.training.inputs import schedule_shape
 from nemo_xtoken.training.lookahead import Lookahead
 from nemo_xtoken.training.micro_batch import on_device
 from nemo_xtoken.training.step import begin_evaluation, begin_step, from_last_stage, take_in
+from nemo_xtoken.training.stopped import StoppedRun
 
 __all__ = ["DistillationSteps"]
 
@@ -110,7 +111,7 @@ def end_for_now(trainer: Any, why: str) -> NoReturn:
         checkpoint._save_last_checkpoint(trainer, checkpoint._monitor_candidates(trainer))
         if isinstance(trainer.strategy.checkpoint_io, AsyncFinalizableCheckpointIO):
             trainer.strategy.checkpoint_io.maybe_finalize_save_checkpoint(blocking=True)
-    sys.exit(0)
+    raise StoppedRun(0, trainer.global_step, trainer.max_steps, kept(trainer))
 
 
 def _fetch(data: Iterator[Any]) -> Batch:

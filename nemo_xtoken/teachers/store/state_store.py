@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from filelock import FileLock
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
@@ -291,11 +291,8 @@ class StateStore:
             }
             names = [name for name, keep in zip(self.names, kept, strict=True) if keep]
             with atomic_path(self.folder / INDEX) as temporary:
-                save_file(
-                    {name: np.ascontiguousarray(part) for name, part in tensors.items()},
-                    temporary,
-                    metadata={"files": json.dumps(names)},
-                )
+                whole = {name: np.ascontiguousarray(part) for name, part in tensors.items()}
+                temporary.write_bytes(save(whole, {"files": json.dumps(names)}))  # its errors are the system's
             self.refresh()
         return self.folder / INDEX
 

@@ -111,7 +111,7 @@ def test_without_a_service_the_run_ends_with_a_checkpoint_and_goes_on_when_it_is
     act = after_steps(folder, 2, lambda: [service.signal(name, signal.SIGKILL) for name in ("first", "second")])
     impatient = long | remote(service, silent=1.0, lost=4.0)
     ended = course("interrupted", 2, by=with_when(act), **impatient)
-    assert [end.status for end in ended] == [0, 0]
+    assert [end.status for end in ended] == [75, 75]
     assert not any("Traceback" in end.log for end in ended)
     [last] = folder.glob("checkpoints/step_*")
     assert 3 <= steps_of(last) <= 8

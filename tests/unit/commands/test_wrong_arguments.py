@@ -150,6 +150,8 @@ def test_a_cache_that_can_only_be_read_serves_those_who_only_look(pair, tmp_path
     monkeypatch.setenv("NEMO_XTOKEN_CACHE", str(tmp_path / "cache"))
     assert main(["audit", *pair]) == 0
     assert "P-KL" in capsys.readouterr().out
+    assert main(["build", *pair]) == 2
+    assert "W cannot be kept in" in capsys.readouterr().err
 
 
 def test_other_errors_keep_their_traceback():

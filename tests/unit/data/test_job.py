@@ -6,6 +6,7 @@ import os
 
 import pytest
 from fakes import STUDENT, TEACHER, TEACHER_BOS
+from small_disk import small_disk
 
 from nemo_xtoken.data import DataConfig, Tokenization, documents, prepare, sample_index
 from nemo_xtoken.data.sample_index import read_index
@@ -101,3 +102,10 @@ def test_the_file_has_what_a_data_set_is_and_maps_it(config, tmp_path):
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(InputError, match="cannot be read"):
         read_index(path)
+
+
+def test_a_full_disk_leaves_no_half_file(config, tmp_path):
+    data, _ = config(progress=False).build(STUDENT, SIDES)
+    with small_disk(), pytest.raises(OSError, match="too large"):
+        data.keep(tmp_path / "samples")
+    assert not [*(tmp_path / "samples").iterdir()]

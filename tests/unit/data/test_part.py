@@ -194,6 +194,22 @@ def test_the_verb(words, tmp_path, capsys, monkeypatch):
 CHATML = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}"
 
 
+def test_what_is_there_is_compared_with_its_checksums_where_that_is_asked_for(words, tmp_path, capsys):
+    assert main(words) == 0
+    shard, _ = sorted((tmp_path / "cache").glob("alignment/*/shard-*"))
+    data = bytearray(shard.read_bytes())
+    header = json.loads(data[8 : (start := 8 + int.from_bytes(data[:8], "little"))])
+    data[start + header["teacher_ids"]["data_offsets"][0]] ^= 1
+    shard.write_bytes(data)
+    assert main(words) == 0
+    capsys.readouterr()
+    assert main([*words, "verify=true"]) == 2
+    assert shard.name in (error := capsys.readouterr().err)
+    assert "does not have its checksum" in error
+    shard.unlink()
+    assert main([*words, "verify=true"]) == 0
+
+
 @pytest.mark.parametrize("chat", [True, False])
 def test_a_training_with_the_printed_words_finds_all_of_it(words, tmp_path, capsys, monkeypatch, chat):
     """Whatever the data is: the words name all that decides what a document is, and the settings take them."""

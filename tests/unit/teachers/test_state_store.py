@@ -1,9 +1,7 @@
 """States on disk: what is written comes back, whatever is damaged is named, and nothing is half there."""
 
-import contextlib
 import dataclasses
 import os
-import resource
 import threading
 
 import numpy as np
@@ -11,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_disk import small_disk
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.files import tensor_places
@@ -226,17 +225,6 @@ def test_a_second_writer_of_a_part_is_refused(tmp_path):
         pass
 
 
-@contextlib.contextmanager
-def small_disk():
-    """No file may have more than 2,000 bytes, as on a disk that is full; pytest's own output neither, if it is one."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_a_full_disk_loses_nothing_that_is_written(tmp_path):
     write(tmp_path, [piece(1, 0, 10)])
     before = sorted(os.listdir(tmp_path))
@@ -245,6 +233,17 @@ def test_a_full_disk_loses_nothing_that_is_written(tmp_path):
     assert sorted(os.listdir(tmp_path)) == before
     key, start, ids, states = piece(1, 0, 10)
     assert torch.equal(read(StateStore(tmp_path, OF), key, start, ids), states)
+
+
+def test_a_full_disk_keeps_the_index_of_before(tmp_path):
+    write(tmp_path, [piece(n, 0, 2) for n in range(60)])
+    path = StateStore(tmp_path, OF).write_index()
+    before = path.read_bytes()
+    assert len(before) > 2000
+    with small_disk(), pytest.raises(OSError, match="too large"):
+        StateStore(tmp_path, OF).write_index()
+    assert path.read_bytes() == before
+    assert not [*tmp_path.glob("*.tmp"), *tmp_path.glob(".*.tmp")]
 
 
 def test_what_is_collected_is_written_when_the_work_is_interrupted(tmp_path):
