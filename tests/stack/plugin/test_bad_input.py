@@ -233,3 +233,27 @@ def test_nan_in_the_teacher_stops_the_run(world, ranks, weight, settings, reques
         jobs.train, job.but(watchers=(Totals(),)), ranks=ranks, folder=world.root / "logs" / f"{job.name}2"
     )
     assert len(results[0]["totals"]) == 2
+
+
+def test_a_gradient_that_is_no_number_stops_the_run(world):
+    """As at a learning rate that is far too high; the checkpoint before it is whole, and the same command says so."""
+    import jobs
+
+    job = world.distillation("diverges", steps=6, save_every=1, lr=1e30, schedule=False)
+    [ended] = start(jobs.train, job, folder=world.root / "logs" / job.name)
+    assert isinstance(ended.error, InputError), ended.log[-3000:]
+    assert "is not a number" in str(ended.error)
+    assert "Traceback" not in str(ended.error)
+
+
+@pytest.mark.parametrize("name", ["log", "optim", "resume"])
+def test_what_a_run_can_do_without(world, name, tmp_path):
+    import jobs
+
+    def train(job):
+        os.chdir(tmp_path)  # where a run without a log has its folder
+        return jobs.train(job, **{name: None})
+
+    job = world.distillation(f"without_{name}", steps=1, start=None if name == "resume" else world.student)
+    [ended] = start(train, job, folder=world.root / "logs" / job.name)
+    assert ended.status == 0, ended.log[-3000:]
