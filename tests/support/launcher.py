@@ -18,7 +18,7 @@ from typing import Any
 
 from ports import free_port
 
-__all__ = ["Ended", "fork_ranks", "launch", "start"]
+__all__ = ["Ended", "fork_ranks", "launch", "log_to", "start"]
 
 
 @dataclass
@@ -106,6 +106,13 @@ def fork_ranks(
     return pids
 
 
+def log_to(file: Path) -> None:
+    """What this fork says from now on goes there: also what is said by pytest's own streams, and by who kept them."""
+    log = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    for stream in {1, 2, sys.stdout.fileno(), sys.stderr.fileno()}:
+        os.dup2(log, stream)
+
+
 def _ended(folder: Path, rank: int, status: int) -> Ended:
     file = folder / f"result.{rank}"
     result, error = None, None
@@ -121,9 +128,7 @@ def _rank(
     code = 1
     try:
         os.setsid()
-        log = os.open(folder / f"log.{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        for stream in {1, 2, sys.stdout.fileno(), sys.stderr.fileno()}:  # pytest's own, and who kept them
-            os.dup2(log, stream)
+        log_to(folder / f"log.{rank}")
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         for name, value in {

@@ -9,6 +9,7 @@ import traceback
 from pathlib import Path
 
 import torch
+from launcher import log_to
 from ports import free_port
 
 from nemo_xtoken.plugin.standalone import serve_teacher
@@ -48,9 +49,7 @@ class Service:
 
     def _serve(self, name, rank, ranks, port, prepare, plan):
         os.setsid()
-        log = os.open(self.folder / f"{name}-{rank}.log", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
+        log_to(self.folder / f"{name}-{rank}.log")
         os.environ.update(
             RANK=str(rank),
             WORLD_SIZE=str(ranks),

@@ -125,7 +125,7 @@ def fill(
     """Runs a teacher over samples and writes the states of those pieces that are missing.
 
     Collective over all processes, which have the same work: copies of the teacher (its data-parallel ranks) share the
-    samples, and run equal numbers of micro-batches.
+    samples, and run equal numbers of micro-batches, some of them again; of a teacher elsewhere nothing is asked again.
 
     Args:
         teacher: in process groups of its own, where it is the only model, or elsewhere.
@@ -145,17 +145,19 @@ def fill(
     rounds = -(-len(batches) // (copies * at_once))
     written: set[tuple[bytes, int, int]] = set()
     store = None if writer is None else StateStore(writer.folder, writer.fingerprint)
-    coming: deque[list[TeacherSide]] = deque()
+    coming: deque[dict[int, TeacherSide]] = deque()  # by the number of the micro-batch
     seen = 0
     for number in range(rounds):
         while seen < min(rounds, number + teacher.ahead + 1):
-            mine = [batches[min(i, len(batches) - 1)] for i in _share(seen, copy, copies, at_once)]
-            coming.append([_joined([sources[source].side(index) for source, index in batch]) for batch in mine])
-            teacher.announce(coming[-1])
+            mine = [i for i in _share(seen, copy, copies, at_once) if teacher.colocated or i < len(batches)]
+            taken = [batches[min(i, len(batches) - 1)] for i in mine]
+            sides = [_joined([sources[source].side(index) for source, index in batch]) for batch in taken]
+            coming.append(dict(zip(mine, sides, strict=True)))
+            teacher.announce(sides)
             seen += 1
-        real = [i < len(batches) for i in _share(number, copy, copies, at_once)]
-        sides = coming.popleft()
-        for side, states, new in zip(sides, teacher.states(sides), real, strict=True):
+        due = coming.popleft()
+        for (i, side), states in zip(due.items(), teacher.states(list(due.values())), strict=True):
+            new = i < len(batches)
             if states is None:
                 continue
             hidden = whole_states(states)
