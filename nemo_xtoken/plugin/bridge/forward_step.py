@@ -36,6 +36,7 @@ from nemo_xtoken.training.loss_terms import Report, add_up, distillation_terms, 
 from nemo_xtoken.training.micro_batch import MicroBatch
 from nemo_xtoken.training.step import add_evaluated, begin_evaluation, begin_step, from_last_stage, take_in
 from nemo_xtoken.training.teacher_settings import NamedTeacher
+from nemo_xtoken.training.trained_with import go_on_with, trained_with
 from nemo_xtoken.training.training_progress import TrainingProgress
 from nemo_xtoken.training.watching.continuations import spoken
 from nemo_xtoken.training.watching.early_stopping import StopConfig, reason_to_stop
@@ -197,6 +198,8 @@ class Distillation:
             self._take_in_again(record)
         if dist.get_rank() == 0:
             self._book.begin(state.step)
+            if state.step < context.state.cfg.train.train_iters:  # Bridge begins a run that is finished as well
+                go_on_with(self.records.folder, state.step, trained_with(self.objective.config, self.named))
             self._evaluations = [r for r in read_history(self.records.folder) if "held_out_ce" in r]
         if self.beside is not None and dist.get_rank() == 0:
             self.beside.start()

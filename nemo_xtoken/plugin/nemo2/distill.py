@@ -58,6 +58,7 @@ from nemo_xtoken.training.step import explained
 from nemo_xtoken.training.stopped import StoppedRun
 from nemo_xtoken.training.teacher_checks import check_pieces
 from nemo_xtoken.training.teacher_settings import teachers_by_argument, teachers_of_run
+from nemo_xtoken.training.trained_with import trained_with
 from nemo_xtoken.training.training_progress import TrainingProgress
 from nemo_xtoken.training.watching.early_stopping import StopConfig, check_stop, stopped_at
 from nemo_xtoken.training.watching.sample_settings import SampleConfig
@@ -244,7 +245,8 @@ def train_one(
     first = trainer.is_global_zero
     curves = tracker(track, folder) if first else None
     told = TrainingProgress(title, trainer.max_steps, trainer.log_every_n_steps, first, curves)
-    shown, stopping = ProgressCallback(told, steps, history, samples), Stopping()
+    settings = trained_with(objective, named) if first else None
+    shown, stopping = ProgressCallback(told, steps, history, samples, settings), Stopping()
     # What a checkpoint covers is in the history before it is saved.
     trainer.callbacks[:0] = [steps, shown, history]
     trainer.callbacks += [RandomState(), stopping, *learning, *evaluation]

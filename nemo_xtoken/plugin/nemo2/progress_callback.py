@@ -1,5 +1,6 @@
 """How far a training under NeMo 2 is, told while it runs."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,6 +12,7 @@ from nemo_xtoken.plugin.nemo2.history import History
 from nemo_xtoken.plugin.nemo2.steps import DistillationSteps
 from nemo_xtoken.run.records import SAMPLES
 from nemo_xtoken.training.step import step_record
+from nemo_xtoken.training.trained_with import go_on_with
 from nemo_xtoken.training.training_progress import TrainingProgress
 from nemo_xtoken.training.watching.continuations import spoken
 from nemo_xtoken.training.watching.sample_settings import SampleConfig
@@ -28,21 +30,28 @@ class ProgressCallback(pl.Callback):
         told: the phases.
         steps, history: the callbacks that have a step's sums, and an evaluation's.
         samples: which texts the student continues; None: none.
+        settings: what the run trains with, on the first rank: see ``training.trained_with``.
     """
 
     def __init__(
-        self, told: TrainingProgress, steps: DistillationSteps, history: History, samples: SampleConfig | None = None
+        self,
+        told: TrainingProgress,
+        steps: DistillationSteps,
+        history: History,
+        samples: SampleConfig | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
-        self.told, self.steps, self.history = told, steps, history
+        self.told, self.steps, self.history, self._settings = told, steps, history, settings or {}
         self._samples = samples or SampleConfig(count=0)
         self._prompts: list[Prompt] | None = None
         self._book = SampleBook(history.folder / SAMPLES)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Models are loaded, training begins."""
+        self.told.begin(trainer.global_step)
         if trainer.is_global_zero:
             self._book.begin(trainer.global_step)
-        self.told.begin(trainer.global_step)
+            go_on_with(self.history.folder, trainer.global_step, self._settings)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         """A step has ended."""

@@ -169,7 +169,8 @@ def run(
     wrapped = DistributedDataParallel(config, DistributedDataParallelConfig(), module)
     config.finalize_model_grads_func = finalize_model_grads
     state = SimpleNamespace(step=done, consumed_train_samples=done * GLOBAL)
-    context = SimpleNamespace(model=[wrapped], state=SimpleNamespace(train_state=state))
+    settings = SimpleNamespace(train=SimpleNamespace(train_iters=done + steps))
+    context = SimpleNamespace(model=[wrapped], state=SimpleNamespace(train_state=state, cfg=settings))
     shape = {"seq_length": LENGTHS[0], "micro_batch_size": MICRO, "num_microbatches": GLOBAL // MICRO // ranks}
     schedule = get_forward_backward_func()
 

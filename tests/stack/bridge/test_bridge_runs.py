@@ -80,6 +80,24 @@ def test_a_run_that_gets_no_better_ends_by_itself(bridge_world):
         assert (folder / "samples.md").read_text().count("## after step") == 2
 
 
+def test_another_loss_goes_on_and_is_said(bridge_world):
+    """By the first rank, once: what is the same again is not news."""
+    name, changed = "other_loss", {"scale": 0.5, "teacher": {"loss": "uld"}}
+    bridge_world.courses(name, 2, micro=1, stop=2)
+    for steps, expected in ((4, [1, 0]), (6, [0, 0])):
+        ranks = bridge_world.courses(name, 2, micro=1, steps=steps, **changed)
+        said = [[line for line in rank["said"] if "other settings" in line] for rank in ranks]
+        assert [len(lines) for lines in said] == expected
+        if steps == 4:
+            assert said[0] == [
+                "from step 3 on with other settings than before: objective.scale=0.5 (before: dynamic), "
+                "teacher.loss=uld (before: p_kl)"
+            ]
+    assert [record["step"] for record in _steps(ranks[0]["records"])] == [1, 2, 3, 4, 5, 6]
+    ranks = bridge_world.courses(name, 2, micro=1, steps=6)  # finished: nothing is trained with the loss of before
+    assert not [line for rank in ranks for line in rank["said"] if "other settings" in line]
+
+
 def test_one_process_at_a_time_is_in_a_runs_folder(bridge_world):
     import os
 

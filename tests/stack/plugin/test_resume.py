@@ -1,6 +1,7 @@
 """A run that was interrupted, however, and started again with the same command ends as if it had not been."""
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -194,6 +195,32 @@ def test_other_data_is_refused(world, straight):
         assert isinstance(end.error, InputError), end.log[-3000:]
         assert "other data" in str(end.error)
     assert records(job) == straight("one")[1]
+
+
+def heard(job):
+    """Trains, and prints what is said."""
+    import jobs
+
+    logging.getLogger("nemo_xtoken").addHandler(logging.StreamHandler())
+    jobs.train(job)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_another_loss_goes_on_and_is_said(world, ranks):
+    """By the first rank, once: what is the same again is not news."""
+    job = world.distillation(f"other_loss{ranks}", steps=2, save_every=2, loss="p_kl")
+    world.run(job, ranks)
+    changed = job.but(steps=4, loss="uld", scale=0.5)
+    for steps, expected in ((4, [1] + [0] * (ranks - 1)), (6, [0] * ranks)):
+        ended = start(heard, changed.but(steps=steps), ranks=ranks, folder=world.root / "logs" / f"{job.name}{steps}")
+        assert [end.status for end in ended] == [0] * ranks, ended[0].log[-3000:]
+        assert [end.log.count("other settings than before") for end in ended] == expected
+        if steps == 4:
+            assert (
+                "from step 3 on with other settings than before: objective.scale=0.5 (before: dynamic), "
+                "teacher.loss=uld (before: p_kl)\n"
+            ) in ended[0].log
+    assert [record["step"] for record in records(job) if "ce" in record] == [1, 2, 3, 4, 5, 6]
 
 
 def without_building(job):

@@ -1,0 +1,106 @@
+"""What a run learns from and by which losses, kept in its folder: one that goes on with another loss says so.
+
+A loss may be changed midway on purpose, so nothing is refused; but a run that is half of one and half of another is to
+be known as such.  What never may change, the data and the tokenizers, each adapter checks by itself.
+"""
+
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nemo_xtoken.files import atomic_path, file_digest
+from nemo_xtoken.objective.scale import ObjectiveConfig
+from nemo_xtoken.training.teacher_settings import NamedTeacher
+
+__all__ = ["FILE", "go_on_with", "settings_changed", "trained_with"]
+
+logger = logging.getLogger(__name__)
+
+#: A list of ``{"after": step, "settings": ..}``: from the step behind it on, until the next entry's.
+FILE = "trained_with.json"
+#: What decides what a student learns from a teacher; not where or in which layout the teacher runs.
+OF_OBJECTIVE = ("scale", "teacher_weights")
+OF_TEACHER = ("weight", "fp8", "learned")
+PARTS_OF_TEACHER = ("rule", "options", "chunks")
+
+
+def trained_with(objective: ObjectiveConfig, teachers: Iterable[NamedTeacher]) -> dict[str, Any]:
+    """The settings that make up what a student learns, as plain data by their names on the command line.
+
+    A loss is the one that ``auto`` stands for.  A file of W goes by its content too.
+
+    Raises:
+        OSError: a file of W cannot be read.
+    """
+    found = {f"objective.{name}": getattr(objective, name) for name in OF_OBJECTIVE}
+    for teacher in teachers:
+        config = teacher.config
+        own = {"path": _place(config.path), "loss": teacher.loss, "projection": _file(config.projection)}
+        own |= {name: getattr(config, name) for name in OF_TEACHER}
+        for part in PARTS_OF_TEACHER:
+            own |= {f"{part}.{name}": value for name, value in vars(getattr(config, part)).items()}
+        found |= {f"{teacher.where}.{name}": value for name, value in own.items()}
+    plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
+    return plain
+
+
+def settings_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs, as ``name=new (before: old)``, in the order of the new settings.
+
+    A setting that only one of them has is not compared, since another version of this package may have written them; a
+    teacher that only one of them has is told by its path.
+    """
+    names = dict.fromkeys([*now, *before])
+    compared = [name for name in names if (name in now and name in before) or name.endswith(".path")]
+    return [
+        f"{name}={now.get(name)} (before: {before.get(name)})" for name in compared if now.get(name) != before.get(name)
+    ]
+
+
+def go_on_with(folder: Path, step: int, now: Mapping[str, Any]) -> None:
+    """Writes down with what a run trains from here on, and warns where it was begun with something else.
+
+    For the first rank alone, when training begins.  Of a folder from before there was such a file nothing is known, and
+    nothing said.
+
+    Args:
+        folder: of the run.
+        step: that the run goes on after; 0: it begins.
+        now: see `trained_with`.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    there = _read(folder / FILE)
+    # As with the history: what came after the checkpoint has left nothing.
+    entries = [entry for entry in there if entry["after"] < step]
+    if entries and (changed := settings_changed(entries[-1]["settings"], now)):
+        logger.warning("from step %s on with other settings than before: %s", f"{step + 1:,}", ", ".join(changed))
+    if not entries or entries[-1]["settings"] != now:
+        entries.append({"after": step, "settings": dict(now)})
+    if entries != there:
+        with atomic_path(folder / FILE) as temporary:
+            temporary.write_text(json.dumps(entries, indent=1) + "\n")
+
+
+def _read(path: Path) -> Sequence[dict[str, Any]]:
+    """The entries of a file; none where there is no such file, or another one."""
+    if not path.is_file():
+        return []
+    try:
+        return [{"after": int(e["after"]), "settings": dict(e["settings"])} for e in json.loads(path.read_text())]
+    except (ValueError, KeyError, TypeError):
+        return []
+
+
+def _place(path: str | None) -> str | None:
+    """A folder or file by one name, however it is written; a hub name as it is."""
+    return str(Path(path).resolve()) if path is not None and Path(path).exists() else path
+
+
+def _file(path: str | None) -> str | None:
+    """The same of a file, with a digest of its content: it may have been made again."""
+    place = _place(path)
+    return f"{place} (SHA-256 {file_digest(place)[:12]})" if place is not None and Path(place).is_file() else place
