@@ -40,9 +40,10 @@ def _add_norm(module, config, size, prefix):
 
 def _norm(x, config, weight, bias, eps):
     if config.normalization == "RMSNorm":
-        y = x.float()
+        wide = torch.promote_types(x.dtype, torch.float32)  # float64 stays what it is
+        y = x.to(wide)
         y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + eps)
-        return (y * (weight.float() + (1 if config.layernorm_zero_centered_gamma else 0))).to(x.dtype)
+        return (y * (weight.to(wide) + (1 if config.layernorm_zero_centered_gamma else 0))).to(x.dtype)
     return torch.nn.functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 

@@ -50,6 +50,7 @@ class Job:
     Attributes:
         root: folder of the ``World``.
         stop: exits after this many steps with a checkpoint, as on a signal.
+        double: in float64, weights, states and gradients of both models.
         sgd: by plain gradients, since Adam turns rounding into steps where a gradient is about 0.
         eps: Adam's; a large one makes its steps smooth in the gradient.
         lengths: packed documents by their lengths (``thd``), as on a GPU, instead of by a mask.
@@ -68,6 +69,7 @@ class Job:
     stop: int | None = None
     scale: Any = "dynamic"
     precision: str = "32"
+    double: bool = False
     sgd: bool = False
     eps: float = 1e-8
     lengths: bool = False
@@ -121,6 +123,17 @@ def configured(*arguments: Any, **named: Any) -> Any:
     container.dist.distributed_backend = "gloo"
     container.ddp.overlap_grad_reduce = container.ddp.overlap_param_gather = False
     return container, run
+
+
+def in_float64(container: Any) -> None:
+    """In this fork: both models of a run, for which Bridge has no setting."""
+    precision = container.mixed_precision
+    precision.params_dtype = precision.pipeline_dtype = torch.float64
+    precision.grad_reduce_in_fp32 = False
+    host = models.teacher_host
+    models.teacher_host = lambda teacher, config, student, _, *rest: host(
+        teacher, config, student, torch.float64, *rest
+    )
 
 
 class Said(logging.Handler):
@@ -199,6 +212,8 @@ def course(job: Job) -> dict[str, Any]:
     if job.lengths:
         inputs.uses_packed_attention = models.uses_packed_attention = lambda: True  # in this fork alone
     container, run = configured(*job.arguments())
+    if job.double:
+        in_float64(container)
     container.train.exit_interval, container.optimizer.adam_eps = job.stop, job.eps
     if job.sgd:
         container.optimizer.optimizer = "sgd"

@@ -121,6 +121,27 @@ def test_the_subgradient_stands_where_the_token_stands():
     assert compared(loss, p_s, p_s.flip(1))[1].tolist() == [[0, 0, 0, 0]]
 
 
+@pytest.mark.parametrize("by", [1e-4, 1e-8, 1e-12])
+@pytest.mark.parametrize(
+    ("p_s", "p_t", "slopes"),
+    [
+        # the largest is now more, now less than the teacher's, and so is what the others leave
+        ([0.5, 0.3, 0.2], [0.5, 0.2, 0.3], ([1, 0, -1], [-1, 0, 1])),
+        # two swap their places, between which the sign changes: the derivatives swap tokens, at the same distance
+        ([0.25, 0.5, 0.25], [0.5, 0.3, 0.2], ([-1, 0, 1], [1, 0, -1])),
+    ],
+    ids=["a sign", "an order"],
+)
+def test_the_gradient_jumps_where_the_distance_has_a_kink(by, p_s, p_t, slopes):
+    """However near the two points are: beside a kink rounding decides, and no layout's gradient is the other's."""
+    loss = UniversalLogitDistance(VocabularyShard(3, 3), 3)
+    move = torch.tensor([[by, 0, -by]], dtype=torch.float64)
+    point, p_t = (torch.tensor([values], dtype=torch.float64) for values in (p_s, p_t))
+    (above, up), (below, down) = (compared(loss, p, p_t) for p in (point + move, point - move))
+    assert above[0].item() == pytest.approx(below[0].item(), abs=4 * by)
+    assert (up.tolist(), down.tolist()) == ([slopes[0]], [slopes[1]])
+
+
 def test_nobody_taking_part_is_nothing():
     shard = VocabularyShard(4, 4)
     p = torch.full((2, 4), 0.25)
