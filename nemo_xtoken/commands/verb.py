@@ -58,11 +58,12 @@ class Option:
     @property
     def range(self) -> str:
         """What a number must be, for people; empty where any will do."""
-        if self.above is not None:
-            return f"more than {self.above:,g}" + (f", up to {self.most:,g}" if self.most is not None else "")
-        if self.least is not None and self.most is not None:
-            return f"from {self.least:,g} to {self.most:,g}"
-        return f"{self.least:,g} or more" if self.least is not None else ""
+        least, most, above = (None if x is None else f"{x:,}" for x in (self.least, self.most, self.above))
+        if above is not None:
+            return f"more than {above}" + (f", up to {most}" if most is not None else "")
+        if least is not None and most is not None:
+            return f"from {least} to {most}"
+        return f"{least} or more" if least is not None else ""
 
     def holds(self, value: float) -> bool:
         """Whether a number is in range."""

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.limits import MOST_MULTIPLE
 from nemo_xtoken.projection.build import ProjectionRule, build_projection
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 from nemo_xtoken.projection.rows import row_kinds
@@ -38,7 +39,6 @@ MEAN = ProjectionRule(beta=1.0, gamma=1.0, max_pieces=64, overflow="truncate")
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", "tok_embeddings.weight")
 OUTPUTS = ("lm_head.weight", "lm_head.bias", "embed_out.weight", "output.weight")
 BLOCK = 2048  # rows made at a time
-MOST_MULTIPLE = 65_536  # a layout needs a few thousand
 SPARE_IDS = 256  # a tokenizer may have a few ids that its model has no row for (Gemma 3: one)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from nemo_xtoken.commands.verb import Option, Verb
 from nemo_xtoken.commands.verbs.import_model import DTYPE
-from nemo_xtoken.limits import LONGEST_SEQUENCE
+from nemo_xtoken.limits import LONGEST_SEQUENCE, MOST_BYTES
 from nemo_xtoken.progress import Phase
 
 __all__ = ["VERB"]
@@ -48,7 +48,14 @@ VERB = Verb(
         Option("text", "a file, folder, glob or data set that was not trained on", required=True),
         Option("text_key", "the column that holds the text, of data that has columns", default="text"),
         Option("text_split", "documents of a .txt file", default="file", choices=("file", "paragraph", "line")),
-        Option("bytes", "stop at the end of the document that reaches so many bytes", int, 1_000_000, least=1),
+        Option(
+            "bytes",
+            "stop at the end of the document that reaches so many bytes",
+            int,
+            1_000_000,
+            least=1,
+            most=MOST_BYTES,
+        ),
         Option("window", "positions seen at a time; by default 1024", int, least=2, most=LONGEST_SEQUENCE),
         Option("dtype", "by default that of the weights on a GPU, float32 on a CPU", choices=DTYPE.choices),
         Option("device", "by default cuda where there is a GPU, else cpu"),

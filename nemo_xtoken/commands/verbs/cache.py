@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemo_xtoken.commands.verb import PART_OPTIONS, Option, UsageError, Verb
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.limits import LONGEST_SEQUENCE
+from nemo_xtoken.limits import LARGEST_BATCH, LONGEST_SEQUENCE, MOST_RANKS
 from nemo_xtoken.run.layout import ParallelSizes
 from nemo_xtoken.teachers.source_settings import FORMATS
 
@@ -191,10 +191,10 @@ MODEL = (
     Option("tokenizer", "its tokenizer; default that of the checkpoint"),
     Option("dtype", "the precision of the run", default="bf16", choices=("bf16", "fp32")),
     Option("fp8", "its layers compute in FP8 by Transformer Engine, as teacher.fp8 of the run", bool, False),
-    Option("tensor", "tensor-parallel size of the teacher", int, 1, least=1),
-    Option("pipeline", "pipeline-parallel size", int, 1, least=1),
-    Option("context", "context-parallel size", int, 1, least=1),
-    Option("expert", "expert-parallel size", int, 1, least=1),
+    Option("tensor", "tensor-parallel size of the teacher", int, 1, least=1, most=MOST_RANKS),
+    Option("pipeline", "pipeline-parallel size", int, 1, least=1, most=MOST_RANKS),
+    Option("context", "context-parallel size", int, 1, least=1, most=MOST_RANKS),
+    Option("expert", "expert-parallel size", int, 1, least=1, most=MOST_RANKS),
     Option("sequence_parallel", "cut activations over the tensor-parallel ranks", bool, False),
 )
 
@@ -233,7 +233,7 @@ VERB = Verb(
             most=LONGEST_SEQUENCE,
         ),
         Option("beside", "tokenizers of the run's other teachers, TOKENIZER:LENGTH, with commas between them"),
-        Option("micro_batch_size", "samples at a time", int, 1, least=1),
+        Option("micro_batch_size", "samples at a time", int, 1, least=1, most=LARGEST_BATCH),
         Option(
             "format",
             "how states are stored; default as they are: nothing is lost. sampled: random samples of the next token, "

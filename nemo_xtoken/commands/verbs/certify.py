@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["VERB"]
 
+#: A text for people to look at has far fewer; a step takes a millisecond; no larger rate is stable for any loss.
+MOST_CHUNKS, MOST_STEPS, LARGEST_RATE = 10_000, 1_000_000, 1000
+
 #: Of the table, with their widths: 80 columns in all.
 COLUMNS = {"chunks": 18, "value": 7, "least": 7, "gradient": 8, "right token": 12, "says then": 8, "verdict": 12}
 VERDICT_STYLES = {"certified": "bold green", "kept": "green", "falling": "yellow", "lost": "bold red"}
@@ -167,9 +170,9 @@ VERB = Verb(
             "text", "the text; @FILE reads a UTF-8 file, - standard input; by default one of many kinds", empty=True
         ),
         Option("probability", "of the right token where both agree", float, 0.986, above=0, most=0.999999),
-        Option("chunks", "chunks of each kind, at most", int, 4, least=1),
-        Option("steps", "steps of gradient descent", int, 200, least=1),
-        Option("rate", "its step size; a plain KL is stable below 4", float, 2.0, above=0),
+        Option("chunks", "chunks of each kind, at most", int, 4, least=1, most=MOST_CHUNKS),
+        Option("steps", "steps of gradient descent", int, 200, least=1, most=MOST_STEPS),
+        Option("rate", "its step size; a plain KL is stable below 4", float, 2.0, above=0, most=LARGEST_RATE),
         Option("out", "a folder for certificates.json and certificates.png", writes="folder"),
         Option("json", "print JSON", bool, False),
     ),

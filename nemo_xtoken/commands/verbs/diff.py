@@ -6,6 +6,7 @@ from typing import Any
 
 from nemo_xtoken.commands.verb import Option, UsageError, Verb
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.limits import MOST_ROWS
 
 __all__ = ["VERB"]
 
@@ -83,7 +84,7 @@ VERB = Verb(
             least=0,
             most=1,
         ),
-        Option("limit", "most rows of each kind to print", int, 20, least=0),
+        Option("limit", "most rows of each kind to print", int, 20, least=0, most=MOST_ROWS),
         Option("json", "print JSON", bool, False),
     ),
     examples=(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nemo_xtoken.commands.verb import Option, UsageError, Verb
 from nemo_xtoken.commands.verbs.import_model import TRUST
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.limits import LONGEST_SEQUENCE
+from nemo_xtoken.limits import LONGEST_SEQUENCE, MOST_STEPS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from nemo_xtoken.evaluate.task_settings import Settings
 
 __all__ = ["VERB"]
+
+#: More than a model has positions for, or any task has questions.
+MOST_SHOTS, MOST_QUESTIONS = 10_000, 10_000_000
 
 
 def _say(stage: str) -> None:
@@ -182,12 +185,13 @@ VERB = Verb(
             writes="folder",
         ),
         Option("tasks", "of mmlu, gsm8k, math, winogrande, hellaswag, and any that lm_eval has", default="all"),
-        Option("shots", "examples before every question", int, 3, least=0),
+        Option("shots", "examples before every question", int, 3, least=0, most=MOST_SHOTS),
         Option(
             "limit",
             "only so many questions of every task and subject, or below 1 such a share: a trial",
             float,
             above=0,
+            most=MOST_QUESTIONS,
         ),
         Option("batch_size", "a number, or auto: as many as fit on the GPU", default="auto"),
         Option("device", "cuda, cuda:1 or cpu; by default a GPU if there is one"),
@@ -204,8 +208,8 @@ VERB = Verb(
             least=1,
             most=LONGEST_SEQUENCE,
         ),
-        Option("step", "run=: only the checkpoint after so many steps", int, least=1),
-        Option("every", "run=: only those after a multiple of so many steps", int, 1, least=1),
+        Option("step", "run=: only the checkpoint after so many steps", int, least=1, most=MOST_STEPS),
+        Option("every", "run=: only those after a multiple of so many steps", int, 1, least=1, most=MOST_STEPS),
         Option("watch", "run=: wait for new checkpoints", bool, default=False),
         Option(
             "until",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_xtoken.commands.verb import Option, UsageError, Verb
+from nemo_xtoken.limits import MOST_ROWS
 
 if TYPE_CHECKING:
     from nemo_xtoken.projection.matrix import ProjectionMatrix
@@ -173,9 +174,9 @@ VERB = Verb(
         Option("teacher", "the teacher's tokenizer, in the same forms", required=True),
         Option("token", 'a student token by its text, as " the" or <eos>'),
         Option("regex", "all student tokens whose text it matches somewhere"),
-        Option("id", "a student token by its id", int, least=0),
+        Option("id", "a student token by its id", int, least=0, most=MOST_ROWS),
         Option("unreached", "list the teacher tokens that get no mass", bool, False),
-        Option("limit", "most rows or tokens to print", int, 50, least=0),
+        Option("limit", "most rows or tokens to print", int, 50, least=0, most=MOST_ROWS),
         Option(
             "figure",
             "a picture (.png) of W and of some rows (those asked for, else a choice), to be written",

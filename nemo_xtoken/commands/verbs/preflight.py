@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["VERB"]
 
+#: GiB of a GPU, seconds of a step (a day), and tokens a second of a GPU: ten times what there will be for long.
+MOST_MEMORY, LONGEST_STEP, FASTEST = 10_000, 86_400, 1_000_000_000
+
 STYLES = {"green": "green", "yellow": "yellow", "red": "bold red", "left out": "dim"}
 #: Settings that the packaged default leaves to the user are not errors of a run that does not use Slurm.
 NO_SLURM = "none"
@@ -152,12 +155,13 @@ VERB = Verb(
             "nodes", "machines; by default the Slurm configuration's, else the recipe's", int, least=1, most=MOST_NODES
         ),
         Option("gpus", "GPUs of each machine, by default as for nodes", int, least=1, most=MOST_NODES),
-        Option("gpu_memory", "GiB of a GPU's memory", float, 80.0, above=0),
+        Option("gpu_memory", "GiB of a GPU's memory", float, 80.0, above=0, most=MOST_MEMORY),
         Option(
             "step_seconds",
             "of a step of the student without a teacher's model, as its history has it; default a roofline's",
             float,
             above=0,
+            most=LONGEST_STEP,
         ),
         Option(
             "teacher_speed",
@@ -165,6 +169,7 @@ VERB = Verb(
             "replica's; default a roofline's",
             float,
             above=0,
+            most=FASTEST,
         ),
         Option("slurm", "the cluster's configuration: a YAML file, a name (default), or none to leave it out"),
         Option(

@@ -10,7 +10,7 @@ from typing import Any
 
 from nemo_xtoken.commands.verb import Option, Verb
 from nemo_xtoken.commands.verbs.cache import MODEL, plan_of
-from nemo_xtoken.limits import LONGEST_SEQUENCE
+from nemo_xtoken.limits import LARGEST_BATCH, LONGEST_SEQUENCE
 
 __all__ = ["VERB"]
 
@@ -64,13 +64,21 @@ VERB = Verb(
         Option("address", "under which students reach this machine; default its host name"),
         Option("until", "a file whose appearance ends it, instead of SIGTERM: a student may still need it then"),
         Option("length", "positions of a row, at most", int, 32768, least=2, most=LONGEST_SEQUENCE),
-        Option("credits", "rows of that length that a student may have asked for and not got yet", int, 8, least=1),
+        Option(
+            "credits",
+            "rows of that length that a student may have asked for and not got yet",
+            int,
+            8,
+            least=1,
+            most=LARGEST_BATCH,
+        ),
         Option(
             "micro_batch_size",
             "rows at a time; with 1 a state does not depend on what else is asked for",
             int,
             1,
             least=1,
+            most=LARGEST_BATCH,
         ),
     ),
     examples=(

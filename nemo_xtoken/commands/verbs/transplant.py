@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nemo_xtoken.commands.verb import Option, Verb
-from nemo_xtoken.limits import MOST_ROWS
+from nemo_xtoken.limits import MOST_MULTIPLE
 from nemo_xtoken.progress import Phase, in_megabytes
 
 __all__ = ["VERB"]
@@ -44,7 +44,7 @@ VERB = Verb(
         Option("model", "the checkpoint: a folder in Hugging Face's format, or a hub name", required=True),
         Option("tokenizer", "the new tokenizer: a folder, a tokenizer.json, or a hub name", required=True),
         Option("out", "the folder to write", required=True, writes="folder"),
-        Option("multiple_of", "round the number of rows up to a multiple of this", int, 1, least=1, most=MOST_ROWS),
+        Option("multiple_of", "round the number of rows up to a multiple of this", int, 1, least=1, most=MOST_MULTIPLE),
         Option("overwrite", "replace a checkpoint at out=", bool, default=False),
     ),
     examples=(

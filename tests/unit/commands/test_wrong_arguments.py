@@ -7,6 +7,7 @@ import pytest
 from tokenizer_zoo import write_folder
 
 from nemo_xtoken.commands.cli import main
+from nemo_xtoken.commands.verb import Option
 from nemo_xtoken.commands.verbs import all_verbs
 from nemo_xtoken.file_errors import check_target, file_problem
 
@@ -55,6 +56,22 @@ def test_numbers_have_a_range(verb, option, refused):
         message = refused(verb, *_others(verb, option.name), f"{option.name}={value}")
         assert f"{option.name}=" in message
         assert "expected" in message
+
+
+@pytest.mark.parametrize(("verb", "option"), NUMBERS, ids=[f"{verb}-{o.name}" for verb, o in NUMBERS])
+def test_numbers_have_an_end(verb, option, refused):
+    """A slip of the keyboard, such as parts=1000000000, would fill the memory or start as many processes."""
+    assert option.most is not None, "say how much it may be"
+    assert option.holds(option.most)
+    assert option.default is None or option.holds(option.default)
+    for value in (option.kind(option.most * 10), 10**30):
+        message = refused(verb, *_others(verb, option.name), f"{option.name}={value}")
+        assert f"{option.name}={value}: {option.range} is expected" in message
+
+
+def test_ranges_are_said_to_the_last_digit():
+    assert Option("x", "", int, least=2, most=2**24).range == "from 2 to 16,777,216"
+    assert Option("x", "", float, above=0, most=0.999999).range == "more than 0, up to 0.999999"
 
 
 @pytest.mark.parametrize(("verb", "option"), TEXTS, ids=[f"{verb}-{o.name}" for verb, o in TEXTS])
