@@ -48,6 +48,7 @@ def _words(words):
 
 RECIPE = ["distill", "--recipe", "fake_recipe"]
 QUIET = {"NEMO_XTOKEN_VERBOSE": ""}
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 COMMANDS = {
     # First, while nothing has been confirmed in the process: it must not ask.
     "run": [*RECIPE, "trainer.max_steps=20"],
@@ -73,6 +74,8 @@ COMMANDS = {
     "input error in run": [*RECIPE, "scale=-1"],
     "input error in recipe": ["distill", "--recipe", "fake_recipe(layers=0)"],
     "failure": [*RECIPE, "scale=0"],
+    "no gpu": [NO_GPU, *RECIPE, "trainer.accelerator=gpu"],
+    "no gpu dryrun": [NO_GPU, *RECIPE, "--dryrun", "trainer.accelerator=gpu"],
     "to yaml": [*RECIPE, "--to-yaml", "run.yaml", "trainer.max_steps=33", "log=a b: c"],
     "from yaml": ["distill", "--yaml", "run.yaml", "scale=0.25", "trust=true"],
     "to json": [*RECIPE, "--to-json", "run.json", "trainer.max_steps=33", "log=a b: c"],
@@ -117,8 +120,13 @@ COMMANDS = {
 
 
 @pytest.fixture(scope="module")
-def with_nemo(command_line, tmp_path_factory, third_party):
-    folder = tmp_path_factory.mktemp("commands")
+def folder(tmp_path_factory):
+    """In which the commands run."""
+    return tmp_path_factory.mktemp("commands")
+
+
+@pytest.fixture(scope="module")
+def with_nemo(command_line, folder, third_party):
     (folder / "values.yaml").write_text("trainer:\n  max_steps: 44\n")
     wrong = {"typo": "trainer:\n  max_step: 44\n", "many": "trainer:\n  max_steps: many\n", "list": "[1, 2]\n"}
     for name, content in {**wrong, "word": "word\n", "empty": ""}.items():
@@ -192,7 +200,7 @@ def test_more_teachers_by_name(with_nemo):
         assert part in out, with_nemo["more teachers"]
 
 
-@pytest.mark.parametrize("name", ["factory", "to yaml", "to json"])
+@pytest.mark.parametrize("name", ["factory", "to yaml", "to json", "no gpu dryrun"])
 def test_dryrun_and_export_do_not_run(with_nemo, name):
     result = with_nemo[name]
     assert result["status"] == 0, result
@@ -217,6 +225,7 @@ def test_dryrun_shows_the_overridden_run(with_nemo):
         ("wrong argument of a teacher", ["no argument 'layer' in teachers.second; did you mean 'layers'?"]),
         ("wrong value", ["trainer.max_steps=many", "expected: a whole number"]),
         ("input error in run", ["error: scale=-1.0", "expected: 0 or more"]),
+        ("no gpu", ["error: trainer.accelerator=gpu, and no GPU here", "set trainer.accelerator=auto"]),
         ("input error in recipe", ["error: layers=0", "expected: 1 or more"]),
         ("yaml and recipe", ["run.yaml holds a whole run", "leave --recipe out"]),
         ("no yaml", ["no file absent.yaml"]),
@@ -247,6 +256,17 @@ def test_wrong_input_is_one_message_and_status_2(with_nemo, name, parts):
         assert part in result["err"]
     assert "Traceback" not in result["err"]
     assert "RAN" not in result["out"]
+
+
+def test_code_in_a_file_does_not_run(with_nemo, folder):
+    """Refused before, and not after, it is called."""
+    assert "touch code_ran" in (folder / "code.yaml").read_text()
+    assert not (folder / "code_ran").exists()
+
+
+def test_a_typo_is_not_answered_with_the_whole_run(with_nemo):
+    for name in ("wrong argument", "typo in values", "wrong value", "wrong value in values"):
+        assert len(with_nemo[name]["err"].splitlines()) < 10
 
 
 def test_slurm_submits_the_same_command_without_what_configures_the_job(with_nemo):

@@ -1,6 +1,6 @@
 """A recipe that trains nothing."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Optional
 
 import nemo_run as run
@@ -12,6 +12,7 @@ from nemo_xtoken.errors import InputError
 class Trainer:
     max_steps: int = 1000
     devices: int = 1
+    accelerator: str = field(default="auto", repr=False)
     callbacks: Optional[list[Any]] = None
 
 

@@ -5,7 +5,14 @@ from types import SimpleNamespace
 import pytest
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.launch.ranks import Placement, adopt_slurm_ranks, first_host, fit_trainer, placement
+from nemo_xtoken.launch.ranks import (
+    Placement,
+    adopt_slurm_ranks,
+    check_accelerator,
+    first_host,
+    fit_trainer,
+    placement,
+)
 
 # The 6th of 2 x 4 tasks, as Slurm 22.05 sets it, in a job of sbatch or salloc.
 JOB = {"SLURM_JOB_ID": "123456", "SLURM_JOB_NODELIST": "dgx[07-08]", "SLURM_NNODES": "2", "SLURM_NTASKS": "8"}
@@ -81,6 +88,23 @@ def test_the_jobs_number_of_devices_is_accepted_as_a_number_and_as_text(given):
     config.trainer.devices = "3"
     with pytest.raises(InputError, match=r"trainer\.devices=3 in a job of 1 x 2 processes"):
         fit_trainer(config, ["trainer.devices=3"], torchrun)
+
+
+@pytest.mark.parametrize("wanted", ["gpu", "cuda"])
+def test_a_gpu_that_is_not_there_is_refused(wanted, monkeypatch):
+    config = SimpleNamespace(trainer=SimpleNamespace(accelerator=wanted))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(InputError, match=rf"trainer\.accelerator={wanted}, and no GPU here"):
+        check_accelerator(config)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    check_accelerator(config)
+
+
+def test_runs_that_do_not_ask_for_a_gpu_need_none(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for trainer in (SimpleNamespace(accelerator="auto"), SimpleNamespace(accelerator="cpu"), SimpleNamespace(), None):
+        check_accelerator(SimpleNamespace(trainer=trainer))
+    check_accelerator(SimpleNamespace())
 
 
 def test_a_script_without_srun_is_told_so():
