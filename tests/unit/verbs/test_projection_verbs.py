@@ -1,6 +1,7 @@
 """The verbs `audit`, `inspect`, `diff`, `convert`, and `build rule=`: what they print, write and refuse."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ from nemo_rl_files import with_scale_trick
 from tokenizer_zoo import write_folder, zoo
 
 from nemo_xtoken.commands.cli import main
+from nemo_xtoken.losses.sample_texts import SAMPLES
 from nemo_xtoken.projection.build import ProjectionRule, build_projection
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 
@@ -72,6 +74,34 @@ def test_audit_writes_json_and_a_figure(pair, tmp_path, capsys):
     assert written["loss"] == "p_kl"
     assert {c["name"]: c["exact"] for c in written["classes"]}["digits_1"] == 13
     assert (tmp_path / "made" / "coverage.png").read_bytes().startswith(b"\x89PNG")
+
+
+def shares(out):
+    """The cells of the table of texts, by the first of each row."""
+    lines = out[out.index("student tokens scored in full") :].splitlines()
+    cells = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in lines if line[0] in "│┃"]
+    return {first: rest for first, *rest in cells}
+
+
+def test_audit_prints_what_each_loss_scores_of_a_text(pair, capsys):
+    """Of seven tokens the teacher cuts two up, 201 and 37."""
+    found = shares(ran(capsys, "audit", *pair, "text=in 201 of 37"))
+    assert found["loss"] == ["text (7)"]
+    assert found["prefix_kl"] == ["100.0% / 0.0% / 0.0%"]
+    assert found["p_kl"] == ["71.4% / 28.6% / 0.0%"]
+    assert found["strict_1to1"] == ["71.4% / 0.0% / 28.6%"]
+
+
+def test_audit_has_a_column_for_each_sample(pair, capsys):
+    found = shares(ran(capsys, "audit", *pair, "text=samples"))
+    texts = json.loads(ran(capsys, "audit", *pair, "text=samples", "--json"))["texts"]
+    assert list(texts) == list(SAMPLES)
+    assert found.pop("loss") == [f"{kind} ({losses['p_kl']['tokens']})" for kind, losses in texts.items()]
+    assert set(found) == set(texts["prose"])
+    for name, cells in found.items():
+        counted = [losses[name] for losses in texts.values()]
+        parts = [[f"{c[part] / c['tokens']:.1%}" for part in ("full", "part", "none")] for c in counted]
+        assert cells == [" / ".join(p) for p in parts]
 
 
 def test_audit_refuses_a_file_as_its_folder(pair, tmp_path, capsys):
