@@ -232,6 +232,7 @@ _ELSEWHERE = "set cache_dir or NEMO_XTOKEN_CACHE to a folder that you may write 
 _ADVICE = {
     errno.EMFILE: ("a process that may open a few hundred files", "raise the limit: ulimit -n 65536"),
     errno.ENFILE: ("a machine that may open more files", "close other programs, or have fs.file-max raised"),
+    errno.ELOOP: ("files of its own there, and no link to elsewhere in their place", "remove the symbolic link"),
     errno.EIO: ("a disk or a file server that answers", "see to it and start again: nothing was deleted"),
     errno.ESTALE: ("a file server that answers", "mount it again and start again: nothing was deleted"),
 }

@@ -6,6 +6,7 @@ file systems do hold), and lets it beat.  One that beats no more is of a process
 """
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -47,7 +48,7 @@ def exclusive(
     Raises:
         Busy: another process is at work, and this one is not patient.
         InputError: whoever works there has given no sign of life for ten minutes.
-        OSError: nothing can be written to the folder.
+        OSError: nothing can be written to the folder, or its lock is a link to something else.
     """
     folder.mkdir(parents=True, exist_ok=True)
     watcher, told = Watcher(folder / OWNER, clock), False
@@ -70,7 +71,10 @@ def exclusive(
         if least:
             pause(least)
 
-    lock = FileLock(folder / LOCK)
+    path = folder / LOCK
+    if path.is_symlink():  # filelock before 3.20.1 follows it, and empties the file that it leads to
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    lock = FileLock(path)
     while True:
         try:
             lock.acquire(timeout=0 if not told else 2)

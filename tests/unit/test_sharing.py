@@ -256,3 +256,14 @@ def test_a_heart_beats_by_itself_and_stops(tmp_path, monkeypatch):
         assert watcher.beat.who == f"process {os.getpid()} on {host_name()}"
     assert watcher.look() is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_is_a_link_is_refused_by_every_version_of_filelock(tmp_path, monkeypatch):
+    """Those before 3.20.1 empty what it leads to."""
+    (tmp_path / "victim").write_text("kept")
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / lock.LOCK).symlink_to(tmp_path / "victim")
+    monkeypatch.setattr(lock, "FileLock", lambda path: path.write_text(""))
+    with pytest.raises(OSError, match="symbolic links"), exclusive(tmp_path / "work", "mine"):
+        pass
+    assert (tmp_path / "victim").read_text() == "kept"

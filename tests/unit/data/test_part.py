@@ -248,6 +248,29 @@ def test_what_the_verb_refuses(words, capsys):
         assert capsys.readouterr().err.startswith("error: ")
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_lock_that_leads_elsewhere_is_one_message(words, tmp_path, capsys, there):
+    """What it leads to is neither emptied nor made."""
+    assert main([*words, "part=0", "parts=3"]) == 0
+    victim = tmp_path / "victim"
+    if there:
+        victim.write_text("kept")
+    [lock, _] = sorted(tmp_path.glob("cache/alignment/**/.lock"))
+    lock.unlink()
+    lock.symlink_to(victim)
+    for path in tmp_path.glob("cache/alignment/**/shard-*"):
+        path.unlink()
+    capsys.readouterr()
+    assert main([*words, "part=0", "parts=3"]) == 2
+    error = capsys.readouterr().err
+    assert f"symbolic links: '{lock}'" in error
+    assert "to fix:   remove the symbolic link" in error
+    assert error.count("error:") == 1
+    assert "Traceback" not in error
+    assert lock.is_symlink()
+    assert victim.read_text() == "kept" if there else not victim.exists()
+
+
 def test_the_script_of_an_array(words, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     more = ["parts=16", "sbatch=prepare.sh", "slurm=cpu", "executor.array=%4", "executor.time=01:00:00"]

@@ -66,6 +66,9 @@ def test_any_number_of_workers_gives_the_same(data, tmp_path, count, monkeypatch
     other = prepared(data, tmp_path, workers=count, cache_dir=tmp_path / "other")
     assert content(inline) == content(other)
     assert inline.digest == other.digest
+    one, two = (sorted((tmp_path / name).glob("alignment/*/shard-*")) for name in ("cache", "other"))
+    assert [path.name for path in one] == [path.name for path in two] != []
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
     assert vars(sys.modules["__main__"]) == main
     assert dict(os.environ) == environment
 

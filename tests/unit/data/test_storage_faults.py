@@ -203,6 +203,26 @@ def test_a_full_disk_is_one_message_and_leaves_nothing_half_written(data, monkey
     assert len(prepared(data)) == len(TEXTS)
 
 
+def test_a_disk_that_is_full_for_a_survey_alone_stops_nothing(data, monkeypatch):
+    """It saves reading the data once more, and is no part of what is prepared."""
+    write, tried = Path.write_bytes, []
+
+    def full(path, content):
+        if "surveys" not in path.parts:
+            return write(path, content)
+        tried.append(write(path, content[:10]))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    found = prepared(data)
+    assert len(found) == len(TEXTS)
+    assert tried == [10]
+    assert not [*data.parent.glob("cache/surveys/*")]
+    monkeypatch.undo()
+    assert prepared(data).digest == found.digest
+    assert len([*data.parent.glob("cache/surveys/*.safetensors")]) == 1
+
+
 def test_what_a_killed_writer_had_kept_becomes_a_shard_of_the_next(tmp_path):
     cache = AlignmentCache(tmp_path, "pair")
     with cache.lock():
