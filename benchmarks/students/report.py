@@ -186,8 +186,8 @@ def _longest(found: Mapping[str, Results], name: str) -> dict[str, dict[int, Map
 def _short(found: Mapping[str, Results]) -> str:
     """For the README: the means over kinds."""
     lines = [
-        "| student | | bits per byte, kinds trained on | kinds never trained on | seeds |",
-        "|---|---|---:|---:|---:|",
+        "| student | | tokens read | bits per byte, kinds trained on | kinds never trained on | seeds |",
+        "|---|---|---:|---:|---:|---:|",
     ]
     size = len(lines)
     for name, setting in SETTINGS.items():
@@ -197,7 +197,9 @@ def _short(found: Mapping[str, Results]) -> str:
                     _written([sum(run["bits"][k] for k in kinds) / len(kinds) for run in of.values()])
                     for kinds in (setting.trained, setting.others)
                 ]
-                lines.append(f"| {' | '.join([name, NAMES.get(arm, f'`{arm}`'), *means, str(len(of))])} |")
+                read = max(run.get("tokens") or 0 for run in of.values())
+                cells = [name, NAMES.get(arm, f"`{arm}`"), f"{read:,}" if read else "", *means, str(len(of))]
+                lines.append(f"| {' | '.join(cells)} |")
     if len(lines) == size:
         return ""
     intro = "Pretrained students, the same text for all rows of a setting ([all figures](docs/learning.md)):"

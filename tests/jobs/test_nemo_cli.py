@@ -83,6 +83,7 @@ COMMANDS = {
     "yaml and recipe": [*RECIPE, "--yaml", "run.yaml"],
     "values from yaml": [*RECIPE, "--yaml", "values.yaml"],
     "typo in values": [*RECIPE, "--yaml", "typo.yaml"],
+    "twice in json": [*RECIPE, "--yaml", "twice.json"],
     "wrong value in values": [*RECIPE, "--yaml", "many.yaml"],
     "values that are a list": [*RECIPE, "--yaml", "list.yaml"],
     "values that are a word": [*RECIPE, "--yaml", "word.yaml"],
@@ -127,6 +128,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def with_nemo(command_line, folder, third_party):
+    (folder / "twice.json").write_text('{"trainer": {"max_steps": 1, "max_steps": 2}}\n')
     (folder / "values.yaml").write_text("trainer:\n  max_steps: 44\n")
     wrong = {"typo": "trainer:\n  max_step: 44\n", "many": "trainer:\n  max_steps: many\n", "list": "[1, 2]\n"}
     for name, content in {**wrong, "word": "word\n", "empty": ""}.items():
@@ -235,6 +237,7 @@ def test_dryrun_shows_the_overridden_run(with_nemo):
         ("yaml with code", ["code.yaml names _target_=os.system", "trust=true"]),
         ("values with code", ["values_with_code.yaml names model._target_=os.system", "trust=true"]),
         ("typo in values", ["no argument 'max_step' in trainer; did you mean 'max_steps'?"]),
+        ("twice in json", ["max_steps", "twice"]),
         ("wrong value in values", ["trainer.max_steps='many'", "expected: a whole number"]),
         ("values that are a list", ["list.yaml"]),
         ("values that are a word", ["word.yaml"]),
