@@ -29,6 +29,7 @@ from nemo_xtoken.evaluate.bits import take_bytes
 from nemo_xtoken.evaluate.results import identity_of
 from nemo_xtoken.files import atomic_path, cache_root, digest_of
 from nemo_xtoken.leftovers import temporary_name, tidy
+from nemo_xtoken.limits import MOST_BYTES
 from nemo_xtoken.progress import Phase, say
 from nemo_xtoken.report.summary import report_runs
 from nemo_xtoken.run.run_checks import left_to_the_user, not_set
@@ -222,7 +223,7 @@ def export_student(run: Path, dtype: str | None = None) -> Path:
 def _measure(models: Mapping[str, Path], folder: Path, device: str | None) -> None:
     """Bits per byte of each model, as a table and as `BITS`.  The training is done: a failure is only reported."""
     found: dict[str, dict[str, Any]] = {}
-    words = [f"text={folder / HELD_OUT}", f"bytes={1 << 60}", "json=true", *([f"device={device}"] if device else [])]
+    words = [f"text={folder / HELD_OUT}", f"bytes={MOST_BYTES}", "json=true", *([f"device={device}"] if device else [])]
     for name, path in models.items():
         try:
             with Phase(f"measuring bits per byte: {name}"):
