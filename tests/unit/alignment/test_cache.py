@@ -1,10 +1,10 @@
-import json
 import pickle
 import subprocess
 import warnings
 
 import numpy as np
 import pytest
+from damage import flip_first_bit
 from safetensors import safe_open
 
 from nemo_xtoken.alignment.cache import AlignedDocument, AlignmentCache, DamagedShard, Shard, text_digest
@@ -129,11 +129,7 @@ def test_a_damaged_shard_is_passed_over_and_replaced_by_the_next_writer(cache, d
 
 def test_a_changed_document_is_noticed_when_it_is_read(cache):
     path = cache.shards[0].path
-    data = bytearray(path.read_bytes())
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    start = 8 + int.from_bytes(data[:8], "little") + header["teacher_ids"]["data_offsets"][0]
-    data[start] ^= 1  # in document 1, the first with a token
-    path.write_bytes(data)
+    flip_first_bit(path, "teacher_ids")  # in document 1, the first with a token
     shard = Shard(path, "abc")
     shard.document(4)
     with pytest.raises(InputError, match=path.name) as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import flip_first_bit
 from fakes import STUDENT, TEACHER, TEACHER_BOS
 from tokenizer_zoo import write_folder
 
@@ -197,10 +198,7 @@ CHATML = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% 
 def test_what_is_there_is_compared_with_its_checksums_where_that_is_asked_for(words, tmp_path, capsys):
     assert main(words) == 0
     shard, _ = sorted((tmp_path / "cache").glob("alignment/*/shard-*"))
-    data = bytearray(shard.read_bytes())
-    header = json.loads(data[8 : (start := 8 + int.from_bytes(data[:8], "little"))])
-    data[start + header["teacher_ids"]["data_offsets"][0]] ^= 1
-    shard.write_bytes(data)
+    flip_first_bit(shard, "teacher_ids")
     assert main(words) == 0
     capsys.readouterr()
     assert main([*words, "verify=true"]) == 2
