@@ -86,6 +86,7 @@ class Arm:
     Attributes:
         loss: of the product's losses; None: cross-entropy alone.
         scale, ce_weight: of the objective ``ce_weight * CE + scale * KD``.
+        boundary: of the loss's options.
         same: the student keeps the teacher's tokenizer: a ceiling, where such a student is not the teacher itself.
         trained: False: only measured.
         original: the teacher itself, only measured.
@@ -95,12 +96,13 @@ class Arm:
     loss: str | None = None
     scale: float | str = "dynamic"
     ce_weight: float = 1.0
+    boundary: bool = False
     same: bool = False
     trained: bool = True
     original: bool = False
 
 
-_LOSSES = ("prefix_kl", "gold", "p_kl", "uld", "csd", "bpm")
+_LOSSES = ("prefix_kl", "gold", "p_kl", "uld", "csd", "bpm", "alm")
 ARMS = {
     arm.name: arm
     for arm in (
@@ -108,6 +110,7 @@ ARMS = {
         Arm("none", trained=False),
         Arm("ce"),
         *(Arm(loss, loss) for loss in _LOSSES),
+        Arm("prefix_kl_boundary", "prefix_kl", boundary=True),
         Arm("prefix_kl_scale1", "prefix_kl", scale=1.0),
         Arm("prefix_kl_scale3", "prefix_kl", scale=3.0),
         Arm("prefix_kl_alone", "prefix_kl", scale=1.0, ce_weight=0.0),

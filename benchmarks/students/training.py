@@ -17,6 +17,7 @@ from torch import Tensor
 from nemo_xtoken import CrossTokenizerLoss
 from nemo_xtoken.files import atomic_path, digest_of
 from nemo_xtoken.losses.base import ModelOutput
+from nemo_xtoken.losses.options import DivergenceOptions
 from nemo_xtoken.objective.terms import cross_tokenizer_loss
 from nemo_xtoken.objective.text_batch import TextBatch
 from nemo_xtoken.objective.tiles import rows_within
@@ -48,7 +49,10 @@ class _Objective:
         self.vocabularies = load_vocabulary(str(student)), load_vocabulary(str(teacher))
         self.loss = None
         if arm.loss is not None:
-            self.loss = CrossTokenizerLoss(*self.vocabularies, loss=arm.loss, scale=arm.scale, ce_weight=arm.ce_weight)
+            self.loss = CrossTokenizerLoss(
+                *self.vocabularies, loss=arm.loss, scale=arm.scale, ce_weight=arm.ce_weight,
+                options=DivergenceOptions(boundary=True) if arm.boundary else None,
+            )  # fmt: skip
 
     def __call__(self, texts: list[str]) -> tuple[Tensor, dict[str, float]]:
         """The value to call ``backward`` on, and what a curve has of it."""

@@ -4,8 +4,9 @@ from dataclasses import dataclass, field, fields
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.base import ChunkLossConfig, LossForm
+from nemo_xtoken.losses.choosing import check_loss
 from nemo_xtoken.losses.options import DivergenceOptions
-from nemo_xtoken.losses.registry import LOSSES, check_loss, loss_named
+from nemo_xtoken.losses.registry import LOSSES, loss_named
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
 __all__ = ["EVERY", "Variant", "variants_for"]

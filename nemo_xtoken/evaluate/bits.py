@@ -23,7 +23,7 @@ from nemo_xtoken.vocab.vocabulary import Vocabulary
 from nemo_xtoken.weights.configuration import check_numbers, configured, readable_folder, understood
 from nemo_xtoken.weights.folder import ModelFolder
 
-__all__ = ["Bits", "bits_per_byte", "take_bytes", "windows"]
+__all__ = ["Bits", "bits_of_tokens", "bits_per_byte", "take_bytes", "windows"]
 
 WINDOW = 1024
 TILE = 256  # positions whose scores are computed in float32 at a time
@@ -80,45 +80,84 @@ def bits_per_byte(
         InputError: there is no such model or device, a weight is missing, a token has no row of embeddings, the model's
             scores are not numbers, it has neither BOS nor EOS to put before a text, or the texts are empty.
     """
-    import torch
-
-    device = _device(device)
-    folder = ModelFolder(model)
-    vocabulary = load_vocabulary(str(folder.path))
-    start = _start(vocabulary)
-    longest = folder.text_config.get("max_position_embeddings")
-    longest = longest if isinstance(longest, int) and longest > 1 else WINDOW
-    window = min(WINDOW, longest) if window is None else window
-    if not 2 <= window <= longest:
-        raise InputError(f"window={window}", f"2 to {longest}, the positions that {folder.name} has", "change it")
     documents = [text for text in texts if text]
     if not documents:
         raise InputError("no text to measure on", "at least one document that is not empty", "give other text")
-    network = _load(folder, dtype or ("float32" if device == "cpu" else "auto")).to(device).eval()
-    rows = network.get_input_embeddings().weight.shape[0]
+    reader = _Reader(model, window, dtype, device)
     nats, tokens = 0.0, 0
-    with torch.inference_mode():
-        for number, ids in enumerate(vocabulary.encode_batch(documents)):
-            if progress is not None:
-                progress(number, len(documents))
-            row = np.concatenate([[start], ids]).astype(np.int64)
-            if row.max() >= rows:
-                raise InputError(
-                    f"{folder.name}: the id {int(row.max())} in document {number + 1}, and {rows} rows of embeddings",
-                    "a row for each id of the tokenizer",
-                    "take weights and tokenizer from one model",
-                )
-            for begin, first, stop in windows(len(row), window):
-                nats += _nats(network, torch.from_numpy(row[begin:stop]).to(device), first - begin)
-            if not math.isfinite(nats):
-                raise InputError(
-                    f"{folder.name}: the scores of document {number + 1} are not numbers (minus their sum is {nats})",
-                    "finite weights, in a type that holds what is computed with them",
-                    "see whether the weights are damaged; dtype=float32 has the widest range",
-                )
-            tokens += len(ids)
+    for number, ids in enumerate(reader.vocabulary.encode_batch(documents)):
+        if progress is not None:
+            progress(number, len(documents))
+        nats += float(reader.nats(ids, f"document {number + 1}").sum())
+        tokens += len(ids)
     size = sum(len(text.encode()) for text in documents)
-    return Bits(folder.name, nats, tokens, size, len(documents), window)
+    return Bits(reader.name, nats, tokens, size, len(documents), reader.window)
+
+
+def bits_of_tokens(model: str | Path, tokenizer: Vocabulary, text: str) -> np.ndarray:
+    """float64 ``[T]``: ``-log2 p`` of each token of a text, given what comes before.
+
+    Args:
+        model: as for `bits_per_byte`, which says what it needs, and raises.
+        tokenizer: what the tokens are of.
+
+    Raises:
+        InputError: the model has another tokenizer.
+    """
+    reader = _Reader(model, None, None, None)
+    if reader.vocabulary.digest != tokenizer.digest:
+        raise InputError(
+            f"a model whose tokenizer ({reader.vocabulary.name}) is not {tokenizer.name}",
+            "one tokenizer",
+            "give the model that belongs to the tokenizer, or the model's folder for both",
+        )
+    return reader.nats(tokenizer.encode(text), "the text") / math.log(2)
+
+
+class _Reader:
+    """A model that scores texts; arguments as `bits_per_byte` has them."""
+
+    def __init__(self, model: str | Path, window: int | None, dtype: str | None, device: str | None) -> None:
+        self.device = _device(device)
+        folder = ModelFolder(model)
+        self.name, self.vocabulary = folder.name, load_vocabulary(str(folder.path))
+        self.start = _start(self.vocabulary)
+        longest = folder.text_config.get("max_position_embeddings")
+        longest = longest if isinstance(longest, int) and longest > 1 else WINDOW
+        self.window = min(WINDOW, longest) if window is None else window
+        if not 2 <= self.window <= longest:
+            raise InputError(f"window={window}", f"2 to {longest}, the positions that {folder.name} has", "change it")
+        network = _load(folder, dtype or ("float32" if self.device == "cpu" else "auto"))
+        self.network = network.to(self.device).eval()
+        self.rows = self.network.get_input_embeddings().weight.shape[0]
+
+    def nats(self, ids: np.ndarray, document: str) -> np.ndarray:
+        """float64 ``[T]``: minus the logarithm of the probability of each token.
+
+        Args:
+            document: what messages call it.
+        """
+        import torch
+
+        row = np.concatenate([[self.start], ids]).astype(np.int64)
+        if row.max() >= self.rows:
+            raise InputError(
+                f"{self.name}: the id {int(row.max())} in {document}, and {self.rows} rows of embeddings",
+                "a row for each id of the tokenizer",
+                "take weights and tokenizer from one model",
+            )
+        found = [np.zeros(0)]
+        with torch.inference_mode():
+            for begin, first, stop in windows(len(row), self.window):
+                found.append(_nats(self.network, torch.from_numpy(row[begin:stop]).to(self.device), first - begin))
+        nats = np.concatenate(found)
+        if not math.isfinite(total := float(nats.sum())):
+            raise InputError(
+                f"{self.name}: the scores of {document} are not numbers (minus their sum is {total})",
+                "finite weights, in a type that holds what is computed with them",
+                "see whether the weights are damaged; dtype=float32 has the widest range",
+            )
+        return nats
 
 
 def windows(length: int, window: int) -> Iterator[tuple[int, int, int]]:
@@ -206,13 +245,16 @@ def _load(folder: ModelFolder, dtype: str) -> Any:
     return network
 
 
-def _nats(network: Any, ids: Any, first: int) -> float:
-    """Of the tokens ``ids[first:]``."""
+def _nats(network: Any, ids: Any, first: int) -> np.ndarray:
+    """float64, one for each of the tokens ``ids[first:]``."""
+    import torch
     from torch.nn.functional import cross_entropy
 
     logits = network(ids[None], use_cache=False).logits[0, first - 1 : -1]
     targets = ids[first:]
-    return sum(
-        float(cross_entropy(logits[i : i + TILE].float(), targets[i : i + TILE], reduction="sum").double())
+    parts = [
+        cross_entropy(logits[i : i + TILE].float(), targets[i : i + TILE], reduction="none").double()
         for i in range(0, len(targets), TILE)
-    )
+    ]
+    nats: np.ndarray = torch.cat(parts).cpu().numpy()
+    return nats

@@ -1,6 +1,5 @@
 """The losses by their names.  What one needs and how it is made, its class says (`ChunkDivergence`)."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -18,7 +17,7 @@ from nemo_xtoken.losses.csd import CommonSupport
 from nemo_xtoken.losses.gold import Gold
 from nemo_xtoken.losses.h_kl import HybridKL
 from nemo_xtoken.losses.nrl import NrlGold, NrlHybridKL, NrlProjectedKL
-from nemo_xtoken.losses.options import DivergenceOptions, recommend
+from nemo_xtoken.losses.options import DivergenceOptions
 from nemo_xtoken.losses.p_kl import ProjectedKL
 from nemo_xtoken.losses.pair import VocabularyPair
 from nemo_xtoken.losses.prefix_kl import PrefixKL
@@ -26,23 +25,18 @@ from nemo_xtoken.losses.same_tokenizer import SameTokenizerKL
 from nemo_xtoken.losses.sorted_l1 import UniversalLogitDistance
 from nemo_xtoken.losses.strict_1to1 import StrictOneToOne
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
-from nemo_xtoken.projection.audit import audit_coverage
-from nemo_xtoken.vocab.vocabulary import Vocabulary
 
 __all__ = [
     "AUTO",
     "LOSSES",
     "DivergenceOptions",
-    "check_loss",
     "check_options",
     "chunk_selection",
     "loss_named",
     "make_divergence",
     "register_loss",
-    "resolve_loss",
 ]
 
-logger = logging.getLogger(__name__)
 
 #: The name that leaves the choice to the coverage audit.
 AUTO = "auto"
@@ -111,49 +105,6 @@ def _checked(found: Any, name: str) -> type[ChunkDivergence]:
     return found
 
 
-def resolve_loss(name: str, student: Vocabulary, teacher: Vocabulary) -> str:
-    """The name of a loss; for ``"auto"`` the one that the coverage audit recommends, with its reason in the log.
-
-    Raises:
-        InputError: there is no such loss.
-    """
-    if name == AUTO:
-        name, _, reason = recommend(audit_coverage(student, teacher))
-        logger.info("loss=auto is %s. %s", name, reason)
-    loss_named(name)
-    return name
-
-
-def check_loss(
-    name: str,
-    student: Vocabulary,
-    teacher: Vocabulary,
-    options: DivergenceOptions,
-    merge: str | None = None,
-    context: int = 1,
-) -> str:
-    """`resolve_loss`, and whether the loss has these options, can compare these tokenizers, and fits the layout.
-
-    Args:
-        merge: of the chunks; None: not known yet.
-        context: context-parallel size of the student.
-
-    Raises:
-        InputError: there is no such loss, an option that it does not have, or it cannot compare these tokenizers or be
-            divided over so many ranks.
-    """
-    name = resolve_loss(name, student, teacher)
-    loss, values = loss_named(name), check_options(name, options, merge)
-    if context > 1 and not loss.context_parallel:
-        raise InputError(
-            f"loss={name} with trainer.strategy.context_parallel_size={context}",
-            "1: this loss looks at all positions of a micro-batch, which no rank has",
-            "choose another loss: the others are the same in every layout",
-        )
-    loss.check(VocabularyPair(student, teacher), values)
-    return name
-
-
 def check_options(name: str, options: DivergenceOptions, merge: str | None = None) -> Mapping[str, Any]:
     """Whether a loss has these options, whatever it compares; a value for each that it has.
 
@@ -214,7 +165,7 @@ def make_divergence(
     """The loss of that name between a student and a teacher; it says how the teacher's output layer is to be laid out.
 
     Args:
-        name: of a loss, not ``"auto"``: see `resolve_loss`.
+        name: of a loss, not ``"auto"``: see ``choosing.resolve_loss``.
         pair: of vocabularies; with W for a loss that needs it.
         student: layout of the student's output layer.
         kernels: what goes over the tiles.

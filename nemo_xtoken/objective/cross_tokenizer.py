@@ -21,9 +21,10 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.kernels.reference import TORCH
 from nemo_xtoken.kernels.tile_kernels import TileKernels
 from nemo_xtoken.losses.base import ChunkDivergence, ChunkLossConfig, LossTerms, ModelOutput, TeacherSignal
+from nemo_xtoken.losses.choosing import check_loss
 from nemo_xtoken.losses.options import DEFAULT_LOSS, DivergenceOptions
 from nemo_xtoken.losses.pair import VocabularyPair
-from nemo_xtoken.losses.registry import check_loss, chunk_selection, make_divergence
+from nemo_xtoken.losses.registry import chunk_selection, make_divergence
 from nemo_xtoken.objective.scale import DynamicScale, ObjectiveConfig
 from nemo_xtoken.objective.terms import cross_tokenizer_loss
 from nemo_xtoken.objective.text_batch import TextBatch

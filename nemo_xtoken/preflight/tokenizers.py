@@ -12,6 +12,7 @@ from nemo_xtoken.run.spec import ModelSpec
 from nemo_xtoken.run.values import PARTS_OF_TEACHER, made
 
 if TYPE_CHECKING:
+    from nemo_xtoken.losses.text_coverage import Parts
     from nemo_xtoken.vocab import Vocabulary
 
 __all__ = ["projection", "vocabularies"]
@@ -73,7 +74,17 @@ def projection(plan: Plan, side: ModelSpec, figures: dict[str, Any]) -> Iterator
     found["recommended"] = recommended.loss
     loss = str(config.get("loss", DEFAULT_LOSS))
     yield from _options(config, loss, (student, teacher), plan.student.sizes.context, name)
-    yield from _silent(recommended.loss if loss == "auto" else loss, (student, teacher), name, side.where)
+    scored = _least_scored(recommended.loss if loss == "auto" else loss, (student, teacher))
+    if scored is not None:
+        kind, parts = scored
+        found["scored in full"] = {kind: parts.share("full")}
+        text += f"; of the student's tokens of sample {kind} {parts.share('full'):.0%} are scored in full"
+        if (silent := parts.share("none")) > SILENT:
+            change = f"set {side.where}.loss={DEFAULT_LOSS}, which scores all chunks"
+            yield yellow(
+                name, f"loss={loss} scores none of {silent:.0%} of the student's tokens of {kind}",
+                "a teacher for most tokens", change,
+            )  # fmt: skip
     chosen = f"auto, which is {recommended.loss}" if loss == "auto" else loss
     if loss == "auto" or _fits(loss, audit.finding):
         yield green(name, f"{text}; loss={chosen}")
@@ -89,7 +100,8 @@ def _options(
 ) -> Iterator[Finding]:
     """What the run checks of a loss and its options; needs torch."""
     try:
-        from nemo_xtoken.losses.registry import DivergenceOptions, check_loss
+        from nemo_xtoken.losses.choosing import check_loss
+        from nemo_xtoken.losses.options import DivergenceOptions
     except ImportError as error:
         yield left_out(name, f"the options of loss={loss}, and whether it fits the pair: {error}")
         return
@@ -107,26 +119,19 @@ def _options(
 SILENT = 0.05
 
 
-def _silent(loss: str, pair: "tuple[Vocabulary, Vocabulary]", name: str, where: str) -> Iterator[Finding]:
-    """A warning where the loss leaves much of a sample text unscored; `_options` says what cannot be told."""
+def _least_scored(loss: str, pair: "tuple[Vocabulary, Vocabulary]") -> "tuple[str, Parts] | None":
+    """The sample text of which the loss scores the least; None: it scores all, or `_options` says what is wrong."""
     try:
         from nemo_xtoken.losses.pair import VocabularyPair
         from nemo_xtoken.losses.registry import loss_named
-        from nemo_xtoken.losses.sample_texts import SAMPLES
-        from nemo_xtoken.losses.text_coverage import losses_on_text
+        from nemo_xtoken.losses.text_coverage import ENOUGH, least_scored_sample
 
-        if not loss_named(loss).leaves_chunks_out:
-            return
-        known = VocabularyPair(*pair)
-        shares = {kind: losses_on_text(known, [loss], text)[loss].share("none") for kind, text in SAMPLES.items()}
+        if loss_named(loss).every_position:
+            return None
+        kind, parts = least_scored_sample(VocabularyPair(*pair), loss)
     except (ImportError, InputError):
-        return
-    kind = max(shares, key=lambda k: shares[k])
-    if shares[kind] > SILENT:
-        text = f"loss={loss} scores none of {shares[kind]:.0%} of the student's tokens of {kind}"
-        yield yellow(
-            name, text, "a teacher for most tokens", f"set {where}.loss={DEFAULT_LOSS}, which scores all chunks"
-        )
+        return None
+    return (kind, parts) if parts.share("full") < ENOUGH else None
 
 
 def _fits(loss: str, finding: str) -> bool:

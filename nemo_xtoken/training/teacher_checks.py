@@ -6,7 +6,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from nemo_xtoken.data.mixture import sources_of
-from nemo_xtoken.losses.registry import check_loss
+from nemo_xtoken.losses.choosing import check_loss
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 from nemo_xtoken.run.layout import ParallelSizes
 from nemo_xtoken.run.spec import ModelSpec

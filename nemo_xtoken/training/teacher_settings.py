@@ -12,8 +12,8 @@ import torch
 from nemo_xtoken.data.config import Tokenization
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.base import ChunkLossConfig
+from nemo_xtoken.losses.choosing import resolve_loss
 from nemo_xtoken.losses.options import DEFAULT_LOSS, DivergenceOptions
-from nemo_xtoken.losses.registry import resolve_loss
 from nemo_xtoken.objective.scale import ObjectiveConfig
 from nemo_xtoken.projection.build import ProjectionRule
 from nemo_xtoken.run.layout import ParallelSizes

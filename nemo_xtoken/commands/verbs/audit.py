@@ -11,7 +11,7 @@ from nemo_xtoken.commands.verbs.texts import read_text
 
 if TYPE_CHECKING:
     from nemo_xtoken.data.conversation_counts import ConversationCounts
-    from nemo_xtoken.losses.text_coverage import TextCoverage
+    from nemo_xtoken.losses.text_coverage import Parts, TextCoverage
     from nemo_xtoken.projection.audit import CoverageAudit
     from nemo_xtoken.vocab.vocabulary import Vocabulary
 
@@ -32,7 +32,7 @@ def _run(arguments: Mapping[str, Any]) -> int:
     audit = audit_coverage(student, teacher, load_or_build(student, teacher))
     loss, title, reason = recommend(audit)
     record = audit.to_json() | {"loss": loss, "reason": reason}
-    on_texts = _on_texts(arguments["text"], student, teacher) if arguments["text"] is not None else {}
+    on_texts = {} if arguments["text"] is None else _on_texts(arguments["text"], student, teacher, arguments["model"])
     if on_texts:
         record["texts"] = {
             kind: {name: asdict(covered) for name, covered in losses.items()} for kind, losses in on_texts.items()
@@ -66,9 +66,12 @@ def _on_conversations(
     return count_conversations([arguments["chat"]], student, teacher, reading)
 
 
-def _on_texts(text: str, student: "Vocabulary", teacher: "Vocabulary") -> "dict[str, dict[str, TextCoverage]]":
+def _on_texts(
+    text: str, student: "Vocabulary", teacher: "Vocabulary", model: str | None
+) -> "dict[str, dict[str, TextCoverage]]":
     """By the kind of text and the name of each loss that can compare the pair."""
     from nemo_xtoken.certify.variants import EVERY, variants_for
+    from nemo_xtoken.evaluate.bits import bits_of_tokens
     from nemo_xtoken.losses.pair import VocabularyPair
     from nemo_xtoken.losses.sample_texts import SAMPLES
     from nemo_xtoken.losses.text_coverage import losses_on_text
@@ -76,23 +79,36 @@ def _on_texts(text: str, student: "Vocabulary", teacher: "Vocabulary") -> "dict[
     texts = SAMPLES if text == "samples" else {"text": read_text(text)}
     names = list(dict.fromkeys(variant.loss for variant in variants_for(EVERY, student, teacher)))
     pair = VocabularyPair(student, teacher)
-    return {kind: losses_on_text(pair, names, content) for kind, content in texts.items()}
+    said = {kind: None if model is None else bits_of_tokens(model, teacher, content) for kind, content in texts.items()}
+    return {kind: losses_on_text(pair, names, content, said[kind]) for kind, content in texts.items()}
 
 
 def _print_texts(on_texts: "dict[str, dict[str, TextCoverage]]") -> None:
+    for unit, whose in (("tokens", "student tokens"), ("bits", "the teacher's bits")):
+        columns = {
+            kind: {name: parts for name, covered in losses.items() if (parts := getattr(covered, unit)) is not None}
+            for kind, losses in on_texts.items()
+        }
+        if any(columns.values()):
+            _print_shares(whose, columns)
+
+
+def _print_shares(whose: str, columns: "dict[str, dict[str, Parts]]") -> None:
+    """
+    Args:
+        columns: by kind of text, of each loss.
+    """
     from rich.console import Console
     from rich.table import Table
 
-    if not on_texts:
-        return
-    table = Table(title="student tokens scored in full / in part / not", title_style="bold")
+    title = f"{whose} scored in full / in part / not"
+    table = Table(title=title, title_style="bold", min_width=len(title))
     table.add_column("loss", no_wrap=True)
-    for kind, losses in on_texts.items():
-        tokens = next(iter(losses.values())).tokens
-        table.add_column(f"{kind} ({tokens:,})", justify="right")
-    for name in next(iter(on_texts.values())):
+    for kind, losses in columns.items():
+        table.add_column(f"{kind} ({next(iter(losses.values())).total:,.0f})", justify="right")
+    for name in next(iter(columns.values())):
         cells = []
-        for losses in on_texts.values():
+        for losses in columns.values():
             shares = [losses[name].share(part) for part in ("full", "part", "none")]
             cell = " / ".join(f"{share:.1%}" for share in shares)
             cells.append(f"[red]{cell}[/]" if shares[2] > SILENT else cell)
@@ -161,13 +177,19 @@ VERB = Verb(
         "this pair is P-KL; where they lie inside, H-KL. A run with loss=auto does the same. With text=.. it also "
         "prints which share of the student's tokens of a text each loss scores: in full, where it compares the "
         "distributions at the token's position; in part, where a chunk of several tokens is compared at one position; "
-        "or not. With chat=.. it renders and aligns conversations by both sides' chat templates: how many one of them "
-        "cannot render, what they leave out, and which share of the labels is compared."
+        "or not; with model=.. also which share of the bits that the teacher needs for the text. With chat=.. it "
+        "renders and aligns conversations by both sides' chat templates: how many one of them cannot render, what they "
+        "leave out, and which share of the labels is compared."
     ),
     options=(
         Option("student", "the student's tokenizer: a folder, a tokenizer file or a hub name", required=True),
         Option("teacher", "the teacher's tokenizer, in the same forms", required=True),
         Option("text", "also look at a text: the text, @FILE, or samples for five short ones of different kinds"),
+        Option(
+            "model",
+            "the teacher's model, in Hugging Face's format: also the share of its bits that each loss scores",
+            goes_with="text",
+        ),
         Option("chat", "also look at conversations: a file, glob or folder, of which the first 1,000 are read"),
         Option("messages_key", "the column that holds the messages", default="messages", goes_with="chat"),
         Option("learn", "what of them is learned", default="answers,reasoning,calls", goes_with="chat"),
@@ -179,6 +201,7 @@ VERB = Verb(
         ("audit student=a teacher=b out=audit", "also as JSON and as a figure"),
         ("audit student=a teacher=b chat=chat.jsonl", "also what both chat templates make of conversations"),
         ("audit student=a teacher=b text=@code.txt", "also what each loss scores of a text"),
+        ("audit student=a teacher=models/b text=samples model=models/b", "of what the teacher finds hard, too"),
     ),
     run=_run,
 )

@@ -9,12 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from tokenizer_zoo import TEXT
+from tokenizer_zoo import TEXT, write_folder, zoo
 from toy_models import write_model
 
 from nemo_xtoken.commands.cli import main
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.evaluate.bits import bits_per_byte, take_bytes, windows
+from nemo_xtoken.evaluate.bits import bits_of_tokens, bits_per_byte, take_bytes, windows
 from nemo_xtoken.vocab.loading import load_vocabulary
 
 DOCUMENTS = [TEXT[:200], TEXT[300:310], TEXT[500:900]]
@@ -54,6 +54,35 @@ def test_it_is_what_one_pass_says(toy):
     assert found.tokens == sum(len(load_vocabulary(str(toy)).encode(text)) for text in DOCUMENTS)
     assert found.per_byte == pytest.approx(nats / math.log(2) / size, rel=1e-5)
     assert f"{found.per_byte:.4f} bits per byte" in str(found)
+
+
+def test_the_bits_of_each_token_add_up_to_those_of_the_text(toy):
+    tokenizer = load_vocabulary(str(toy))
+    bits = bits_of_tokens(toy, tokenizer, DOCUMENTS[2])
+    assert bits.shape == tokenizer.encode(DOCUMENTS[2]).shape
+    assert bits.sum() == pytest.approx(dense(toy, DOCUMENTS[2], tokenizer.bos_id) / math.log(2), rel=1e-5)
+    begins = tokenizer.decode_bytes(tokenizer.encode(DOCUMENTS[2])[:5]).decode()
+    assert bits[:5].sum() == pytest.approx(dense(toy, begins, tokenizer.bos_id) / math.log(2), rel=1e-4)
+    with pytest.raises(InputError, match="whose tokenizer"):
+        bits_of_tokens(toy, zoo()["sp_bpe"], DOCUMENTS[2])
+
+
+def test_the_audit_shares_the_bits_of_a_teacher_out(toy, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("NEMO_XTOKEN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+    student = write_folder("sp_bpe", tmp_path / "student")
+    words = ["audit", f"student={student}", f"teacher={toy}", f"text={DOCUMENTS[2]}", f"model={toy}"]
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["texts"]["text"]
+    bits = bits_of_tokens(toy, load_vocabulary(str(toy)), DOCUMENTS[2]).sum()
+    for covered in found.values():
+        assert sum(covered["bits"].values()) == pytest.approx(bits)
+    assert found["strict_1to1"]["bits"]["none"] > found["prefix_kl"]["bits"]["none"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "student tokens scored in full / in part / not" in out
+    assert "the teacher's bits scored in full / in part / not" in out
+    assert f"text ({bits:,.0f})" in out
 
 
 def test_a_model_without_bos_starts_behind_eos(tmp_path):

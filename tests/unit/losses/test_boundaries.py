@@ -11,9 +11,10 @@ from tokenizer_zoo import zoo
 from nemo_xtoken.certify.said_texts import SaidTexts
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.boundaries import unpacked
+from nemo_xtoken.losses.choosing import check_loss
 from nemo_xtoken.losses.pair import VocabularyPair
 from nemo_xtoken.losses.prefix_kl import PrefixKL
-from nemo_xtoken.losses.registry import DivergenceOptions, check_loss, make_divergence
+from nemo_xtoken.losses.registry import DivergenceOptions, make_divergence
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 from nemo_xtoken.projection.prefixes import PrefixClasses
 from nemo_xtoken.vocab.neighbours import Neighbours

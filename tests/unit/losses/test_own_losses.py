@@ -14,9 +14,10 @@ from tokenizer_zoo import zoo
 
 from nemo_xtoken.certify.variants import variants_for
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.losses.choosing import check_loss
 from nemo_xtoken.losses.elementwise import ElementwiseDivergence
 from nemo_xtoken.losses.options import DivergenceOptions
-from nemo_xtoken.losses.registry import LOSSES, check_loss, loss_named, register_loss
+from nemo_xtoken.losses.registry import LOSSES, loss_named, register_loss
 from nemo_xtoken.objective import CrossTokenizerLoss, TextBatch
 from nemo_xtoken.parallel.exchange import VocabularyExchange
 

@@ -14,6 +14,7 @@ import nemo_xtoken
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.alm import ChunkLikelihood
 from nemo_xtoken.losses.bpm import BytePrefixKL
+from nemo_xtoken.losses.choosing import check_loss, resolve_loss
 from nemo_xtoken.losses.csd import CommonSupport, Completions
 from nemo_xtoken.losses.directions import DIRECTIONS
 from nemo_xtoken.losses.gold import Gold
@@ -24,16 +25,11 @@ from nemo_xtoken.losses.p_kl import ProjectedKL
 from nemo_xtoken.losses.pair import VocabularyPair
 from nemo_xtoken.losses.partial_kl import PARTIAL_KLS
 from nemo_xtoken.losses.prefix_kl import PrefixKL
-from nemo_xtoken.losses.registry import (
-    LOSSES,
-    DivergenceOptions,
-    check_loss,
-    make_divergence,
-    resolve_loss,
-)
+from nemo_xtoken.losses.registry import LOSSES, DivergenceOptions, make_divergence
 from nemo_xtoken.losses.same_tokenizer import SameTokenizerKL
 from nemo_xtoken.losses.sorted_l1 import UniversalLogitDistance
 from nemo_xtoken.losses.strict_1to1 import StrictOneToOne
+from nemo_xtoken.losses.text_coverage import least_scored_sample
 from nemo_xtoken.parallel.common_set import CommonSet
 from nemo_xtoken.parallel.exchange import VocabularyExchange
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
@@ -247,7 +243,7 @@ def test_vocabularies_of_other_models_are_refused():
 @pytest.mark.parametrize(("student", "teacher"), [("llama", "qwen"), ("qwen", "llama"), ("llama", "llama")])
 def test_auto_is_the_audits_choice_and_says_why(student, teacher, caplog):
     wanted, _, reason = recommend(audit_coverage(zoo()[student], zoo()[teacher]))
-    with caplog.at_level(logging.INFO, logger="nemo_xtoken.losses.registry"):
+    with caplog.at_level(logging.INFO, logger="nemo_xtoken.losses.choosing"):
         assert resolve_loss("auto", zoo()[student], zoo()[teacher]) == wanted
     assert f"loss=auto is {wanted}" in caplog.text
     assert reason in caplog.text
@@ -260,6 +256,18 @@ def test_every_finding_of_the_audit_has_a_loss_that_suits_it():
     assert tuple(RECOMMENDED) == FINDINGS
     assert all(finding in LOSSES[found.loss].suits for finding, found in RECOMMENDED.items())
     assert all(loss.suits <= set(FINDINGS) for loss in LOSSES.values())
+
+
+def test_auto_warns_where_it_compares_a_part_of_what_the_default_does(caplog):
+    """By the samples: of llama's numerals qwen writes each digit, so that P-KL compares their first digits alone."""
+    with caplog.at_level(logging.WARNING, logger="nemo_xtoken.losses.choosing"):
+        resolve_loss("auto", zoo()["llama"], zoo()["qwen"])
+    kind, scored = least_scored_sample(VocabularyPair(zoo()["llama"], zoo()["qwen"]), "p_kl")
+    assert f"{scored.share('full'):.0%} of the student's tokens of sample {kind}" in caplog.text
+    assert f"loss={DEFAULT_LOSS} does so at all" in caplog.text
+    caplog.clear()
+    resolve_loss("auto", zoo()["llama"], zoo()["llama"])
+    assert not caplog.records
 
 
 def test_auto_chooses_every_kind_somewhere():

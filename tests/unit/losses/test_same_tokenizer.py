@@ -15,9 +15,9 @@ from ranks import run_ranks
 from tokenizer_zoo import zoo
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.losses.choosing import resolve_loss
 from nemo_xtoken.losses.chunks import MERGES
 from nemo_xtoken.losses.pair import VocabularyPair
-from nemo_xtoken.losses.registry import resolve_loss
 from nemo_xtoken.losses.same_tokenizer import SameTokenizerKL
 from nemo_xtoken.objective import CrossTokenizerLoss, TextBatch
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard

@@ -1,5 +1,8 @@
 """What each loss scores of a text, counted again by hand."""
 
+from dataclasses import asdict
+
+import numpy as np
 import pytest
 from real_tokenizers import real
 from tokenizer_zoo import TEXT, zoo
@@ -7,13 +10,13 @@ from tokenizer_zoo import TEXT, zoo
 from nemo_xtoken.losses.pair import VocabularyPair
 from nemo_xtoken.losses.registry import LOSSES
 from nemo_xtoken.losses.sample_texts import SAMPLES
-from nemo_xtoken.losses.text_coverage import losses_on_text
+from nemo_xtoken.losses.text_coverage import least_scored_sample, losses_on_text
 
 WITHOUT_W = [name for name, loss in LOSSES.items() if name != "same_tokenizer"]
 
 
 def counts(covered):
-    return covered.full, covered.part, covered.none
+    return covered.tokens.full, covered.tokens.part, covered.tokens.none
 
 
 def test_a_numeral_that_the_teacher_cuts_up():
@@ -28,12 +31,34 @@ def test_a_numeral_that_the_teacher_cuts_up():
     assert counts(found["strict_1to1"]) == (len(ids) - 2, 0, 2)
 
 
+def test_the_bits_of_the_teacher_are_those_of_its_tokens_in_the_chunks():
+    student, teacher = zoo()["llama"], zoo()["qwen"]
+    text = "in 201 of 37"
+    pieces = [teacher.token_bytes[i] for i in teacher.encode(text).tolist()]
+    bits = np.arange(1.0, len(pieces) + 1)
+    digits = sum(b for b, piece in zip(bits, pieces, strict=True) if piece.isdigit())
+    assert 0 < digits < bits.sum()
+    found = losses_on_text(VocabularyPair(student, teacher), WITHOUT_W, text, bits)
+    assert asdict(found["p_kl"].bits) == {"full": bits.sum() - digits, "part": digits, "none": 0}
+    assert asdict(found["prefix_kl"].bits) == {"full": bits.sum(), "part": 0, "none": 0}
+    assert asdict(found["strict_1to1"].bits) == {"full": bits.sum() - digits, "part": 0, "none": digits}
+
+
+def test_the_least_scored_sample_is_the_one_with_the_smallest_share():
+    pair = VocabularyPair(zoo()["llama"], zoo()["qwen"])
+    shares = {kind: losses_on_text(pair, ["p_kl"], text)["p_kl"].tokens.share("full") for kind, text in SAMPLES.items()}
+    kind, parts = least_scored_sample(pair, "p_kl")
+    assert parts.share("full") == shares[kind] == min(shares.values()) < 1
+    assert least_scored_sample(pair, "prefix_kl")[1].share("full") == 1
+
+
 def test_the_kinds_add_up():
     found = losses_on_text(VocabularyPair(zoo()["sp_bpe"], zoo()["llama"]), WITHOUT_W, TEXT)
     for covered in found.values():
-        assert sum(counts(covered)) == covered.tokens
-        assert covered.share("full") + covered.share("part") + covered.share("none") == pytest.approx(1)
-    assert found["strict_1to1"].none > found["prefix_kl"].none
+        assert sum(counts(covered)) == covered.tokens.total == len(zoo()["sp_bpe"].encode(TEXT))
+        assert sum(covered.tokens.share(kind) for kind in ("full", "part", "none")) == pytest.approx(1)
+        assert covered.bits is None
+    assert found["strict_1to1"].tokens.none > found["prefix_kl"].tokens.none
 
 
 @pytest.mark.parametrize(("student", "teacher"), [("llama3", "gemma3"), ("smollm2", "llama3")])
@@ -41,6 +66,6 @@ def test_prefix_kl_scores_indentation(student, teacher):
     """Of code a fifth was silent, and of JSON an eighth, since first tokens are of different classes."""
     pair = VocabularyPair(real(student), real(teacher))
     for kind, text in SAMPLES.items():
-        found = losses_on_text(pair, ["prefix_kl"], text)["prefix_kl"]
+        found = losses_on_text(pair, ["prefix_kl"], text)["prefix_kl"].tokens
         assert found.share("full") >= 0.995, kind
         assert found.share("none") <= 0.005, kind

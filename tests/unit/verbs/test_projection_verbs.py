@@ -96,11 +96,12 @@ def test_audit_has_a_column_for_each_sample(pair, capsys):
     found = shares(ran(capsys, "audit", *pair, "text=samples"))
     texts = json.loads(ran(capsys, "audit", *pair, "text=samples", "--json"))["texts"]
     assert list(texts) == list(SAMPLES)
-    assert found.pop("loss") == [f"{kind} ({losses['p_kl']['tokens']})" for kind, losses in texts.items()]
+    assert found.pop("loss") == [f"{kind} ({sum(losses['p_kl']['tokens'].values())})" for kind, losses in texts.items()]
     assert set(found) == set(texts["prose"])
     for name, cells in found.items():
         counted = [losses[name] for losses in texts.values()]
-        parts = [[f"{c[part] / c['tokens']:.1%}" for part in ("full", "part", "none")] for c in counted]
+        assert {c["bits"] for c in counted} == {None}
+        parts = [[f"{n / sum(c['tokens'].values()):.1%}" for n in c["tokens"].values()] for c in counted]
         assert cells == [" / ".join(p) for p in parts]
 
 
