@@ -91,7 +91,7 @@ def losses_on_text(
 
         def parts(of_chunk: np.ndarray, total: float, whole: np.ndarray = whole) -> Parts:
             full, some = of_chunk[whole].sum(), of_chunk.sum()
-            return Parts(full.item(), (some - full).item(), total - some.item())
+            return Parts(full.item(), (some - full).item(), max(total - some.item(), 0))  # -0.0: rounding
 
         out[name] = TextCoverage(
             parts(students, len(ids[0])),
