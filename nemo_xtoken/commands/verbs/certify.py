@@ -147,9 +147,15 @@ def _share(probability: float) -> str:
 
 
 def _number(value: float) -> str:
+    """Of at most 7 characters, a column's width, for anything between -1e99 and 1e99."""
     from nemo_xtoken.certify.certificate import ZERO
 
-    return "0" if abs(value) <= ZERO else f"{value:.2g}" if abs(value) < 0.1 else f"{value:.3f}"
+    size = abs(value)
+    if size <= ZERO:
+        return "0"
+    if size < 0.001 or size >= 99.9995:
+        return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e")
+    return f"{value:.2g}" if size < 0.1 else f"{value:.3f}"
 
 
 VERB = Verb(

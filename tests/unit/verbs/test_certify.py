@@ -2,10 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 from tokenizer_zoo import write_folder
 
+from nemo_xtoken.certify.certificate import ZERO
 from nemo_xtoken.commands.cli import main
+from nemo_xtoken.commands.verbs.certify import COLUMNS, _number
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +37,14 @@ def test_the_table_is_whole_at_80_columns(pair, capsys, monkeypatch):
     assert "…" not in "".join(table)
     assert any(line.rstrip().endswith("certified") for line in table)
     assert {"p_kl (W prefix, chain_rule)", "prefix_kl (its own merge)"} <= {line.strip() for line in lines}
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_number_fits_its_column(sign):
+    for value in sign * np.geomspace(1e-9, 1e9, 997):
+        text = _number(float(value))
+        assert len(text) <= min(COLUMNS[name] for name in ("value", "least", "gradient"))
+        assert float(text) == pytest.approx(value, rel=0.06, abs=ZERO)
 
 
 def test_a_table_of_every_loss(pair, capsys):
