@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any, Optional
 
-from filelock import FileLock
-
 from nemo_xtoken.data.config import Tokenization
 from nemo_xtoken.files import atomic_path, digest_of
 from nemo_xtoken.objective.scale import ObjectiveConfig
@@ -26,6 +24,7 @@ from nemo_xtoken.progress import Parts, say
 from nemo_xtoken.recipes import tiny_text
 from nemo_xtoken.recipes.tiny_models import CE_ONLY, STUDENT, TAUGHT, TEACHER
 from nemo_xtoken.report.summary import report_runs
+from nemo_xtoken.sharing.file_lock import file_lock
 from nemo_xtoken.training.watching.early_stopping import StopConfig
 from nemo_xtoken.training.watching.sample_settings import SampleConfig
 from nemo_xtoken.vocab.loading import load_vocabulary
@@ -108,7 +107,7 @@ def llama(tokenizer: str, length: int, sizes: dict[str, int]) -> str:
     }
     folder = tiny_text.folder() / f"llama-{digest_of(json.dumps(content))[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    with file_lock(f"{folder}.lock"):
         if not (folder / "config.json").is_file():
             with atomic_path(folder / "config.json") as temporary:
                 temporary.write_text(json.dumps(content, indent=1) + "\n")

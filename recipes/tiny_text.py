@@ -10,10 +10,9 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from filelock import FileLock
-
 from nemo_xtoken.files import atomic_path, cache_root, digest_of
 from nemo_xtoken.progress import Phase
+from nemo_xtoken.sharing.file_lock import file_lock
 
 __all__ = ["documents", "make_tokenizer", "student_tokenizer", "teacher_tokenizer", "text_file"]
 
@@ -118,7 +117,7 @@ def _once(target: Path, write: Callable[[Path], object]) -> Path:
     """Writes a file unless it is there; of several processes one does it."""
     if not target.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{target}.lock"):
+        with file_lock(f"{target}.lock"):
             if not target.is_file():
                 with atomic_path(target) as temporary:
                     write(temporary)

@@ -6,16 +6,16 @@ file systems do hold), and lets it beat.  One that beats no more is of a process
 """
 
 import contextlib
-import errno
 import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.leftovers import host_name, temporary_name
+from nemo_xtoken.sharing.file_lock import file_lock
 from nemo_xtoken.sharing.heartbeat import SECONDS, Heartbeat, Watcher
 
 __all__ = ["Busy", "exclusive"]
@@ -71,10 +71,7 @@ def exclusive(
         if least:
             pause(least)
 
-    path = folder / LOCK
-    if path.is_symlink():  # filelock before 3.20.1 follows it, and empties the file that it leads to
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
-    lock = FileLock(path)
+    lock = file_lock(folder / LOCK)
     while True:
         try:
             lock.acquire(timeout=0 if not told else 2)

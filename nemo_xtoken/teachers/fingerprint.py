@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.files import atomic_path, cache_root, digest_of
+from nemo_xtoken.sharing.file_lock import file_lock
 
 __all__ = ["Fingerprint", "architecture_digest", "weights_digest"]
 
@@ -103,7 +102,7 @@ def weights_digest(files: Iterable[Path], memory: Path | None = None) -> str:
         folder = cache_root() / "fingerprints" if memory is None else memory
         folder.mkdir(parents=True, exist_ok=True)
         kept = folder / digest_of(repr(stats))[:32]
-        with FileLock(f"{kept}.lock"):
+        with file_lock(f"{kept}.lock"):
             if kept.is_file():
                 return kept.read_text("ascii").strip()
             parts = [(str(p.relative_to(base)), _content(p)) for p in paths]

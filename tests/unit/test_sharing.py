@@ -10,7 +10,7 @@ import pytest
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.leftovers import host_name
 from nemo_xtoken.sharing import exclusive as lock
-from nemo_xtoken.sharing import first_process, heartbeat
+from nemo_xtoken.sharing import file_lock, first_process, heartbeat
 from nemo_xtoken.sharing.exclusive import Busy, exclusive
 from nemo_xtoken.sharing.first_process import ALONE, Launch, made_by_first
 from nemo_xtoken.sharing.heartbeat import Beat, Heartbeat, Watcher, read_beat
@@ -106,7 +106,7 @@ def test_a_killed_owner_on_this_machine_is_known_at_once(tmp_path):
 
 def test_who_is_not_patient_is_told_who_is_at_work(tmp_path):
     """At once on this machine; from another node's owner as soon as it shows that it lives, or takes over."""
-    with lock.FileLock(tmp_path / lock.LOCK), pytest.raises(Busy):
+    with lock.file_lock(tmp_path / lock.LOCK), pytest.raises(Busy):
         exclusive(tmp_path, "mine", patient=False).__enter__()
     write = beats(tmp_path / lock.OWNER)
     write()
@@ -120,7 +120,7 @@ def test_who_is_not_patient_is_told_who_is_at_work(tmp_path):
 
 def test_a_lock_that_is_held_in_silence_is_an_error_that_names_its_owner(tmp_path):
     beats(tmp_path / lock.OWNER)()
-    held = lock.FileLock(tmp_path / lock.LOCK)
+    held = lock.file_lock(tmp_path / lock.LOCK)
     times = iter(range(0, 10**6, 300))
     with held, pytest.raises(InputError, match="process 7 on elsewhere") as error:
         exclusive(tmp_path, "mine", clock=lambda: float(next(times))).__enter__()
@@ -263,7 +263,7 @@ def test_a_lock_that_is_a_link_is_refused_by_every_version_of_filelock(tmp_path,
     (tmp_path / "victim").write_text("kept")
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / lock.LOCK).symlink_to(tmp_path / "victim")
-    monkeypatch.setattr(lock, "FileLock", lambda path: path.write_text(""))
+    monkeypatch.setattr(file_lock, "FileLock", lambda path: path.write_text(""))
     with pytest.raises(OSError, match="symbolic links"), exclusive(tmp_path / "work", "mine"):
         pass
     assert (tmp_path / "victim").read_text() == "kept"

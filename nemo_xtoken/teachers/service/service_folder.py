@@ -7,10 +7,9 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.files import atomic_path
+from nemo_xtoken.sharing.file_lock import file_lock
 
 __all__ = ["Keys", "Replica", "ServiceFolder", "zeromq"]
 
@@ -81,7 +80,7 @@ class ServiceFolder:
         file = self.path / KEYS
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with FileLock(self.path / ".lock"):
+            with file_lock(self.path / ".lock"):
                 if not file.is_file():
                     self._make(file)
             _check_private(file)

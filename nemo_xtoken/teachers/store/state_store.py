@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from filelock import FileLock
 from safetensors.numpy import load_file, save
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.files import atomic_path, tensor_places
+from nemo_xtoken.sharing.file_lock import file_lock
 from nemo_xtoken.teachers.fingerprint import Fingerprint
 from nemo_xtoken.teachers.store.state_formats import StateFormat
 from nemo_xtoken.teachers.store.state_shard import DIGEST_BYTES, DamagedShard, StateShard
@@ -278,7 +278,7 @@ class StateStore:
     def write_index(self) -> Path:
         """One file with all that is here, for the next start.  Of several processes one writes at a time."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / ".index.lock"):
+        with file_lock(self.folder / ".index.lock"):
             self.refresh()
             kept = np.array([number not in self.absent for number in range(len(self.names))], bool)
             number = np.cumsum(kept) - 1

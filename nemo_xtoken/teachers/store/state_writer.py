@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.sharing.file_lock import file_lock
 from nemo_xtoken.teachers.fingerprint import Fingerprint
 from nemo_xtoken.teachers.store.state_formats import StateFormat
 from nemo_xtoken.teachers.store.state_shard import DamagedShard, Record, StateShard, write_shard
@@ -59,7 +60,6 @@ class StateWriter:
         self._seconds = shard_seconds
         self._clock = clock
         self._since = clock()
-        self._lock = FileLock(self._own / ".lock")
         self._number = 0
         #: positions written so far.
         self.tokens = 0
@@ -67,6 +67,7 @@ class StateWriter:
     def __enter__(self) -> "StateWriter":
         with self._writing():
             self._own.mkdir(parents=True, exist_ok=True)
+            self._lock = file_lock(self._own / ".lock")
             try:
                 self._lock.acquire(timeout=0)
             except Timeout:
