@@ -151,6 +151,7 @@ LENGTHS = {
     for length in (
         Length("smoke", 2, 1, piece=200, held_out=300, watched=300, looks=1),
         Length("first", 60, 12, held_out=4_000, watched=3_000),
+        Length("medium", 360, 24, held_out=6_000, watched=3_000, looks=6),
         Length("full", 1800, 300, held_out=24_000, looks=12),
     )
 }
