@@ -9,7 +9,6 @@ __all__ = [
     "ARMS",
     "BASELINES",
     "LENGTHS",
-    "RATES",
     "SETTINGS",
     "TUNING_SEED",
     "Arm",
@@ -20,8 +19,6 @@ __all__ = [
     "settings_of",
 ]
 
-#: Learning rates that cross-entropy alone is tried with; all arms take the best of them.
-RATES = (2e-4, 6e-4, 2e-3)
 #: Order and fold of the runs that choose the rate: of no other run.
 TUNING_SEED = 1000
 
@@ -39,6 +36,7 @@ class Setting:
         others: kinds that are only measured on.
         piece: bytes of a piece at most, by kind of text trained on.
         prompts: what the students go on from, to read side by side.
+        rates: learning rates that cross-entropy alone is tried with; all arms take the best of them.
     """
 
     name: str
@@ -50,6 +48,7 @@ class Setting:
     tokenizer: str | None = None
     piece: Mapping[str, int] = field(default_factory=dict)
     prompts: tuple[str, ...] = ()
+    rates: tuple[float, ...] = (2e-4, 6e-4, 2e-3)
 
 
 _ENGLISH = (
@@ -69,6 +68,7 @@ SETTINGS = {
         Setting(
             "swap", _SMOLLM2, _SMOLLM2, ("documentation", "speeches"),
             ("code", "mathematics", "prose", "handbook", "french"), tokenizer="tokenizers/llama3", prompts=_ENGLISH,
+            rates=(2e-5, 6e-5, 2e-4, 6e-4, 2e-3),
         ),
         Setting(
             "language", _SMOLLM2, "models/gemma3-270m", ("french", "chinese"),
@@ -192,7 +192,7 @@ def runs_of(settings: Sequence[str], arms: Sequence[str], seeds: Sequence[int]) 
     for seed in seeds:
         for name in settings:
             if seed == seeds[0]:
-                found += [Run(name, "ce", TUNING_SEED, rate) for rate in RATES]
+                found += [Run(name, "ce", TUNING_SEED, rate) for rate in SETTINGS[name].rates]
             chosen = [*BASELINES, *(arm for arm in arms if arm not in BASELINES)]
             found += [Run(name, arm, seed) for arm in chosen if not (ARMS[arm].same and name in _NO_CEILING)]
     return found

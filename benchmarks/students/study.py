@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from nemo_xtoken.files import atomic_path
 
 from .corpora import Texts
-from .plan import ARMS, LENGTHS, RATES, SETTINGS, TUNING_SEED, Length, Run, settings_of
+from .plan import ARMS, LENGTHS, SETTINGS, TUNING_SEED, Length, Run, settings_of
 
 __all__ = ["Study", "read_results"]
 
@@ -33,13 +33,16 @@ class Study:
         return self.folder / run.setting / f"{run.stem}.json"
 
     def result(self, run: Run) -> dict[str, Any] | None:
-        """Of a run; None: it is not done, or was with other settings."""
+        """Of a run; None: it is not done, or was with other settings, or at a rate that is not the best any more."""
         try:
             found: dict[str, Any] = json.loads(self.file(run).read_text("utf-8"))
         except FileNotFoundError:
             return None
         wanted = settings_of(run, self.length)
-        return found if {name: found.get(name) for name in wanted} == wanted else None
+        if {name: found.get(name) for name in wanted} != wanted:
+            return None
+        chosen = self.rate(run) if run.rate is None and ARMS[run.arm].trained else None
+        return found if chosen in (None, found["rate"]) else None
 
     def pending(self, runs: Sequence[Run]) -> list[Run]:
         """Those without a result."""
@@ -50,7 +53,7 @@ class Study:
         if run.rate is not None:
             return run.rate
         tried = {}
-        for rate in RATES:
+        for rate in SETTINGS[run.setting].rates:
             found = self.result(Run(run.setting, "ce", TUNING_SEED, rate))
             if found is None:
                 return None

@@ -12,8 +12,10 @@ from benchmarks.students import __main__ as command
 from benchmarks.students import report
 from benchmarks.students.claims import CLAIMS, judged
 from benchmarks.students.corpora import KINDS, Texts
-from benchmarks.students.plan import ARMS, LENGTHS, RATES, SETTINGS, TUNING_SEED, Run, runs_of, settings_of
+from benchmarks.students.plan import ARMS, LENGTHS, SETTINGS, TUNING_SEED, Run, runs_of, settings_of
 from benchmarks.students.study import Study, read_results, write
+
+RATES = SETTINGS["compression"].rates
 
 
 def result(arm, seed, bits, setting="compression", rate=6e-4, half=None):
@@ -109,6 +111,10 @@ def test_a_finished_run_is_not_made_again_and_rates_are_chosen_by_cross_entropy(
         write(study.file(Run("compression", "ce", TUNING_SEED, rate)), result("ce", TUNING_SEED, bits, rate=rate))
     assert study.rate(student) == RATES[1]
     assert len(study.pending(runs)) == len(runs) - len(RATES)
+    write(study.file(student), result("prefix_kl", 0, 1.0, rate=RATES[0]))
+    assert study.result(student) is None  # at a rate that is not the best
+    write(study.file(student), result("prefix_kl", 0, 1.0, rate=RATES[1]))
+    assert study.result(student) is not None
     others = Study(tmp_path, dataclasses.replace(LENGTHS["first"], steps=61))  # it was not done with these settings
     assert len(others.pending(runs)) == len(runs)
     assert others.rate(student) is None
