@@ -120,7 +120,8 @@ def _general_help(verbs: dict[str, Verb], program: str) -> str:
         [
             f"usage: {program} VERB [key=value | --key value ...]",
             "",
-            "Tools for distillation across tokenizers. They need no GPU; only import and export need NeMo.",
+            "Tools for distillation across tokenizers. They need no GPU. import, export, cache, serve and",
+            "evaluate run= need NeMo or Megatron-Bridge.",
             "",
             "verbs:",
             *(f"  {verb.name:<{width}}  {verb.summary}" for verb in verbs.values()),

@@ -80,6 +80,7 @@ class TeacherNodes:
         folder = _given(words, FOLDER) or str((run.run_folder or Path("runs", name)) / "service")
         half = "32" not in str(run.get("trainer.plugins.precision") or "bf16-mixed").split("-")
         of_run = dict(run.part("teacher"))
+        of_run["length"] = of_run.get("length") or run.get("data.text.teacher_length")
         steps = teacher_steps(self.source, self.settings, self.of_teacher, self.nodes, of_run, folder, half)
         if (source := _given(words, SOURCE) or "remote") not in ELSEWHERE:
             raise InputError(

@@ -47,15 +47,23 @@ class ConversationCounts:
 
 
 def count_conversations(
-    paths: Sequence[str], student: Vocabulary, teacher: Vocabulary, reading: Reading, most: int = 1000
+    paths: Sequence[str],
+    student: Vocabulary,
+    teacher: Vocabulary,
+    reading: Reading,
+    most: int = 1000,
+    template: str | None = None,
 ) -> ConversationCounts:
     """Renders and aligns the first ``most`` conversations.
+
+    Args:
+        template: the student's chat template; by default its tokenizer's.
 
     Raises:
         InputError: no conversations at the paths, or a tokenizer without a chat template.
     """
     learn = learned_kinds(reading.learn)
-    templates = ChatTemplate(student, learn=learn), ChatTemplate(teacher, learn=learn)
+    templates = ChatTemplate(student, template, learn), ChatTemplate(teacher, learn=learn)
     align = ConversationAligner(*templates, Aligner(student, teacher))
     sources, skipped = resolve_sources(paths, reading), Skipped()
     texts = itertools.islice((text for source in sources for text in source.texts(skipped)), most)

@@ -10,7 +10,7 @@ scored.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,8 +94,8 @@ def bits_per_byte(
     return Bits(reader.name, nats, tokens, size, len(documents), reader.window)
 
 
-def bits_of_tokens(model: str | Path, tokenizer: Vocabulary, text: str) -> np.ndarray:
-    """float64 ``[T]``: ``-log2 p`` of each token of a text, given what comes before.
+def bits_of_tokens(model: str | Path, tokenizer: Vocabulary, texts: Sequence[str]) -> list[np.ndarray]:
+    """For each text float64 ``[T]``: ``-log2 p`` of each of its tokens, given what comes before.
 
     Args:
         model: as for `bits_per_byte`, which says what it needs, and raises.
@@ -111,7 +111,7 @@ def bits_of_tokens(model: str | Path, tokenizer: Vocabulary, text: str) -> np.nd
             "one tokenizer",
             "give the model that belongs to the tokenizer, or the model's folder for both",
         )
-    return reader.nats(tokenizer.encode(text), "the text") / math.log(2)
+    return [reader.nats(tokenizer.encode(text), f"text {n + 1}") / math.log(2) for n, text in enumerate(texts)]
 
 
 class _Reader:

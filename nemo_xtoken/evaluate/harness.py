@@ -179,15 +179,25 @@ class Harness:
         np.random.seed(1234)
         torch.manual_seed(1234)
         start = time.perf_counter()
-        with quiet():
-            found = lm_eval.evaluate(
-                lm=self._model,
-                task_dict=tasks,
-                limit=self.settings.limit,
-                log_samples=False,
-                apply_chat_template=self.settings.chat,
-                fewshot_as_multiturn=self.settings.chat,
-            )
+        try:
+            with quiet():
+                found = lm_eval.evaluate(
+                    lm=self._model,
+                    task_dict=tasks,
+                    limit=self.settings.limit,
+                    log_samples=False,
+                    apply_chat_template=self.settings.chat,
+                    fewshot_as_multiturn=self.settings.chat,
+                )
+        except InputError:
+            raise
+        except Exception as failure:  # of a task, the model or the device: each fails in its own way
+            reason = (str(failure).splitlines() or [""])[0]
+            raise InputError(
+                f"the task {column.task} fails ({type(failure).__name__}: {reason})",
+                "a task that runs to its end; what other columns have is kept",
+                "lower batch_size= where memory is short, or leave the task out of tasks=",
+            ) from failure
         if found is None:
             return {}
         everything = {name: _plain(values) for name, values in {**found["results"], **found.get("groups", {})}.items()}

@@ -119,7 +119,7 @@ def export_checkpoint(checkpoint: Path, out: Path, trust: bool = False) -> None:
         trust: code that the checkpoint brings may run.
 
     Raises:
-        InputError: the evaluation failed.
+        InputError: it cannot be exported.
     """
     words = [sys.executable, "-m", "nemo_xtoken", "export", f"run={checkpoint}", f"out={out}", "overwrite=true"]
     words += ["trust=true"] * trust
@@ -162,9 +162,6 @@ def evaluate_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     out = folder / ("scores.json" if settings.limit is None else f"scores-limit{settings.limit:g}.json")
     model = folder / "model"
-    before = read_scores(out)
-    if before is not None and before.identity != checkpoint.identity:  # the run has been started again
-        out.unlink()
 
     def prepare() -> Path:
         say(f"exporting {checkpoint.path}")
@@ -173,6 +170,9 @@ def evaluate_checkpoint(
 
     try:
         with exclusive(folder, f"evaluating step {checkpoint.steps}", patient=False):
+            before = read_scores(out)
+            if before is not None and before.identity != checkpoint.identity:  # the run has been started again
+                out.unlink()
             scores = evaluate_model(
                 str(checkpoint.path), columns, settings, out, again, checkpoint.identity, prepare, say
             )

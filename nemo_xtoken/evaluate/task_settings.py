@@ -41,7 +41,7 @@ class Settings:
             (self.limit is None or self.limit > 0, f"limit={self.limit}", "more than 0"),
             (self.max_length > 0, f"max_length={self.max_length}", "more than 0"),
             (
-                self.batch_size == "auto" or (self.batch_size.isdigit() and int(self.batch_size) > 0),
+                self.batch_size == "auto" or (self.batch_size.isdecimal() and int(self.batch_size) > 0),
                 f"batch_size={self.batch_size!r}",
                 "auto, or a whole number above 0",
             ),

@@ -133,7 +133,7 @@ def split_words(words: Sequence[str]) -> tuple[int | None, list[str], list[str]]
     for word in words:
         name, _, value = word.partition("=")
         if name == NODES:
-            if not value.isdigit() or int(value) < 1:
+            if not value.isdecimal() or int(value) < 1:
                 raise InputError(word, "1 or more nodes", f"correct {NODES}")
             nodes = int(value)
         elif name.startswith(TEACHER_PREFIX):
@@ -160,7 +160,7 @@ def teacher_steps(
         source, settings: of the job's configuration, see ``load_config``.
         of_teacher: what of it is different for the teacher's nodes.
         nodes: the teacher's.
-        run: the run's settings of its teacher: ``path``, ``tokenizer``, parallel sizes, ``length``.
+        run: the run's settings of its teacher: ``path``, ``tokenizer``, parallel sizes, ``length``, ``fp8``.
         folder: by which the student finds it.
         half: the run computes in bf16.
 
@@ -185,6 +185,7 @@ def teacher_steps(
     words += [f"tokenizer={run['tokenizer']}"] if run.get("tokenizer") else []
     words += ["sequence_parallel=true"] if sizes["tensor"] > 1 else []
     words += [f"length={run['length']}"] if run.get("length") else []
+    words += ["fp8=true"] if run.get("fp8") else []
     program = "xtoken"
     if config.program != "nemo":
         program = config.program.removesuffix("nemo") + "xtoken"

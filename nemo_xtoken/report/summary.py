@@ -15,7 +15,7 @@ from nemo_xtoken.report.curves import draw_curves
 from nemo_xtoken.report.learned_projection import report_learned
 from nemo_xtoken.report.scores import evaluations_table
 from nemo_xtoken.run.records import STOPPED, curve_records, read_evaluations, read_history, teacher_names
-from nemo_xtoken.weights.checkpoint_names import finished_checkpoints
+from nemo_xtoken.weights.checkpoint_names import bridge_checkpoints, finished_checkpoints
 
 __all__ = ["RunSummary", "TeacherSummary", "report_runs", "summarize"]
 
@@ -102,7 +102,7 @@ def _teacher(name: str, steps: Sequence[Mapping[str, Any]], held_out: Sequence[M
 
 
 def _last_checkpoint(folder: Path) -> str | None:
-    found = finished_checkpoints(folder)
+    found = finished_checkpoints(folder) or list(bridge_checkpoints(folder).values())
     return str(found[0]) if found else None
 
 

@@ -52,7 +52,7 @@ def run_of(settings: Settings, processes: int | None, engine: tuple[int, ...] | 
 def processes_of(settings: Settings) -> int | None:
     """Those that the trainer asks for; None where that follows from the machine."""
     devices, nodes = settings.get("trainer.devices", 1), settings.get("trainer.num_nodes", 1)
-    if isinstance(devices, str) and devices.isdigit():
+    if isinstance(devices, str) and devices.isdecimal():
         devices = int(devices)
     if isinstance(devices, list):
         devices = len(devices)

@@ -286,6 +286,7 @@ def one_model_each(teachers: Sequence[NamedTeacher]) -> list[int]:
             t.config.pipeline_model_parallel_size,
             t.config.context_parallel_size,
             t.config.expert_model_parallel_size,
+            t.config.fp8,
             t.config.source,
             repr(t.config.cache),
             repr(t.config.service),

@@ -62,8 +62,15 @@ def _on_conversations(
     from nemo_xtoken.data.conversation_counts import count_conversations
     from nemo_xtoken.data.sources import Reading
 
-    reading = Reading("chat", messages_key=arguments["messages_key"], learn=arguments["learn"], on_error="skip")
-    return count_conversations([arguments["chat"]], student, teacher, reading)
+    reading = Reading(
+        "chat",
+        messages_key=arguments["messages_key"],
+        tools_key=arguments["tools_key"],
+        learn=arguments["learn"],
+        on_error="skip",
+    )
+    template = None if arguments["chat_template"] is None else read_text(f"@{arguments['chat_template']}")
+    return count_conversations([arguments["chat"]], student, teacher, reading, template=template)
 
 
 def _on_texts(
@@ -79,8 +86,10 @@ def _on_texts(
     texts = SAMPLES if text == "samples" else {"text": read_text(text)}
     names = list(dict.fromkeys(variant.loss for variant in variants_for(EVERY, student, teacher)))
     pair = VocabularyPair(student, teacher)
-    said = {kind: None if model is None else bits_of_tokens(model, teacher, content) for kind, content in texts.items()}
-    return {kind: losses_on_text(pair, names, content, said[kind]) for kind, content in texts.items()}
+    contents = list(texts.values())
+    bits = [None] * len(texts) if model is None else [*bits_of_tokens(model, teacher, contents)]
+    covered = [losses_on_text(pair, names, content, b) for content, b in zip(contents, bits, strict=True)]
+    return dict(zip(texts, covered, strict=True))
 
 
 def _print_texts(on_texts: "dict[str, dict[str, TextCoverage]]") -> None:
@@ -192,6 +201,10 @@ VERB = Verb(
         ),
         Option("chat", "also look at conversations: a file, glob or folder, of which the first 1,000 are read"),
         Option("messages_key", "the column that holds the messages", default="messages", goes_with="chat"),
+        Option("tools_key", "the column that holds the tools, where there is one", default="tools", goes_with="chat"),
+        Option(
+            "chat_template", "a file with the student's chat template, where its tokenizer has none", goes_with="chat"
+        ),
         Option("learn", "what of them is learned", default="answers,reasoning,calls", goes_with="chat"),
         Option("out", "a folder for coverage.json and coverage.png", writes="folder"),
         Option("json", "print JSON", bool, False),

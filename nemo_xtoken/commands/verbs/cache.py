@@ -107,7 +107,7 @@ def _text(arguments: Mapping[str, Any], text: "DataConfig") -> tuple[Any, Any, l
     beside = []
     for word in (arguments["beside"] or "").split(",") if arguments["beside"] else []:
         name, _, length = word.partition(":")
-        if length and not length.isdigit():
+        if length and not length.isdecimal():
             raise InputError(f"beside={word}", "TOKENIZER or TOKENIZER:LENGTH", "correct it")
         beside.append(Tokenization(load_vocabulary(name), int(length) if length else None))
     return text, student, beside

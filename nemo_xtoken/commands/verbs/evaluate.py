@@ -61,6 +61,8 @@ def _check_words(arguments: Mapping[str, Any], what: str) -> None:
     for name, value in arguments.items():
         if value != defaults[name] and what not in ONLY.get(name, (what,)):
             raise UsageError(f"{name}= goes with {ONLY[name][0]}=, not with {what}=")
+    if what == "run" and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UsageError("run= is for one process: export a checkpoint (xtoken export), and evaluate model= in several")
     if arguments["step"] is not None and arguments["watch"]:
         raise UsageError("step= names one checkpoint, watch=true waits for more: leave one out")
 
@@ -160,7 +162,7 @@ def _until(text: str | None) -> tuple[int | None, Any]:
 
     if text is None or text == "stdin":
         return None, until_ended(sys.stdin) if text else None
-    if not text.isdigit():
+    if not text.isdecimal():
         raise UsageError(f"until={text!r}: a number of steps, or stdin, is expected")
     return int(text), None
 
@@ -172,8 +174,8 @@ VERB = Verb(
         "Runs lm-evaluation-harness on a Hugging Face checkpoint: MMLU, GSM8k, MATH, Winogrande and HellaSwag with "
         "three examples before every question, as in the paper, and prints the paper's table with the student's row "
         "below it. A column is written to the file of scores as soon as it has ended and is not run again. Several "
-        "GPUs share the questions under `torchrun --nproc-per-node 8 -m nemo_xtoken evaluate ..`. With run= it "
-        "evaluates the checkpoints of a training run, each once; with watch=true it waits for more, beside the "
+        "GPUs share the questions of model= under `torchrun --nproc-per-node 8 -m nemo_xtoken evaluate ..`. With run= "
+        "it evaluates the checkpoints of a training run, each once; with watch=true it waits for more, beside the "
         "training and outside of it, whatever its layout. Needs the extra `evaluate`; run= needs NeMo as well."
     ),
     options=(

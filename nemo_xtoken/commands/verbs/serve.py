@@ -36,7 +36,7 @@ def _run(arguments: Mapping[str, Any]) -> int:
             arguments["credits"],
             arguments["micro_batch_size"],
             arguments["address"],
-            lambda: bool(asked) if until is None else until.exists(),
+            lambda: bool(asked) if until is None else until.exists() or signal.SIGINT in asked,
         )
     finally:
         for number, handler in before.items():
@@ -62,7 +62,10 @@ VERB = Verb(
         Option("folder", "by which students find it, as teacher.service.folder of the run", required=True),
         Option("name", "of this replica; one that starts again under its name takes its place; default host and pid"),
         Option("address", "under which students reach this machine; default its host name"),
-        Option("until", "a file whose appearance ends it, instead of SIGTERM: a student may still need it then"),
+        Option(
+            "until",
+            "a file whose appearance, or Ctrl-C, ends it, instead of SIGTERM: a student may still need it then",
+        ),
         Option("length", "positions of a row, at most", int, 32768, least=2, most=LONGEST_SEQUENCE),
         Option(
             "credits",

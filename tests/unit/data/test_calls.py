@@ -187,3 +187,12 @@ def test_an_audit_counts_conversations(tmp_path):
     why = "1 left out, as the teacher's template cannot render them: it leaves out calls of tools"
     assert f"{why} (line 1 of {tmp_path}" in str(found)
     assert "rows that are no document: 1 refused" in str(found)
+    base = side("student", [], None)
+    with pytest.raises(InputError, match="set chat_template"):
+        count_conversations([str(tmp_path / "a.jsonl")], base, sides[1], Reading("chat", on_error="skip"))
+    (tmp_path / "template.jinja").write_text(HEAD + THOUGHT + XML + TAIL)
+    given = count_conversations(
+        [str(tmp_path / "a.jsonl")], base, sides[1], Reading("chat", on_error="skip"),
+        template=(tmp_path / "template.jinja").read_text(),
+    )  # fmt: skip
+    assert given == found

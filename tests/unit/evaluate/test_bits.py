@@ -58,13 +58,13 @@ def test_it_is_what_one_pass_says(toy):
 
 def test_the_bits_of_each_token_add_up_to_those_of_the_text(toy):
     tokenizer = load_vocabulary(str(toy))
-    bits = bits_of_tokens(toy, tokenizer, DOCUMENTS[2])
+    _, bits = bits_of_tokens(toy, tokenizer, DOCUMENTS[1:])
     assert bits.shape == tokenizer.encode(DOCUMENTS[2]).shape
     assert bits.sum() == pytest.approx(dense(toy, DOCUMENTS[2], tokenizer.bos_id) / math.log(2), rel=1e-5)
     begins = tokenizer.decode_bytes(tokenizer.encode(DOCUMENTS[2])[:5]).decode()
     assert bits[:5].sum() == pytest.approx(dense(toy, begins, tokenizer.bos_id) / math.log(2), rel=1e-4)
     with pytest.raises(InputError, match="whose tokenizer"):
-        bits_of_tokens(toy, zoo()["sp_bpe"], DOCUMENTS[2])
+        bits_of_tokens(toy, zoo()["sp_bpe"], DOCUMENTS)
 
 
 def test_the_audit_shares_the_bits_of_a_teacher_out(toy, tmp_path, capsys, monkeypatch):
@@ -74,7 +74,7 @@ def test_the_audit_shares_the_bits_of_a_teacher_out(toy, tmp_path, capsys, monke
     words = ["audit", f"student={student}", f"teacher={toy}", f"text={DOCUMENTS[2]}", f"model={toy}"]
     assert main([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["texts"]["text"]
-    bits = bits_of_tokens(toy, load_vocabulary(str(toy)), DOCUMENTS[2]).sum()
+    bits = bits_of_tokens(toy, load_vocabulary(str(toy)), DOCUMENTS[2:])[0].sum()
     for covered in found.values():
         assert sum(covered["bits"].values()) == pytest.approx(bits)
     assert found["strict_1to1"]["bits"]["none"] > found["prefix_kl"]["bits"]["none"]

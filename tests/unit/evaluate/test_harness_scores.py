@@ -153,10 +153,12 @@ def test_what_ended_before_an_interruption_is_kept(model, data, tmp_path, monkey
         (["run=r", "out=x"], "out= goes with model="),
         (["run=r", "until=3"], "until= does nothing without watch="),
         (["run=r", "watch=true", "until=noon"], "a number of steps, or stdin"),
+        (["run=r", "watch=true", "until=\u00b2"], "a number of steps, or stdin"),
         (["run=no/such"], "not a folder"),
         (["model=no/such/folder"], "is not a folder"),
         (["model={model}", "shots=-1"], "shots=-1"),
         (["model={model}", "batch_size=many"], "batch_size"),
+        (["model={model}", "batch_size=\u00b2"], "batch_size"),
         (["model={model}", "limit=1", "data=no/such"], "xtoken evaluate fetch="),
         (["model={model}", "limit=1", "tasks=gsm9k", "data={data}"], "no task 'gsm9k'"),
         (["model={model}", "limit=1", "out={model}"], "is a folder"),
@@ -174,6 +176,33 @@ def test_bad_input(words, message, model, data, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr("nemo_xtoken.evaluate.harness._manager", lambda *_: small)
     assert main(["evaluate", *(w.format(model=model, data=data) for w in words)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_run_is_not_evaluated_by_several_processes(monkeypatch, capsys):
+    """One of them would wait in the harness for the others, which leave the checkpoint to it."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["evaluate", "run=r"]) == 2
+    assert "run= is for one process" in capsys.readouterr().err
+
+
+def test_a_task_that_fails_is_one_message_and_what_others_have_is_kept(model, data, tmp_path, monkeypatch, capsys):
+    """So that who watches a run goes on with its next checkpoint."""
+    import lm_eval
+
+    out = tmp_path / "s.json"
+    words = [f"model={model}", f"data={data}", "device=cpu", f"out={out}", "limit=1"]
+    evaluate, asked = lm_eval.evaluate, []
+
+    def second_fails(**arguments):
+        asked.append(1)
+        if len(asked) == 2:
+            raise RuntimeError("CUDA out of memory\nand where")
+        return evaluate(**arguments)
+
+    monkeypatch.setattr(lm_eval, "evaluate", second_fails)
+    assert main(["evaluate", *words, "tasks=winogrande,hellaswag"]) == 2
+    assert "the task hellaswag fails (RuntimeError: CUDA out of memory)" in capsys.readouterr().err
+    assert list(read_scores(out).columns) == ["winogrande"]
 
 
 def test_without_the_harness(model, monkeypatch, capsys):

@@ -136,6 +136,17 @@ def test_shellcheck(tmp_path, capsys, sweep, shape):
     assert done.returncode == 0, done.stdout
 
 
+def test_a_replica_gets_what_the_run_says_of_its_teacher(capsys):
+    """Its FP8, which its fingerprint has, and the length of its rows, wherever the run says it."""
+    assert main([*RUN, "teacher.nodes=2", "teacher.fp8=true", "data.text.teacher_length=65536"]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if " serve " in line and "teacher=" in line)
+    assert {"fp8=true", "length=65536"} <= set(line.split())
+    assert main([*RUN, "teacher.nodes=2", "teacher.length=1024", "data.text.teacher_length=65536"]) == 0
+    found = capsys.readouterr().out
+    assert " length=1024 " in found
+    assert "fp8=true" not in found
+
+
 def test_a_component_of_its_own_has_what_is_different(capsys):
     words = ["executor.account=mine", "teacher.nodes=3", "executor.teacher.account=yours"]
     assert main([*RUN, *words, "executor.teacher.gpus_per_node=4", "teacher.tensor_model_parallel_size=4"]) == 0

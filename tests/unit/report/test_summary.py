@@ -37,6 +37,13 @@ def test_the_numbers(runs):
     assert summarize("alone", runs["alone"]).chunks_per_second is None
 
 
+def test_a_checkpoint_of_megatron_bridge_is_named_too(runs):
+    made = runs["alone"].parent / "bridge"
+    (made / "checkpoints" / "iter_0000004").mkdir(parents=True)
+    (made / "checkpoints" / "iter_0000004" / "run_config.yaml").write_text("")
+    assert summarize("bridge", made).checkpoint == str(made / "checkpoints" / "iter_0000004")
+
+
 def test_table_and_files(runs, tmp_path):
     shown = io.StringIO()
     report_runs(runs, tmp_path, Console(file=shown, width=120))
