@@ -31,7 +31,16 @@ def main(arguments: Sequence[str] | None = None, program: str = "xtoken") -> int
         arguments: without the program's name; ``sys.argv[1:]`` by default.
         program: how the command was called, for help and messages.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        status = _main(list(sys.argv[1:] if arguments is None else arguments), program)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader of a pipe has gone, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _main(words: list[str], program: str) -> int:
     _escape_what_cannot_be_shown()
     verbs = all_verbs()
     if not words or words[0] in ("-h", "--help", "help"):
@@ -62,9 +71,8 @@ def main(arguments: Sequence[str] | None = None, program: str = "xtoken") -> int
     except InputError as error:
         report_error(str(error))
         return 2
-    except BrokenPipeError:  # the reader of a pipe has gone, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except BrokenPipeError:
+        raise
     except KeyboardInterrupt:
         report_error("interrupted")
         return 130

@@ -261,14 +261,14 @@ def test_light_verbs_load_no_framework(words, pair):
     assert "LOADED 0 []" in run.stdout, run.stdout + run.stderr
 
 
-def test_a_closed_pipe_is_no_error(pair):
+@pytest.mark.parametrize("words", [["align", "PAIR", "text=" + "word " * 20000, "--json"], ["--help"]])
+@pytest.mark.parametrize("unbuffered", [["-u"], []])
+def test_a_closed_pipe_is_no_error(pair, words, unbuffered):
     program = "import sys; from nemo_xtoken.commands.cli import main; sys.exit(main(sys.argv[1:]))"
+    words = [each for word in words for each in (pair if word == "PAIR" else [word])]
     process = subprocess.Popen(
-        [sys.executable, "-u", "-c", program, "align", *pair, "text=" + "word " * 20000, "--json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        [sys.executable, *unbuffered, "-c", program, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    process.stdout.read(10)
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait(60) == 0
