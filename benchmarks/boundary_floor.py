@@ -12,6 +12,7 @@ examples:
       --text code=DATA/code.txt prose=DATA/prose.txt --json benchmarks/boundary_floor.json
 """
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from nemo_xtoken.vocab.loading import load_vocabulary
 from nemo_xtoken.vocab.neighbours import Neighbours
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
+#: What names a row.
+KEYS = ("teacher", "student", "text")
 #: Characters of a text before a boundary that the student's tokenizer sees in a drawn text.
 BEFORE = 200
 
@@ -116,16 +119,25 @@ def main() -> int:
         with torch.no_grad():
             logits = model(torch.tensor([lead + ids.tolist()])).logits[0, :, : teacher.size].float()
         texts[kind] = text, ids, torch.softmax(logits, 1).numpy()
-    rows = []
+    rows = read_rows(arguments.json)
     for name in arguments.students:
         student = Student(name, teacher, following)
         for kind, (text, theirs, p) in texts.items():
             row = looked_at(model, student, (text, theirs, p), lead, arguments)
-            rows.append({"teacher": Path(arguments.model).name, "student": student.name, "text": kind, **row})
-            print(rows[-1], flush=True)
+            key = Path(arguments.model).name, student.name, kind
+            rows[key] = dict(zip(KEYS, key, strict=True)) | row
+            print(rows[key], flush=True)
             if arguments.json:  # what there is, also where the run is ended
-                write_json(arguments.json, {"rows": rows})
+                write_json(arguments.json, {"rows": [rows[key] for key in sorted(rows)]})
     return 0
+
+
+def read_rows(file: str | Path | None) -> dict[tuple[str, ...], dict[str, Any]]:
+    """Those of an earlier run, which another model's are put beside."""
+    if file is None or not Path(file).is_file():
+        return {}
+    rows = json.loads(Path(file).read_text("utf-8"))["rows"]
+    return {tuple(row[key] for key in KEYS): row for row in rows}
 
 
 def looked_at(
