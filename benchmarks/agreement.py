@@ -12,6 +12,7 @@ examples:
   python benchmarks/agreement.py --student TOKENIZERS/llama3 --teacher TOKENIZERS/gemma3 --json agreement.json
 """
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from bench import Parser, machine_line, markdown, write_json
 from nemo_xtoken.certify.certificate import ZERO
 from nemo_xtoken.certify.said_texts import SaidTexts
 from nemo_xtoken.certify.variants import Variant, variants_for
+from nemo_xtoken.losses.options import DivergenceOptions
 from nemo_xtoken.losses.pair import VocabularyPair
 from nemo_xtoken.losses.registry import chunk_selection, make_divergence
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
@@ -31,6 +33,8 @@ from nemo_xtoken.vocab.vocabulary import Vocabulary
 
 #: The losses that are shown, each by its first form.
 LOSSES = "prefix_kl,p_kl,h_kl,gold,uld,strict_1to1,csd,bpm,alm,nrl_p_kl"
+#: `prefix_kl` with conditioned boundaries, in tables.
+BOUNDARY = "prefix_kl, boundary"
 #: Chunks in a row.
 CHUNKS = 3
 #: Context, and what is said after it: the first is the right text.
@@ -92,7 +96,10 @@ def agreement(student: Vocabulary, teacher: Vocabulary) -> dict[str, Any]:
     """All losses on all kinds of text."""
     pair = VocabularyPair(student, teacher, lambda: load_or_build(student, teacher, ProjectionRule.named("paper")))
     variants = {v.loss: v for v in reversed(variants_for(LOSSES, student, teacher))}
-    lessons = {name: Lesson(pair, variants[name]) for name in LOSSES.split(",")}
+    conditioned = Variant("prefix_kl", options=DivergenceOptions(boundary=True))
+    chosen = {"prefix_kl": variants["prefix_kl"], BOUNDARY: conditioned}
+    chosen |= {name: variants[name] for name in LOSSES.split(",")}
+    lessons = {name: Lesson(pair, variant) for name, variant in chosen.items()}
     out: dict[str, Any] = {}
     for kind, (context, texts) in TEXTS.items():
         order = range(2, 2 + len(texts))
@@ -106,7 +113,7 @@ def agreement(student: Vocabulary, teacher: Vocabulary) -> dict[str, Any]:
         print(f"{kind}: {out[kind]['chunks']}", flush=True)
         for name, row in found.items():
             values = " ".join(f"{value:9.2g}" for value in row["values"])
-            print(f"  {name:12} {values}   gradient {row['gradient']:8.2g}   cosine {row['cosine']:6.3f}", flush=True)
+            print(f"  {name:19} {values}   gradient {row['gradient']:8.2g}   cosine {row['cosine']:6.3f}", flush=True)
     return out
 
 
@@ -139,7 +146,9 @@ def main() -> int:
     print(table(found))
     if arguments.json:
         name = f"{Path(arguments.student).name} <- {Path(arguments.teacher).name}"
-        write_json(arguments.json, {name: found})
+        file = Path(arguments.json)
+        kept = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+        write_json(file, {key: kept[key] for key in kept if key != "machine"} | {name: found})
     return 0
 
 
