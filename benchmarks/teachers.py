@@ -2,45 +2,45 @@
 
   disk      states of random numbers, in pieces of 512 tokens: written, then read in random order; the first reading
             compares checksums.  Files stay in the page cache, and a core's seconds count, not those of the disk
-  service   replicas in processes of their own, whose model is a pause: each computes --teacher-rate tokens a second.
-            A student takes --step seconds for a step of --rows rows and asks two steps ahead.  Bytes on the wire
-            beside those of the states, and the share of the time that it waits, by the number of replicas
+  sources   a student takes --step seconds for a step of --rows rows, and asks two steps ahead.  Its teacher is a pause
+            as well, which computes --teacher-rate tokens a second: beside it, or as replicas in processes of their own;
+            or its states are on disk.  The share of the student's time that it waits, and bytes on the wire beside
+            those of the states
+  service   one replica and one student without either pause
+  training  with --training: short trainings of the models of xtoken_tiny by a teacher beside the student and by each
+            form on disk; needs NeMo, and some minutes
   models    with --models: for each form in which a teacher can be stored, and for plain top-k lists, the angle between
             the gradient by it and by exact states, for each loss; and what a short training by it comes to
 
+Figures in the documents are those of benchmarks/teachers.json; --page writes them there.
+
 examples:
-  python benchmarks/teachers.py
-  python benchmarks/teachers.py --hidden 4096 --replicas 1 2 4 8 --json teachers.json
+  python benchmarks/teachers.py --steps 8 --json benchmarks/teachers.json
+  python benchmarks/teachers.py --hidden 4096 --replicas 1 2 4 8
+  python benchmarks/teachers.py --training runs/forms --json benchmarks/teachers.json
   python benchmarks/teachers.py --models models/student models/teacher text.txt
+  python benchmarks/teachers.py --page
 """
 
-import multiprocessing
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from bench import Parser, machine_line, write_json
+from bench import Parser, machine, machine_line, write_json
+from teacher_sources import Shape, beside, elsewhere, fingerprint, on_disk
+from teachers_page import fill_documents, merged
 
-from nemo_xtoken.teachers.fingerprint import Fingerprint
-from nemo_xtoken.teachers.service.asked_rows import Row
-from nemo_xtoken.teachers.service.replica_server import Limits, ReplicaServer
-from nemo_xtoken.teachers.service.service_folder import ServiceFolder
-from nemo_xtoken.teachers.service.service_pool import ServicePool
 from nemo_xtoken.teachers.store.state_formats import format_for
 from nemo_xtoken.teachers.store.state_store import StateStore
 from nemo_xtoken.teachers.store.state_writer import StateWriter
 
-PIECE, VOCABULARY = 512, 1000
-
-
-def fingerprint(hidden: int, dtype: str = "bfloat16") -> Fingerprint:
-    """Of a teacher that there is not."""
-    return Fingerprint("w" * 64, "a" * 64, "t" * 64, hidden, dtype)
+PIECE = 512
 
 
 def disk(name: str, hidden: int, tokens: int) -> dict[str, Any]:
@@ -67,85 +67,31 @@ def disk(name: str, hidden: int, tokens: int) -> dict[str, Any]:
     return {"format": name, "bytes a token": size / (pieces * PIECE), **rates}
 
 
-def replica(folder: str, name: str, hidden: int, length: int, rate: float) -> None:
-    """Answers after as long as a teacher of this rate takes; for ever."""
-    limits = Limits(length, VOCABULARY, 8 * length)
-    server = ReplicaServer(ServiceFolder(Path(folder)), name, fingerprint(hidden), limits, "127.0.0.1")
-    states = torch.randn(length, hidden).bfloat16()
-    free = time.monotonic()
-    while True:
-        asked = server.take(1, 1.0)
-        if asked:
-            free = max(free, time.monotonic()) + asked[0].row.tokens / rate
-            time.sleep(max(0.0, free - time.monotonic()))
-            server.answer(asked, [states[: asked[0].row.tokens]])
-        else:
-            free = time.monotonic()
+def sources(shape: Shape, replicas: Sequence[int]) -> Iterable[dict[str, Any]]:
+    """The same student by each."""
+    yield beside(shape)
+    for count in replicas:
+        yield elsewhere(shape, count)
+    for form in ("bf16", "fp8"):
+        yield on_disk(shape, form)
 
 
-def service(replicas: int, hidden: int, length: int, rows: int, step: float, steps: int, rate: float) -> dict[str, Any]:
-    """The share of its time that a student waits, and what travels."""
-    context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder:
-        made = [
-            context.Process(target=replica, args=(folder, f"r{n}", hidden, length, rate), daemon=True)
-            for n in range(replicas)
-        ]
-        pool = None
-        try:
-            for one in made:
-                one.start()
-            pool = ServicePool(ServiceFolder(Path(folder)), fingerprint(hidden))
-            while pool.alive() < replicas:
-                time.sleep(0.01)
-            numbers = np.random.default_rng(0)
-            data = [
-                [Row(length, (length,), numbers.integers(0, VOCABULARY, length).astype(np.int32)) for _ in range(rows)]
-                for _ in range(steps)
-            ]
-            begin = time.perf_counter()
-            for number, own in enumerate(data):
-                for row in (row for ahead in data[number : number + 3] for row in ahead):
-                    pool.want(row)
-                for row in own:
-                    pool.get(row.key)
-                    pool.forget(row.key)
-                if number == 0:  # nothing could be asked for before the first step
-                    begin, pool.statistics.waited = time.perf_counter(), 0.0
-                time.sleep(step)
-            seconds, seen = time.perf_counter() - begin, pool.statistics
-            return {
-                "replicas": replicas,
-                "needed": rows * length / step / rate,
-                "tokens/s": rows * length * steps / seconds,
-                "wire": seen.wire / (seen.tokens * hidden * 2),
-                "waiting": seen.waited / seconds,
-            }
-        finally:
-            if pool is not None:
-                pool.close()
-            for one in made:
-                one.kill()
-                one.join()
+def shown(rows: Iterable[dict[str, Any]], columns: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The rows, each printed as soon as it is there.
 
-
-def shown(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows, each printed as soon as it is there."""
+    Args:
+        columns: default those of the first row.
+    """
     found: list[dict[str, Any]] = []
     for row in rows:
+        if not found:
+            columns = columns or list(row)
+            print("  ".join(f"{name:>20}" for name in columns))
         found.append(row)
-        show([row], heading=len(found) == 1, end="")
+        values = [row.get(name, "") for name in columns]
+        print("  ".join(f"{v:>20,.4g}" if isinstance(v, float) else f"{v!s:>20}" for v in values), flush=True)
     print()
     return found
-
-
-def show(rows: Sequence[dict[str, Any]], heading: bool = True, end: str = "\n") -> None:
-    """A table."""
-    if heading:
-        print("  ".join(f"{name:>14}" for name in rows[0]))
-    for row in rows:
-        print("  ".join(f"{v:>14,.4g}" if isinstance(v, float) else f"{v!s:>14}" for v in row.values()), flush=True)
-    print(end=end)
 
 
 def by_models(names: Sequence[str], losses: Sequence[str], texts: int, characters: int, steps: int) -> dict[str, Any]:
@@ -161,6 +107,27 @@ def by_models(names: Sequence[str], losses: Sequence[str], texts: int, character
     return results
 
 
+def by_sources(shape: Shape, tokens: int, replicas: Sequence[int]) -> dict[str, Any]:
+    """What a teacher on disk and in other processes costs; shows it."""
+    results: dict[str, Any] = {"shape": asdict(shape)}
+    results["disk"] = shown(disk(name, shape.hidden, tokens) for name in ("bf16", "fp8"))
+    if replicas:
+        columns = ("teacher", "tokens/s", "waiting", "wire")
+        results["sources"] = shown(sources(shape, replicas), columns)
+        fastest = replace(shape, seconds=0.0, rate=float("inf"))
+        [results["service"]] = shown([elsewhere(fastest, 1)], columns)
+    return results
+
+
+def by_training(folder: Path, steps: int, teacher_steps: int) -> dict[str, Any]:
+    """What the forms of a stored teacher do to whole trainings; shows it."""
+    from stored_training import BATCH, trainings
+
+    columns = ("form", "bytes a token", "CE", "KD", "held-out bits a byte", "seconds a step")
+    shape = {"steps": steps, "teacher_steps": teacher_steps, "batch": BATCH}
+    return {"shape": shape, "training": shown(trainings(folder, steps, teacher_steps), columns)}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs what is asked for."""
     parser = Parser(__doc__)
@@ -172,6 +139,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--step", type=float, default=1.0, help="seconds of a step of the student")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--teacher-rate", type=float, default=5000.0, help="tokens a second of a replica")
+    parser.add_argument("--training", type=Path, metavar="FOLDER", help="in place of the others: whole trainings there")
+    parser.add_argument("--training-steps", type=int, nargs=2, default=(120, 300), metavar=("STUDENT", "TEACHER"))
+    parser.add_argument("--page", action="store_true", help="only write the figures of teachers.json to the documents")
     parser.add_argument("--models", nargs=3, metavar=("STUDENT", "TEACHER", "TEXT"), help="in place of the others")
     parser.add_argument("--losses", nargs="*", help="of --models; default all across tokenizers that have no top-k")
     parser.add_argument("--texts", type=int, default=4, help="of a batch of --models")
@@ -179,17 +149,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--train", type=int, default=24, help="steps of the short training; 0: none")
     parser.add_output()
     given = parser.parse_args(arguments)
+    if given.page:
+        fill_documents()
+        return 0
+    about = machine()
     print(machine_line(), "\n")
     if given.models:
-        write_json(given.json, by_models(given.models, given.losses, given.texts, given.characters, given.train))
-        return 0
-    results: dict[str, Any] = {"disk": [disk(name, given.hidden, given.tokens) for name in ("bf16", "fp8")]}
-    show(results["disk"])
-    if given.replicas:
-        sizes = given.hidden, given.length, given.rows, given.step, given.steps, given.teacher_rate
-        results["service"] = [service(n, *sizes) for n in given.replicas]
-        show(results["service"])
-    write_json(given.json, results)
+        part = "models", by_models(given.models, given.losses, given.texts, given.characters, given.train)
+    elif given.training:
+        part = "training", by_training(given.training, *given.training_steps)
+    else:
+        shape = Shape(given.hidden, given.length, given.rows, given.step, given.steps, given.teacher_rate)
+        part = "sources", by_sources(shape, given.tokens, given.replicas)
+    if given.json:
+        write_json(given.json, merged(given.json, part[0], {"machine": about, **part[1]}))
     return 0
 
 

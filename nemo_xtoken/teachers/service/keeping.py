@@ -1,5 +1,6 @@
 """A teacher in other processes whose states are kept on disk: what is there is not asked for again."""
 
+import errno
 import logging
 import os
 import socket
@@ -24,6 +25,7 @@ __all__ = ["KeepingTeacher"]
 logger = logging.getLogger(__name__)
 
 SHARD_SECONDS = 60.0
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 LOOK_SECONDS = 60.0  # between two looks at what other processes have written
 
 
@@ -48,8 +50,20 @@ class KeepingTeacher(RemoteTeacher):
             self._store = StateStore(folder, of, host.settings.cache.open_files, host.settings.cache.check)
             kind = format_for(host.settings.cache.format, of.dtype)
             part = f"run-{socket.gethostname()}-{os.getpid()}"
-            writer = StateWriter(Path(folder), of, kind, part, shard_seconds=SHARD_SECONDS)
-            self._writer = writer.__enter__()  # left by close
+            self._begin(StateWriter(Path(folder), of, kind, part, shard_seconds=SHARD_SECONDS))
+
+    def _begin(self, writer: StateWriter) -> None:
+        """Takes a writer, which `close` leaves; none where the disk is full, as after a run that filled it.
+
+        Raises:
+            InputError: the folder cannot be written for another reason.
+        """
+        try:
+            self._writer = writer.__enter__()
+        except InputError as error:
+            if getattr(error.__cause__, "errno", None) not in _FULL:
+                raise
+            logger.warning("the states of the %s are not kept: %s", self.label, error.found)
 
     @classmethod
     def check(cls, settings: Any, where: str) -> None:

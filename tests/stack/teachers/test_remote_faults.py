@@ -1,4 +1,5 @@
-"""A student of two processes and replicas of two: killed at any moment, or still for a while, they change nothing.
+"""A student of two processes and replicas of two: killed at any moment, still for a while, or with their connections
+dropped, they change nothing.
 
 One kill and a stop of some seconds here; a campaign by ``NEMO_XTOKEN_REPLICA_KILLS=20 NEMO_XTOKEN_REPLICA_STOP=60``
 (other moments with ``NEMO_XTOKEN_KILL_SEED=2``).
@@ -11,6 +12,7 @@ import time
 
 import pytest
 from launcher import start
+from relay import RelayProcess
 
 pytestmark = pytest.mark.usefixtures("nemo")
 pytest.importorskip("zmq")
@@ -54,6 +56,21 @@ def service(world, tmp_path):
         one.close()
 
 
+@pytest.fixture(scope="module")
+def undisturbed(course, world, tmp_path_factory):
+    """The weights that each rank ends with, by one replica of two processes, and the seconds that it took."""
+    from service import Service
+
+    of = Service(tmp_path_factory.mktemp("undisturbed"), world.teacher)
+    try:
+        of.start("stays", **REPLICA)
+        began = time.monotonic()
+        found = weights(course("undisturbed", **LONG, teacher_config=remote(of, **QUICK)))
+        return found, time.monotonic() - began
+    finally:
+        of.close()
+
+
 def remote(service, **settings):
     from nemo_xtoken.teachers.source_settings import ServiceConfig
 
@@ -61,6 +78,8 @@ def remote(service, **settings):
 
 
 QUICK = {"silent": 1.5, "slow": 20.0}
+#: Bytes, of about 800,000 that a run has from its teacher, 20,000 for each sample.
+MOMENTS = (100, 10_000, 150_000, 300_000, 500_000)
 
 
 def weights(ended):
@@ -82,13 +101,11 @@ def at(moment, action):
     return when
 
 
-def test_a_replica_of_two_processes_killed_at_any_moment_loses_nothing(course, service):
+def test_a_replica_of_two_processes_killed_at_any_moment_loses_nothing(course, service, undisturbed):
     """One process of it, or both; the other of a pair must not go on alone, and a new one takes its place."""
     of = service()
     of.start("stays", **REPLICA)
-    began = time.monotonic()
-    expected = weights(course("undisturbed", **LONG, teacher_config=remote(of, **QUICK)))
-    seconds, numbers = time.monotonic() - began, random.Random(f"{SEED} replicas")
+    (expected, seconds), numbers = undisturbed, random.Random(f"{SEED} replicas")
     for number in range(KILLS):
         of.start("falls", **REPLICA)
         victims = numbers.choice([slice(0, 1), slice(1, 2), slice(0, 2)])
@@ -105,13 +122,12 @@ def test_a_replica_of_two_processes_killed_at_any_moment_loses_nothing(course, s
     print(f"\n{KILLS} kills of replicas of two processes: no difference, no process left")
 
 
-def test_a_replica_that_stood_still_works_again(course, service):
+def test_a_replica_that_stood_still_works_again(course, service, undisturbed):
     of = service()
     of.start("stays", **REPLICA)
     of.start("stops", **REPLICA)
     settings = {**LONG, "teacher_config": remote(of, **QUICK)}
-    expected = weights(course("moving", **settings))
-    began = []
+    (expected, _), began = undisturbed, []
 
     def stop():
         began.append(time.monotonic())
@@ -122,6 +138,19 @@ def test_a_replica_that_stood_still_works_again(course, service):
     of.signal("stops", signal.SIGCONT)
     of.signal("stays", signal.SIGKILL)
     assert weights(course("again", **settings)) == expected
+
+
+def test_connections_that_are_dropped_lose_nothing(course, service, undisturbed):
+    """Of the only replica: before it has said welcome, in the midst of the first states and later."""
+    of = service()
+    of.start("one", **REPLICA)
+    relay = RelayProcess(of.folder, "one", MOMENTS)
+    try:
+        ended = course("dropped", **LONG, teacher_config=remote(of, **QUICK))
+        assert weights(ended) == undisturbed[0]
+        assert relay.cuts == len(MOMENTS)
+    finally:
+        relay.close()
 
 
 def slowed():
@@ -137,12 +166,11 @@ def slowed():
     serving._computed = slowly
 
 
-def test_a_slow_replica_changes_nothing(course, service):
+def test_a_slow_replica_changes_nothing(course, service, undisturbed):
     of = service()
     of.start("quick", **REPLICA)
-    expected = weights(course("direct", **LONG, teacher_config=remote(of, **QUICK)))
     of.start("slow", prepare=slowed, **REPLICA)
-    assert weights(course("beside_a_slow_one", **LONG, teacher_config=remote(of, **QUICK))) == expected
+    assert weights(course("beside_a_slow_one", **LONG, teacher_config=remote(of, **QUICK))) == undisturbed[0]
     of.signal("slow", signal.SIGTERM)
     of.end("slow", 60)
     assert int((of.folder / "slow-1.log").read_text().splitlines()[-1].removesuffix(" tokens")) > 0

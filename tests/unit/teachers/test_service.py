@@ -2,11 +2,11 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import multiprocessing
 import os
 import signal
-import socket
 import threading
 import time
 from functools import partial
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from relay import Relay
 
 zmq = pytest.importorskip("zmq")
 
@@ -371,41 +372,24 @@ def test_a_connection_that_is_cut_is_made_again(service):
         relay.close()
 
 
-class Relay:
-    """Passes bytes on between two TCP ports."""
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+def test_a_run_that_keeps_states_begins_on_a_full_disk_and_not_in_a_folder_of_others(tmp_path, monkeypatch, number):
+    from nemo_xtoken.teachers.service.keeping import KeepingTeacher
+    from nemo_xtoken.teachers.store.state_formats import format_for
+    from nemo_xtoken.teachers.store.state_writer import StateWriter
 
-    def __init__(self, target):
-        self.target, self.cuts, self._pairs = target, 0, []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
+    def refused(*_, **__):
+        raise OSError(number, os.strerror(number))
 
-    def _accept(self):
-        while True:
-            try:
-                one, _ = self._listener.accept()
-            except OSError:
-                return
-            other = socket.create_connection(("127.0.0.1", self.target))
-            self._pairs.append((one, other))
-            for a, b in ((one, other), (other, one)):
-                threading.Thread(target=self._pass, args=(a, b), daemon=True).start()
-
-    @staticmethod
-    def _pass(a, b):
-        try:
-            while content := a.recv(65536):
-                b.sendall(content)
-        except OSError:
-            pass
-
-    def cut(self):
-        self.cuts += 1
-        while self._pairs:
-            for one in self._pairs.pop():
-                one.shutdown(socket.SHUT_RDWR)
-                one.close()
-
-    def close(self):
-        self._listener.close()
-        self.cut()
+    keeping, writer = KeepingTeacher.__new__(KeepingTeacher), StateWriter(tmp_path, OF, format_for(None, OF.dtype))
+    keeping.label, keeping._writer = "teacher", None
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", refused)
+        with (
+            contextlib.nullcontext() if number == errno.ENOSPC else pytest.raises(InputError, match="cannot be written")
+        ):
+            keeping._begin(writer)
+    assert keeping._writer is None
+    keeping._begin(writer)
+    assert keeping._writer is writer
+    writer.__exit__(None, None, None)
