@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from launcher import launch
 
+from nemo_xtoken.losses.base import ChunkLossConfig
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 from nemo_xtoken.teachers.source_settings import CacheConfig, ServiceConfig
 
@@ -28,11 +29,11 @@ SETTINGS = {"sgd": True, "steps": STEPS, "keep": KEPT}
 
 
 def teachers(sources):
-    """One of each, which differ by their weights, by which each W has a gradient of its own."""
+    """One of each; by its weight and temperature each W has a gradient of its own."""
     return {
         name.replace("+", "_"): {
             **{"path": "teacher", "loss": "p_kl", "learned": True, "weight": 1 / (2 + n)},
-            **{"learned_lr": 3e4, **sources.get(name, {})},
+            **{"learned_lr": 3e4, "chunks": ChunkLossConfig(temperature=1 + n / 4), **sources.get(name, {})},
         }
         for n, name in enumerate(SOURCES)
     }

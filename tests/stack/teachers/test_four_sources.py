@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from launcher import launch
 
+from nemo_xtoken.losses.base import ChunkLossConfig
 from nemo_xtoken.projection.matrix import ProjectionMatrix
 
 pytestmark = pytest.mark.usefixtures("nemo")
@@ -71,11 +72,11 @@ def elsewhere(world, tmp_path_factory):
 
 
 def teachers(world, sources):
-    """One of each, which differ by their weights, by which each W has a gradient of its own."""
+    """One of each; by its weight and temperature each W has a gradient of its own."""
     return {
         name.replace("+", "_"): {
             **{"path": world.teacher, "loss": "p_kl", "learned": True, "weight": 1 / (2 + n)},
-            **{"learned_lr": 300.0, **sources.get(name, {})},
+            **{"learned_lr": 300.0, "chunks": ChunkLossConfig(temperature=1 + n / 4), **sources.get(name, {})},
         }
         for n, name in enumerate(SOURCES)
     }
