@@ -43,6 +43,14 @@ from nemo_xtoken.teachers.store.state_writer import StateWriter
 PIECE = 512
 
 
+def core_share(seconds: float = 1.0) -> float:
+    """The share of a core that a busy process gets beside what else runs here."""
+    begin, own = time.perf_counter(), time.process_time()
+    while time.perf_counter() - begin < seconds:
+        pass
+    return (time.process_time() - own) / (time.perf_counter() - begin)
+
+
 def disk(name: str, hidden: int, tokens: int) -> dict[str, Any]:
     """Rates of one format, in tokens for a second of a core, and its bytes a token."""
     of, kind = fingerprint(hidden), format_for(name, "bfloat16")
@@ -109,7 +117,8 @@ def by_models(names: Sequence[str], losses: Sequence[str], texts: int, character
 
 def by_sources(shape: Shape, tokens: int, replicas: Sequence[int]) -> dict[str, Any]:
     """What a teacher on disk and in other processes costs; shows it."""
-    results: dict[str, Any] = {"shape": asdict(shape)}
+    results: dict[str, Any] = {"shape": asdict(shape), "core": core_share()}
+    print(f"a busy process has {results['core']:.0%} of a core\n")
     results["disk"] = shown(disk(name, shape.hidden, tokens) for name in ("bf16", "fp8"))
     if replicas:
         columns = ("teacher", "tokens/s", "waiting", "wire")

@@ -54,9 +54,10 @@ def blocks(results: Mapping[str, Any]) -> dict[str, str]:
 def _machine(part: Mapping[str, Any]) -> str:
     """Where and when a part was measured."""
     about = part["machine"]
+    share = f", of which a busy process had {part['core']:.0%} of one" if "core" in part else ""
     return (
-        f"Measured {about['date']} on {about['processor']}, {about['cores']} cores, with a load of {about['load']:.0f} "
-        f"from other work at the begin; Python {about['python']}, torch {about['packages']['torch']}."
+        f"Measured {about['date']} on {about['processor']}, {about['cores']} cores{share}, load {about['load']:.0f}; "
+        f"Python {about['python']}, torch {about['packages']['torch']}."
     )
 
 

@@ -9,8 +9,9 @@ from tokenizer_zoo import write_folder, zoo
 
 from nemo_xtoken.projection.token_classes import is_text
 
-alignment, bench, loss, prepare, projection, sweep, texts = (
-    importlib.import_module(name) for name in ("alignment", "bench", "loss", "prepare", "projection", "sweep", "texts")
+alignment, bench, loss, prepare, projection, sweep, teachers, texts = map(
+    importlib.import_module,
+    ("alignment", "bench", "loss", "prepare", "projection", "sweep", "teachers", "texts"),
 )
 
 
@@ -27,7 +28,7 @@ def pair(folder):
     return ["--student", str(folder / "llama"), "--teacher", str(folder / "qwen")]
 
 
-@pytest.mark.parametrize("script", [alignment, loss, prepare, projection, sweep])
+@pytest.mark.parametrize("script", [alignment, loss, prepare, projection, sweep, teachers])
 def test_help_teaches(script, capsys):
     with pytest.raises(SystemExit) as stop:
         script.main(["--help"])

@@ -3,6 +3,8 @@
 The matrix of ``teachers/test_four_sources.py``, which has the same tolerances under NeMo 2.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from launcher import launch
@@ -79,6 +81,7 @@ def test_in_any_layout(bridge_world, beside, elsewhere, layout):
             for key in ("ce", "kd", "scale", "chunks", *(f"kd/{teacher}" for teacher in mixed)):
                 assert record[key] == pytest.approx(expected[key], rel=RELATIVE), key
     assert_same_gradients(beside, [without_padding(rank, beside) for rank in found], KEPT, RELATIVE)
+    assert list(Path(mixed["remote_cached"]["cache"].folder).rglob("states-*"))  # they have come, and were kept
     moved = set()
     for teacher in mixed:
         runs = [bridge_world.root / "runs" / run for run in ("four_beside", name)]

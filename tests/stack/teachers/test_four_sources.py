@@ -1,6 +1,7 @@
 """A teacher of each source in one run, each with a W that is learned, teaches as all of them beside the student do."""
 
 import functools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -98,6 +99,7 @@ def test_in_any_layout(course, world, elsewhere, beside, layout):
     mixed = teachers(world, elsewhere(pack, kept=f"kept_{layout}"))
     other, found = course(layout, ranks, text={"pack": pack}, teachers=mixed, **settings)
     assert_same(one, [without_padding(rank, one) for rank in found], STEPS, RELATIVE)
+    assert list(Path(mixed["remote_cached"]["cache"].folder).rglob("states-*"))  # they have come, and were kept
     moved = set()
     for teacher in mixed:
         files = [of.folder / f"learned_projection_{teacher}.safetensors" for of in (job, other)]
