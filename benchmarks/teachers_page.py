@@ -73,15 +73,12 @@ def _sources(part: Mapping[str, Any]) -> str:
         f"that {_needed(shape):.2f} suffice; {shape['steps']} steps after a first one. Files lie in the page cache.\n\n"
     )
     rows = [
-        (
-            row["teacher"],
-            f"{row['tokens/s']:,.0f}",
-            _share(row["waiting"]),
-            f"{row['wire']:.4f}" if "wire" in row else "",
-        )
+        (row["teacher"], f"{row['tokens/s']:,.0f}", _share(row["waiting"]), _wire(row, shape))
         for row in part["sources"]
     ]
-    steps = markdown(("teacher", "tokens/s of the student", "it waits", "bytes on the wire, of the states'"), rows)
+    steps = markdown(
+        ("teacher", "tokens/s of the student", "it waits", "bytes a token on the wire, times those of the states"), rows
+    )
     disk = markdown(
         ("format", "bytes a token on disk", "tokens/s written", "read and checked", "read again"),
         [
@@ -98,17 +95,21 @@ def _sources(part: Mapping[str, Any]) -> str:
     return f"{head}{steps}\n\n{service}\n\n{disk}\n"
 
 
+def _wire(row: Mapping[str, Any], shape: Mapping[str, Any]) -> str:
+    return f"{row['wire'] * 2 * shape['hidden']:,.1f}, {row['wire']:.5f}" if "wire" in row else ""
+
+
 def _waiting(part: Mapping[str, Any]) -> str:
     """In a few sentences."""
     shape = part["shape"]
     shares = {row["teacher"].removeprefix("remote, "): _share(row["waiting"]) for row in part["sources"]}
     wire = max(row.get("wire", 0.0) for row in part["sources"])
-    said = ", ".join(f"with {name} {share}" for name, share in shares.items() if "replica" in name)
+    said = ", ".join(f"by {name} {share}" for name, share in shares.items() if "replica" in name)
     return (
-        f"Teachers of {shape['rate']:,.0f} tokens a second, a student that takes {shape['seconds']:g} s for "
-        f"{shape['rows']} rows of {shape['length']:,} tokens\nat H = {shape['hidden']:,} (so that {_needed(shape):.2f} "
-        f"suffice): {said} of its time is waiting, by one beside it\n{shares['colocated']}. On the wire are {wire:.4f} "
-        "times the bytes of the states ([all figures](../benchmarks/REPORT.md)).\n"
+        f"Teachers of {shape['rate']:,.0f} tokens a second, and a student that takes {shape['seconds']:g} s for "
+        f"{shape['rows']} rows of {shape['length']:,} tokens at\nH = {shape['hidden']:,}, so that {_needed(shape):.2f} "
+        f"suffice: the share of its time in which it waits is {shares['colocated']} by one beside it,\n{said}. On the "
+        f"wire are {wire:.4f} times the bytes of the\nstates ([all figures](../benchmarks/REPORT.md)).\n"
     )
 
 
@@ -130,8 +131,8 @@ def _training(part: Mapping[str, Any]) -> str:
     head = (
         f"{_machine(part)} The models and the kind of text of `xtoken_tiny`, {about['steps']} steps of "
         f"{about['batch']} samples with P-KL at scale 1 in float32, by a teacher of {about['teacher_steps']} steps; "
-        "the same start, samples and order for all. Losses are means of the last 10 steps, in nats; bits a byte are of "
-        "held-out text. The value of KD by samples, unlike its gradient, is too large.\n\n"
+        "the same start, seed, samples and order for all, once. Losses are means of the last 10 steps, in nats; bits a "
+        "byte are of held-out text. The value of KD by samples, unlike its gradient, is too large.\n\n"
     )
     rows = [
         (

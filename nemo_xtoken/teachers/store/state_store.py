@@ -113,6 +113,8 @@ class StateStore:
         self.names: list[str] = []
         self.table = Table.empty()
         self.absent: set[int] = set()
+        #: whether the index names all files that are there, so that they need not be opened to know what they hold.
+        self.indexed = True
         self.refresh()
 
     def refresh(self) -> None:
@@ -120,6 +122,7 @@ class StateStore:
         names, table = _read_index(self.folder)
         there = {str(path.relative_to(self.folder)) for path in _files(self.folder)}
         known = set(names)
+        self.indexed = there <= known
         tables, names = [table], list(names)
         for name in sorted(there - known):
             shard = self._opened(self.folder / name)

@@ -152,7 +152,7 @@ def cache_states(
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.barrier()
     store = StateStore(folder, fingerprint)
-    if first and work.samples:
+    if first and (work.samples or not store.indexed):  # a run before this one had no room for the index
         store.write_index()
         say(f"{store.tokens:,} tokens in {len(store.names):,} files in {folder}")
     row = kind.row_bytes(fingerprint.hidden_size)

@@ -235,6 +235,19 @@ def test_a_full_disk_loses_nothing_that_is_written(tmp_path):
     assert torch.equal(read(StateStore(tmp_path, OF), key, start, ids), states)
 
 
+def test_a_store_knows_whether_its_index_has_all_files(tmp_path):
+    write(tmp_path, [piece(1, 0, 10)])
+    StateStore(tmp_path, OF).write_index()
+    assert StateStore(tmp_path, OF).indexed
+    write(tmp_path, [piece(2, 0, 10)], part="later")
+    store = StateStore(tmp_path, OF)
+    assert store.tokens == 20
+    store.write_index()
+    assert store.indexed
+    (tmp_path / "index.safetensors").unlink()
+    assert not StateStore(tmp_path, OF).indexed
+
+
 def test_a_full_disk_keeps_the_index_of_before(tmp_path):
     write(tmp_path, [piece(n, 0, 2) for n in range(60)])
     path = StateStore(tmp_path, OF).write_index()
