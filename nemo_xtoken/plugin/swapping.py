@@ -204,17 +204,19 @@ def held_out_texts(text: DataConfig, student: Vocabulary, teacher: Vocabulary) -
                     yield document
 
 
-def export_student(run: Path, dtype: str | None = None) -> Path:
+def export_student(run: Path, dtype: str | None = None, adapter: str | None = None) -> Path:
     """The student of a run in Hugging Face's format, in the run's folder.
 
     Args:
         dtype: of its weights; None: as the export chooses.
+        adapter: write its LoRA adapters alone, which belong to this model; None: the whole student.
 
     Raises:
         InputError: the export failed.
     """
     out = run / "student"
     words = [f"run={run}", f"out={out}", "overwrite=true", *([f"dtype={dtype}"] if dtype else [])]
+    words += [f"adapter={adapter}"] if adapter else []
     with Phase(f"exporting {run}"):
         run_command("export", *words)
     return out

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from nemo_xtoken.run.estimates.loss_time import BF16, FP32
 from nemo_xtoken.run.estimates.memory import Precision, Recompute, TeacherSizes, Training
+from nemo_xtoken.run.estimates.model_sizes import Model
+from nemo_xtoken.run.lora.lora_checks import lora_parameters
 from nemo_xtoken.run.settings import Settings
 from nemo_xtoken.run.spec import ModelSpec, RunSpec
 from nemo_xtoken.run.teaching import ELSEWHERE
@@ -162,4 +164,12 @@ class Plan:
             recompute=self.recompute(),
             sequence_parallel=self.sequence_parallel,
             tile_mib=self.settings.number("objective.tile_mib"),
+            trained=self._trained(student),
         )
+
+    def _trained(self, student: Model) -> float:
+        """The share of the student's parameters that are."""
+        lora = self.run.lora
+        if lora is None or not lora.on:
+            return 1.0
+        return min(1.0, lora_parameters(lora, self.student.config, student.vocabulary) / student.parameters)

@@ -6,6 +6,7 @@ from typing import Any
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.run import layout
 from nemo_xtoken.run.arguments.names import check_content
+from nemo_xtoken.run.lora.lora_checks import lora_problems
 from nemo_xtoken.run.settings import Settings
 from nemo_xtoken.run.sides import run_of
 from nemo_xtoken.run.spec import ModelSpec, RunSpec
@@ -42,6 +43,8 @@ def unsupported_settings(run: RunSpec) -> Iterator[tuple[InputError, bool]]:
         config = "model.config" if side is run.student else f"{side.where}.config"
         for refusal, error in refused(side.label, config, run.case(side)):
             yield error, not (refusal.versions and run.engine == UNKNOWN)
+    for problem in lora_problems(run.lora, run.student.config, run.student.sizes, run.starts):
+        yield problem, True
 
 
 def layout_problems(run: RunSpec) -> Iterator[InputError]:

@@ -10,15 +10,17 @@ from nemo_xtoken.hub import hub_folder, is_hub_name
 from nemo_xtoken.run.arguments.short_names import short
 from nemo_xtoken.run.arguments.signatures import class_defaults
 from nemo_xtoken.run.layout import ParallelSizes
+from nemo_xtoken.run.lora.lora_settings import LoraConfig, unmerged
 from nemo_xtoken.run.settings import Settings, resolved
 from nemo_xtoken.run.spec import BRIDGE_ROWS_FIX, START, ModelSpec, RunSpec
 from nemo_xtoken.run.teaching import ELSEWHERE, THE_TEACHER, label_of
 from nemo_xtoken.run.unsupported import OF_A_RUN, TEACHER, TRAINER
+from nemo_xtoken.run.values import LORA, PARTS, made
 from nemo_xtoken.run.yaml_file import read_yaml
 from nemo_xtoken.weights.checkpoint_names import RUN_CONFIG, bridge_checkpoints, is_bridge_checkpoint
 from nemo_xtoken.weights.chosen import chosen_layers
 
-__all__ = ["checkpoint_config", "processes_of", "run_of", "student_side", "teacher_side"]
+__all__ = ["checkpoint_config", "lora_of", "processes_of", "run_of", "student_side", "teacher_side"]
 
 NOT_TAKEN = ("vocab_size", "make_vocab_size_divisible_by", "recompute_", *OF_A_RUN)
 _IMPORT = "`xtoken import model={} out=FOLDER` makes one from a Hugging Face model"
@@ -34,6 +36,7 @@ def run_of(settings: Settings, processes: int | None, engine: tuple[int, ...] | 
     Raises:
         InputError: a size that is not a whole number.
     """
+    lora, starts = lora_of(settings)
     return RunSpec(
         student=student_side(settings),
         teachers=tuple(teacher_side(settings, where, config) for where, config in settings.teachers().items()),
@@ -45,8 +48,23 @@ def run_of(settings: Settings, processes: int | None, engine: tuple[int, ...] | 
         virtual=settings.number("trainer.strategy.virtual_pipeline_model_parallel_size"),
         trainer={name: settings.get(name) for name in TRAINER},
         engine=engine,
+        lora=lora,
+        starts=starts,
         **({"rows_fix": BRIDGE_ROWS_FIX} if settings.under_bridge else {}),
     )
+
+
+def lora_of(settings: Settings) -> tuple[LoraConfig | None, bool]:
+    """The adapters that the settings ask for, None where there are none or their own check refuses them; and whether
+    the student starts from a model, be it one that is not named yet."""
+    try:
+        lora = made(PARTS[LORA], settings.part(LORA), LORA)
+        lora = lora.of_swap() if settings.swaps else lora
+    except (InputError, ImportError):
+        lora = None
+    if settings.under_bridge:
+        return lora, settings.get("model.architecture") is None
+    return lora, settings.swaps or settings.any_pair or settings.get("resume.restore_config") is not None
 
 
 def processes_of(settings: Settings) -> int | None:
@@ -232,6 +250,8 @@ def _checkpoint(path: Any, name: str, who: str, imports: bool = False) -> tuple[
     except (KeyError, TypeError) as error:
         reason = f"{file} cannot be read ({type(error).__name__}: {error})"
         return {}, "", InputError(reason, "what NeMo 2 saves beside the weights", _fix("MODEL", name))
+    if isinstance(content.get("lora"), Mapping):
+        return {}, "", unmerged(name, path)
     return {"config": config, "tokenizer": _tokenizer(content.get("tokenizer"), file.parent)}, str(file), None
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.run.estimates.model_sizes import Model
 from nemo_xtoken.run.layout import ParallelSizes, padded_rows
+from nemo_xtoken.run.lora.lora_settings import LoraConfig
 from nemo_xtoken.run.unsupported import CONFIG, Case
 
 if TYPE_CHECKING:
@@ -104,6 +105,8 @@ class RunSpec:
         rows_fix: what to do where rows of an output layer do not divide.
         trainer: what `unsupported.TRAINER` asks of the trainer.
         engine: version of the Transformer Engine that attention runs in; None: it runs without.
+        lora: the adapters of the student; None: it has none.
+        starts: whether the student starts from a model.
     """
 
     student: ModelSpec
@@ -117,6 +120,8 @@ class RunSpec:
     rows_fix: str = _ROWS_FIX
     trainer: Mapping[str, Any] = field(default_factory=dict)
     engine: tuple[int, ...] | None = None
+    lora: LoraConfig | None = None
+    starts: bool = True
 
     @property
     def sides(self) -> tuple[ModelSpec, ...]:
@@ -137,7 +142,7 @@ class RunSpec:
 def plain_config(config: Any) -> dict[str, Any]:
     """What the checks ask of a framework's configuration object."""
     names = {*ARCHITECTURE, "vocab_size", "make_vocab_size_divisible_by", "seq_length", *CONFIG}
-    return {name: getattr(config, name, None) for name in names}
+    return {"_target_": type(config).__name__, **{name: getattr(config, name, None) for name in names}}
 
 
 def differences(own: Mapping[str, Any], theirs: Mapping[str, Any], path: str) -> InputError | None:

@@ -76,12 +76,13 @@ OF_TEACHER: dict[str, tuple[Callable[[Any], bool], str]] = {
     "expert_model_parallel_size": _FROM[1],
 }
 #: Parts of a run that are dataclasses of this package with checks of their own.
-OBJECTIVE, TEXT, EVALUATION, STOP = "objective", "data.text", "evaluate", "stop"
+OBJECTIVE, TEXT, EVALUATION, STOP, LORA = "objective", "data.text", "evaluate", "stop", "lora"
 PARTS = {
     OBJECTIVE: "nemo_xtoken.objective.scale.ObjectiveConfig",
     TEXT: "nemo_xtoken.data.config.DataConfig",
     EVALUATION: "nemo_xtoken.evaluate.evaluation_config.EvaluationConfig",
     STOP: "nemo_xtoken.training.watching.early_stopping.StopConfig",
+    LORA: "nemo_xtoken.run.lora.lora_settings.LoraConfig",
     "samples": "nemo_xtoken.training.watching.sample_settings.SampleConfig",
 }
 PARTS_OF_TEACHER = {
@@ -197,6 +198,8 @@ def _check_part(settings: Settings, name: str, target: str) -> None:
     value = made(target, settings.part(name), name)
     if name == TEXT:
         value.check_values()
+    if name == LORA and settings.swaps:
+        value.of_swap()
     if name == STOP:
         stopping = importlib.import_module("nemo_xtoken.training.watching.early_stopping")
         stopping.check_stop(value.patience, value.on, map(name_of, settings.teachers()))

@@ -93,6 +93,10 @@ WRONG = [
     ["trainer.num_nodes=0"],
     ["trainer.num_nodes=two"],
     ["optim.config.adam_beta2=1"],
+    ["lora.rank=-1"],
+    ["lora.alpha=8"],
+    ["lora.rnak=8"],
+    ["lora.rank=8", "lora.targets=linear_qvk"],
 ]
 
 

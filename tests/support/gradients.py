@@ -31,7 +31,7 @@ def named_parameters(module: Any) -> Iterator[tuple[str, Tensor]]:
 
 def main_gradients(module: Any, vocabulary_size: int) -> dict[str, Any]:
     """A step's, by the parameters' names in the whole model, put together over the tensor-parallel group and cut to the
-    vocabulary, as numpy arrays; as Megatron leaves them for the optimizer.
+    vocabulary, as numpy arrays; as Megatron leaves them for the optimizer.  What is frozen has none.
 
     Args:
         module: see `named_parameters`.
@@ -40,6 +40,7 @@ def main_gradients(module: Any, vocabulary_size: int) -> dict[str, Any]:
     return {
         name: _whole(name, parameter, parameter.main_grad, vocabulary_size).numpy().copy()
         for name, parameter in named_parameters(module)
+        if parameter.requires_grad
     }
 
 
@@ -51,7 +52,9 @@ def _whole(name: str, parameter: Tensor, value: Tensor, size: int) -> Tensor:
     if getattr(parameter, "tensor_model_parallel", False):
         parts = [torch.empty_like(value) for _ in range(ranks)]
         dist.all_gather(parts, value.contiguous(), group=group)
-        if "linear_fc1" in name:  # each rank holds a part of the gate and one of the other half
+        if (
+            "linear_fc1" in name and "linear_in" not in name
+        ):  # each rank holds a part of the gate and one of the other half
             parts = [half for i in (0, 1) for half in [p.chunk(2)[i] for p in parts]]
         value = torch.cat(parts, dim=parameter.partition_dim)
     if "word_embeddings" in name or "output_layer" in name:

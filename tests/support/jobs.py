@@ -32,6 +32,7 @@ from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
 from nemo_xtoken.projection.prefixes import PrefixClasses
 from nemo_xtoken.recipes.common import saving
+from nemo_xtoken.run.lora.lora_settings import LoraConfig
 from nemo_xtoken.training import inputs
 from nemo_xtoken.vocab.loading import load_vocabulary
 from nemo_xtoken.weights.checkpoint_names import finished_checkpoints
@@ -89,6 +90,7 @@ class Job:
         text, model, teacher_config, objective: further arguments of ``DataConfig``, the student's config,
             ``TeacherConfig``, ``ObjectiveConfig``.
         teachers: the arguments of ``TeacherConfig`` of more teachers, by name.
+        lora: the arguments of ``LoraConfig``.
         watchers: callbacks added to the trainer.
     """
 
@@ -128,6 +130,7 @@ class Job:
     teacher_config: dict[str, Any] = field(default_factory=dict)
     objective: dict[str, Any] = field(default_factory=dict)
     teachers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    lora: dict[str, Any] = field(default_factory=dict)
     watchers: tuple[Watcher, ...] = ()
 
     def but(self, **changes: Any) -> "Job":
@@ -221,6 +224,7 @@ def build(job: Job) -> dict[str, Any]:
         "teacher": teacher if job.teacher else None,
         "teachers": {name: TeacherConfig(**settings) for name, settings in job.teachers.items()},
         "objective": ObjectiveConfig(scale=job.scale, **job.objective),
+        "lora": LoraConfig(**job.lora),
         "optim": nl.MegatronOptimizerModule(
             optimizer,
             nl.lr_scheduler.CosineAnnealingScheduler(max_steps=job.steps, warmup_steps=2, constant_steps=0)

@@ -219,12 +219,15 @@ def logits(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def nemo_logits(checkpoint, tokens, **settings):
-    """float32 ``[b, T, V]`` of a NeMo checkpoint, by Megatron's own forward pass; with changes of its configuration."""
+    """float32 ``[b, T, V]`` of a NeMo checkpoint, by Megatron's own forward pass; with changes of its configuration.
+
+    LoRA adapters stay beside their layers."""
     import torch
     from nemo.collections import llm
 
     from nemo_xtoken.plugin.nemo2.hf.exporting import load_config
     from nemo_xtoken.plugin.nemo2.hf.session import trainer_for
+    from nemo_xtoken.plugin.nemo2.lora.student_adapters import add_adapters, lora_in
     from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
     from nemo_xtoken.training.inputs import document_mask
 
@@ -233,6 +236,8 @@ def nemo_logits(checkpoint, tokens, **settings):
         setattr(config, name, value)
     model = llm.GPTModel(config, tokenizer=XTokenTokenizer(str(next(checkpoint.glob("context/*tokenizer*")))))
     with trainer_for(model, ddp="pytorch", setup_optimizers=False) as trainer:
+        if (lora := lora_in(checkpoint)) is not None:
+            add_adapters(model, lora, resumed=True)
         trainer.strategy.setup(trainer)
         trainer.strategy.load_checkpoint(checkpoint)
         model.module.eval()

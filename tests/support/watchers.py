@@ -16,6 +16,7 @@ from nemo_xtoken.plugin.nemo2.steps import DistillationSteps
 
 __all__ = [
     "Buffers",
+    "Changed",
     "DieInSave",
     "Gradients",
     "Pause",
@@ -61,7 +62,9 @@ class Gradients(Watcher):
         module = unwrap_model(step.pl_module.module)
         found = main_gradients(module, step.pl_module.tokenizer.vocab_size)
         self.result.setdefault("gradients", {})[step.step_i] = found
-        self.result["added"] = [name for name, p in named_parameters(module) if p.grad_added_to_main_grad]
+        self.result["added"] = [
+            name for name, p in named_parameters(module) if getattr(p, "grad_added_to_main_grad", False)
+        ]
 
 
 class Weights(Watcher):
@@ -77,6 +80,28 @@ class Weights(Watcher):
 
 def _teachers(pl_module: Any) -> list[str]:
     return [digest(teacher.model) for teacher in pl_module.teaching.teachers if hasattr(teacher, "model")]
+
+
+class Changed(Watcher):
+    """``changed``, ``trained``: the names of the student's parameters that changed, and that have a gradient, on this
+    rank; ``of_teacher``: those of the teachers' parameters that are an adapter's."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._before = {name: p.detach().clone() for name, p in named_parameters(_bare(pl_module))}
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        after = dict(named_parameters(_bare(pl_module)))
+        self.result["changed"] = sorted(n for n, p in after.items() if not torch.equal(p, self._before[n]))
+        self.result["trained"] = sorted(name for name, p in after.items() if p.requires_grad)
+        del self._before
+        teachers = [teacher.model for teacher in pl_module.teaching.teachers if hasattr(teacher, "model")]
+        self.result["of_teacher"] = [n for t in teachers for n, _ in t.named_parameters() if "adapter" in n]
+
+
+def _bare(pl_module: Any) -> Any:
+    from megatron.core.utils import unwrap_model
+
+    return unwrap_model(pl_module.module)
 
 
 class Buffers(Watcher):

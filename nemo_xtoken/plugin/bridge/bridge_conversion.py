@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.plugin.bridge.checkpoints import Checkpoint
+from nemo_xtoken.plugin.bridge.lora.bridge_adapters import adapters_of, export_adapted
 from nemo_xtoken.plugin.bridge.run_folder import DATA
 from nemo_xtoken.vocab.loading import load_vocabulary
 from nemo_xtoken.weights.checkpoint_names import bridge_checkpoints
@@ -27,6 +28,7 @@ def export_model(
     overwrite: bool = False,
     say: Callable[[str], None] = lambda stage: None,
     trust: bool = False,
+    adapter: Optional[str] = None,
 ) -> Path:
     """Writes a trained student in Hugging Face's format, by Bridge's own conversion, with the run's tokenizer.
 
@@ -36,6 +38,7 @@ def export_model(
         dtype: float32, bfloat16 or float16; by default that of the model that the student started from.
         overwrite: replace a checkpoint at ``out``.
         say: called with a line on what is being done.
+        adapter: write LoRA adapters alone, for PEFT, which belong to this model; None: merged into the layers.
         trust: has no meaning here: nothing that a checkpoint brings runs, and what would is refused.
 
     Returns:
@@ -54,9 +57,14 @@ def export_model(
     say(f"reading {checkpoint.source}")
     checkpoint.check()
     model, tokenizer = checkpoint.tokenizer("model.tokenizer.source"), _tokenizer(Path(checkpoint.source))
+    lora = adapters_of(checkpoint, adapter)
     with new_folder(out, overwrite) as folder:
         bridge = _bridge(checkpoint, model)
-        bridge.export_ckpt(checkpoint.source, str(folder), show_progress=False)
+        if lora is None:
+            bridge.export_ckpt(checkpoint.source, str(folder), show_progress=False)
+        else:
+            stored = export_adapted(bridge, checkpoint.source, lora, folder, adapter)
+            dtype = dtype or stored
         source = tokenizer or model
         copy_tokenizer(source, folder, load_vocabulary(source))
         if dtype is not None:
@@ -98,9 +106,11 @@ def _cast(folder: Path, dtype: torch.dtype) -> None:
     """Gives the floating-point weights in a folder another type."""
     from safetensors.torch import load_file, save_file
 
-    for file in folder.glob("*.safetensors"):
+    for file in folder.glob("*.safetensors"):  # of a model, or of adapters alone
         tensors = {n: t.to(dtype) if t.is_floating_point() else t for n, t in load_file(file).items()}
         save_file(tensors, file, {"format": "pt"})
+    if not (folder / "config.json").is_file():
+        return
     config = read_json(folder / "config.json")
     name = "dtype" if "dtype" in config else "torch_dtype"
     write_json(folder / "config.json", {**config, name: str(dtype).removeprefix("torch.")})

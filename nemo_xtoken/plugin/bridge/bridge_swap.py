@@ -12,6 +12,7 @@ from nemo_xtoken.plugin.bridge.bridge_config import Data, Log, Optimizer, Resume
 from nemo_xtoken.plugin.bridge.distill_bridge import is_first, train_one
 from nemo_xtoken.plugin.swapping import CE_ONLY, DISTILLED, check_given, finish, transplanted
 from nemo_xtoken.progress import Parts
+from nemo_xtoken.run.lora.lora_settings import LoraConfig
 from nemo_xtoken.training.teacher_settings import named_teachers
 from nemo_xtoken.training.vocabulary_tokenizer import VocabularyTokenizer
 from nemo_xtoken.training.watching.early_stopping import StopConfig
@@ -37,6 +38,7 @@ def swap_tokenizer(
     measure_on: Optional[str] = None,
     stop: Optional[StopConfig] = None,
     samples: Optional[SampleConfig] = None,
+    lora: Optional[LoraConfig] = None,
 ) -> Path:
     """Gives ``model`` the tokenizer of another and distils it from the original; the same command resumes it.
 
@@ -49,7 +51,7 @@ def swap_tokenizer(
         ce_only: also train the transplanted model without a teacher, through the same batches, to compare.
         measure_bytes: bits per byte are measured on so much of the held-out text; 0: not at all.
         measure_on: the device for that, as torch names it; by default a GPU where there is one.
-        data, trainer, log, objective, optim, resume, teachers, stop, samples: as for ``distill``.
+        data, trainer, log, objective, optim, resume, teachers, stop, samples, lora: as for ``distill``.
 
     Returns:
         the run's folder: ``student`` in it is the result in Hugging Face's format, ``bits.json`` the measure before and
@@ -58,6 +60,7 @@ def swap_tokenizer(
     Raises:
         InputError: model, tokenizer, text, layout or settings are wrong.
     """
+    lora = None if lora is None else lora.of_swap()
     made = transplanted(*check_given(model, tokenizer, data.text), layers)
     teacher = dataclasses.replace(teacher or TeacherConfig())
     teacher.path = teacher.path or str(made.original)
@@ -72,12 +75,12 @@ def swap_tokenizer(
         beside = dataclasses.replace(log, log_dir=str(folder), name="ce_only")
         alone = ObjectiveConfig(scale=0.0)
         runs[CE_ONLY] = train_one(
-            Student(), data, trainer, None, alone, optim, beside, resume, aligned_with=sides, title=CE_ONLY
+            Student(), data, trainer, None, alone, optim, beside, resume, aligned_with=sides, title=CE_ONLY, lora=lora
         )
     parts.begin(f"training the student, {DISTILLED}")
     runs[DISTILLED] = train_one(
         Student(), data, trainer, teacher, objective, optim, log, resume, teachers, title=DISTILLED, stop=stop,
-        samples=samples or SampleConfig(),
+        samples=samples or SampleConfig(), lora=lora,
     )  # fmt: skip
     if is_first():
         student = VocabularyTokenizer(str(made.model)).vocabulary

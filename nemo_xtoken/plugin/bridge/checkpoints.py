@@ -10,7 +10,9 @@ from nemo_xtoken.checksums import find_damage, write_checksums
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.hub import hub_folder
 from nemo_xtoken.plugin.safe_weights import check_weights, find_truncated
+from nemo_xtoken.run.lora.lora_settings import unmerged
 from nemo_xtoken.teachers.output_rows import MegatronRows, OutputRows, SafetensorsRows
+from nemo_xtoken.training.lora.adapted import has_adapters
 from nemo_xtoken.weights.checkpoint_names import RUN_CONFIG, bridge_checkpoints
 from nemo_xtoken.weights.folder import read_json
 from nemo_xtoken.weights.rotary import classic_rotary
@@ -95,6 +97,18 @@ class Checkpoint:
         except InputError as error:
             fix = "copy the checkpoint again; under Megatron-Bridge nothing that a checkpoint brings is run"
             raise InputError(error.found, error.expected, fix) from error
+
+    def check_whole(self, where: str) -> None:
+        """Whether it is a model by itself.  Reads its header.
+
+        Args:
+            where: what it is called on the command line.
+
+        Raises:
+            InputError: it has LoRA adapters beside its layers, which would be left out without a word.
+        """
+        if self.bridge and has_adapters(self.tensors()):
+            raise unmerged(where, self.source, under_bridge=True)
 
     def provider(self, random_weights: bool = False) -> Any:
         """Bridge's model provider, to be configured; of a Hugging Face model it loads the weights when it is used.

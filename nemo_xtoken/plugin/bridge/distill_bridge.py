@@ -29,12 +29,14 @@ from nemo_xtoken.plugin.bridge.bridge_config import (
 )
 from nemo_xtoken.plugin.bridge.checkpoints import Checkpoint, has_checkpoint
 from nemo_xtoken.plugin.bridge.forward_step import Distillation
+from nemo_xtoken.plugin.bridge.lora.bridge_adapters import check_resumed, described
 from nemo_xtoken.plugin.bridge.models import host_teacher, prepare_student
 from nemo_xtoken.plugin.bridge.run_folder import Records
 from nemo_xtoken.plugin.swapping import export_student
 from nemo_xtoken.plugin.trackers import check_tracker, tracker
 from nemo_xtoken.report.summary import report_runs
 from nemo_xtoken.run.layout import ParallelSizes
+from nemo_xtoken.run.lora.lora_settings import LoraConfig
 from nemo_xtoken.run.records import check_run_name, read_history
 from nemo_xtoken.run.run_checks import check_run, left_to_the_user, not_set
 from nemo_xtoken.run.spec import BRIDGE_ROWS_FIX, START, ModelSpec, RunSpec, plain_config
@@ -73,6 +75,7 @@ def distill(
     track: str = "none",
     stop: Optional[StopConfig] = None,
     samples: Optional[SampleConfig] = None,
+    lora: Optional[LoraConfig] = None,
 ) -> Path:
     """Trains a student on text and on what its teachers say about it, in Megatron-Bridge's loop.
 
@@ -95,6 +98,7 @@ def distill(
         track: ``tensorboard`` or ``wandb``: curves of the run in its folder, as well; ``log=tensorboard`` is the same.
         stop: when to stop before the last step: ``stop.patience=3``.
         samples: beginnings of held-out texts that the student continues beside every evaluation: ``samples.count=5``.
+        lora: low-rank adapters, which are trained instead of the student: ``lora.rank=16``.
 
     Returns:
         the run's folder, with checkpoints, ``history.jsonl`` and the report.
@@ -107,12 +111,14 @@ def distill(
         model, resume = Student(), dataclasses.replace(resume or Resume(), restore_config=Restore(student))
     folder = train_one(
         model, data, trainer, teacher, objective, optim, log, resume, teachers, evaluate=evaluate, track=track,
-        stop=stop, samples=samples or SampleConfig(),
+        stop=stop, samples=samples or SampleConfig(), lora=lora,
     )  # fmt: skip
     if is_first():
         report_runs({folder.name: folder}, folder)
         if export:
-            print(f"student     {export_student(folder)}")
+            start = resume.restore_config.path if resume is not None else None
+            belongs_to = None if lora is None else lora.written_for(str(start))
+            print(f"student     {export_student(folder, adapter=belongs_to)}")
     return folder
 
 
@@ -132,12 +138,13 @@ def train_one(
     track: str = "none",
     stop: StopConfig | None = None,
     samples: SampleConfig | None = None,
+    lora: LoraConfig | None = None,
 ) -> Path:
     """One training run without its report; several may follow each other in one process.
 
     Args:
         aligned_with, title: see `configure`.
-        evaluate, track, stop, samples: see `distill`; without the last no text is continued.
+        evaluate, track, stop, samples, lora: see `distill`; without the last no text is continued.
 
     Raises:
         InputError: see `distill`.
@@ -153,7 +160,7 @@ def train_one(
 
     container, run = configure(
         model, data, trainer, teacher, objective, optim, log, resume, teachers, aligned_with, title, evaluate, track,
-        stop, samples,
+        stop, samples, lora,
     )  # fmt: skip
     requests = StopRequests()
     requests.take_ctrl_c()
@@ -203,6 +210,7 @@ def configure(
     track: str = "none",
     stop: Optional[StopConfig] = None,
     samples: Optional[SampleConfig] = None,
+    lora: Optional[LoraConfig] = None,
 ) -> tuple[Any, Distillation]:
     """Checks a run, reads its data, and configures it; for ``pretrain(container, run, callbacks=[run])``.
 
@@ -229,6 +237,8 @@ def configure(
     folder = Path(log.log_dir) / log.name
     resumed = resume.resume_if_exists and has_checkpoint(folder / "checkpoints")
     (Checkpoint.at(str(folder / "checkpoints"), "log") if resumed else start).check()
+    if not resumed:
+        start.check_whole(START)
     tokenizer = VocabularyTokenizer(model.tokenizer.source or start.tokenizer("model.tokenizer.source"))
     named = teachers_of_run(objective, teacher, teachers, tokenizer.vocabulary)
     stop = stop or StopConfig()
@@ -236,7 +246,8 @@ def configure(
     provider = start.provider(random_weights=model.architecture is not None or resumed)
     length = data.text.student_length
     prepare_student(provider, trainer.strategy, trainer.plugins.precision, length, data.micro_batch_size)
-    _check_run(provider, tokenizer, data, trainer, named)
+    lora = lora if lora is not None and lora.on else None
+    _check_run(provider, tokenizer, data, trainer, named, lora, model.architecture is None)
     settle_attention(provider, [_provider_of(t) for t in named])
     sides = [t.side for t in named] or aligned_with or [Tokenization(tokenizer.vocabulary)]
     train, held_out = _batches(data, tokenizer, sides, trainer.max_steps)
@@ -244,7 +255,9 @@ def configure(
     learned, rate = learned_teachers(named)
     state = learning_state(learned, tokenizer.vocabulary, rate / optim.config.lr) if learned else None
     if resumed:
-        check_learned_again(Checkpoint.at(str(folder / "checkpoints"), "log").tensors(), folder, named)
+        names = Checkpoint.at(str(folder / "checkpoints"), "log").tensors()
+        check_resumed(lora, names, folder)
+        check_learned_again(names, folder, named)
         Records(folder).check_learning(state)
     curves = tracker(track, folder) if is_first() else None
     told = TrainingProgress(title, trainer.max_steps, trainer.log_every_n_steps, is_first(), curves)
@@ -253,10 +266,11 @@ def configure(
     about = {
         "tokenizer": str(local.resolve()) if local.exists() else tokenizer.source,
         **({"learning": state} if state else {}),
+        **described(lora),
     }
     run = Distillation(
         tokenizer.vocabulary, named, objective, train, held_out, folder, host_teacher, told, resumed, about, beside,
-        stop, samples,
+        stop, samples, lora,
     )  # fmt: skip
     provider.register_pre_wrap_hook(run.tap)
     from nemo_xtoken.plugin.bridge.container import AlignedText, make_container
@@ -301,7 +315,13 @@ def _check_given(
 
 
 def _check_run(
-    provider: Any, tokenizer: VocabularyTokenizer, data: Data, trainer: Trainer, teachers: Sequence[NamedTeacher]
+    provider: Any,
+    tokenizer: VocabularyTokenizer,
+    data: Data,
+    trainer: Trainer,
+    teachers: Sequence[NamedTeacher],
+    lora: LoraConfig | None,
+    starts: bool,
 ) -> None:
     """Checks layout, models and W against each other; reads configurations, and W where the user names a file."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -314,7 +334,8 @@ def _check_run(
         )
     for name in ("max_steps", "val_check_interval", "log_every_n_steps"):
         check_range(f"trainer.{name}", getattr(trainer, name), RANGES[f"trainer.{name}"])
-    check_run(run_spec(provider, tokenizer, data, trainer, teachers, processes))
+    run = run_spec(provider, tokenizer, data, trainer, teachers, processes)
+    check_run(dataclasses.replace(run, lora=lora, starts=starts))
     check_losses(teachers, tokenizer.vocabulary, trainer.strategy.context_parallel_size)
 
 

@@ -24,7 +24,9 @@ from nemo_xtoken.objective.scale import ObjectiveConfig
 from nemo_xtoken.objective.shares import Held
 from nemo_xtoken.plugin.bridge.batches import HeldOutBatches, StepBatches
 from nemo_xtoken.plugin.bridge.checkpoints import write_own_checksums
+from nemo_xtoken.plugin.bridge.lora.bridge_adapters import add_bridge_adapters
 from nemo_xtoken.plugin.bridge.run_folder import Records
+from nemo_xtoken.run.lora.lora_settings import LoraConfig
 from nemo_xtoken.run.records import SAMPLES, read_history
 from nemo_xtoken.teachers.contract import TeacherHost, TeacherLost
 from nemo_xtoken.teachers.output import HiddenStateTap
@@ -32,6 +34,7 @@ from nemo_xtoken.training.inputs import context_layout, model_inputs, schedule_s
 from nemo_xtoken.training.learned_parameters import LearnedProjections, with_learned, write_learned
 from nemo_xtoken.training.lessons import Teaching, begin, student_output
 from nemo_xtoken.training.lookahead import Lookahead, wait_for_teachers
+from nemo_xtoken.training.lora.adapted import Adapted
 from nemo_xtoken.training.loss_terms import Report, add_up, distillation_terms, held_out_means, held_out_terms
 from nemo_xtoken.training.micro_batch import MicroBatch
 from nemo_xtoken.training.step import add_evaluated, begin_evaluation, begin_step, from_last_stage, take_in
@@ -72,6 +75,7 @@ class Distillation:
         beside: the evaluation of checkpoints during training.
         stop: when the run ends by itself.
         samples: which texts the student continues beside evaluations; None: none.
+        lora: adapters that are trained instead of the student; None: none.
     """
 
     def __init__(
@@ -89,6 +93,7 @@ class Distillation:
         beside: EvaluationBeside | None = None,
         stop: StopConfig | None = None,
         samples: SampleConfig | None = None,
+        lora: LoraConfig | None = None,
     ) -> None:
         self.vocabulary, self.named, self.host_teacher, self.told = vocabulary, tuple(teachers), host_teacher, told
         self.objective = ObjectiveState(objective, {t.name: t.config.weight for t in teachers})
@@ -102,6 +107,7 @@ class Distillation:
         self.teaching = Teaching()
         self._learned: list[LearnedProjections] = []  # this rank's, which the student's module has
         self._tap: HiddenStateTap | None = None
+        self._lora, self._adapted = lora, list[Adapted]()
         self._reports: list[Report] = []  # of the micro-batches at hand
         self._started = 0.0
         self.done = 0  # steps
@@ -121,6 +127,8 @@ class Distillation:
         Collectives: those of loading the teachers.
         """
         (module,) = chunks
+        if self._lora is not None:  # before anything that is not to be frozen is a part of the module
+            self._adapted = add_bridge_adapters(chunks, self._lora, self.resumed)
         output_layer = None
         if getattr(module, "post_process", True):
             output_layer = module.output_layer
@@ -188,8 +196,9 @@ class Distillation:
         """
         from megatron.core import parallel_state
 
-        for learned in self._learned:
-            learned.in_checkpoints = True  # from here on
+        parts: list[Any] = [*self._learned, *self._adapted]
+        for part in parts:
+            part.in_checkpoints = True  # from here on
         state = context.state.train_state
         self.told.begin(state.step)
         self.done = state.step

@@ -63,6 +63,7 @@ def host_teacher(teacher: NamedTeacher, student: Any) -> TeacherHost:
 
     checkpoint = Checkpoint.at(teacher.config.path, f"{teacher.where}.path")
     checkpoint.check()
+    checkpoint.check_whole(f"{teacher.where}.path")
     provider = checkpoint.provider()
 
     def load() -> torch.nn.Module:

@@ -12,10 +12,12 @@ from nemo_xtoken.plugin.nemo2.data import DistillationData
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
 from nemo_xtoken.run import run_checks
 from nemo_xtoken.run.layout import ParallelSizes, check_rows
+from nemo_xtoken.run.lora.lora_settings import unmerged
 from nemo_xtoken.run.spec import START, ModelSpec, RunSpec, plain_config
 from nemo_xtoken.run.unsupported import TRAINER
 from nemo_xtoken.run.values import RANGES, check_range
 from nemo_xtoken.training.inputs import engine_version
+from nemo_xtoken.training.lora.adapted import has_adapters
 from nemo_xtoken.training.teacher_checks import check_losses, teacher_spec
 from nemo_xtoken.training.teacher_settings import NamedTeacher
 
@@ -42,7 +44,7 @@ def check_run(
         InputError: the first error found.
     """
     _check_trainer(trainer)
-    run = run_spec(model, data, trainer, teachers)
+    run = run_spec(model, data, trainer, teachers, starts=getattr(resume, "restore_config", None) is not None)
     run_checks.check_run(run)
     if (start := getattr(getattr(resume, "restore_config", None), "path", None)) is not None and "://" not in start:
         _check_checkpoint("student", Path(start), model.tokenizer, START, trust, trainer.is_global_zero)
@@ -53,8 +55,13 @@ def check_run(
     check_losses(teachers, model.tokenizer.vocabulary, run.student.sizes.context)
 
 
-def run_spec(model: Any, data: DistillationData, trainer: nl.Trainer, teachers: Sequence[NamedTeacher]) -> RunSpec:
+def run_spec(
+    model: Any, data: DistillationData, trainer: nl.Trainer, teachers: Sequence[NamedTeacher], starts: bool = True
+) -> RunSpec:
     """The run that NeMo's objects describe.
+
+    Args:
+        starts: whether the student starts from a model.
 
     Raises:
         InputError: a teacher's configuration that cannot be read.
@@ -85,6 +92,8 @@ def run_spec(model: Any, data: DistillationData, trainer: nl.Trainer, teachers: 
         strategy.virtual_pipeline_model_parallel_size,
         trainer=_of_trainer(trainer),
         engine=engine_version(),
+        lora=getattr(model, "lora", None),
+        starts=starts,
     )
 
 
@@ -127,6 +136,8 @@ def _check_checkpoint(
             "a folder with `weights` and `context`, as NeMo 2 saves them",
             f"fix {where}; `xtoken import model=MODEL out=FOLDER` makes one",
         ) from error
+    if has_adapters(found):
+        raise unmerged(where, path)
     for name, tensor in found.items():
         if name.endswith(EMBEDDING) and not name.startswith("optimizer"):
             check_rows(side, int(tensor.global_shape[0]), tokenizer.vocab_size, where, tensor=1, fix=f"fix {where}")

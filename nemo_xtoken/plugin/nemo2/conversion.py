@@ -58,6 +58,7 @@ def export_model(
     overwrite: bool = False,
     say: Callable[[str], None] = lambda stage: None,
     trust: bool = False,
+    adapter: Optional[str] = None,
 ) -> Path:
     """Writes a trained model for transformers: config.json, generation_config.json, safetensors, the tokenizer's files.
     One process; no GPU; as much memory as the model has weights.  Rows added for the layout are left out.
@@ -69,6 +70,7 @@ def export_model(
         overwrite: replace a checkpoint at ``out``.
         say: called with a line on what is being done.
         trust: code that the checkpoint brings may run.
+        adapter: write LoRA adapters alone, for PEFT, which belong to this model; None: merged into the layers.
 
     Returns:
         ``out``.
@@ -81,7 +83,7 @@ def export_model(
     checkpoint = find_checkpoint(run)
     say(f"reading {checkpoint}")
     with new_folder(out, overwrite) as folder:
-        HFExporter(str(checkpoint)).apply(folder, to, say, trust)
+        HFExporter(str(checkpoint)).apply(folder, to, say, trust, adapter)
     return out
 
 

@@ -31,7 +31,8 @@ from nemo_xtoken.plugin.nemo2.hf import in_processes
 from nemo_xtoken.plugin.nemo2.hf.exporting import load_config
 from nemo_xtoken.plugin.nemo2.history import History
 from nemo_xtoken.plugin.nemo2.learned import learn_projections
-from nemo_xtoken.plugin.nemo2.model import DistillationModel
+from nemo_xtoken.plugin.nemo2.lora.student_adapters import check_resumed_lora
+from nemo_xtoken.plugin.nemo2.model import DistillationModel, with_lora
 from nemo_xtoken.plugin.nemo2.progress_callback import ProgressCallback
 from nemo_xtoken.plugin.nemo2.random_state import RandomState
 from nemo_xtoken.plugin.nemo2.steps import DistillationSteps
@@ -48,6 +49,7 @@ from nemo_xtoken.plugin.trackers import check_tracker, tracker
 from nemo_xtoken.progress import Parts
 from nemo_xtoken.report.summary import report_runs
 from nemo_xtoken.run.arguments.short_names import short
+from nemo_xtoken.run.lora.lora_settings import LoraConfig
 from nemo_xtoken.run.records import check_run_name, read_history
 from nemo_xtoken.run.run_checks import left_to_the_user, not_set
 from nemo_xtoken.sharing.first_process import Launch
@@ -86,6 +88,7 @@ def distill(
     track: str = "none",
     stop: Optional[StopConfig] = None,
     samples: Optional[SampleConfig] = None,
+    lora: Optional[LoraConfig] = None,
 ) -> Path:
     """Trains ``model`` on text and on what its teachers say about it.
 
@@ -112,6 +115,7 @@ def distill(
         track: ``tensorboard`` or ``wandb``: curves of the run in its folder, as well; ``log=tensorboard`` is the same.
         stop: when to stop before the last step: ``stop.patience=3``.
         samples: beginnings of held-out texts that the student continues beside every evaluation: ``samples.count=5``.
+        lora: low-rank adapters, which are trained instead of the student: ``lora.rank=16``.
 
     Returns:
         the run's folder, with checkpoints, ``history.jsonl`` and the report.
@@ -128,12 +132,13 @@ def distill(
         model = student_of(resume, data.text.student_length, trust)
     folder = train_one(
         model, data, trainer, teacher, objective, optim, log, resume, teachers, evaluate=evaluate, trust=trust,
-        track=track, stop=stop, samples=samples or SampleConfig(),
+        track=track, stop=stop, samples=samples or SampleConfig(), lora=lora,
     )  # fmt: skip
     if trainer.is_global_zero:
         report_runs({folder.name: folder}, folder)
         if export:
-            out = export_student(folder, in_processes.stored_dtype(student) if student else None)
+            belongs_to = None if lora is None else lora.written_for(student or resume.restore_config.path)
+            out = export_student(folder, in_processes.stored_dtype(student) if student else None, belongs_to)
             rich.get_console().print(f"student     {out}", soft_wrap=True)
     return folder
 
@@ -199,6 +204,7 @@ def train_one(
     shared: bool = False,
     stop: Optional[StopConfig] = None,
     samples: Optional[SampleConfig] = None,
+    lora: Optional[LoraConfig] = None,
 ) -> Path:
     """One training run without its report; several may follow each other in one process.
 
@@ -206,7 +212,7 @@ def train_one(
         aligned_with: the teachers that the data is aligned with, for a run without any that is to see the same batches
             as one with them.
         title: what is trained, for the person who watches.
-        track, stop, samples: see `distill`; without the last no text is continued.
+        track, stop, samples, lora: see `distill`; without the last no text is continued.
         shared: other runs may want the same result, in the cache: they wait for each other.
     """
     objective, stop = objective or ObjectiveConfig(), stop or StopConfig()
@@ -220,6 +226,7 @@ def train_one(
         resume.restore_config.load_artifacts = False
     if model.tokenizer is None:
         model = rebuilt(model, tokenizer=starting_tokenizer(resume, trust))
+    model = with_lora(model, lora)
     named = teachers_of_run(objective, teacher, teachers, model.tokenizer.vocabulary)
     check_stop(stop.patience, stop.on, [t.name for t in named])
     model.learn_from(named, objective)
@@ -256,6 +263,7 @@ def train_one(
             remove_unfinished(folder / "checkpoints", trainer.is_global_zero)
             go_on_from_newest(resume, folder, trainer.is_global_zero, trust)
             checkpoint = resumed_checkpoint(resume, folder)
+            check_resumed_lora(model.lora, checkpoint, trust)
             behind = steps_of(checkpoint) if checkpoint is not None else 0
             if behind and (why := stopped_at(history.stop, read_history(folder), behind)) is not None:
                 told.was_stopped_early(behind, why)

@@ -1,8 +1,11 @@
 """The student as NeMo sees it: a GPT model whose training step ends in hidden states, with teachers beside it."""
 
+import copy
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, Optional
 
+import fiddle as fdl
 from nemo.collections import llm
 from nemo.lightning import OptimizerModule, io
 from torch import Tensor
@@ -14,17 +17,20 @@ from nemo_xtoken.objective.shares import Held
 from nemo_xtoken.plugin.nemo2.hf.exporting import HFExporter
 from nemo_xtoken.plugin.nemo2.hf.importing import HFImporter
 from nemo_xtoken.plugin.nemo2.learned import check_checkpoint
+from nemo_xtoken.plugin.nemo2.lora.student_adapters import add_adapters
 from nemo_xtoken.plugin.nemo2.loss import DistillationLoss, HeldOutLoss
 from nemo_xtoken.plugin.nemo2.teacher import host_teacher
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
+from nemo_xtoken.run.lora.lora_settings import LoraConfig
 from nemo_xtoken.teachers.output import HiddenStateTap
 from nemo_xtoken.training.inputs import context_layout, model_inputs, prepare_config
 from nemo_xtoken.training.learned_parameters import LearnedProjections, with_learned
 from nemo_xtoken.training.lessons import Teaching, begin, student_output
+from nemo_xtoken.training.lora.adapted import Adapted
 from nemo_xtoken.training.micro_batch import MicroBatch
 from nemo_xtoken.training.teacher_settings import NamedTeacher
 
-__all__ = ["DistillationImporter", "DistillationModel"]
+__all__ = ["AdaptedModel", "DistillationImporter", "DistillationModel", "with_lora"]
 
 
 class DistillationModel(llm.GPTModel):
@@ -53,6 +59,9 @@ class DistillationModel(llm.GPTModel):
         self._named: tuple[NamedTeacher, ...] = ()
         self._learned: list[LearnedProjections] = []  # in a list: the Megatron module has them
         self._tap: HiddenStateTap | None = None
+        #: Its adapters, which are trained instead of its layers; None: none.  See `with_lora`.
+        self.lora: LoraConfig | None = None
+        self._adapted: list[Adapted] = []
 
     def learn_from(self, teachers: Sequence[NamedTeacher], objective: ObjectiveConfig) -> None:
         """Sets the teachers (none: cross-entropy alone) and the objective; before the trainer starts.
@@ -79,6 +88,8 @@ class DistillationModel(llm.GPTModel):
             check_checkpoint(self.trainer.ckpt_path, self._named)
         prepare_config(self.config)
         super().configure_model(vp_stage=vp_stage)
+        if self.lora is not None:  # before anything that is not to be frozen is a part of the module
+            self._adapted = add_adapters(self, self.lora, resumed)
         last_stage = parallel_state.is_pipeline_last_stage()
         if last_stage:
             self._tap = HiddenStateTap(self.module.output_layer, self.config.sequence_parallel)
@@ -94,6 +105,11 @@ class DistillationModel(llm.GPTModel):
         self._learned = [] if learned is None else [learned]
         self._training_loss_reduction = DistillationLoss(lessons, self.objective)
         self._validation_loss_reduction = HeldOutLoss(lessons, self.objective)
+
+    def on_train_start(self) -> None:
+        """From here on the adapters are in the checkpoints."""
+        for layer in self._adapted:
+            layer.in_checkpoints = True
 
     def data_step(self, dataloader_iter: Any) -> MicroBatch:
         """The next micro-batch; the step's callback has already moved it to the device."""
@@ -122,6 +138,36 @@ class DistillationModel(llm.GPTModel):
         return self._validation_loss_reduction
 
 
+class AdaptedModel(DistillationModel):
+    """The same with low-rank adapters, which its checkpoints then name.
+
+    Args:
+        config, tokenizer, optim: see `DistillationModel`.
+        lora: the adapters.
+    """
+
+    def __init__(
+        self,
+        config: llm.GPTConfig,
+        tokenizer: XTokenTokenizer,
+        optim: Optional[OptimizerModule] = None,
+        lora: Optional[LoraConfig] = None,
+    ) -> None:
+        super().__init__(config, tokenizer, optim)
+        self.lora = lora
+
+
+def with_lora(model: DistillationModel, lora: LoraConfig | None) -> DistillationModel:
+    """A model with adapters, made of the arguments of one without; the same where there are none to be."""
+    if lora is None or not lora.on:
+        return model
+    arguments = copy.deepcopy(model.__io__).__arguments__
+    config = fdl.Config(AdaptedModel, **arguments, lora=fdl.Config(LoraConfig, **dataclasses.asdict(lora)))
+    made: AdaptedModel = fdl.build(config)
+    made.__io__ = config  # what checkpoints name; NeMo notes the arguments of the class above alone
+    return made
+
+
 @io.model_importer(DistillationModel, "hf")
 class DistillationImporter(HFImporter):
     """Of `DistillationModel`, for `llm.import_ckpt` as well."""
@@ -130,3 +176,4 @@ class DistillationImporter(HFImporter):
 
 
 io.model_exporter(DistillationModel, "hf")(HFExporter)  # for `nemo llm export`
+io.model_exporter(AdaptedModel, "hf")(HFExporter)

@@ -28,6 +28,7 @@ from nemo_xtoken.plugin.swapping import (
     transplanted,
 )
 from nemo_xtoken.progress import Parts, Phase
+from nemo_xtoken.run.lora.lora_settings import LoraConfig
 from nemo_xtoken.training.teacher_settings import named_teachers
 from nemo_xtoken.training.watching.early_stopping import StopConfig
 from nemo_xtoken.training.watching.sample_settings import SampleConfig
@@ -56,6 +57,7 @@ def swap_tokenizer(
     trust: bool = False,
     stop: Optional[StopConfig] = None,
     samples: Optional[SampleConfig] = None,
+    lora: Optional[LoraConfig] = None,
 ) -> Path:
     """Gives ``model`` the tokenizer of another and distils it from the original; the same command resumes it.
 
@@ -68,7 +70,7 @@ def swap_tokenizer(
         ce_only: also train the transplanted model without a teacher, through the same batches, to compare.
         measure_bytes: bits per byte are measured on so much of the held-out text; 0: not at all.
         measure_on: the device for that, as torch names it; by default a GPU where there is one.
-        data, trainer, log, objective, optim, resume, teachers, trust, stop, samples: as for ``distill``.
+        data, trainer, log, objective, optim, resume, teachers, trust, stop, samples, lora: as for ``distill``.
 
     Returns:
         the run's folder: ``student`` in it is the result in Hugging Face's format, ``bits.json`` the measure before and
@@ -77,6 +79,7 @@ def swap_tokenizer(
     Raises:
         InputError: model, tokenizer, text, layout or settings are wrong.
     """
+    lora = None if lora is None else lora.of_swap()
     made = transplanted(*check_given(model, tokenizer, data.text), layers, _import)
     teacher = dataclasses.replace(teacher or TeacherConfig())
     teacher.path = teacher.path or str(made.folder / TAUGHT_BY)
@@ -91,13 +94,13 @@ def swap_tokenizer(
         runs[CE_ONLY] = train_one(
             _student(resume, data, trust), rebuilt(data), rebuilt(trainer), None, ObjectiveConfig(scale=0.0),
             rebuilt(optim), rebuilt(log, name="ce_only", log_dir=str(folder)), rebuilt(resume), aligned_with=sides,
-            title=CE_ONLY, trust=trust,
+            title=CE_ONLY, trust=trust, lora=lora,
         )  # fmt: skip
     parts.begin(f"training the student, {DISTILLED}")
     student = _student(resume, data, trust)
     runs[DISTILLED] = train_one(
         student, data, trainer, teacher, objective, optim, log, resume, teachers, title=DISTILLED, trust=trust,
-        stop=stop, samples=samples or SampleConfig(),
+        stop=stop, samples=samples or SampleConfig(), lora=lora,
     )  # fmt: skip
     if trainer.is_global_zero:
         finish(made, runs, folder, data.text, student.tokenizer.vocabulary, measure_bytes, measure_on)

@@ -15,10 +15,12 @@ from nemo.collections import llm
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.plugin.nemo2.context import load_from_context, load_tokenizer
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
+from nemo_xtoken.run.lora.lora_settings import unmerged
 from nemo_xtoken.teachers.contract import TeacherHost
 from nemo_xtoken.teachers.output_rows import MegatronRows
 from nemo_xtoken.training.alone.teacher_world import TeacherPlan, precision_of, teacher_world
 from nemo_xtoken.training.cpu import runtime as cpu_runtime
+from nemo_xtoken.training.lora.adapted import has_adapters
 from nemo_xtoken.training.teacher_settings import THE_TEACHER, NamedTeacher, TeacherSettings, teacher_host
 
 __all__ = ["TeacherConfig", "host_teacher", "hosted_teacher"]
@@ -94,10 +96,15 @@ def host_teacher(teacher: NamedTeacher, student_config: llm.GPTConfig, trainer: 
 
     path, config = teacher.config.checkpoint(teacher.where), teacher.config.load_config(teacher.where)
 
+    weights, tied = path / "weights", bool(config.share_embeddings_and_output_weights)
+
     def load() -> Any:
+        from megatron.core import dist_checkpointing
+
+        if has_adapters(dist_checkpointing.load_tensors_metadata(str(weights))):
+            raise unmerged(f"{teacher.where}.path", path)
         return teacher_provider(config, str(path), teacher.tokenizer, trainer)
 
-    weights, tied = path / "weights", bool(config.share_embeddings_and_output_weights)
     return teacher_host(
         teacher,
         config,

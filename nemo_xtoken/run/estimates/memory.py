@@ -86,6 +86,7 @@ class Training:
         micro_batch, global_batch: samples.
         length: T_S.
         precision, recompute, sequence_parallel, tile_mib: settings; None is the default of a GPU.
+        trained: share of the student's parameters that are trained, and have gradients and optimizer states.
     """
 
     student: Model
@@ -99,6 +100,7 @@ class Training:
     recompute: Recompute = Recompute()
     sequence_parallel: bool = False
     tile_mib: int | None = None
+    trained: float = 1.0
 
     @property
     def data_parallel(self) -> int:
@@ -133,8 +135,8 @@ def memory_of(run: Training, stage: int) -> dict[str, float]:
     part = run.student.stage_part(stage == 0, last, sizes.tensor, sizes.expert, sizes.expert_tensor, sizes.pipeline)
     parts = {
         "student: weights": part.total * precision.weights,
-        "student: gradients": part.total * precision.gradients,
-        "student: optimizer": _states(run, part),
+        "student: gradients": run.trained * part.total * precision.gradients,
+        "student: optimizer": run.trained * _states(run, part),
         "activations": activations(run, stage),
         "teachers: weights": sum(_teacher_weights(run, t, last) for t in run.teachers if not t.shares),
     }

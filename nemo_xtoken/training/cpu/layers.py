@@ -60,7 +60,12 @@ class Norm(NoExtraState):
 
 
 class NormColumnParallelLinear(ColumnParallelLinear):
-    """TELayerNormColumnParallelLinear: the norm's parameters are the linear layer's."""
+    """TELayerNormColumnParallelLinear: the norm's parameters are the linear layer's.
+
+    With ``return_layernorm_output`` it gives what comes out of the norm beside its output, for a LoRA adapter.
+    """
+
+    return_layernorm_output = False
 
     def __init__(self, input_size, output_size, *, config, **kwargs):
         super().__init__(input_size, output_size, config=config, **kwargs)
@@ -68,7 +73,8 @@ class NormColumnParallelLinear(ColumnParallelLinear):
 
     def forward(self, x, *args, **kwargs):
         x = _norm(x, self.config, self.layer_norm_weight, self.layer_norm_bias, self.config.layernorm_epsilon)
-        return super().forward(x, *args, **kwargs)
+        output, bias = super().forward(x, *args, **kwargs)
+        return ((output, x), bias) if self.return_layernorm_output else (output, bias)
 
 
 class ExpertRowParallelLinear(RowParallelLinear):

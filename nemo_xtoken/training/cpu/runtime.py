@@ -13,6 +13,7 @@ resume only if RNG states are saved too.
 import logging
 import pickle
 import tempfile
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -185,6 +186,8 @@ def _enable_nemo() -> None:
         import lightning.pytorch.accelerators.cuda as lightning_cuda
         import nemo.lightning.io.pl as nemo_io
         from nemo.collections.llm.gpt.model import base
+        from nemo.collections.llm.peft import lora
+        from nemo.collections.llm.peft import utils as lora_utils
     except ModuleNotFoundError:  # under Megatron-Bridge
         return
     from nemo_xtoken.training.cpu import layers as cpu_layers
@@ -193,6 +196,9 @@ def _enable_nemo() -> None:
     _set(nemo_io, "_fix_tensors_device", lambda checkpoint: checkpoint)  # asserts that CUDA is initialised
     if not base.HAVE_TE:
         _set(base, "local_layer_spec", cpu_layers.layer_spec)  # what NeMo's default layer spec falls back to
+        _set(lora_utils, "HAVE_TE", False)  # of megatron-core's classes some are None then
+    if not lora.HAVE_TE:
+        _set(lora, "te", SimpleNamespace(Linear=None))  # it asks of every layer whether it is one
 
 
 def disable() -> None:

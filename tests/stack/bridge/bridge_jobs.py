@@ -1,5 +1,7 @@
 """Runs of ``distill`` under Megatron-Bridge, described by plain data; what a rank does."""
 
+import hashlib
+import importlib
 import logging
 import os
 import random
@@ -10,7 +12,7 @@ from typing import Any
 
 import torch
 from cpu_bridge import pretend_cuda, without_kernels
-from gradients import main_gradients
+from gradients import main_gradients, named_parameters
 from launcher import launch
 from tokenizer_zoo import TEXT, write_folder, zoo
 from toy_models import KINDS, write_model
@@ -36,9 +38,11 @@ from nemo_xtoken.plugin.bridge.bridge_config import (
 from nemo_xtoken.plugin.bridge.checkpoints import Checkpoint
 from nemo_xtoken.plugin.bridge.distill_bridge import configure
 from nemo_xtoken.plugin.bridge.forward_step import Distillation
+from nemo_xtoken.run.lora.lora_settings import LoraConfig
 from nemo_xtoken.run.records import read_history
 from nemo_xtoken.training import inputs
 from nemo_xtoken.vocab.loading import load_vocabulary
+from nemo_xtoken.weights.checkpoint_names import bridge_checkpoints
 
 LENGTHS = 64, 96  # T_S, T_T
 
@@ -57,6 +61,7 @@ class Job:
         keep: of these steps, counted from 1, every rank keeps its gradients.
         logits: keep those of `KeptLogits`.
         strategy, teacher, text: further arguments of ``Strategy``, ``TeacherConfig`` and ``DataConfig``.
+        lora: the arguments of ``LoraConfig``.
         teachers: others by name, each with the arguments of ``TeacherConfig``, beside its ``path`` below ``root``.
     """
 
@@ -79,6 +84,7 @@ class Job:
     strategy: dict[str, Any] = field(default_factory=dict)
     teacher: dict[str, Any] = field(default_factory=dict)
     teachers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    lora: dict[str, Any] = field(default_factory=dict)
 
     def arguments(self) -> tuple[Any, ...]:
         """Those of ``distill``."""
@@ -111,6 +117,7 @@ class Job:
 
 def on_cpu() -> None:
     """In this fork: Megatron-Bridge without CUDA and without kernels."""
+    importlib.import_module("megatron.bridge.peft.utils").HAVE_TE = False  # its layers are Megatron's own here
     torch.set_num_threads(1)
     made = Checkpoint.provider
     Checkpoint.provider = lambda self, random_weights=False: without_kernels(made(self, random_weights))
@@ -164,6 +171,38 @@ class KeptGradients:
             self.found[step] = main_gradients(unwrap_model(context.model[0]), self.size)
 
 
+class Changed:
+    """A callback of Bridge's: ``found``, the names of the student's parameters that are ``trained``, and of those that
+    ``changed``; ``of_teacher``: those of the teachers' that are an adapter's; ``weights``: a digest of all at the
+    end."""
+
+    def __init__(self, run: Distillation) -> None:
+        self.run = run
+        self.found: dict[str, Any] = {}
+
+    def on_train_start(self, context: Any) -> None:
+        """Keeps them."""
+        self._before = {name: p.detach().clone() for name, p in named_parameters(_bare(context))}
+
+    def on_train_end(self, context: Any) -> None:
+        """Compares."""
+        after = dict(named_parameters(_bare(context)))
+        teachers = [teacher.model for teacher in self.run.teaching.teachers]
+        digest = hashlib.sha256(b"".join(p.detach().contiguous().numpy().tobytes() for p in after.values()))
+        self.found = {
+            "trained": sorted(name for name, p in after.items() if p.requires_grad),
+            "changed": sorted(name for name, p in after.items() if not torch.equal(p, self._before[name])),
+            "of_teacher": [name for teacher in teachers for name, _ in teacher.named_parameters() if "adapter" in name],
+            "weights": digest.hexdigest(),
+        }
+
+
+def _bare(context: Any) -> Any:
+    from megatron.core.utils import unwrap_model
+
+    return unwrap_model(context.model[0])
+
+
 class KeptLogits:
     """A callback of Bridge's: ``found``, before the first step and after the last one, by side, the logits of the first
     held-out sample without its padding, ``[T, V]`` as numpy arrays.
@@ -211,20 +250,21 @@ def course(job: Job) -> dict[str, Any]:
     logging.getLogger("nemo_xtoken").addHandler(said)
     if job.lengths:
         inputs.uses_packed_attention = models.uses_packed_attention = lambda: True  # in this fork alone
-    container, run = configured(*job.arguments())
+    container, run = configured(*job.arguments(), lora=LoraConfig(**job.lora))
     if job.double:
         in_float64(container)
     container.train.exit_interval, container.optimizer.adam_eps = job.stop, job.eps
     if job.sgd:
         container.optimizer.optimizer = "sgd"
         container.optimizer.use_distributed_optimizer = container.ddp.use_distributed_optimizer = False
-    kept, logits = KeptGradients(job.keep, run.vocabulary.size), KeptLogits(run)
+    kept, logits, changed = KeptGradients(job.keep, run.vocabulary.size), KeptLogits(run), Changed(run)
+    more = [*([logits] if job.logits else []), *([changed] if job.lora else [])]
     try:
-        pretrain(container, run, callbacks=[run, kept, *([logits] if job.logits else [])])
+        pretrain(container, run, callbacks=[run, kept, *more])
     except SystemExit:
         assert job.stop
     records = read_history(run.records.folder)
-    return {"records": records, "gradients": kept.found, "logits": logits.found, "said": said.lines}
+    return {"records": records, "gradients": kept.found, "logits": logits.found, "said": said.lines, **changed.found}
 
 
 def distil(job: Job, **named: Any) -> list[dict[str, Any]]:
@@ -255,7 +295,7 @@ def export_here() -> None:
             parallel_state.destroy_model_parallel()
             torch.distributed.destroy_process_group()
         arguments = dict(word.split("=", 1) for word in words)
-        export_model(arguments["run"], arguments["out"], arguments.get("dtype"), True)
+        export_model(arguments["run"], arguments["out"], arguments.get("dtype"), True, adapter=arguments.get("adapter"))
         return ""
 
     swapping.run_command = command
@@ -297,6 +337,33 @@ def export(root: str, name: str) -> Path:
 
     on_cpu()
     return export_model(f"{root}/runs/{name}", f"{root}/exported/{name}", "float32")
+
+
+def export_adapters(root: str, name: str, base: str) -> list[Any]:
+    """The logits of a trained student with its adapters beside its layers, of its merged export, of the model ``base``
+    with its adapters under PEFT, and of that model alone; and the files of the adapters."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from nemo_xtoken.plugin.bridge.bridge_conversion import export_model
+    from nemo_xtoken.plugin.bridge.lora.bridge_adapters import recorded, with_adapters
+
+    merged = export(root, name)
+    alone = Path(f"{root}/exported/{name}_adapter")
+    export_model(f"{root}/runs/{name}", alone, "float32", adapter=base)
+    tokens = torch.randint(0, 200, (2, 40), generator=torch.Generator().manual_seed(5))
+    checkpoint = next(iter(bridge_checkpoints(Path(f"{root}/runs/{name}")).values()))
+    positions = torch.arange(tokens.shape[1]).expand_as(tokens)
+    with with_adapters(str(checkpoint), recorded(Path(f"{root}/runs/{name}"))) as (_, [model]), torch.no_grad():  # type: ignore[arg-type]
+        beside = model.eval()(tokens, positions, inputs.document_mask(torch.zeros_like(tokens)))
+
+    def of(model: Any) -> Any:
+        with torch.no_grad():
+            return model.float().eval()(tokens).logits
+
+    plain, whole = (AutoModelForCausalLM.from_pretrained(f) for f in (base, merged))
+    alike = [of(plain), of(whole), of(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), alone))]
+    return [*(x.numpy() for x in (beside, *alike)), sorted(path.name for path in alone.iterdir())]
 
 
 def export_and_evaluate(root: str, name: str) -> float:

@@ -93,7 +93,7 @@ def _import_all() -> None:
     finder = _Finder()
     sys.meta_path.insert(0, finder)
     try:
-        for name in ("training.pretrain", "training.model_load_save", "models.conversion.auto_bridge"):
+        for name in ("training.pretrain", "training.model_load_save", "models.conversion.auto_bridge", "peft.lora"):
             importlib.import_module(f"megatron.bridge.{name}")
         import nemo_xtoken.plugin.bridge.container
         import nemo_xtoken.plugin.bridge.distill_bridge  # noqa: F401

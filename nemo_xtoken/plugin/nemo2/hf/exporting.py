@@ -12,9 +12,11 @@ from torch import Tensor
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.plugin.nemo2.checkpoints.intact import check_checkpoint
 from nemo_xtoken.plugin.nemo2.context import load_from_context
+from nemo_xtoken.plugin.nemo2.hf.adapter_weights import merge_adapters, peft_config, peft_weights, without_adapters
 from nemo_xtoken.plugin.nemo2.hf.families import family_of_config
 from nemo_xtoken.plugin.nemo2.hf.family import Family, Holder, convert
 from nemo_xtoken.plugin.nemo2.hf.session import prepare, trainer_for
+from nemo_xtoken.plugin.nemo2.lora.student_adapters import adapters_to_write, add_adapters
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
 from nemo_xtoken.training.cpu import runtime as cpu_runtime
 from nemo_xtoken.weights.checkpoint_names import finished_checkpoints
@@ -22,7 +24,7 @@ from nemo_xtoken.weights.configuration import writer_version
 from nemo_xtoken.weights.dtypes import FLOATS
 from nemo_xtoken.weights.folder import read_json, write_json
 from nemo_xtoken.weights.rotary import classic_rotary
-from nemo_xtoken.weights.safetensors_file import Entry
+from nemo_xtoken.weights.safetensors_file import Entry, write_safetensors
 from nemo_xtoken.weights.shards import save_weights
 from nemo_xtoken.weights.tokenizer_files import copy_tokenizer, special_ids
 
@@ -79,8 +81,12 @@ class HFExporter(io.ModelConnector[llm.GPTModel, Any]):
         dtype: Optional[torch.dtype] = None,
         say: Callable[[str], None] = lambda stage: None,
         trust: bool = False,
+        adapter: Optional[str] = None,
     ) -> Path:
-        """Converts into ``output_path``; code that the checkpoint brings runs only with ``trust``."""
+        """Converts into ``output_path``; code that the checkpoint brings runs only with ``trust``.
+
+        LoRA adapters are merged, or written by themselves where ``adapter`` names the model that they belong to.
+        """
         prepare()
         checkpoint, folder = Path(str(self)), Path(output_path)
         say("comparing checksums")
@@ -88,22 +94,37 @@ class HFExporter(io.ModelConnector[llm.GPTModel, Any]):
         config, tokenizer = (_context(checkpoint, f"model.{part}", trust) for part in ("config", "tokenizer"))
         family = family_of_config(config)
         stored = _stored_dtype(checkpoint)
+        lora = adapters_to_write(checkpoint, adapter, trust)
         config.params_dtype, config.bf16, config.fp16 = stored, stored == torch.bfloat16, stored == torch.float16
         folder.mkdir(parents=True, exist_ok=True)
         base, generation = _original(tokenizer, family)
         model = llm.GPTModel(config, tokenizer=tokenizer)
         say(f"building {type(config).__name__}, {config.num_layers} layers")
         with trainer_for(model, ddp="pytorch", setup_optimizers=False) as trainer:
+            if lora is not None:
+                add_adapters(model, lora, resumed=True)
             say("reading the checkpoint")
             trainer.strategy.setup(trainer)
             trainer.strategy.load_checkpoint(checkpoint)
+            if lora is not None and adapter is None:
+                say("merging the adapters")
+                merge_adapters(model)
             state = {n: t for n, t in model.module.state_dict().items() if isinstance(t, Tensor)}
         say("converting the weights")
         rows = state["embedding.word_embeddings.weight"].shape[0]
         size = int(base.get("vocab_size") or 0)
         hf = _hf_config(family, config, base, size if 0 < size <= rows else min(tokenizer.vocab_size, rows), tokenizer)
-        hf.dtype = dtype or stored
-        weights = _convert(family, config, state, hf)
+        hf.dtype = dtype = dtype or stored
+        if lora is not None and adapter is not None:
+            own = family.transforms(config, list(without_adapters(state)))
+            found = peft_weights(own, state, lambda state: _convert(family, config, state, hf), hf)
+            say("writing the adapters")
+            entries = {name: _entry(tensor, dtype) for name, tensor in found.items()}
+            write_safetensors(folder / "adapter_model.safetensors", entries, {"format": "pt"})
+            write_json(folder / "adapter_config.json", peft_config(lora, adapter, list(found)))
+            _save_tokenizer(tokenizer, folder)
+            return folder
+        weights = _convert(family, config, without_adapters(state), hf)
         say("writing safetensors")
         save_weights(folder, {name: _entry(tensor, dtype) for name, tensor in weights.items()})
         hf.save_pretrained(folder)

@@ -1,0 +1,1 @@
+"""A student with Megatron-Bridge's LoRA adapters."""
