@@ -62,29 +62,35 @@ def test_before_the_first_step_it_is_the_student_that_it_starts_from(world, stra
     assert first == other
 
 
-def test_targets_and_the_vocabulary(world):
+def test_targets_the_vocabulary_and_a_learned_w(world):
+    """W is no layer of the student: it is learned beside the adapters as beside the student."""
     from watchers import Changed
 
     lora = LORA | {"targets": "linear_qkv", "embeddings": True}
-    job = world.distillation("lora_targets", steps=2, lr=1e-2, lora=lora, watchers=(Changed(),))
+    job = world.distillation(
+        "lora_targets", steps=2, lr=1e-2, lora=lora, teacher_config={"learned": True}, watchers=(Changed(),)
+    )
     [result] = world.run(job)
-    assert result["changed"] == sorted([*adapters(["self_attention.linear_qkv"]), *VOCABULARY])
+    learned = "learned_projections.of_teacher.logits"
+    assert result["changed"] == sorted([*adapters(["self_attention.linear_qkv"]), *VOCABULARY, learned])
 
 
 @pytest.fixture(scope="module")
 def course(world):
-    """``course(ranks, **settings)``: every rank's results of two steps that go on from two of one process: what the
-    adapters begin with is drawn by each rank for itself, as Megatron draws random weights."""
+    """``course(ranks, **settings)``: every rank's results of a step that goes on from two of one process: what the
+    adapters begin with is drawn by each rank for itself, as Megatron draws random weights.  One step, since Adam turns
+    rounding into steps where a gradient is about 0."""
     import jobs
     from watchers import Gradients, Totals
 
-    settings = {"optimizer": "sgd", "lr": 0.3, "distributed": False, "lora": LORA, "text": {"pack": False}}
-    begun = world.distillation("lora_begun", steps=2, save_every=2, micro=4, **settings)
+    begun = world.distillation(
+        "lora_begun", steps=2, save_every=2, micro=4, lr=3e-2, distributed=False, lora=LORA, text={"pack": False}
+    )
     world.run(begun)
 
     def run(ranks=1, **layout):
         name = "_".join(["lora", str(ranks), *layout])
-        job = begun.but(name=name, steps=4, watchers=(Totals(), Gradients((2,))), **layout)
+        job = begun.but(name=name, steps=3, watchers=(Totals(), Gradients((2,))), **layout)
         if not job.folder.exists():
             shutil.copytree(begun.folder, job.folder)
         return launch(jobs.train, job, ranks=ranks, folder=world.root / "logs" / name)
@@ -165,14 +171,15 @@ def _exports(job, folder):
 
 
 def test_exports_compute_what_was_trained(world, straight, tmp_path):
-    """In float32: a merged weight is rounded once where the adapter's product was added to a row's, so that logits of
-    size 1 differ by some 1e-7 a layer; 1e-5 is far below what training moved."""
+    """In float32.  A merged weight is rounded once, where its adapter's product was added to a row's, and transformers
+    adds in another order than Megatron: some ten roundings on the way to a logit, each of 1e-7 of its size.  The bound
+    is 1e-5 of the largest logit; what training has moved is a hundred times as much."""
     job, _ = straight
     [(trained, merged, peft, base, files)] = launch(_exports, job, tmp_path, folder=tmp_path / "logs")
-    moved = (trained - base).abs().max()
-    assert moved > 1e-1
-    assert (merged - trained).abs().max() < 1e-5
-    assert (peft - trained).abs().max() < 1e-5
+    bound = 1e-5 * trained.abs().max()
+    assert (trained - base).abs().max() > 100 * bound
+    assert (merged - trained).abs().max() < bound
+    assert (peft - trained).abs().max() < bound
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= set(files)
     assert "model.safetensors" not in files
     written = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())

@@ -114,3 +114,16 @@ def test_a_model_that_is_not_there_is_a_problem_of_the_run(models):
     problem = run_of(settings, 1).student.problem
     assert isinstance(problem, InputError)
     assert "not known" in fit_layout(settings, 1, 1, 80).said
+
+
+def test_what_is_frozen_has_no_gradients_and_no_states(models):
+    """Of a student with LoRA adapters: of 16 bytes a parameter 2 are left, and what the adapters need."""
+    plain, adapters = (
+        settings_of(models, "large", "small", "data.micro_batch_size=1", *words) for words in ((), ("lora.rank=16",))
+    )
+    saved = need(plain, 1, 1) - need(adapters, 1, 1)
+    parameters = Plan(plain, run_of(plain, 1), 1, 1, 80.0)
+    for side in parameters.sides:
+        parameters.know(side, load_vocabulary(side.tokenizer))
+    assert parameters.student.model is not None
+    assert saved * GIB == pytest.approx(14 * parameters.student.model.parameters, rel=0.01)
