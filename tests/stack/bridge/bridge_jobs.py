@@ -60,6 +60,8 @@ class Job:
         lengths: packed documents by their lengths (``thd``), as on a GPU, instead of by a mask.
         keep: of these steps, counted from 1, every rank keeps its gradients.
         logits: keep those of `KeptLogits`.
+        anew: takes no optimizer states and random numbers of a checkpoint: Bridge cannot take them to another tensor or
+            pipeline layout.
         strategy, teacher, text: further arguments of ``Strategy``, ``TeacherConfig`` and ``DataConfig``.
         lora: the arguments of ``LoraConfig``.
         teachers: others by name, each with the arguments of ``TeacherConfig``, beside its ``path`` below ``root``.
@@ -80,6 +82,7 @@ class Job:
     lengths: bool = False
     keep: tuple[int, ...] = ()
     logits: bool = False
+    anew: bool = False
     text: dict[str, Any] = field(default_factory=dict)
     strategy: dict[str, Any] = field(default_factory=dict)
     teacher: dict[str, Any] = field(default_factory=dict)
@@ -254,6 +257,8 @@ def course(job: Job) -> dict[str, Any]:
     if job.double:
         in_float64(container)
     container.train.exit_interval, container.optimizer.adam_eps = job.stop, job.eps
+    if job.anew:
+        container.checkpoint.load_optim = container.checkpoint.load_rng = False
     if job.sgd:
         container.optimizer.optimizer = "sgd"
         container.optimizer.use_distributed_optimizer = container.ddp.use_distributed_optimizer = False

@@ -66,7 +66,7 @@ def goes_on(bridge_world):
 
     def run(name, ranks=1, **layout):
         shutil.copytree(bridge_world.root / "runs/lora_begun", bridge_world.root / "runs" / name)
-        return bridge_world.courses(name, ranks, keep=(3,), **settings, **layout)
+        return bridge_world.courses(name, ranks, keep=(3,), anew=True, **settings, **layout)
 
     return run
 
