@@ -12,10 +12,10 @@ from torch import Tensor
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.plugin.nemo2.checkpoints.intact import check_checkpoint
 from nemo_xtoken.plugin.nemo2.context import load_from_context
-from nemo_xtoken.plugin.nemo2.hf.adapter_weights import merge_adapters, peft_config, peft_weights, without_adapters
 from nemo_xtoken.plugin.nemo2.hf.families import family_of_config
 from nemo_xtoken.plugin.nemo2.hf.family import Family, Holder, convert
 from nemo_xtoken.plugin.nemo2.hf.session import prepare, trainer_for
+from nemo_xtoken.plugin.nemo2.lora.adapter_weights import merge_adapters, peft_config, peft_weights, without_adapters
 from nemo_xtoken.plugin.nemo2.lora.student_adapters import adapters_to_write, add_adapters
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
 from nemo_xtoken.training.cpu import runtime as cpu_runtime

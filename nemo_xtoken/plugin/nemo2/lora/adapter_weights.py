@@ -8,7 +8,7 @@ import torch
 from nemo.collections.llm.peft.lora import LoRAMerge
 from torch import Tensor
 
-from nemo_xtoken.plugin.nemo2.hf.family import Weights, refuse
+from nemo_xtoken.errors import InputError
 from nemo_xtoken.run.lora.lora_settings import LoraConfig
 
 __all__ = ["merge_adapters", "peft_config", "peft_weights", "without_adapters"]
@@ -34,7 +34,7 @@ def without_adapters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def peft_weights(
-    weights: Sequence[Weights],
+    weights: Sequence[Any],
     state: Mapping[str, Tensor],
     convert: Callable[[dict[str, Tensor]], dict[str, Tensor]],
     hf: Any,
@@ -46,7 +46,7 @@ def peft_weights(
     the layer's weight is.
 
     Args:
-        weights: which of Megatron's weights are which of transformers'.
+        weights: which of Megatron's weights are which of transformers': `Weights` of a family.
         state: of the model, adapters included.
         convert: from Megatron's weights to transformers'.
         hf: transformers' configuration.
@@ -66,7 +66,11 @@ def peft_weights(
         first = state[layer + INTO]
         names = _names(weights, f"{layer}.weight")
         if not names or any(converted[name].shape[-1] != stand_ins[f"{layer}.weight"].shape[-1] for name in names):
-            raise refuse(hf, f"adapters of {layer}, which cannot be told apart by rows")
+            raise InputError(
+                f"adapters of {layer} in a {hf.model_type} model",
+                "layers that are one of transformers', or several, by their rows",
+                "leave adapter out: the export merges them",
+            )
         for name in names:
             place = PREFIX + name.removesuffix(".weight")
             found[f"{place}.lora_A.weight"] = first
@@ -74,7 +78,7 @@ def peft_weights(
     return found
 
 
-def _names(weights: Sequence[Weights], own: str) -> list[str]:
+def _names(weights: Sequence[Any], own: str) -> list[str]:
     """Transformers' names of one of Megatron's weights."""
     for one in weights:
         if isinstance(one.nemo, str):
