@@ -18,6 +18,7 @@ from nemo_xtoken.preflight.plan import Plan
 from nemo_xtoken.run.estimates.loss_time import GIB
 from nemo_xtoken.run.settings import Settings
 from nemo_xtoken.run.unsupported import UNKNOWN
+from nemo_xtoken.weights.checkpoint_names import bridge_checkpoints, check_without_checkpoints, finished_checkpoints
 
 __all__ = ["attention", "cache_place", "descriptors", "disk", "engine", "hub", "run_folder", "slurm_job", "versions"]
 
@@ -173,17 +174,13 @@ def run_folder(plan: Plan) -> Iterator[Finding]:
     if not os.access(_existing(folder), os.W_OK):
         yield red("run folder", _not_writable(folder, "set log.log_dir"))
         return
-    begun = sorted((folder / "checkpoints").glob("*")) if (folder / "checkpoints").is_dir() else []
-    resumes = plan.settings.get("resume.resume_if_exists", False)
-    if begun and not resumes:
-        yield yellow(
-            "run folder",
-            f"{folder} has {len(begun)} checkpoints, and resume.resume_if_exists is not set",
-            "a folder of its own",
-            "set log.name to another, or resume.resume_if_exists=true",
-        )
-    else:
-        yield green("run folder", f"{folder}" + (", goes on from its last checkpoint" if begun else ""))
+    settings = plan.settings
+    # Where nothing is said of it Bridge continues, and so does what makes NeMo's AutoResume by itself.
+    unsaid = settings.under_bridge or (settings.get("resume") is None and (settings.any_pair or settings.swaps))
+    if not (settings.get("resume.resume_if_exists", unsaid) or settings.get("resume.resume_from_path")):
+        check_without_checkpoints(folder)  # what it raises is red
+    begun = finished_checkpoints(folder) or bridge_checkpoints(folder)
+    yield green("run folder", f"{folder}" + (", continues from its last checkpoint" if begun else ""))
 
 
 def cache_place(settings: Settings, slurm: SlurmConfig) -> Iterator[Finding]:

@@ -3,11 +3,14 @@
 import re
 from pathlib import Path
 
+from nemo_xtoken.errors import InputError
+
 __all__ = [
     "NAME",
     "RUN_CONFIG",
     "UNFINISHED",
     "bridge_checkpoints",
+    "check_without_checkpoints",
     "finished_checkpoints",
     "is_bridge_checkpoint",
     "steps_of",
@@ -64,3 +67,20 @@ def bridge_checkpoints(folder: Path) -> dict[int, Path]:
 def is_bridge_checkpoint(folder: Path) -> bool:
     """Whether a folder is a whole checkpoint of Megatron-Bridge."""
     return (folder / RUN_CONFIG).is_file()
+
+
+def check_without_checkpoints(folder: Path) -> None:
+    """The folder of a run that is not to continue has no checkpoints of another one.
+
+    Their steps may be higher than those of the new run: the newest by its step, which is kept, exported and evaluated,
+    would be a checkpoint of the old run.
+
+    Raises:
+        InputError: it has some.
+    """
+    if finished_checkpoints(folder) or bridge_checkpoints(folder):
+        raise InputError(
+            f"checkpoints in {folder} and resume.resume_if_exists=false",
+            "a folder of its own for a run that does not continue from them",
+            "set log.name=NAME, or remove them; resume.resume_if_exists=true continues from the newest",
+        )

@@ -54,7 +54,7 @@ from nemo_xtoken.training.training_progress import TrainingProgress
 from nemo_xtoken.training.vocabulary_tokenizer import VocabularyTokenizer
 from nemo_xtoken.training.watching.early_stopping import StopConfig, check_stop, stopped_at
 from nemo_xtoken.training.watching.sample_settings import SampleConfig
-from nemo_xtoken.weights.checkpoint_names import bridge_checkpoints
+from nemo_xtoken.weights.checkpoint_names import bridge_checkpoints, check_without_checkpoints
 
 __all__ = ["configure", "distill", "is_first", "train_one"]
 
@@ -235,6 +235,8 @@ def configure(
     start = Checkpoint.at(model.architecture, "model.architecture") if model.architecture else None
     start = start or Checkpoint.at(resume.restore_config.path, START)
     folder = Path(log.log_dir) / log.name
+    if not resume.resume_if_exists:
+        check_without_checkpoints(folder)
     resumed = resume.resume_if_exists and has_checkpoint(folder / "checkpoints")
     (Checkpoint.at(str(folder / "checkpoints"), "log") if resumed else start).check()
     if not resumed:

@@ -8,9 +8,16 @@ import nemo.lightning as nl
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.plugin.nemo2.checkpoints.intact import check_checkpoint
-from nemo_xtoken.weights.checkpoint_names import finished_checkpoints, steps_of
+from nemo_xtoken.weights.checkpoint_names import check_without_checkpoints, finished_checkpoints, steps_of
 
-__all__ = ["count_steps", "finished_checkpoint", "go_on_from_newest", "remove_unfinished", "resumed_checkpoint"]
+__all__ = [
+    "check_folder",
+    "count_steps",
+    "finished_checkpoint",
+    "go_on_from_newest",
+    "remove_unfinished",
+    "resumed_checkpoint",
+]
 
 WAIT_SECONDS = 300.0
 
@@ -30,6 +37,16 @@ def count_steps(trainer: pl.Trainer) -> None:
 def finished_checkpoint(folder: Path, steps: int) -> Path | None:
     """The checkpoint in ``folder`` that a run of ``steps`` steps ended with, if it is complete; otherwise None."""
     return next((path for path in finished_checkpoints(folder) if steps_of(path) == steps), None)
+
+
+def check_folder(resume: nl.AutoResume | None, folder: Path) -> None:
+    """A run that continues from nothing has a folder without checkpoints.
+
+    Raises:
+        InputError: there are some, see `check_without_checkpoints`.
+    """
+    if resume is None or not (resume.resume_if_exists or resume.resume_from_path):
+        check_without_checkpoints(folder)
 
 
 def resumed_checkpoint(resume: nl.AutoResume | None, folder: Path) -> Path | None:

@@ -22,7 +22,12 @@ from nemo_xtoken.evaluate.evaluation_config import EvaluationConfig
 from nemo_xtoken.kernels.choice import kernels_for
 from nemo_xtoken.objective.scale import ObjectiveConfig
 from nemo_xtoken.occupied import Occupied
-from nemo_xtoken.plugin.nemo2.checkpoint_folders import go_on_from_newest, remove_unfinished, resumed_checkpoint
+from nemo_xtoken.plugin.nemo2.checkpoint_folders import (
+    check_folder,
+    go_on_from_newest,
+    remove_unfinished,
+    resumed_checkpoint,
+)
 from nemo_xtoken.plugin.nemo2.checkpoints.intact import with_checksums
 from nemo_xtoken.plugin.nemo2.checks import check_run
 from nemo_xtoken.plugin.nemo2.data import DistillationData
@@ -231,6 +236,7 @@ def train_one(
     check_stop(stop.patience, stop.on, [t.name for t in named])
     model.learn_from(named, objective)
     folder = run_folder(log)
+    check_folder(resume, folder)
     check_resumed_tokenizer(model.tokenizer, resumed_checkpoint(resume, folder), trust)
     check_run(model, data, trainer, named, resume, trust)
     settle_attention(model.config, [t.config.load_config(t.where) for t in named])

@@ -9,7 +9,7 @@ from nemo_xtoken.data.batch import Batch, Side, TeacherSide
 from nemo_xtoken.data.config import DataConfig
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.plugin.bridge.batches import HeldOutBatches, MicroBatches, StepBatches
-from nemo_xtoken.plugin.bridge.bridge_config import Data, Student, TeacherConfig, Trainer
+from nemo_xtoken.plugin.bridge.bridge_config import Data, Log, Restore, Resume, Student, TeacherConfig, Trainer
 from nemo_xtoken.plugin.bridge.checkpoints import Checkpoint, _check_rotary
 from nemo_xtoken.plugin.bridge.distill_bridge import configure
 from nemo_xtoken.training.micro_batch import MicroBatch
@@ -88,6 +88,21 @@ def test_what_bridge_does_not_load_is_refused(tmp_path, folders, message):
         (tmp_path / "model" / name).mkdir(parents=True)
     with pytest.raises(InputError, match=message):
         Checkpoint.at(str(tmp_path / "model"), "teacher.path")
+
+
+def test_a_run_that_does_not_resume_has_a_folder_of_its_own(tmp_path):
+    """Bridge's clean-up keeps the highest iterations: with ``save_top_k=1`` those that are there, not the run's own."""
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").write_text("{}")
+    old = tmp_path / "runs" / "old" / "checkpoints" / "iter_0001000"
+    old.mkdir(parents=True)
+    (old / "run_config.yaml").write_text("model: {}\n")
+    start = Resume(False, Restore(str(tmp_path / "hf")))
+    taught = TeacherConfig(path=str(tmp_path / "hf"), loss="p_kl")
+    log = Log(str(tmp_path / "runs"), "old")
+    with pytest.raises(InputError, match=r"checkpoints in .*/runs/old and resume\.resume_if_exists=false") as found:
+        configure(Student(), TEXT, Trainer(), taught, log=log, resume=start)
+    assert "log.name=NAME" in found.value.fix
 
 
 def test_all_that_is_missing_is_named_at_once():

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,6 +53,18 @@ def versioned_log(arguments):
 
 def virtual_pipeline(arguments):
     arguments["trainer"].strategy.virtual_pipeline_model_parallel_size = 2
+
+
+def begun(arguments):
+    log = arguments["log"]
+    log.name = "begun"
+    (Path(log.log_dir) / log.name / "checkpoints" / "step_10" / "weights").mkdir(parents=True, exist_ok=True)
+    arguments["resume"].resume_if_exists = False
+
+
+def begun_without_resume(arguments):
+    begun(arguments)
+    arguments["resume"] = None
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +180,8 @@ CASES = {
     "log by date": (1, {}, changing_log, "use_datetime_version"),
     "log above its folder": (1, {}, log_above, "a run named '..'"),
     "log by version": (1, {}, versioned_log, "log.version"),
+    "checkpoints of another run": (1, {}, begun, "runs/begun and resume.resume_if_exists=false"),
+    "checkpoints, and nothing to resume": (1, {}, begun_without_resume, "runs/begun and resume.resume_if_exists=false"),
     "no data": (1, {"text": {"paths": ["{broken}/*.txt"]}}, nothing, "broken"),
 }  # fmt: skip
 

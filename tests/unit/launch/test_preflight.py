@@ -61,7 +61,9 @@ def world(tmp_path_factory):
     (root / "text.jsonl").write_text("".join(json.dumps({"text": SENTENCE}) + "\n" for _ in range(1000)))
     vocabularies = [load_vocabulary(f"{path}/context/tokenizer") for path in (student, teacher)]
     build_projection(*vocabularies[::-1]).save(root / "swapped.safetensors")
-    (root / "begun" / "checkpoints" / "step=10").mkdir(parents=True)
+    (root / "begun" / "checkpoints" / "step_10" / "weights").mkdir(parents=True)
+    (root / "begun_by_bridge" / "checkpoints" / "iter_0000010").mkdir(parents=True)
+    (root / "begun_by_bridge" / "checkpoints" / "iter_0000010" / "run_config.yaml").touch()
     layout = {f"{n}_parallel_size": 1 for n in ("tensor_model", "pipeline_model", "context")}
     content = {
         "_partial_": True,
@@ -209,6 +211,14 @@ RED = {
         ["trainer.plugins.fp8=hybrid", "trainer.strategy.context_parallel_size=2"], "settings",
         "trainer.plugins.fp8=hybrid (student) with a context-parallel size of 2",
     ),
+    "begun": (
+        ["log.name=begun", "resume.resume_if_exists=false"], "run folder",
+        "/begun and resume.resume_if_exists=false",
+    ),
+    "begun by Bridge": (
+        ["log.name=begun_by_bridge", "resume.resume_if_exists=false"], "run folder",
+        "set log.name=NAME, or remove them",
+    ),
     "Slurm": (["slurm=default"], "Slurm", "container_image not set in"),
     "Slurm's file": (["slurm={world}/nowhere.yaml"], "Slurm", "nowhere.yaml"),
 }  # fmt: skip
@@ -222,6 +232,13 @@ def test_red(name, look):
     found = [c for c in of_status(report, "red") if c["check"] == check]
     assert any(text in c["found"] + c["fix"] for c in found), of_status(report, "red")
     assert all(c["expected"] and c["fix"] for c in of_status(report, "red"))
+
+
+@pytest.mark.parametrize("name", ["begun", "begun_by_bridge"])
+def test_a_run_that_continues_is_green(name, look):
+    _, report = look(f"log.name={name}")
+    [found] = [c["found"] for c in of_status(report, "green") if c["check"] == "run folder"]
+    assert found.endswith("continues from its last checkpoint")
 
 
 def test_a_loss_from_outside_of_the_package(look, tmp_path, monkeypatch):
@@ -256,7 +273,6 @@ YELLOW = {
     "memory": (["gpu_memory=9.1"], "memory", "GiB on a GPU"),
     "epochs": (["trainer.max_steps=2000"], "data", "epochs of it"),
     "hub": (["teacher.tokenizer=Qwen/Qwen3-4B"], "hub", "HF_TOKEN is not set"),
-    "begun": (["log.name=begun", "resume.resume_if_exists=false"], "run folder", "has 1 checkpoints"),
     "image": (["slurm=default", "executor.container_image=/nowhere/x.sqsh", EVERYTHING], "versions", "/nowhere/x.sqsh"),
     "sinks in an image": (
         ["slurm=default", "executor.container_image=x", EVERYTHING, "model.config.softmax_type=learnable"], "settings",
