@@ -29,10 +29,9 @@ from nemo_xtoken.evaluate.task_settings import Settings
 from nemo_xtoken.files import atomic_path
 from nemo_xtoken.run.records import FOLDER, HISTORY, add_evaluations
 from nemo_xtoken.sharing.exclusive import Busy, exclusive
-from nemo_xtoken.weights.checkpoint_names import RUN_CONFIG, bridge_checkpoints, steps_of
+from nemo_xtoken.weights.checkpoint_names import RUN_CONFIG, bridge_checkpoints, finished_checkpoints, steps_of
 
 __all__ = [
-    "UNFINISHED",
     "Checkpoint",
     "chosen",
     "evaluate_checkpoint",
@@ -43,7 +42,6 @@ __all__ = [
     "watch",
 ]
 
-UNFINISHED = "-unfinished"  # NeMo's marker beside a checkpoint that is being written
 POLL_SECONDS = 10.0
 Say = Callable[[str], None]
 
@@ -63,7 +61,7 @@ class Checkpoint:
 
 
 def find_checkpoints(run: Path) -> list[Checkpoint]:
-    """The finished checkpoints of a run by their steps; of two of one step the one with the shorter name.
+    """The finished checkpoints of a run by their steps; of two of one step the one that an export takes.
 
     Raises:
         InputError: no folder of a run.
@@ -75,14 +73,11 @@ def find_checkpoints(run: Path) -> list[Checkpoint]:
             f"run={run} has neither `checkpoints` nor {HISTORY}", "the folder of a training run", "fix the path"
         )
     found: dict[int, Checkpoint] = {}
-    for weights in (run / "checkpoints").glob("*/weights"):
-        path = weights.parent
-        steps = steps_of(path)
-        if not steps or path.with_name(path.name + UNFINISHED).exists():
-            continue
-        with contextlib.suppress(FileNotFoundError):  # removed just now
-            new = Checkpoint(path, steps, f"{path.name} {weights.stat().st_mtime_ns}")
-            found[new.steps] = min(new, found.get(new.steps, new), key=lambda c: (len(c.path.name), c.path.name))
+    for path in finished_checkpoints(run):
+        if steps := steps_of(path):
+            with contextlib.suppress(FileNotFoundError):  # removed just now
+                written = (path / "weights").stat().st_mtime_ns
+                found.setdefault(steps, Checkpoint(path, steps, f"{path.name} {written}"))
     for steps, path in bridge_checkpoints(run).items():
         with contextlib.suppress(FileNotFoundError):
             written = (path / RUN_CONFIG).stat().st_mtime_ns

@@ -1,5 +1,6 @@
 """The checkpoints in a run's folder, by what their names say: which is newest, and which are whole."""
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -43,14 +44,15 @@ def finished_checkpoints(folder: Path) -> list[Path]:
     The step decides, which a copy keeps; of one step the one that ended a save or a run; times only where names say
     nothing.
     """
-    found = [
-        weights.parent
-        for place in (folder / "checkpoints", folder)
-        for weights in place.glob("*/weights")
-        if weights.is_dir() and not Path(f"{weights.parent}{UNFINISHED}").exists()
-    ]
-    order = lambda path: (steps_of(path), path.name.endswith("-last"), (path / "weights").stat().st_mtime, path.name)  # noqa: E731
-    return sorted(found, key=order, reverse=True)
+    found = []
+    for place in (folder / "checkpoints", folder):
+        for weights in place.glob("*/weights"):
+            path = weights.parent
+            if weights.is_dir() and not Path(f"{path}{UNFINISHED}").exists():
+                with contextlib.suppress(FileNotFoundError):  # the run that writes them removes old ones
+                    last, written = path.name.endswith("-last"), weights.stat().st_mtime
+                    found.append((steps_of(path), last, written, path.name, path))
+    return [path for *_, path in sorted(found, reverse=True)]
 
 
 def bridge_checkpoints(folder: Path) -> dict[int, Path]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.evaluate.suite import UNFINISHED
+from nemo_xtoken.weights.checkpoint_names import UNFINISHED
 
 pytestmark = pytest.mark.usefixtures("nemo")
 

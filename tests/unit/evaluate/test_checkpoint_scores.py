@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
@@ -16,6 +17,7 @@ from nemo_xtoken.evaluate.benchmark_columns import read_columns
 from nemo_xtoken.evaluate.task_settings import Settings
 from nemo_xtoken.report.summary import report_runs
 from nemo_xtoken.run.records import add_evaluations, curve_records, read_evaluations
+from nemo_xtoken.weights.checkpoint_names import UNFINISHED, finished_checkpoints, steps_of
 
 
 @pytest.fixture
@@ -23,7 +25,7 @@ def run(tmp_path):
     """A run's folder with checkpoints after 10, 20 and 30 steps, as NeMo names them, and one that is being written."""
     for name in ("step=9", "mine--step=19.00-epoch=0", "mine--step=19.00-epoch=0-last", "step_30", "step=39"):
         checkpoint(tmp_path, name)
-    (tmp_path / "checkpoints" / f"step=39{runs.UNFINISHED}").touch()
+    (tmp_path / "checkpoints" / f"step=39{UNFINISHED}").touch()
     return tmp_path
 
 
@@ -34,7 +36,10 @@ def checkpoint(run, name):
 def test_finished_checkpoints(run):
     found = runs.find_checkpoints(run)
     assert [c.steps for c in found] == [10, 20, 30]
-    assert found[1].path.name == "mine--step=19.00-epoch=0"
+    assert found[1].path.name == "mine--step=19.00-epoch=0-last"
+    assert [c.path for c in reversed(found)] == [  # an export of the run takes the same one of each step
+        next(path for path in finished_checkpoints(run) if steps_of(path) == steps) for steps in (30, 20, 10)
+    ]
     assert [c.steps for c in runs.chosen(found)] == [30, 20, 10]
     assert [c.steps for c in runs.chosen(found, every=20)] == [20]
     assert [c.steps for c in runs.chosen(found, step=10)] == [10]
@@ -43,6 +48,20 @@ def test_finished_checkpoints(run):
     assert "10, 20, 30" in str(error.value)
     with pytest.raises(InputError, match="is not a folder"):
         runs.find_checkpoints(run / "no")
+
+
+def test_a_checkpoint_that_is_removed_meanwhile_is_left_out(run, monkeypatch):
+    """By the training beside: after it was listed, before its time is read."""
+    is_dir = Path.is_dir
+
+    def removed(path):
+        there = is_dir(path)
+        if path.parent.name == "step_30":
+            shutil.rmtree(path, ignore_errors=True)
+        return there
+
+    monkeypatch.setattr(Path, "is_dir", removed)
+    assert [c.steps for c in runs.find_checkpoints(run)] == [10, 20]
 
 
 def test_a_checkpoint_is_evaluated_once(run, model, data):
