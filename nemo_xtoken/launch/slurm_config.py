@@ -162,6 +162,11 @@ class SlurmConfig:
         return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds
 
     @property
+    def xtoken(self) -> str:
+        """The command ``xtoken`` in the folder of `program`; by name where that has none."""
+        return "".join(self.program.rpartition("/")[:2]) + "xtoken"
+
+    @property
     def mounts(self) -> tuple[str, ...]:
         """``container_mounts`` and the folder that the job starts in, at its own path."""
         here = str(self.folder)

@@ -65,7 +65,7 @@ class TeacherSteps:
         place = ["--het-group=1"] if self.separate else []
         offset = 0 if self.separate else student.nodes
         parts = tasks // each
-        first = f"$(({offset} + $1 * {nodes} / {parts}))" if parts == 1 else f"$(({offset} + $1 / {parts}))"
+        first = f"$(({offset} + $1 * {nodes}))" if parts == 1 else f"$(({offset} + $1 / {parts}))"
         gpus = [f"--gpus-per-node={each}", "--exact"] if parts > 1 and self.config.gpus_per_node else []
         log = shlex.quote(f"{student.log_folder}/{job.name}-{'%A_%a' if job.each else ''}")
         log += "" if job.each else '"$SLURM_JOB_ID"'  # %j would be the number of the component
@@ -186,8 +186,5 @@ def teacher_steps(
     words += ["sequence_parallel=true"] if sizes["tensor"] > 1 else []
     words += [f"length={run['length']}"] if run.get("length") else []
     words += ["fp8=true"] if run.get("fp8") else []
-    program = "xtoken"
-    if config.program != "nemo":
-        program = config.program.removesuffix("nemo") + "xtoken"
     separate = any(getattr(config, name) != getattr(student, name) for name in OF_NODES)
-    return TeacherSteps(config, (program, "serve", *words), ranks, (folder,), separate)
+    return TeacherSteps(config, (config.xtoken, "serve", *words), ranks, (folder,), separate)

@@ -155,9 +155,8 @@ def _write_script(arguments: Mapping[str, Any]) -> int:
         raise InputError(f"{PREFIX}array={limit}", "%N: at most N tasks at once", "leave it out, or say array=%16")
     config = dataclasses.replace(config, array=f"0-{parts - 1}{limit}")
     given = {name: value for name, value in arguments.items() if name not in _OF_THE_JOB and value is not None}
-    program = "xtoken" if config.program == "nemo" else str(Path(config.program).with_name("xtoken"))
     words = [f"{name}={value}" for name, value in given.items()]
-    job = Job(config.job_name or "prepare", (program, "prepare", *words))
+    job = Job(config.job_name or "prepare", (config.xtoken, "prepare", *words))
     path = Path(arguments["sbatch"])
     script = render(config, job)
     config.log_folder.mkdir(parents=True, exist_ok=True)

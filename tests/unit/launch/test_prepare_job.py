@@ -65,3 +65,12 @@ def test_an_array_with_a_task_that_is_stopped(tmp_path, capsys, monkeypatch):
     assert report["documents"] == sum(rows_of)
     assert report["teachers"][0]["new_tokens"] == 0
     assert report["teachers"][0]["shards"] == 4
+
+
+def test_xtoken_is_beside_a_program_of_another_name(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    side = write_folder("llama", tmp_path / "llama")
+    (tmp_path / "d.txt").write_text("the cat sat")
+    words = ["prepare", f"student={side}", f"teacher={side}", "paths=d.txt", "parts=2", "sbatch=job.sh"]
+    assert main([*words, "executor.program=./env/nemo-wrapper"]) == 0, capsys.readouterr().err
+    assert "./env/xtoken prepare " in Path("job.sh").read_text()

@@ -12,6 +12,8 @@ import pytest
 from fake_slurm import end, install, sbatch
 
 from nemo_xtoken.commands.cli import main
+from nemo_xtoken.launch.slurm_config import SlurmConfig
+from nemo_xtoken.launch.teacher_steps import teacher_steps
 
 TEACHER = '/m/the teacher\'s $HOME `id` "a" *;#\\'
 RUN = [
@@ -121,6 +123,23 @@ def test_a_sweep_over_teachers_is_refused(tmp_path, capsys):
     (tmp_path / "sweep.txt").write_text("teacher.path=/m/one\nteacher.path=/m/two\n")
     assert main([*RUN, "teacher.nodes=1", f"sweep={tmp_path / 'sweep.txt'}"]) == 2
     assert "has another teacher than the first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("program", "xtoken"),
+    [
+        ("nemo", "xtoken"),
+        ("./nemo", "./xtoken"),
+        ("/env/bin/nemo", "/env/bin/xtoken"),
+        ("/env/bin/nemo-wrapper", "/env/bin/xtoken"),
+        ("$HOME/env/bin/python", "$HOME/env/bin/xtoken"),
+    ],
+)
+def test_xtoken_is_beside_the_program_for_all_that_starts_it(program, xtoken):
+    assert SlurmConfig(program=program).xtoken == xtoken
+    run = {"path": "/m/teacher"}
+    steps = teacher_steps("venv", [f"executor.program={program}"], [], 1, run, "service", False)
+    assert steps.command[:2] == (xtoken, "serve")
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, "sweep"])
