@@ -7,12 +7,14 @@ ending, and then reports that.  The script requeues the job or fails it, so that
 
 import contextlib
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from nemo_xtoken.training.stopped import EXIT_STATUS, StoppedRun
 
-__all__ = ["EXIT_STATUS", "VARIABLE", "report_unfinished"]
+__all__ = ["EXIT_STATUS", "VARIABLE", "report_unfinished", "stopped_by_signal"]
 
 VARIABLE = "NEMO_XTOKEN_STOPPED"
 
@@ -29,3 +31,19 @@ def report_unfinished() -> Iterator[None]:
         if os.environ.get("RANK", "0") == "0":
             Path(path).touch()
         raise SystemExit(0) from stop
+
+
+@contextlib.contextmanager
+def stopped_by_signal() -> Iterator[None]:
+    """Context around work that keeps what it has done: SIGTERM ends it in good order, as `report_unfinished` says."""
+
+    def stop(*_: Any) -> None:
+        # Status 0 where a job's script looks for the file that says "not finished", see report_unfinished.
+        raise SystemExit(0 if os.environ.get(VARIABLE) else 128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with report_unfinished():
+            yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -191,6 +191,12 @@ def test_file_locks_are_made_in_one_file():
     assert makers == ["nemo_xtoken/sharing/file_lock.py"]
 
 
+def test_one_file_handles_the_end_of_a_job():
+    """Other code takes a context from it: a second copy would be changed alone."""
+    handlers = [name for name, source in SOURCES.items() if "signal.signal(signal.SIGTERM" in source]
+    assert handlers == ["nemo_xtoken/launch/unfinished.py"]
+
+
 def test_no_context_variables():
     assert _found(lambda source: imported(source, "contextvars"), ()) == {}
 

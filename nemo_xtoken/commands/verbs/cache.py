@@ -3,9 +3,7 @@
 import importlib
 import json
 import os
-import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +27,7 @@ def _run(arguments: Mapping[str, Any]) -> int:
     if missing := [name for name in ("teacher", "paths") if not arguments[name]]:
         raise UsageError(f"'cache' needs {' and '.join(f'{name}=' for name in missing)}")
     from nemo_xtoken.launch.ranks import adopt_slurm_ranks
+    from nemo_xtoken.launch.unfinished import stopped_by_signal
 
     environment = dict(os.environ)
     adopt_slurm_ranks(os.environ)
@@ -44,22 +43,6 @@ def _run(arguments: Mapping[str, Any]) -> int:
         else:
             _print(report)
     return 0
-
-
-@contextmanager
-def stopped_by_signal() -> Iterator[None]:
-    """SIGTERM ends the work in good order, and tells a job's script that there is more to do."""
-    from nemo_xtoken.launch.unfinished import VARIABLE, report_unfinished
-
-    def stop(*_: Any) -> None:
-        raise SystemExit(0 if os.environ.get(VARIABLE) else 128 + signal.SIGTERM)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        with report_unfinished():
-            yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def data_config(arguments: Mapping[str, Any]) -> "DataConfig":

@@ -1,7 +1,6 @@
 """``xtoken prepare``: text tokenised and aligned once, in parts, so that training only reads."""
 
 import json
-import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,24 +42,15 @@ def _run(arguments: Mapping[str, Any]) -> int:
     import os
 
     from nemo_xtoken.data.part import array_part, prepare_part
-    from nemo_xtoken.launch.unfinished import VARIABLE, report_unfinished
+    from nemo_xtoken.launch.unfinished import stopped_by_signal
     from nemo_xtoken.vocab.loading import load_vocabulary
 
     part, parts = array_part(arguments["part"], arguments["parts"], os.environ)
     data = _data(arguments)
     student = load_vocabulary(arguments["student"])
     teachers = [load_vocabulary(name) for name in _names(arguments["teacher"], "teacher")]
-
-    def stop(*_: Any) -> None:
-        # Status 0 where a job's script looks for the file that says "not finished": see report_unfinished.
-        raise SystemExit(0 if os.environ.get(VARIABLE) else 128 + signal.SIGTERM)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        with report_unfinished():
-            report = prepare_part(data, student, teachers, part, parts, verify=arguments["verify"])
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with stopped_by_signal():
+        report = prepare_part(data, student, teachers, part, parts, verify=arguments["verify"])
     if arguments["json"]:
         print(json.dumps(report.as_dict()))
     else:

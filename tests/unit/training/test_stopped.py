@@ -12,7 +12,7 @@ import torch
 
 from nemo_xtoken.data.workers import heed_parent_alone
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.launch.unfinished import VARIABLE, report_unfinished
+from nemo_xtoken.launch.unfinished import VARIABLE, report_unfinished, stopped_by_signal
 from nemo_xtoken.training.step import explained
 from nemo_xtoken.training.stopped import StoppedRun, StopRequests
 
@@ -103,6 +103,17 @@ def test_a_job_s_script_is_told_by_a_file(tmp_path, monkeypatch, rank):
     with pytest.raises(SystemExit) as end, report_unfinished():
         raise SystemExit(2)
     assert end.value.code == 2
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_work_without_steps_is_stopped_by_a_signal(tmp_path, monkeypatch, asked):
+    """A part of the data, or of a teacher's states: what is done is kept, and a job's script is told."""
+    file, before = tmp_path / "file", signal.getsignal(signal.SIGTERM)
+    monkeypatch.setenv(VARIABLE, str(file) if asked else "")
+    with pytest.raises(SystemExit) as end, stopped_by_signal():
+        signal.raise_signal(signal.SIGTERM)
+    assert (end.value.code, file.exists()) == ((0, True) if asked else (143, False))
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 class _Numbers(torch.utils.data.Dataset):
