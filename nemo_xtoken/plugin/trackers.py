@@ -94,13 +94,14 @@ class _WeightsAndBiases:
 
         self._folder.mkdir(parents=True, exist_ok=True)
         online = bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
+        mode: Any = os.environ.get("WANDB_MODE") or ("online" if online else "offline")  # wandb refuses others
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "nemo_xtoken"),
             name=self._folder.name,
             id=digest_of(str(self._folder.resolve()))[:16],  # the same run when it goes on
             resume="allow",
             dir=str(self._folder),
-            mode=os.environ.get("WANDB_MODE") or ("online" if online else "offline"),
+            mode=mode,
         )
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
