@@ -1,6 +1,7 @@
 """Documents packed into one sequence do not see each other, by mask or by sequence lengths."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -100,8 +101,6 @@ def test_a_document_of_one_token_after_another(monkeypatch):
 
 
 def test_lengths_that_differ_are_announced(monkeypatch):
-    from types import SimpleNamespace
-
     def config(**settings):
         return SimpleNamespace(**{"context_parallel_size": 2, "num_moe_experts": None, **settings})
 
@@ -156,3 +155,12 @@ def test_a_teacher_in_fp8(monkeypatch, tmp_path):
     asked = [hosted(fp8, source="remote")[2] for fp8 in (True, False)]  # here nothing of it is computed
     assert asked[0] == computed
     assert asked[0].differences(asked[1]).startswith("architecture ")
+
+
+@pytest.mark.parametrize("lengths", [False, True])
+def test_the_fused_softmax_is_off_where_a_mask_keeps_documents_apart(monkeypatch, lengths):
+    """Megatron's causal kernel, which it would take, ignores the mask."""
+    monkeypatch.setattr(inputs, "uses_packed_attention", lambda: lengths)
+    config = SimpleNamespace(context_parallel_size=1, num_moe_experts=None, masked_softmax_fusion=True)
+    inputs.prepare_config(config)
+    assert config.masked_softmax_fusion is lengths

@@ -78,6 +78,17 @@ def test_triton_is_refused_where_it_cannot_run():
         kernels_for("triton", cuda=False)
 
 
+@pytest.mark.parametrize("name", ["torch", "auto", "triton"])
+def test_a_pytorch_without_float32_products_is_refused_on_a_gpu(name, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.7.1")
+    with pytest.raises(InputError, match=r"PyTorch 2\.7\.1 on a GPU") as found:
+        kernels_for(name, cuda=True)
+    assert "2.8" in found.value.expected
+    assert kernels_for("torch", cuda=False) is TORCH
+    monkeypatch.setattr(torch, "__version__", "2.10.0a0+git")  # newer, of two digits
+    assert kernels_for("torch", cuda=True) is TORCH
+
+
 def test_an_unknown_name_is_refused_with_the_names_there_are():
     with pytest.raises(InputError, match="auto, torch, triton"):
         ObjectiveConfig(kernels="cuda")
