@@ -178,12 +178,15 @@ def check_batches(global_batch: int, micro_batch: int, data_parallel: int) -> No
 
 
 def check_virtual(virtual: int | None) -> None:
-    """There is no virtual pipeline."""
+    """There is no virtual pipeline: see the message for what stands in the way."""
     if (virtual or 1) > 1:
         raise InputError(
             f"trainer.strategy.virtual_pipeline_model_parallel_size={virtual}",
-            "1: distillation across tokenizers does not support more yet",
-            "use tensor, pipeline, context and data parallelism",
+            "1: Megatron's interleaved schedule runs several model chunks on a rank, and distillation has one module "
+            "for each rank: it takes hidden states after every forward pass of a rank that has the output layer, also "
+            "after those of its chunks without that layer, and the teacher's pass and evaluations hand the schedule "
+            "one module and one iterator, where it asks for a list with one for each chunk",
+            "leave it out; use tensor, pipeline, context and data parallelism",
         )
 
 

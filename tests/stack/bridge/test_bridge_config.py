@@ -1,6 +1,8 @@
 """What is checked before Megatron-Bridge is asked, and the order of the batches that it gets; needs no Bridge."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +14,11 @@ from nemo_xtoken.plugin.bridge.batches import HeldOutBatches, MicroBatches, Step
 from nemo_xtoken.plugin.bridge.bridge_config import Data, Log, Restore, Resume, Student, TeacherConfig, Trainer
 from nemo_xtoken.plugin.bridge.checkpoints import Checkpoint, _check_rotary
 from nemo_xtoken.plugin.bridge.distill_bridge import configure
+from nemo_xtoken.run.layout import check_virtual
+from nemo_xtoken.teachers.output import HiddenStateTap
 from nemo_xtoken.training.micro_batch import MicroBatch
 
+ROOT = Path(__file__).parents[3]
 TEXT = Data(DataConfig(paths=["text.txt"]))
 
 
@@ -150,3 +155,42 @@ def test_a_rotary_embedding_that_transformers_4_would_not_see(config, refused, v
             _check_rotary(str(tmp_path))
     else:
         _check_rotary(str(tmp_path))
+
+
+def test_why_there_is_no_virtual_pipeline_is_said_in_the_document_too():
+    with pytest.raises(InputError) as found:
+        check_virtual(2)
+    why = found.value.expected.removeprefix("1: ")
+    assert "interleaved schedule" in why
+    assert why in " ".join((ROOT / "docs" / "bridge.md").read_text().split())
+
+
+def _with_interleaving(data_iterator):
+    """Megatron's interleaved schedule over one chunk, as far as its checks."""
+    from megatron.core.pipeline_parallel.schedules import forward_backward_pipelining_with_interleaving
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    chunk = torch.nn.Linear(1, 1)
+    chunk.config = TransformerConfig(num_layers=1, hidden_size=4, num_attention_heads=1)
+    chunk.model_type = None
+    one = SimpleNamespace(size=lambda: 1, rank=lambda: 0)
+    forward_backward_pipelining_with_interleaving(
+        forward_step_func=None, data_iterator=data_iterator, model=[chunk], num_microbatches=1, seq_length=1,
+        micro_batch_size=1, p2p_communicator=SimpleNamespace(config=chunk.config),
+        pg_collection=SimpleNamespace(tp=one, cp=one),
+    )  # fmt: skip
+
+
+def test_the_interleaved_schedule_takes_no_single_iterator(megatron):
+    """Which is what the teacher's pass, the evaluation before the first step and the continuations hand over."""
+    with pytest.raises(AssertionError, match="each model chunk to have a data iterator"):
+        _with_interleaving(iter(()))
+
+
+def test_a_chunk_without_the_output_layer_leaves_no_hidden_states():
+    """Of which a rank of the last stage would have some, in a virtual pipeline."""
+    output_layer, other_chunk = torch.nn.Linear(4, 8, bias=False), torch.nn.Linear(4, 4)
+    tap = HiddenStateTap(output_layer, sequence_parallel=False)
+    other_chunk(torch.zeros(2, 1, 4))
+    with pytest.raises(RuntimeError, match="no forward pass has reached the output layer"):
+        tap.pop()
