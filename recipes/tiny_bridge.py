@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any, Optional
 
-from nemo_xtoken.data.config import Tokenization
+from nemo_xtoken.evaluate.evaluation_config import EvaluationConfig
 from nemo_xtoken.files import atomic_path, digest_of
 from nemo_xtoken.objective.scale import ObjectiveConfig
 from nemo_xtoken.plugin.bridge.bridge_config import (
@@ -22,9 +22,10 @@ from nemo_xtoken.plugin.bridge.bridge_config import (
 from nemo_xtoken.plugin.bridge.distill_bridge import is_first, train_one
 from nemo_xtoken.progress import Parts, say
 from nemo_xtoken.recipes import tiny_text
-from nemo_xtoken.recipes.tiny_models import CE_ONLY, STUDENT, TAUGHT, TEACHER
+from nemo_xtoken.recipes.tiny_models import CE_ONLY, STUDENT, TAUGHT, TEACHER, TEACHER_STEPS
 from nemo_xtoken.report.summary import report_runs
 from nemo_xtoken.sharing.file_lock import file_lock
+from nemo_xtoken.training.teacher_settings import named_teachers
 from nemo_xtoken.training.watching.early_stopping import StopConfig
 from nemo_xtoken.training.watching.sample_settings import SampleConfig
 from nemo_xtoken.vocab.loading import load_vocabulary
@@ -41,7 +42,9 @@ def distill_tiny(
     optim: Optional[Optimizer] = None,
     log: Optional[Log] = None,
     resume: Optional[Resume] = None,
-    teacher_steps: int = 400,
+    teachers: Optional[dict[str, TeacherConfig]] = None,
+    evaluate: Optional[EvaluationConfig] = None,
+    teacher_steps: int = TEACHER_STEPS,
     stop: Optional[StopConfig] = None,
     samples: Optional[SampleConfig] = None,
 ) -> Path:
@@ -69,14 +72,17 @@ def distill_tiny(
         teacher = dataclasses.replace(teacher, tokenizer=tokenizer, path=path)
     folder = Path(log.log_dir) / log.name
     ce_only_log = dataclasses.replace(log, log_dir=str(folder), name="ce_only")
-    sides = [Tokenization(teacher.load_tokenizer().vocabulary, teacher.length)]
+    sides = [t.side for t in named_teachers(teacher, teachers)]
     no_teacher = ObjectiveConfig(scale=0.0)
     parts.begin(f"training the student, {CE_ONLY}")
     ce_only = train_one(
         model, data, trainer, None, no_teacher, optim, ce_only_log, resume, aligned_with=sides, title=CE_ONLY
     )
     parts.begin(f"training the student, {TAUGHT}")
-    train_one(model, data, trainer, teacher, objective, optim, log, resume, title=TAUGHT, stop=stop, samples=samples)
+    train_one(
+        model, data, trainer, teacher, objective, optim, log, resume, teachers, title=TAUGHT, evaluate=evaluate,
+        stop=stop, samples=samples,
+    )  # fmt: skip
     if is_first():
         report_runs({CE_ONLY: ce_only, TAUGHT: folder}, folder)
     return folder

@@ -49,7 +49,16 @@ from nemo_xtoken.progress import Parts, say
 from nemo_xtoken.projection.build import ProjectionRule
 from nemo_xtoken.recipes import tiny_text
 from nemo_xtoken.recipes.common import checkpoints, saving
-from nemo_xtoken.recipes.tiny_models import CE_ONLY, STUDENT, TAUGHT, TEACHER
+from nemo_xtoken.recipes.tiny_models import (
+    CE_ONLY,
+    STEPS,
+    STUDENT,
+    STUDENT_LENGTH,
+    TAUGHT,
+    TEACHER,
+    TEACHER_LENGTH,
+    TEACHER_STEPS,
+)
 from nemo_xtoken.report.summary import report_runs
 from nemo_xtoken.training.teacher_settings import named_teachers
 from nemo_xtoken.training.watching.early_stopping import StopConfig
@@ -57,9 +66,6 @@ from nemo_xtoken.training.watching.sample_settings import SampleConfig
 from nemo_xtoken.weights.checkpoint_names import finished_checkpoints
 
 __all__ = ["distill_tiny", "xtoken_tiny"]
-
-STEPS, TEACHER_STEPS = 120, 400
-STUDENT_LENGTH, TEACHER_LENGTH = 128, 192
 
 
 def xtoken_tiny() -> run.Partial:
@@ -183,17 +189,15 @@ def train_teacher(
     tokenizer: str, data: DistillationData, trainer: nl.Trainer, optim: OptimizerModule, steps: int
 ) -> Path:
     """The checkpoint of a teacher trained on cross-entropy, in the cache; trained now if it is not there yet."""
-    reader = XTokenTokenizer(tokenizer)
+    reader, length = XTokenTokenizer(tokenizer), data.text.lengths[1]
     key = digest_of(reader.vocabulary.digest, repr(data.text), repr((TEACHER, steps)))[:16]
-    config = fdl.build(llama(seq_length=TEACHER_LENGTH, **TEACHER))
+    config = fdl.build(llama(seq_length=length, **TEACHER))
     ckpt = nl.ModelCheckpoint(every_n_train_steps=100, save_last=True, save_top_k=1, monitor="step", mode="max")
     log = nl.NeMoLogger(log_dir=str(tiny_text.folder()), name=f"run-{key}", use_datetime_version=False, ckpt=ckpt)
     if found := finished_checkpoint(run_folder(log) / "checkpoints", steps):
         say("the teacher: was trained before", trainer.is_global_zero)
         return found
-    text = rebuilt(
-        data, text=fdl.build(run.Config(DataConfig, **{**vars(data.text), "student_length": TEACHER_LENGTH}))
-    )
+    text = rebuilt(data, text=fdl.build(run.Config(DataConfig, **{**vars(data.text), "student_length": length})))
     folder = train_one(
         DistillationModel(config, reader), text, rebuilt(trainer, max_steps=steps, val_check_interval=steps), None,
         ObjectiveConfig(scale=0.0), rebuilt(optim), log,
