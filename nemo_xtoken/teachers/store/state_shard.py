@@ -17,9 +17,19 @@ from torch import Tensor
 
 from nemo_xtoken.files import TensorPlace, atomic_path, tensor_places
 from nemo_xtoken.teachers.fingerprint import Fingerprint
+from nemo_xtoken.teachers.source_settings import FORMATS
 from nemo_xtoken.teachers.store.state_formats import StateFormat, Stored, format_for
 
-__all__ = ["DIGEST_BYTES", "DamagedShard", "Record", "StateShard", "write_shard"]
+__all__ = [
+    "DIGEST_BYTES",
+    "DamagedShard",
+    "OtherFormat",
+    "Record",
+    "StateShard",
+    "UnreadableShard",
+    "UnusableShard",
+    "write_shard",
+]
 
 FORMAT_VERSION = "1"
 DIGEST_BYTES = 16  # of a text
@@ -27,8 +37,20 @@ _HEAD = {"digests": "U8", "starts": "I64", "offsets": "I64", "checksums": "U32"}
 _NUMPY: dict[str, Any] = {"U8": "u1", "I64": "<i8", "U32": "<u4", "I32": "<i4", "F32": "<f4"}
 
 
-class DamagedShard(Exception):
-    """A file in a folder of states that is not what this package wrote there."""
+class UnusableShard(Exception):
+    """A file in a folder of states that gives no states now."""
+
+
+class DamagedShard(UnusableShard):
+    """It is not what this package wrote there: its bytes are others, or fewer."""
+
+
+class UnreadableShard(UnusableShard):
+    """The system does not let it be read now; its bytes may be intact."""
+
+
+class OtherFormat(UnusableShard):
+    """Another version of this package wrote it, which may read it."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +135,9 @@ class StateShard:
         fingerprint: of the teacher.
 
     Raises:
-        DamagedShard: it is truncated, changed, missing, or of something else.
+        DamagedShard: it is truncated, changed, or of something else.
+        UnreadableShard: it is missing, or the system cannot read it now.
+        OtherFormat: its header names a version or a format that this package does not know.
     """
 
     def __init__(self, path: Path) -> None:
@@ -122,10 +146,9 @@ class StateShard:
             self._places, metadata = tensor_places(path)
             with open(path, "rb") as file:  # a private map: torch wants memory that could be written
                 self._memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            if metadata.get("format_version") != FORMAT_VERSION:
-                raise ValueError("its header names another format")
+            self._check_version(metadata)
             self.fingerprint = Fingerprint.from_json(metadata.get("fingerprint", "{}"))
-            self.format = format_for(metadata.get("format", ""), self.fingerprint.dtype)
+            self.format = format_for(metadata["format"], self.fingerprint.dtype)
             head = {name: self._array(name, kind) for name, kind in _HEAD.items()}
             if metadata.get("head") != str(_checksum(head.values())):
                 raise ValueError("its table does not have its checksum")
@@ -133,9 +156,17 @@ class StateShard:
             self.starts, self.counts = head["starts"], np.diff(self._offsets)
             self.digests = head["digests"].reshape(-1).view(f"S{DIGEST_BYTES}")
             self._check_shapes()
-        except (OSError, ValueError, KeyError) as error:
+        except OSError as error:
+            raise UnreadableShard(f"{type(error).__name__}: {error}") from error
+        except (ValueError, KeyError) as error:
             raise DamagedShard(f"{type(error).__name__}: {error}") from error
         self._verified = np.zeros(len(self.starts), bool)
+
+    @staticmethod
+    def _check_version(metadata: dict[str, str]) -> None:
+        for name, known in (("format_version", (FORMAT_VERSION,)), ("format", FORMATS)):
+            if metadata[name] not in known:
+                raise OtherFormat(f"its header names {name} {metadata[name]!r}, and known is {', '.join(known)}")
 
     def _check_shapes(self) -> None:
         records, tokens = len(self.starts), int(self._offsets[-1])

@@ -17,7 +17,7 @@ from nemo_xtoken.files import atomic_path, tensor_places
 from nemo_xtoken.sharing.file_lock import file_lock
 from nemo_xtoken.teachers.fingerprint import Fingerprint
 from nemo_xtoken.teachers.store.state_formats import StateFormat
-from nemo_xtoken.teachers.store.state_shard import DIGEST_BYTES, DamagedShard, StateShard
+from nemo_xtoken.teachers.store.state_shard import DIGEST_BYTES, DamagedShard, StateShard, UnusableShard
 
 __all__ = ["Missing", "Segment", "StateStore", "Table"]
 
@@ -151,8 +151,8 @@ class StateStore:
     def _opened(self, path: Path) -> StateShard:
         try:
             shard = StateShard(path)
-        except DamagedShard as damage:
-            raise damaged(path, damage) from damage
+        except UnusableShard as error:
+            raise unusable(path, error) from error
         if self.fingerprint is not None and shard.fingerprint != self.fingerprint:
             raise InputError(
                 f"the states in {path} are of another teacher: {self.fingerprint.differences(shard.fingerprint)}",
@@ -306,6 +306,17 @@ def damaged(path: Path, why: object) -> InputError:
         f"the file of states {path} cannot be read ({why})",
         "the file that `xtoken cache` wrote there",
         f"delete {path} if it is there, and {_AGAIN}",
+    )
+
+
+def unusable(path: Path, error: UnusableShard) -> InputError:
+    """What is said of a file that gives no states; to delete it is advised only where it is certainly damaged."""
+    if isinstance(error, DamagedShard):
+        return damaged(path, error)
+    return InputError(
+        f"the file of states {path} cannot be read now ({error})",
+        "a file that this version of nemo_xtoken can read",
+        "see to the file system and start again, or use the version that wrote the file: it may be intact, and stays",
     )
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,13 +15,14 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.sharing.file_lock import file_lock
 from nemo_xtoken.teachers.fingerprint import Fingerprint
 from nemo_xtoken.teachers.store.state_formats import StateFormat
-from nemo_xtoken.teachers.store.state_shard import DamagedShard, Record, StateShard, write_shard
-from nemo_xtoken.teachers.store.state_store import PART, StateStore
+from nemo_xtoken.teachers.store.state_shard import DamagedShard, Record, StateShard, UnusableShard, write_shard
+from nemo_xtoken.teachers.store.state_store import PART, StateStore, unusable
 
 __all__ = ["StateWriter"]
 
 SHARD_BYTES = 512 * 2**20
 SHARD_SECONDS = 600.0
+_NAME = re.compile(r"states-(\d+)-[0-9a-f]{12}\.safetensors")
 _CANNOT_WRITE = {getattr(errno, name) for name in ("EACCES", "EPERM", "EROFS", "ENOTDIR", "EEXIST", "ENOSPC", "EDQUOT")}
 
 
@@ -39,7 +41,8 @@ class StateWriter:
         clock: in seconds.
 
     Raises:
-        InputError: the folder cannot be written, or another process writes to this part.
+        InputError: the folder cannot be written, another process writes to this part, or a file in it cannot be read
+            now, or is of another version.
     """
 
     def __init__(
@@ -76,20 +79,32 @@ class StateWriter:
                     "one at a time",
                     "wait for it, or give the tasks parts of their own: part=N parts=M",
                 ) from None
-            for stray in self._own.glob(".states-*.tmp"):  # of a writer that was killed: nobody else writes now
-                stray.unlink(missing_ok=True)
-            self._discard_damaged()
+            try:
+                for stray in self._own.glob(".states-*.tmp"):  # of a writer that was killed: nobody else writes now
+                    stray.unlink(missing_ok=True)
+                self._discard_damaged()
+            except BaseException:
+                self._lock.release()
+                raise
         return self
 
     def _discard_damaged(self) -> None:
-        """Files that cannot be opened are removed, so that their documents are computed again."""
+        """Damaged files are removed, so that their documents are computed again; all others stay.
+
+        Raises:
+            InputError: a file that may be intact cannot be read: its states would be computed again beside it.
+        """
         numbers = [-1]
         for path in self._own.glob("states-*.safetensors"):
-            numbers.append(int(path.name.split("-")[1]))
+            if (named := _NAME.fullmatch(path.name)) is None:  # not of this package
+                continue
+            numbers.append(int(named[1]))
             try:
                 StateShard(path)
             except DamagedShard:
                 path.unlink(missing_ok=True)
+            except UnusableShard as error:
+                raise unusable(path, error) from error
         self._number = 1 + max(numbers)
 
     def __exit__(self, *_: object) -> None:

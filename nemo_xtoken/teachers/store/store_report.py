@@ -9,8 +9,8 @@ from typing import Any
 from nemo_xtoken.data.dataset import TeacherPieces
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.teachers.fingerprint import Fingerprint
-from nemo_xtoken.teachers.store.state_shard import DamagedShard, StateShard
-from nemo_xtoken.teachers.store.state_store import StateStore
+from nemo_xtoken.teachers.store.state_shard import DamagedShard, StateShard, UnusableShard
+from nemo_xtoken.teachers.store.state_store import StateStore, unusable
 
 __all__ = ["Coverage", "StoreReport", "coverage_of", "inspect_store"]
 
@@ -72,7 +72,7 @@ def inspect_store(folder: Path, verify: bool = False) -> StoreReport:
         verify: read all states, too, and compare them with their checksums.
 
     Raises:
-        InputError: there are no states.
+        InputError: there are no states, or a file that may be intact cannot be read.
     """
     files = sorted([*folder.glob("states-*.safetensors"), *folder.glob("part-*/states-*.safetensors")])
     if not files:
@@ -93,6 +93,8 @@ def inspect_store(folder: Path, verify: bool = False) -> StoreReport:
         except DamagedShard as damage:
             damaged[name] = str(damage)
             continue
+        except UnusableShard as error:  # the report says to delete what is damaged
+            raise unusable(path, error) from error
         of = shard.fingerprint
         count = int(shard.counts.sum())
         formats[shard.format.name] = formats.get(shard.format.name, 0) + count
