@@ -122,24 +122,25 @@ class ReplicaServer:
 
     def answer(self, asked: Sequence[Asked], states: Sequence[Tensor]) -> None:
         """Sends states ``[tokens, H]`` of each request."""
+        replies = []
         for one, found in zip(asked, states, strict=True):
             dtype = str(found.dtype).removeprefix("torch.")
             values = {"key": one.row.key, "dtype": dtype, "shape": list(found.shape)}
-            self._out.append((one.student, Message("states", values, [raw(found.cpu())]).parts()))
-        self._done(asked)
+            replies.append(Message("states", values, [raw(found.cpu())]))
+        self._done(asked, replies)
 
     def fail(self, asked: Sequence[Asked], why: str) -> None:
         """Says that states are not to be had."""
-        for one in asked:
-            self._out.append((one.student, Message("failed", {"key": one.row.key, "why": why[:2000]}).parts()))
-        self._done(asked)
+        self._done(asked, [Message("failed", {"key": one.row.key, "why": why[:2000]}) for one in asked])
 
-    def _done(self, asked: Sequence[Asked]) -> None:
+    def _done(self, asked: Sequence[Asked], replies: Sequence[Message]) -> None:
+        """A student may ask anew when it has a reply, so the credits come back before the first is sent."""
         with self._there:
             self._since = None
             for one in asked:
                 if one.student in self._held:
                     self._held[one.student] = max(0, self._held[one.student] - one.row.tokens)
+        self._out.extend((one.student, reply.parts()) for one, reply in zip(asked, replies, strict=True))
 
     def close(self, wait: float = 5.0) -> None:
         """Withdraws the address, sends what is to be sent, and ends the thread."""

@@ -73,7 +73,8 @@ class _Peer:
     credits: int = 0  # 0: it has not said welcome yet
     busy: float = 0.0
     alive: bool = False
-    under_way: "OrderedDict[str, float]" = field(default_factory=OrderedDict)  # key: when it was asked
+    #: By key: when it was asked, and its positions, which the replica counts also where nobody wants them any more.
+    under_way: "OrderedDict[str, tuple[float, int]]" = field(default_factory=OrderedDict)
     finished: int = 0
     since: float = 0.0
 
@@ -269,7 +270,7 @@ class ServicePool:
         busy: dict[str, int] = {}
         late: set[str] = set()
         for peer in alive:
-            for key, since in peer.under_way.items():
+            for key, (since, _) in peer.under_way.items():
                 busy[key] = busy.get(key, 0) + 1
                 if now - since > self.patience.slow:
                     late.add(key)
@@ -288,12 +289,12 @@ class ServicePool:
                     continue
                 break
             best = min(free, key=lambda peer: (self._held(peer) + row.tokens) / self._speed(peer, now))
-            best.under_way[key] = now
+            best.under_way[key] = now, row.tokens
             self.statistics.again += key in busy
             self._send(best, row.message())
 
     def _held(self, peer: _Peer) -> int:
-        return sum(self._rows[key].tokens for key in peer.under_way if key in self._rows)
+        return sum(tokens for _, tokens in peer.under_way.values())
 
     def _speed(self, peer: _Peer, now: float) -> float:
         """Tokens a second so far; the same for all that have finished nothing."""

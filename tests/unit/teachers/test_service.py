@@ -129,6 +129,42 @@ def test_what_waits_is_bounded_by_the_credits(service):
     assert most <= LIMITS.credits
 
 
+def test_what_is_under_way_and_not_wanted_any_more_counts(service):
+    """Another replica has answered, or the states came from a file: the replica still counts them until it has
+    answered, and is not asked for more than the credits allow, which would end the run."""
+    limits = Limits(LENGTH, IDS, credits=LENGTH)
+    replica, pool = service("one", seconds=0.5, limits=limits), service.pool(dataclasses.replace(QUICK, slow=30))
+    for n in range(2):
+        pool.want(row(n, LENGTH))
+        while not sum(replica.server._held.values()):
+            time.sleep(0.001)
+        pool.forget(row(n, LENGTH).key)
+    assert torch.equal(pool.get(pool.want(row(2, LENGTH))), states_of(row(2, LENGTH)))
+
+
+def test_credits_are_back_before_a_reply_is_sent(service):
+    """Else a student that has one of several replies asks for more than the replica believes that it may."""
+    server = service("one").server
+    held = []
+
+    class Sent(type(server._out)):
+        def append(self, reply):
+            held.append(sum(server._held.values()))
+            super().append(reply)
+
+        def extend(self, replies):
+            for reply in replies:
+                self.append(reply)
+
+    server._out = Sent()
+    pool = service.pool()
+    keys = [pool.want(row(n, LENGTH)) for n in range(2)]
+    for n, key in enumerate(keys):
+        assert torch.equal(pool.get(key), states_of(row(n, LENGTH)))
+    assert len(held) == 2
+    assert held[-1] == 0
+
+
 def test_a_student_may_come_first(service):
     pool = service.pool()
     key = pool.want(row(1))
