@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.parallel.vocabulary_shard import group_size
 from nemo_xtoken.progress import say
 from nemo_xtoken.teachers.colocated import ColocatedTeacher
 from nemo_xtoken.teachers.contract import TeacherHost
@@ -99,17 +100,41 @@ def _told(listens: bool, word: Any) -> Any:
 
 
 def _computed(teacher: ColocatedTeacher, rows: list[Row]) -> list[Tensor] | str | None:
-    """The states of each row; what is wrong with them; None on ranks that do not have them."""
+    """The states of each row; what is wrong with them; None on ranks that do not have them.
+
+    Collective over the processes of a replica; of the last stage's all have states, or all know what is wrong.
+    """
     inputs = inputs_of(rows).map(lambda tensor: tensor.to(torch.cuda.current_device()))
+    states, wrong = None, None
     try:
         [states] = teacher.states([inputs])
     except InputError as error:
-        return error.found
-    if states is None:
-        return None
+        wrong = error.found
+    if not teacher.last_stage:
+        return wrong
+    wrong = _agreed(wrong, teacher.form.context_layout(inputs).group, inputs.tokens.device)
+    if wrong is not None or states is None:
+        return wrong
     hidden = whole_states(states)
     length = rows[0].length
     return [hidden[n * length : n * length + row.tokens].cpu() for n, row in enumerate(rows)]
+
+
+def _agreed(wrong: str | None, group: Any, device: torch.device) -> str | None:
+    """What is wrong on any rank of the context-parallel group, on all: each sees its own positions alone.
+
+    Collectives over the group: one all-reduce of a number; where something is wrong, a gathering of texts.
+    """
+    ranks = group_size(group)
+    if ranks == 1:
+        return wrong
+    flag = torch.tensor([int(wrong is not None)], device=device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=group)
+    if not int(flag):
+        return None
+    texts: list[str | None] = [None] * ranks
+    dist.all_gather_object(texts, wrong, group=group)
+    return "; ".join(dict.fromkeys(text for text in texts if text is not None))
 
 
 def _answer(server: ReplicaServer, asked: list[Asked], states: list[Tensor] | str) -> None:
