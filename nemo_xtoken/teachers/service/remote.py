@@ -1,5 +1,6 @@
 """A teacher in other processes, wherever they are: ``xtoken serve`` runs it, and states come over the network."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,9 @@ class RemoteTeacher(TeacherWithoutModel):
         self._several = self._group is not None and dist.get_world_size(self._group) > 1
         self._asks = self.last_stage and (not self._several or dist.get_rank(self._group) == 0)
         self.pool: ServicePool | None = None
+        #: How often the states of a row will still be taken, as far as that is announced: one text may be several
+        #: samples of a step.
+        self._due: Counter[str] = Counter()
         if self._asks:
             service = host.settings.service
             patience = Patience(min(2.0, service.silent / 5), service.silent, service.slow, service.lost)
@@ -106,16 +110,21 @@ class RemoteTeacher(TeacherWithoutModel):
 
     def announce(self, sides: Sequence[TeacherSide]) -> None:
         """See `Teacher.announce`: asks for their states."""
-        for side in sides:
-            for sample in samples_of(side) if self._asks else ():
-                self.want(sample)
+        for sample in self._samples(sides):
+            self._due[sample.row.key] += 1
+            self.want(sample)
 
     def wait(self, sides: Sequence[TeacherSide]) -> None:
-        """See `Teacher.wait`: until all states of a step have arrived."""
-        self.announce(sides)
-        for side in sides:
-            for sample in samples_of(side) if self._asks else ():
-                self.found(sample)
+        """See `Teacher.wait`: until all states of a step have arrived.  Held-out text has not been announced."""
+        samples = self._samples(sides)
+        self._due |= Counter(sample.row.key for sample in samples)  # what is announced is counted
+        for sample in samples:
+            self.want(sample)
+        for sample in samples:
+            self.found(sample)
+
+    def _samples(self, sides: Sequence[TeacherSide]) -> list[Sample]:
+        return [sample for side in sides for sample in samples_of(side)] if self._asks else []
 
     def want(self, sample: "Sample") -> None:
         """Asks for the states of a sample, on the rank that asks."""
@@ -133,9 +142,13 @@ class RemoteTeacher(TeacherWithoutModel):
         return self.pool.get(self.pool.want(sample.row), say)
 
     def done_with(self, sample: "Sample") -> None:
-        """Its states are with the model."""
+        """Its states are with the model; they are forgotten where nothing that is announced takes them again."""
         assert self.pool is not None
-        self.pool.forget(sample.row.key)
+        key = sample.row.key
+        self._due[key] -= 1
+        if self._due[key] <= 0:
+            del self._due[key]
+            self.pool.forget(key)
 
     def whole(self, side: TeacherSide, layout: ContextLayout) -> Tensor:
         """See `TeacherWithoutModel.whole`.

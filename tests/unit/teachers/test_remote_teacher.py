@@ -1,0 +1,89 @@
+"""A student's side of a teacher elsewhere, with a real service: what it asks for, and what it keeps."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("zmq")
+
+from test_service import IDS, LENGTH, OF, QUICK, WIDTH, service, states_of  # noqa: F401 (a fixture)
+
+from nemo_xtoken.data.batch import TeacherSide
+from nemo_xtoken.parallel.context_parallel import ContextLayout
+from nemo_xtoken.teachers.service import keeping, remote
+from nemo_xtoken.teachers.source_settings import CacheConfig, ServiceConfig
+
+
+def side(*texts):
+    """A micro-batch of whole documents of LENGTH tokens, each named by a number."""
+    ids = [torch.randint(0, IDS, (LENGTH,), generator=torch.Generator().manual_seed(text)) for text in texts]
+    nothing, rows = torch.zeros(0, 5, dtype=torch.int64), torch.arange(len(texts))
+    pieces = torch.stack([rows, rows * 0, rows * 0 + LENGTH, rows * 0], 1)
+    digests = torch.tensor([[text, *[7] * 15] for text in texts], dtype=torch.uint8)
+    tokens = torch.stack(ids)
+    positions = torch.arange(LENGTH).expand_as(tokens)
+    return TeacherSide(tokens, positions, tokens * 0, rows, tokens, pieces, digests, nothing, nothing)
+
+
+@pytest.fixture
+def student(service, tmp_path, monkeypatch):  # noqa: F811
+    """``student(kind)``: a teacher of the kind, of a run of one process; its service has one replica, ``.replica``."""
+    parallel = SimpleNamespace(is_pipeline_last_stage=lambda: True)
+    monkeypatch.setitem(sys.modules, "megatron.core", SimpleNamespace(parallel_state=parallel))
+    monkeypatch.setattr(remote.torch.cuda, "current_device", lambda: "cpu")
+    monkeypatch.setattr(remote, "Patience", lambda *_: QUICK)
+    made, form = [], SimpleNamespace(context_layout=lambda one: ContextLayout.zigzag(*one.tokens.shape, None))
+    settings = SimpleNamespace(
+        source="remote+cached",
+        service=ServiceConfig(str(tmp_path / "service")),
+        cache=CacheConfig(str(tmp_path / "states")),
+    )
+    config = SimpleNamespace(hidden_size=WIDTH)
+    host = SimpleNamespace(
+        label="teacher", settings=settings, dtype=torch.float32, config=config, form=form, fingerprint=lambda: OF
+    )
+
+    def make(kind=keeping.KeepingTeacher):
+        made.append(kind(host))
+        return made[-1]
+
+    make.replica, make.folder = service("one"), tmp_path / "states"
+    yield make
+    for one in made:
+        one.close()
+
+
+def check(teacher, *sides):
+    """The states of each micro-batch, one after the other, are those of its rows."""
+    for one in sides:
+        [states] = teacher.states([one])
+        expected = torch.cat([states_of(sample.row) for sample in remote.samples_of(one)])
+        assert torch.equal(states.hidden, expected)
+
+
+def test_one_text_in_many_micro_batches_is_asked_for_once(student):
+    """As held-out text is filled up to whole batches; announced or not; and nothing is held after the step."""
+    teacher, step = student(remote.RemoteTeacher), [side(1, 2), side(3, 1), side(1, 1), side(1, 2)]
+    teacher.wait(step)
+    check(teacher, *step)
+    assert len(student.replica.rows) == 3
+    for _ in range(2):  # two steps ahead, of the same text
+        teacher.announce(step)
+    for _ in range(2):
+        teacher.wait(step)
+        teacher.wait(step)  # some frameworks wait before a step, and again when it begins
+        check(teacher, *step)
+    assert len(student.replica.rows) == 6
+    assert not teacher.pool._rows
+    assert not teacher.pool._results
+    assert not teacher._due
+
+
+def test_states_that_nobody_has_announced_are_held_no_longer(student):
+    teacher = student(remote.RemoteTeacher)
+    check(teacher, side(1, 2), side(1))
+    assert len(student.replica.rows) == 3
+    assert not teacher.pool._rows
+    assert not teacher._due
