@@ -1,9 +1,7 @@
 """A teacher in other processes whose states are kept on disk: what is there is not asked for again."""
 
-import errno
+import itertools
 import logging
-import os
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -12,28 +10,30 @@ import torch
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.leftovers import host_name, tidy
 from nemo_xtoken.teachers.cached import cache_folder
 from nemo_xtoken.teachers.contract import TeacherHost
+from nemo_xtoken.teachers.fingerprint import Fingerprint
 from nemo_xtoken.teachers.service.remote import RemoteTeacher, Sample
 from nemo_xtoken.teachers.store.side_pieces import Piece
-from nemo_xtoken.teachers.store.state_formats import format_for
-from nemo_xtoken.teachers.store.state_store import StateStore
-from nemo_xtoken.teachers.store.state_writer import StateWriter
+from nemo_xtoken.teachers.store.state_formats import StateFormat, format_for
+from nemo_xtoken.teachers.store.state_store import PART, StateStore
+from nemo_xtoken.teachers.store.state_writer import PartTaken, StateWriter
 
 __all__ = ["KeepingTeacher"]
 
 logger = logging.getLogger(__name__)
 
 SHARD_SECONDS = 60.0
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 LOOK_SECONDS = 60.0  # between two looks at what other processes have written
 
 
 class KeepingTeacher(RemoteTeacher):
     """Reads what the folder has, asks for the rest, and writes it.
 
-    Each process that asks writes files of its own.  Where the disk is full, or the folder cannot be written, it says so
-    once, and the run goes on without keeping more.
+    Each process that asks writes files of its own, in a part of the folder that the next one on this machine takes over
+    when it ends.  Where the disk is full, or the folder cannot be written, it says so once, and the run goes on without
+    keeping more.
 
     Args:
         host: of the run.
@@ -43,27 +43,25 @@ class KeepingTeacher(RemoteTeacher):
         super().__init__(host)
         self._store: StateStore | None = None
         self._writer: StateWriter | None = None
-        self._written: set[tuple[bytes, int, int]] = set()
+        self._written: set[tuple[bytes, int, int]] = set()  # what the store does not know yet
         self._looked = time.monotonic()
         if self._asks:
             folder, of = cache_folder(host.settings, host.label), host.fingerprint()
             self._store = StateStore(folder, of, host.settings.cache.open_files, host.settings.cache.check)
             kind = format_for(host.settings.cache.format, of.dtype)
-            part = f"run-{socket.gethostname()}-{os.getpid()}"
-            self._begin(StateWriter(Path(folder), of, kind, part, shard_seconds=SHARD_SECONDS))
+            self._begin(folder, of, kind)
 
-    def _begin(self, writer: StateWriter) -> None:
-        """Takes a writer, which `close` leaves; none where the disk is full, as after a run that filled it.
-
-        Raises:
-            InputError: the folder cannot be written for another reason.
-        """
-        try:
-            self._writer = writer.__enter__()
-        except InputError as error:
-            if getattr(error.__cause__, "errno", None) not in _FULL:
-                raise
-            logger.warning("the states of the %s are not kept: %s", self.label, error.found)
+    def _begin(self, folder: Path, of: Fingerprint, kind: StateFormat) -> None:
+        """Takes the first part of this machine to which nobody writes: what a killed process left there is seen to."""
+        for left in folder.glob(f"{PART}*"):
+            tidy(left)  # of other machines, which may not come back
+        for number in itertools.count():
+            try:
+                part = f"run-{host_name()}-{number}"
+                self._writer = StateWriter(folder, of, kind, part, shard_seconds=SHARD_SECONDS).__enter__()
+                return  # left by close
+            except PartTaken:
+                continue
 
     @classmethod
     def check(cls, settings: Any, where: str) -> None:
@@ -93,18 +91,29 @@ class KeepingTeacher(RemoteTeacher):
 
     def _has(self, sample: Sample) -> bool:
         """Whether the folder has all of it."""
-        assert self._store is not None
-        if all(self._store.holds(piece.digest, piece.start, piece.count) for piece in sample.pieces):
+        lacking = self._lacking(sample)
+        if not lacking:
             return True
         now = time.monotonic()
-        ours = all((piece.digest, piece.start, piece.count) in self._written for piece in sample.pieces)
-        if not ours and now - self._looked < LOOK_SECONDS:
+        if not lacking <= self._written and now - self._looked < LOOK_SECONDS:
             return False
+        self._look(now)
+        return not self._lacking(sample)
+
+    def _lacking(self, sample: Sample) -> set[tuple[bytes, int, int]]:
+        """The pieces that the store does not know."""
+        assert self._store is not None
+        keys = {(piece.digest, piece.start, piece.count) for piece in sample.pieces}
+        return {key for key in keys if not self._store.holds(*key)}
+
+    def _look(self, now: float) -> None:
+        """Sees what has been written; what this process has written the store knows then."""
+        assert self._store is not None
         self._looked = now
-        if ours and self._writer is not None:
+        if self._writer is not None:
             self._attempt(self._writer.flush)
         self._store.refresh()
-        return all(self._store.holds(piece.digest, piece.start, piece.count) for piece in sample.pieces)
+        self._written = set()
 
     def _read(self, piece: Piece) -> Tensor:
         assert self._store is not None
@@ -112,12 +121,12 @@ class KeepingTeacher(RemoteTeacher):
         return self._store.read(segment, piece.ids, self.dtype)
 
     def _keep(self, sample: Sample, states: Tensor) -> None:
-        at = 0
+        at, lacking = 0, self._lacking(sample)
         for piece in sample.pieces:
             key = piece.digest, piece.start, piece.count
             part = states[at : at + piece.count]
             at += piece.count
-            if self._writer is not None and key not in self._written:
+            if self._writer is not None and key in lacking and key not in self._written:
                 self._written.add(key)
                 self._attempt(self._writer.add, piece.digest, piece.start, piece.ids, part)
 

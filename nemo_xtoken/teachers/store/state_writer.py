@@ -18,12 +18,16 @@ from nemo_xtoken.teachers.store.state_formats import StateFormat
 from nemo_xtoken.teachers.store.state_shard import DamagedShard, Record, StateShard, UnusableShard, write_shard
 from nemo_xtoken.teachers.store.state_store import PART, StateStore, unusable
 
-__all__ = ["StateWriter"]
+__all__ = ["PartTaken", "StateWriter"]
 
 SHARD_BYTES = 512 * 2**20
 SHARD_SECONDS = 600.0
 _NAME = re.compile(r"states-(\d+)-[0-9a-f]{12}\.safetensors")
 _CANNOT_WRITE = {getattr(errno, name) for name in ("EACCES", "EPERM", "EROFS", "ENOTDIR", "EEXIST", "ENOSPC", "EDQUOT")}
+
+
+class PartTaken(InputError):
+    """Another process writes to the part."""
 
 
 class StateWriter:
@@ -41,8 +45,8 @@ class StateWriter:
         clock: in seconds.
 
     Raises:
-        InputError: the folder cannot be written, another process writes to this part, or a file in it cannot be read
-            now, or is of another version.
+        InputError: the folder cannot be written, or a file in this part cannot be read now, or is of another version.
+        PartTaken: another process writes to this part.
     """
 
     def __init__(
@@ -74,7 +78,7 @@ class StateWriter:
             try:
                 self._lock.acquire(timeout=0)
             except Timeout:
-                raise InputError(
+                raise PartTaken(
                     f"another process writes to {self._own}",
                     "one at a time",
                     "wait for it, or give the tasks parts of their own: part=N parts=M",

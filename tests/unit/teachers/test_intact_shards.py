@@ -28,7 +28,8 @@ def failing(number):
 def with_header(path, **changes):
     """The same file with other words in its header."""
     with safe_open(path, "pt") as file:
-        tensors, header = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+        header = file.metadata()
     save_file(tensors, path, metadata=header | changes)
 
 

@@ -1,5 +1,6 @@
 """A student's side of a teacher elsewhere, with a real service: what it asks for, and what it keeps."""
 
+import os
 import sys
 from types import SimpleNamespace
 
@@ -11,9 +12,11 @@ pytest.importorskip("zmq")
 from test_service import IDS, LENGTH, OF, QUICK, WIDTH, service, states_of  # noqa: F401 (a fixture)
 
 from nemo_xtoken.data.batch import TeacherSide
+from nemo_xtoken.leftovers import host_name
 from nemo_xtoken.parallel.context_parallel import ContextLayout
 from nemo_xtoken.teachers.service import keeping, remote
 from nemo_xtoken.teachers.source_settings import CacheConfig, ServiceConfig
+from nemo_xtoken.teachers.store.state_store import StateStore
 
 
 def side(*texts):
@@ -63,6 +66,10 @@ def check(teacher, *sides):
         assert torch.equal(states.hidden, expected)
 
 
+def parts(folder):
+    return sorted(path.name for path in folder.glob("part-*"))
+
+
 def test_one_text_in_many_micro_batches_is_asked_for_once(student):
     """As held-out text is filled up to whole batches; announced or not; and nothing is held after the step."""
     teacher, step = student(remote.RemoteTeacher), [side(1, 2), side(3, 1), side(1, 1), side(1, 2)]
@@ -87,3 +94,45 @@ def test_states_that_nobody_has_announced_are_held_no_longer(student):
     assert len(student.replica.rows) == 3
     assert not teacher.pool._rows
     assert not teacher._due
+
+
+def test_a_restart_takes_over_the_part_of_the_process_before(student):
+    """With what it left; while two are at work each has its own."""
+    for text in (1, 2):
+        teacher = student()
+        check(teacher, side(text))
+        teacher.close()
+        left = student.folder / f"part-run-{host_name()}-0" / ".states-000009-0.safetensors.x.tmp"
+        left.write_bytes(b"of a writer that was killed")
+    two = [student(), student()]
+    assert not left.exists()
+    assert parts(student.folder) == [f"part-run-{host_name()}-{number}" for number in range(2)]
+    check(two[0], side(1, 2))
+    assert len(student.replica.rows) == 2
+
+
+def test_what_other_machines_left_goes_when_it_is_old(student):
+    left = student.folder / "part-run-elsewhere-0" / ".states-000000-0.safetensors.elsewhere-7-0123abcd.tmp"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half a file")
+    student().close()
+    assert left.exists()
+    os.utime(left, (0, 0))
+    student()
+    assert not left.exists()
+
+
+def test_what_is_written_is_remembered_by_the_store_alone(student, monkeypatch):
+    """Each piece is written once, whenever a look falls between its arrival and its use, and memory does not grow."""
+    monkeypatch.setattr(keeping, "LOOK_SECONDS", 0.0)
+    teacher = student()
+    for text in range(12):
+        step = [side(text, text // 2), side(text)]
+        teacher.announce(step)
+        teacher.wait(step)
+        teacher.announce([side(100)])  # of the next step: a look
+        check(teacher, *step)
+        assert len(teacher._written) <= 2
+    teacher.close()
+    assert len(StateStore(student.folder, OF)) == 12
+    assert len(set(student.replica.rows)) == len(student.replica.rows)
