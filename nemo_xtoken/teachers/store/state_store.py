@@ -3,7 +3,7 @@
 import contextlib
 import json
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from nemo_xtoken.teachers.fingerprint import Fingerprint
 from nemo_xtoken.teachers.store.state_formats import StateFormat
 from nemo_xtoken.teachers.store.state_shard import DIGEST_BYTES, DamagedShard, StateShard, UnusableShard
 
-__all__ = ["Missing", "Segment", "StateStore", "Table"]
+__all__ = ["Missing", "Segment", "StateStore", "Table", "state_files"]
 
 INDEX = "index.safetensors"
 PART = "part-"  # the folders of parts begin with it
@@ -113,26 +113,50 @@ class StateStore:
         self.names: list[str] = []
         self.table = Table.empty()
         self.absent: set[int] = set()
-        #: whether the index names all files that are there, so that they need not be opened to know what they hold.
-        self.indexed = True
+        self._index: tuple[int, int, int] | None = None  # which index file has been read
+        self._indexed = 0  # names that are from it
         self.refresh()
 
+    @property
+    def indexed(self) -> bool:
+        """Whether the index names all files that are there, so that they need not be opened to know what they hold."""
+        return len(self.names) == self._indexed
+
     def refresh(self) -> None:
-        """Sees what has been written since."""
-        names, table = _read_index(self.folder)
-        there = {str(path.relative_to(self.folder)) for path in _files(self.folder)}
-        known = set(names)
-        self.indexed = there <= known
-        tables, names = [table], list(names)
-        for name in sorted(there - known):
-            shard = self._opened(self.folder / name)
-            tables.append(Table.of(shard, len(names)))
+        """Sees what has been written since.  A file is opened once: what is known of it is kept.
+
+        Raises:
+            InputError: see `StateStore`; what was known before is still known.
+        """
+        index = _identity(self.folder / INDEX)
+        there = {str(path.relative_to(self.folder)) for path in state_files(self.folder)}
+        names, table, tables = list(self.names), self.table, []
+        indexed, forgotten = self._indexed, not there.issuperset(names[self._indexed :])
+        if index != self._index or forgotten:  # files that no index names, or names any more, and that are gone
+            names, table = _read_index(self.folder)
+            indexed = len(names)
+            left = sorted(there & set(self.names) - set(names))
+            tables.append(self._rows_of(left, len(names)))
+            names += left
+        for name in sorted(there - set(names)):
+            tables.append(Table.of(self._opened(self.folder / name), len(names)))
             names.append(name)
+        if names[: len(self.names)] != self.names:  # other numbers
+            self._open = OrderedDict()
         self.absent = {number for number, name in enumerate(names) if name not in there}
-        self.names, self._open = names, OrderedDict()
-        self.table = Table.joined(tables) if len(tables) > 1 else table
+        self._open = OrderedDict((number, shard) for number, shard in self._open.items() if number not in self.absent)
+        self.names, self._index, self._indexed = names, index, indexed
+        self.table = Table.joined([table, *tables]) if any(len(one.keys) for one in tables) else table
         if self.fingerprint is None and len(self.absent) < len(names):
             self.fingerprint = self.shard(next(n for n in range(len(names)) if n not in self.absent)).fingerprint
+
+    def _rows_of(self, names: Sequence[str], first: int) -> Table:
+        """What is known of files, which get the numbers from ``first`` on; not sorted."""
+        numbers = {name: number for number, name in enumerate(names, first)}
+        new = np.array([numbers.get(name, -1) for name in self.names], np.int32)
+        shards = new[self.table.shards] if len(self) else self.table.shards
+        kept = shards >= 0
+        return Table(self.table.keys[kept], self.table.counts[kept], shards[kept], self.table.rows[kept])
 
     def __len__(self) -> int:
         return len(self.table.keys)
@@ -320,8 +344,18 @@ def unusable(path: Path, error: UnusableShard) -> InputError:
     )
 
 
-def _files(folder: Path) -> list[Path]:
+def state_files(folder: Path) -> list[Path]:
+    """All files of states in a folder, those of parts as well."""
     return [p for pattern in ("states-*.safetensors", f"{PART}*/states-*.safetensors") for p in folder.glob(pattern)]
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """Of the file that is there now, which another takes the place of when it changes; None: there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _read_index(folder: Path) -> tuple[list[str], Table]:

@@ -10,7 +10,7 @@ from nemo_xtoken.data.dataset import TeacherPieces
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.teachers.fingerprint import Fingerprint
 from nemo_xtoken.teachers.store.state_shard import DamagedShard, StateShard, UnusableShard
-from nemo_xtoken.teachers.store.state_store import StateStore, unusable
+from nemo_xtoken.teachers.store.state_store import StateStore, state_files, unusable
 
 __all__ = ["Coverage", "StoreReport", "coverage_of", "inspect_store"]
 
@@ -74,7 +74,7 @@ def inspect_store(folder: Path, verify: bool = False) -> StoreReport:
     Raises:
         InputError: there are no states, or a file that may be intact cannot be read.
     """
-    files = sorted([*folder.glob("states-*.safetensors"), *folder.glob("part-*/states-*.safetensors")])
+    files = sorted(state_files(folder))
     if not files:
         raise InputError(f"no states in {folder}", "a folder that `xtoken cache` has written", "correct out=")
     damaged: dict[str, str] = {}
