@@ -12,13 +12,12 @@ from nemo_xtoken.run.estimates.loss_time import BF16, FP32
 from nemo_xtoken.run.estimates.step_time import Gpu, step_time
 from nemo_xtoken.run.spec import ModelSpec
 from nemo_xtoken.run.teaching import CACHED, ELSEWHERE
+from nemo_xtoken.teachers.source_settings import FORMAT_BYTES
 
 __all__ = ["source"]
 
 GB = 1e9
-#: Bytes of a token's states by the format's name, for each number of the width, and beside them.
-BYTES = {"bf16": (2, 0), "fp32": (4, 0), "fp8": (1, 4), "sampled": (0, 55)}
-BESIDE = 4  # its id
+BESIDE = 4  # bytes of a token's id
 
 
 def source(plan: Plan, side: ModelSpec, figures: dict[str, Any]) -> Iterator[Finding]:
@@ -64,7 +63,7 @@ def source(plan: Plan, side: ModelSpec, figures: dict[str, Any]) -> Iterator[Fin
     problem = ""
     if name in CACHED:
         cache = settings.get("cache") or {}
-        of_width, beside = BYTES[cache.get("format") or ("bf16" if half else "fp32")]
+        of_width, beside = FORMAT_BYTES[cache.get("format") or ("bf16" if half else "fp32")]
         tokens = min(plan.max_steps * positions, (figures.get("data_tokens") or math.inf) * plan.tokens)
         size = tokens * (of_width * width + beside + BESIDE)
         found |= {"states_bytes": size, "read_bytes_a_second": positions * (of_width * width + beside + BESIDE) / step}

@@ -5,10 +5,15 @@ from typing import Optional
 
 from nemo_xtoken.errors import InputError
 
-__all__ = ["CONTEXTS", "FORMATS", "CacheConfig", "ServiceConfig"]
+__all__ = ["CONTEXTS", "FORMATS", "FORMAT_BYTES", "SAMPLES", "CacheConfig", "ServiceConfig"]
 
+#: Samples of the next token in a row of the format ``sampled``.
+SAMPLES = 16
+#: Bytes of a token's states by the format's name: for each number of the width, and beside them.  ``fp8`` has a scale;
+#: ``sampled`` 3 bytes for the id of each sample and of the label, and 4 for the log-probability.
+FORMAT_BYTES = {"bf16": (2, 0), "fp32": (4, 0), "fp8": (1, 4), "sampled": (0, 3 * (SAMPLES + 1) + 4)}
 #: How states are stored; None in the settings: as they are, so that nothing is lost.
-FORMATS = ("bf16", "fp32", "fp8", "sampled")
+FORMATS = tuple(FORMAT_BYTES)
 #: What a teacher had read before a position: the piece of the document that a sample holds, or all of the document.
 CONTEXTS = ("piece", "document")
 

@@ -21,12 +21,11 @@ from nemo_xtoken.parallel.head import OutputHead
 from nemo_xtoken.parallel.ownership import Ownership
 from nemo_xtoken.parallel.softmax import all_reduce_sum, softmax_and_picked
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard, group_size
+from nemo_xtoken.teachers.source_settings import SAMPLES
 from nemo_xtoken.teachers.store.side_pieces import pieces_of
 
 __all__ = ["SAMPLES", "SampledHead", "Sampler", "draw", "labels_of", "sampled_rows"]
 
-#: Of a row.
-SAMPLES = 16
 #: The logit of what was not drawn: its probability is exactly 0, and no row of a shard is without a largest number.
 NEVER = -1e4
 #: Rows whose distributions are in memory in float64 at a time.

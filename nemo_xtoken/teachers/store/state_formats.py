@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.teachers.store.sampled_rows import SAMPLES
+from nemo_xtoken.teachers.source_settings import FORMAT_BYTES
 
 __all__ = ["StateFormat", "Stored", "format_for"]
 
@@ -60,7 +60,8 @@ class StateFormat:
 
     def row_bytes(self, hidden_size: int) -> int:
         """Bytes of a token."""
-        return self.columns(hidden_size) * self.dtype.itemsize + 4 * self.scaled
+        of_width, beside = FORMAT_BYTES[self.name]
+        return of_width * hidden_size + beside
 
     def exact_for(self, dtype: torch.dtype) -> bool:
         """Whether states of this type come back bit by bit."""
@@ -92,7 +93,7 @@ class SampledFormat(StateFormat):
 
     def columns(self, hidden_size: int) -> int:
         """See `StateFormat`."""
-        return 3 * (SAMPLES + 1) + 4
+        return self.row_bytes(hidden_size)
 
     def encode(self, states: Tensor) -> Stored:
         """``states`` float32 ``[n, SAMPLES + 2]``."""
