@@ -32,8 +32,8 @@ class KeepingTeacher(RemoteTeacher):
     """Reads what the folder has, asks for the rest, and writes it.
 
     Each process that asks writes files of its own, in a part of the folder that the next one on this machine takes over
-    when it ends.  Where the disk is full, or the folder cannot be written, it says so once, and the run goes on without
-    keeping more.
+    when it ends.  Where the disk is full, or the folder cannot be written, also at the start, it says so once, and the
+    run goes on without keeping more.
 
     Args:
         host: of the run.
@@ -49,7 +49,7 @@ class KeepingTeacher(RemoteTeacher):
             folder, of = cache_folder(host.settings, host.label), host.fingerprint()
             self._store = StateStore(folder, of, host.settings.cache.open_files, host.settings.cache.check)
             kind = format_for(host.settings.cache.format, of.dtype)
-            self._begin(folder, of, kind)
+            self._attempt(self._begin, folder, of, kind)
 
     def _begin(self, folder: Path, of: Fingerprint, kind: StateFormat) -> None:
         """Takes the first part of this machine to which nobody writes: what a killed process left there is seen to."""

@@ -1,7 +1,9 @@
 """A student's side of a teacher elsewhere, with a real service: what it asks for, and what it keeps."""
 
+import errno
 import os
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -136,3 +138,28 @@ def test_what_is_written_is_remembered_by_the_store_alone(student, monkeypatch):
     teacher.close()
     assert len(StateStore(student.folder, OF)) == 12
     assert len(set(student.replica.rows)) == len(student.replica.rows)
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_a_folder_that_cannot_be_written_at_the_start_is_read_all_the_same(student, monkeypatch, caplog, number):
+    """A run that has gone on with a full disk must be able to start again."""
+    first = student()
+    check(first, side(1))
+    first.close()
+
+    mkdir = Path.mkdir
+
+    def refused(path, *arguments, **options):
+        if student.folder in path.parents:
+            raise OSError(number, os.strerror(number))
+        mkdir(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    teacher = student()
+    check(teacher, side(1, 2))
+    assert [record.message.split(":")[0] for record in caplog.records] == [
+        "the states of the teacher are not kept any more"
+    ]
+    teacher.close()
+    assert len(student.replica.rows) == 2
+    assert len(StateStore(student.folder, OF)) == 1

@@ -406,26 +406,3 @@ def test_a_connection_that_is_cut_is_made_again(service):
         assert relay.cuts == 2
     finally:
         relay.close()
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
-def test_a_run_that_keeps_states_begins_on_a_full_disk_and_not_in_a_folder_of_others(tmp_path, monkeypatch, number):
-    from nemo_xtoken.teachers.service.keeping import KeepingTeacher
-    from nemo_xtoken.teachers.store.state_formats import format_for
-    from nemo_xtoken.teachers.store.state_writer import StateWriter
-
-    def refused(*_, **__):
-        raise OSError(number, os.strerror(number))
-
-    keeping, writer = KeepingTeacher.__new__(KeepingTeacher), StateWriter(tmp_path, OF, format_for(None, OF.dtype))
-    keeping.label, keeping._writer = "teacher", None
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "mkdir", refused)
-        with (
-            contextlib.nullcontext() if number == errno.ENOSPC else pytest.raises(InputError, match="cannot be written")
-        ):
-            keeping._begin(writer)
-    assert keeping._writer is None
-    keeping._begin(writer)
-    assert keeping._writer is writer
-    writer.__exit__(None, None, None)
