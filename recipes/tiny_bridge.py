@@ -106,6 +106,7 @@ def llama(tokenizer: str, length: int, sizes: dict[str, int]) -> str:
         "num_attention_heads": sizes["num_attention_heads"],
         "num_key_value_heads": sizes["num_attention_heads"],
         "max_position_embeddings": length,
+        "initializer_range": 0.01,  # NeMo 2's, whose recipe this is
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
         "tie_word_embeddings": False,
@@ -123,11 +124,12 @@ def llama(tokenizer: str, length: int, sizes: dict[str, int]) -> str:
 def _train_teacher(tokenizer: str, data: Data, trainer: Trainer, optim: Optional[Optimizer], steps: int) -> str:
     """The checkpoints of a teacher trained on cross-entropy, in the cache; trained now if it is not there yet."""
     length = data.text.lengths[1]
-    key = digest_of(load_vocabulary(tokenizer).digest, repr(data.text), repr((TEACHER, steps)))[:16]
+    architecture = llama(tokenizer, length, TEACHER)
+    key = digest_of(load_vocabulary(tokenizer).digest, repr(data.text), repr((Path(architecture).name, steps)))[:16]
     log = Log(str(tiny_text.folder()), f"bridge-{key}")
     checkpoints = Path(log.log_dir) / log.name / "checkpoints"
     if not (checkpoints / f"iter_{steps:07}").is_dir():
-        model = Student(TokenizerSource(tokenizer), llama(tokenizer, length, TEACHER))
+        model = Student(TokenizerSource(tokenizer), architecture)
         text = dataclasses.replace(data, text=dataclasses.replace(data.text, student_length=length))
         longer = dataclasses.replace(trainer, max_steps=steps, val_check_interval=steps)
         train_one(model, text, longer, None, ObjectiveConfig(scale=0.0), optim, log, Resume(), title="the teacher")

@@ -39,6 +39,8 @@ NEMO_ONLY = {
         "progress_interval",
     },
 }
+#: Arguments that are None where a recipe leaves them out: what that means differs from function to function.
+LEFT_OUT = ("samples",)
 MARKS = {"_target_", "_partial_", "_call_"}
 
 
@@ -63,8 +65,16 @@ def as_partial(content: Mapping[str, Any]) -> "run.Partial":
     """
     import nemo_run as run
 
-    arguments = {name: _configured(value) for name, value in content.items() if name not in MARKS}
-    return run.Partial(_named(content["_target_"]), **arguments)
+    function = _named(content["_target_"])
+    hints = typing.get_type_hints(function)
+    arguments = {}
+    for name, value in content.items():
+        if name not in MARKS:
+            kind = _dataclass(hints.get(name))
+            if kind is not None and isinstance(value, Mapping) and "_target_" not in value:  # made by an override
+                value = _config(kind, value, name)
+            arguments[name] = _configured(value)
+    return run.Partial(function, **arguments)
 
 
 def _configured(value: Any) -> Any:
@@ -106,7 +116,7 @@ def bridge_content(content: Mapping[str, Any], name: str) -> dict[str, Any]:
                 of_one = typing.get_args(_without_none(hints[argument]))[1]
                 named = {key: _config(of_one, one, f"teachers.{key}") for key, one in value.items() if key not in MARKS}
                 arguments[argument] = named
-        elif argument == "teacher" and value is None:
+        elif value is None and (argument == "teacher" or argument in LEFT_OUT):
             continue
         elif kind is not None:
             arguments[argument] = _config(kind, value or {}, argument)

@@ -66,6 +66,19 @@ def test_a_recipe_has_the_same_settings_under_bridge(name, tmp_path, monkeypatch
     assert [fdl.build(teacher).loss for teacher in teachers] == losses
 
 
+def test_what_a_recipe_leaves_out_is_left_to_its_function_or_to_the_command_line(tmp_path, monkeypatch):
+    """The demo's students say nothing unless they are asked to, as under NeMo 2."""
+    monkeypatch.setenv("NEMO_XTOKEN_CACHE", str(tmp_path))
+    from nemo_xtoken.commands.run_settings import find_recipe, read_settings
+    from nemo_xtoken.plugin.bridge.recipe import as_partial
+
+    def samples(*words):
+        return as_partial(read_settings(find_recipe("xtoken_tiny"), None, words, None, bridge=True).content).samples
+
+    assert samples() is None
+    assert fdl.build(samples("samples.count=2")).count == 2
+
+
 def test_a_recipe_that_does_something_else_is_refused():
     from nemo_xtoken.plugin.bridge.recipe import from_nemo2
 
@@ -103,7 +116,7 @@ def test_the_command_answers_where_bridge_is_there(tmp_path):
         tmp_path,
         {
             "list": ["--list-recipes"],
-            "dry": [*recipe, "--dryrun", "trainer.max_steps=7", "teacher.path=teachers/qwen"],
+            "dry": [*recipe, "--dryrun", "trainer.max_steps=7", "teacher.path=teachers/qwen", "samples.count=9"],
             "nodes": ["--recipe", "xtoken_qwen3_llama1b(nodes=16)", "--to-yaml", "run.yaml", "optim.config.lr=1e-4"],
             "back": ["--yaml", "run.yaml", "--dryrun", "trainer.max_steps=9"],
             "wrong": [*recipe, "trainer.max_step=7"],
@@ -117,6 +130,7 @@ def test_the_command_answers_where_bridge_is_there(tmp_path):
     assert "xtoken_qwen3_llama1b " in done["list"]["out"]
     assert "max_steps=7" in done["dry"]["out"]
     assert "path='teachers/qwen'" in done["dry"]["out"]
+    assert "count=9" in done["dry"]["out"]
     written = yaml.safe_load((tmp_path / "run.yaml").read_text())
     assert written["_target_"] == "nemo_xtoken.plugin.bridge.distill_bridge.distill"
     assert (written["trainer"]["num_nodes"], written["data"]["micro_batch_size"]) == (16, 2)
