@@ -37,8 +37,24 @@ _YARN = {
     "original_max_position_embeddings": 64,
 }
 _WINDOWS = ["sliding_attention", "full_attention", "sliding_attention"]
+#: Of Qwen3-Next and Qwen3.5: layers of gated delta nets, every fourth of gated attention.
+_GATED = {
+    "num_hidden_layers": 4,
+    "head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12,
+}
+_SHARED = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 40,
+    "shared_expert_intermediate_size": 24,
+}
+_NORMS_AROUND_ZERO = ("gemma3_text", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
 #: Kinds that Megatron-Bridge converts, and the NeMo 2 adapter does not.
-OF_BRIDGE = ("qwen3_moe", "deepseek_v3", "qwen3_next", "nemotron_h")
+OF_BRIDGE = ("qwen3_moe", "deepseek_v3", "qwen3_next", "qwen3_5", "qwen3_5_moe", "nemotron_h")
 #: name -> (model_type, tokenizer of the zoo, settings beside `_SHAPE`).  Windows are narrower than the tests' texts.
 KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("llama", "llama", {}),
@@ -103,23 +119,9 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "v_head_dim": 12,
         },
     ),
-    "qwen3_next": (
-        "qwen3_next",
-        "llama",
-        {
-            "num_hidden_layers": 4,
-            "head_dim": 16,
-            "partial_rotary_factor": 0.5,
-            "linear_num_key_heads": 2,
-            "linear_num_value_heads": 4,
-            "linear_key_head_dim": 8,
-            "linear_value_head_dim": 12,
-            "num_experts": 4,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 40,
-            "shared_expert_intermediate_size": 24,
-        },
-    ),
+    "qwen3_next": ("qwen3_next", "llama", {**_GATED, "partial_rotary_factor": 0.5, **_SHARED}),
+    "qwen3_5": ("qwen3_5_text", "llama", {**_GATED, "partial_rotary_factor": 0.5}),
+    "qwen3_5_moe": ("qwen3_5_moe_text", "llama", {**_GATED, "partial_rotary_factor": 0.5, **_SHARED}),
     "nemotron_h": (
         "nemotron_h",
         "llama",
@@ -184,7 +186,7 @@ def write_model(
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
             noise = torch.randn(parameter.shape, generator=generator)
-            around_zero = model_type == "gemma3_text" or (model_type == "qwen3_next" and "linear_attn" not in name)
+            around_zero = model_type in _NORMS_AROUND_ZERO and "linear_attn" not in name
             centre = 1.0 if "norm" in name and not around_zero else 0.0
             parameter.copy_(centre + noise * (0.3 if parameter.ndim == 1 else 0.2))
     model.to(dtype)

@@ -21,11 +21,13 @@ FAMILIES = {
     "gpt_oss": {"rope_scaling": {**YARN, "original_max_position_embeddings": 4096}},
     "deepseek_v3": {},
     "qwen3_next": {},
+    "qwen3_5": {},
+    "qwen3_5_moe": {},
     "nemotron_h": {},
 }
 #: Whose layers carry a state from position to position: the bounds of documents tell them where one begins, as on a
 #: GPU, where for the others on a CPU a mask does.
-RECURRENT = ("qwen3_next", "nemotron_h")
+RECURRENT = ("qwen3_next", "qwen3_5", "qwen3_5_moe", "nemotron_h")
 
 
 def _off(found, expected):
