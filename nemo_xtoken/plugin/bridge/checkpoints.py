@@ -11,6 +11,7 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.hub import hub_folder
 from nemo_xtoken.plugin.safe_weights import check_weights, find_truncated
 from nemo_xtoken.run.lora.lora_settings import unmerged
+from nemo_xtoken.run.bridge_models import replaced
 from nemo_xtoken.teachers.output_rows import MegatronRows, OutputRows, SafetensorsRows
 from nemo_xtoken.training.lora.adapted import has_adapters
 from nemo_xtoken.weights.checkpoint_names import RUN_CONFIG, bridge_checkpoints
@@ -129,7 +130,8 @@ class Checkpoint:
         _check_rotary(self.source)
         try:
             config = AutoConfig.from_pretrained(self.source, trust_remote_code=False)
-            _check_taken(config, self.source)
+            if (problem := replaced(config.get_text_config().to_dict(), self.source)) is not None:
+                raise problem
             if random_weights:
                 bridge = AutoBridge.from_hf_config(config)
             else:
@@ -140,7 +142,13 @@ class Checkpoint:
                 "a Hugging Face model of an architecture that Bridge supports",
                 "see AutoBridge.list_supported_models() for the architectures",
             ) from error
-        return bridge.to_megatron_provider(load_weights=not random_weights)
+        try:
+            return bridge.to_megatron_provider(load_weights=not random_weights)
+        except AttributeError:  # up to 0.5 the conversion of Gemma 3 asks for the model's place, which this has not
+            if not random_weights:
+                raise
+        bridge = AutoBridge.from_hf_pretrained(self.source, trust_remote_code=False)
+        return bridge.to_megatron_provider(load_weights=False)
 
     def tokenizer(self, override: str) -> str:
         """The tokenizer that belongs to it: a folder or hub name.
@@ -209,52 +217,6 @@ class Checkpoint:
                 "copy it, with the file latest_train_state.pt, into a folder of its own",
             )
         return str(folder.parent)
-
-
-#: What Bridge and Megatron take of a rotary embedding's scaling whatever the model says, by the model's type.
-_SCALING: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("llama3", {"original_max_position_embeddings": 8192, "low_freq_factor": 1.0, "high_freq_factor": 4.0}),
-    "gpt_oss": (
-        "yarn",
-        {
-            "factor": 32.0,
-            "original_max_position_embeddings": 4096,
-            "beta_fast": 32.0,
-            "beta_slow": 1.0,
-            "truncate": False,
-        },
-    ),
-}
-#: Of Gemma 3, a layer without a window after so many with one.
-_WINDOWED = 5
-
-
-def _check_taken(config: Any, source: str) -> None:
-    """
-    Args:
-        config: transformers'.
-
-    Raises:
-        InputError: something of it that Bridge 0.6.2 replaces, without a word, by what the published models have.
-    """
-    text = config.get_text_config()
-    where, found, expected = "", dict[str, Any](), dict[str, Any]()
-    if text.model_type in _SCALING:
-        kind, expected = _SCALING[text.model_type]
-        scaling = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
-        if scaling.get("rope_type", scaling.get("type")) == kind:
-            where, found = "its rotary scaling", {name: scaling.get(name, value) for name, value in expected.items()}
-    elif text.model_type == "gemma3_text":
-        full = [number for number, kind in enumerate(text.layer_types) if kind == "full_attention"]
-        where, found = "its layers", {"full_attention": full}
-        expected = {"full_attention": list(range(_WINDOWED, text.num_hidden_layers, _WINDOWED + 1))}
-    if found and found != expected:
-        raise InputError(
-            f"{source} has {', '.join(f'{n}={v}' for n, v in found.items() if v != expected[n])} in {where}",
-            f"{', '.join(f'{n}={v}' for n, v in expected.items() if v != found[n])}, which Megatron-Bridge takes for "
-            f"every {text.model_type} model",
-            "take a published model, or an image with NeMo 2, whose adapter takes others",
-        )
 
 
 def _check_rotary(source: str) -> None:

@@ -111,7 +111,8 @@ def make_container(
         scheduler=SchedulerConfig(
             lr_decay_style="cosine",
             lr_warmup_iters=optim.lr_scheduler.warmup_steps,
-            lr_decay_iters=trainer.max_steps,
+            # A run that ends before its warm-up does stays on its way up, as under NeMo 2; Bridge wants a step more.
+            lr_decay_iters=max(trainer.max_steps, optim.lr_scheduler.warmup_steps + 1),
             start_weight_decay=optim.config.weight_decay,
             end_weight_decay=optim.config.weight_decay,
             override_opt_param_scheduler=True,  # a run that continues with other settings uses those

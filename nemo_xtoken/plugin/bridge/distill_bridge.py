@@ -31,6 +31,7 @@ from nemo_xtoken.plugin.bridge.checkpoints import Checkpoint, has_checkpoint
 from nemo_xtoken.plugin.bridge.forward_step import Distillation
 from nemo_xtoken.plugin.bridge.lora.bridge_adapters import check_resumed, described
 from nemo_xtoken.plugin.bridge.models import host_teacher, prepare_student
+from nemo_xtoken.plugin.bridge.older_versions import sum_up
 from nemo_xtoken.plugin.bridge.run_folder import Records
 from nemo_xtoken.plugin.swapping import export_student
 from nemo_xtoken.plugin.trackers import check_tracker, tracker
@@ -40,7 +41,7 @@ from nemo_xtoken.run.lora.lora_settings import LoraConfig
 from nemo_xtoken.run.records import check_run_name, read_history
 from nemo_xtoken.run.run_checks import check_run, left_to_the_user, not_set
 from nemo_xtoken.run.spec import BRIDGE_ROWS_FIX, START, ModelSpec, RunSpec, plain_config
-from nemo_xtoken.run.values import RANGES, check_range
+from nemo_xtoken.run.values import RANGES, check_range, check_rates
 from nemo_xtoken.sharing.first_process import Launch
 from nemo_xtoken.sharing.forked_children import end_with_this_process
 from nemo_xtoken.training.attention import settle_attention
@@ -177,6 +178,7 @@ def train_one(
             except SystemExit as end:  # Bridge has saved
                 if end.code not in (None, 0):
                     raise
+            sum_up(Path(container.checkpoint.save), run.done, again=True)
             if run.stopped is not None:
                 run.write_learned()
                 run.told.stopped_early(run.done, run.stopped)
@@ -231,6 +233,7 @@ def configure(
     optim, log = optim or Optimizer(), log or Log()
     kernels_for(objective.kernels, torch.cuda.is_available())
     check_run_name(log.name)
+    check_rates(optim.config.lr, optim.lr_scheduler.min_lr)
     _check_given(model, data, resume, *((teacher, teachers) if objective.needs_teacher else (None, None)))
     start = Checkpoint.at(model.architecture, "model.architecture") if model.architecture else None
     start = start or Checkpoint.at(resume.restore_config.path, START)
@@ -334,7 +337,7 @@ def _check_run(
             f"start it by `torchrun --nproc-per-node={trainer.devices} --no-python nemo llm distill ..` or by srun, or "
             "set trainer.devices and trainer.num_nodes",
         )
-    for name in ("max_steps", "val_check_interval", "log_every_n_steps"):
+    for name in ("max_steps", "val_check_interval", "log_every_n_steps", "seed", "timeout_minutes"):
         check_range(f"trainer.{name}", getattr(trainer, name), RANGES[f"trainer.{name}"])
     run = run_spec(provider, tokenizer, data, trainer, teachers, processes)
     check_run(dataclasses.replace(run, lora=lora, starts=starts))

@@ -25,6 +25,7 @@ from nemo_xtoken.objective.shares import Held
 from nemo_xtoken.plugin.bridge.batches import HeldOutBatches, StepBatches
 from nemo_xtoken.plugin.bridge.checkpoints import write_own_checksums
 from nemo_xtoken.plugin.bridge.lora.bridge_adapters import add_bridge_adapters
+from nemo_xtoken.plugin.bridge.older_versions import listen, mark_spread, sum_up
 from nemo_xtoken.plugin.bridge.run_folder import Records
 from nemo_xtoken.run.lora.lora_settings import LoraConfig
 from nemo_xtoken.run.records import SAMPLES, read_history
@@ -129,6 +130,7 @@ class Distillation:
         (module,) = chunks
         if self._lora is not None:  # before anything that is not to be frozen is a part of the module
             self._adapted = add_bridge_adapters(chunks, self._lora, self.resumed)
+        mark_spread(module)
         output_layer = None
         if getattr(module, "post_process", True):
             output_layer = module.output_layer
@@ -199,6 +201,7 @@ class Distillation:
         parts: list[Any] = [*self._learned, *self._adapted]
         for part in parts:
             part.in_checkpoints = True  # from here on
+        listen(context.state)
         state = context.state.train_state
         self.told.begin(state.step)
         self.done = state.step
@@ -229,6 +232,7 @@ class Distillation:
         """
         self._started, self._reports = time.perf_counter(), []
         step = context.state.train_state.step + 1  # Bridge counts it later
+        sum_up(self.records.folder / "checkpoints", step - 1)
         batches, self._next = self._next or self._take(), []
         try:
             ready = begin_step(batches, self.teaching, self.objective, step)

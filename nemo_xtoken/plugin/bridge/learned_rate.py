@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron.bridge.training.config import OptimizerConfigOverrideProvider
+from megatron.core.optimizer.optimizer import param_group_identifier_keys
 from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePredicate
 from megatron.core.optimizer_param_scheduler import ParamGroupOverride
 
@@ -27,6 +28,10 @@ class LearnedRate(OptimizerConfigOverrideProvider):
         """Bridge's own exceptions, and this one."""
         of_logits = ParamKey(with_name_predicate=ParamWithNamePredicate(ATTRIBUTE, _is_logits))
         own = ParamGroupOverride(max_lr=self.highest, min_lr=self.lowest, wd_mult=0.0)
+        if "max_lr" not in param_group_identifier_keys:
+            # Before 0.19 a resumed run tells groups of parameters apart without their rates, and would take that of W
+            # for the one without weight decay.  Nobody reads this number but that comparison.
+            own["lr_mult"] = 2.0  # type: ignore[typeddict-unknown-key]
         return {**(super().build_config_overrides(context) or {}), of_logits: own}
 
 

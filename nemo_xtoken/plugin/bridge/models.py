@@ -38,7 +38,7 @@ def prepare_student(provider: Any, strategy: Strategy, precision: str, length: i
     provider.context_parallel_size, provider.expert_model_parallel_size = sizes.context, sizes.expert
     provider.expert_tensor_parallel_size = sizes.expert_tensor
     provider.virtual_pipeline_model_parallel_size = None
-    provider.sequence_parallel = strategy.sequence_parallel
+    provider.sequence_parallel = strategy.sequence_parallel and sizes.tensor > 1  # Megatron refuses it alone
     half = precision == BF16
     provider.bf16, provider.fp16 = half, False
     provider.params_dtype = provider.pipeline_dtype = torch.bfloat16 if half else torch.float32

@@ -30,6 +30,7 @@ from nemo_xtoken.plugin.bridge.bridge_config import (
     Precision,
     Restore,
     Resume,
+    Schedule,
     Strategy,
     Student,
     TeacherConfig,
@@ -39,6 +40,7 @@ from nemo_xtoken.plugin.bridge.checkpoints import Checkpoint
 from nemo_xtoken.plugin.bridge.distill_bridge import configure
 from nemo_xtoken.plugin.bridge.forward_step import Distillation
 from nemo_xtoken.run.lora.lora_settings import LoraConfig
+from nemo_xtoken.plugin.bridge.older_versions import sum_up
 from nemo_xtoken.run.records import read_history
 from nemo_xtoken.training import inputs
 from nemo_xtoken.vocab.loading import load_vocabulary
@@ -56,6 +58,7 @@ class Job:
         stop: exits after this many steps with a checkpoint, as on a signal.
         double: in float64, weights, states and gradients of both models.
         sgd: by plain gradients, since Adam turns rounding into steps where a gradient is about 0.
+        warmup: steps in which the learning rate rises to its highest.
         eps: Adam's; a large one makes its steps smooth in the gradient.
         lengths: packed documents by their lengths (``thd``), as on a GPU, instead of by a mask.
         keep: of these steps, counted from 1, every rank keeps its gradients.
@@ -78,6 +81,7 @@ class Job:
     precision: str = "32"
     double: bool = False
     sgd: bool = False
+    warmup: int = 0
     eps: float = 1e-8
     lengths: bool = False
     keep: tuple[int, ...] = ()
@@ -110,7 +114,8 @@ class Job:
             one if self.scale and not named else None,
             ObjectiveConfig(scale=self.scale),
             Optimizer(
-                OptimizerSettings(lr=0.3, weight_decay=0.0, clip_grad=0.0) if self.sgd else OptimizerSettings(1e-3)
+                OptimizerSettings(lr=0.3, weight_decay=0.0, clip_grad=0.0) if self.sgd else OptimizerSettings(1e-3),
+                Schedule(self.warmup),
             ),
             Log(f"{root}/runs", self.name, Checkpoints(2, 2)),
             Resume(restore_config=Restore(f"{root}/{self.start}")),
@@ -268,6 +273,7 @@ def course(job: Job) -> dict[str, Any]:
         pretrain(container, run, callbacks=[run, kept, *more])
     except SystemExit:
         assert job.stop
+    sum_up(run.records.folder / "checkpoints", run.done, again=True)  # as ``distill`` does
     records = read_history(run.records.folder)
     return {"records": records, "gradients": kept.found, "logits": logits.found, "said": said.lines, **changed.found}
 

@@ -1,0 +1,68 @@
+"""What Megatron-Bridge 0.6 does by itself and the versions of NVIDIA's images 26.04 and 26.06 leave out.
+
+Each is asked for by what is there, not by a version's number.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from nemo_xtoken.checksums import CHECKSUMS
+from nemo_xtoken.plugin.bridge.checkpoints import write_own_checksums
+
+__all__ = ["announces_checkpoints", "listen", "mark_spread", "sum_up"]
+
+
+def listen(state: Any) -> None:
+    """Has Bridge's handler take SIGTERM, where it has only been made: up to 0.5 nobody installs it, and the signal ends
+    the process without a checkpoint.
+
+    Args:
+        state: Bridge's ``GlobalState``; that of another loop has no handler.
+    """
+    handler = getattr(state, "signal_handler", None)
+    if handler is not None and handler.original_handler is None:  # what was there when it was installed
+        handler.__enter__()
+
+
+def mark_spread(module: Any) -> None:
+    """Says of the embedding, the output layer, and Megatron's own linear layers that they are spread over the
+    tensor-parallel ranks, where they do not say so.
+
+    Megatron-core before 0.18 says it only of weights that it initialises, and Bridge does not initialise those that it
+    loads.  Without it the norm of the gradients, by which they are clipped, has one rank's rows alone.
+
+    Args:
+        module: this rank's part of a model.
+    """
+    from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
+
+    for layer in module.modules():
+        if not isinstance(layer, (ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding)):
+            continue
+        weight = getattr(layer, "weight", None)
+        if weight is not None and not getattr(weight, "tensor_model_parallel", False):
+            weight.tensor_model_parallel, weight.partition_stride = True, 1
+            weight.partition_dim = int(isinstance(layer, RowParallelLinear))
+
+
+def announces_checkpoints() -> bool:
+    """Whether Bridge calls ``on_checkpoint_save``; before 0.5 it does not."""
+    from megatron.bridge.training.callbacks import VALID_EVENTS
+
+    return "on_checkpoint_save" in VALID_EVENTS
+
+
+def sum_up(checkpoints: Path, step: int, again: bool = False) -> None:
+    """Writes this rank's checksums of a finished checkpoint, where Bridge does not announce it.
+
+    Args:
+        checkpoints: the folder of a run's checkpoints.
+        step: of the checkpoint; there may be none.
+        again: though it has some: Bridge 0.3 saves the last one twice.
+    """
+    folder, rank = checkpoints / f"iter_{step:07d}", int(os.environ.get("RANK", "0"))
+    if not folder.is_dir() or announces_checkpoints():
+        return
+    if again or not any((folder / CHECKSUMS / f"{part}.json").is_file() for part in (f"rank-{rank}", "common")):
+        write_own_checksums(folder, rank)
