@@ -14,6 +14,7 @@ __all__ = [
     "ParallelSizes",
     "check_batches",
     "check_divisible",
+    "check_experts",
     "check_length",
     "check_processes",
     "check_rows",
@@ -121,6 +122,16 @@ def check_divisible(
                 f"a {name} that divides {number}",
                 f"set {name} of trainer.strategy or of the teacher to a divisor",
             )
+
+
+def check_experts(side: str, experts: int | None, tensor: int, sequence_parallel: bool) -> None:
+    """Megatron trains experts under tensor parallelism with sequence parallelism alone."""
+    if experts and tensor > 1 and not sequence_parallel:
+        raise InputError(
+            f"the {side} has {experts} experts, tensor_model_parallel_size is {tensor}, without sequence parallelism",
+            "sequence parallelism: Megatron trains experts under tensor parallelism with it alone",
+            "set trainer.strategy.sequence_parallel=true",
+        )
 
 
 def check_length(side: str, length: int, where: str, cp: int, sequence_ranks: int) -> None:

@@ -55,6 +55,9 @@ def layout_problems(run: RunSpec) -> Iterator[InputError]:
             yield from _found(layout.check_processes, side.label, side.sizes, run.processes, side.where)
         if run.data_parallel:
             yield from _found(layout.check_batches, run.global_batch, run.micro_batch, run.data_parallel)
+    own, tensor = run.student, run.student.sizes.tensor
+    experts = own.config.get("num_moe_experts")
+    yield from _found(layout.check_experts, own.label, experts, tensor, run.sequence_parallel)
     for side in run.sides:
         if all(side.config.get(name) for name in ("num_layers", "num_attention_heads")):
             yield from _found(_check_divisible, side)

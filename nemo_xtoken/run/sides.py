@@ -9,6 +9,7 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.hub import hub_folder, is_hub_name
 from nemo_xtoken.run.arguments.short_names import short
 from nemo_xtoken.run.arguments.signatures import class_defaults
+from nemo_xtoken.run.bridge_models import replaced, unknown
 from nemo_xtoken.run.layout import ParallelSizes
 from nemo_xtoken.run.lora.lora_settings import LoraConfig, unmerged
 from nemo_xtoken.run.settings import Settings, resolved
@@ -23,6 +24,8 @@ from nemo_xtoken.weights.chosen import chosen_layers
 __all__ = ["checkpoint_config", "lora_of", "processes_of", "run_of", "student_side", "teacher_side"]
 
 NOT_TAKEN = ("vocab_size", "make_vocab_size_divisible_by", "recompute_", *OF_A_RUN)
+#: What Hugging Face's models call the layers that predict further tokens.
+_FURTHER_TOKENS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
 _IMPORT = "`xtoken import model={} out=FOLDER` makes one from a Hugging Face model"
 
 
@@ -95,8 +98,10 @@ def student_side(settings: Settings) -> ModelSpec:
     own = {**defaults, **given}
     # the run's own settings, where they are not known the checkpoint's; it never takes those that do not belong to the
     # architecture
-    # (Bridge takes the rows of the output layer as well)
+    # (Bridge takes the rows of the output layer as well, and the layers that predict further tokens)
     not_taken = NOT_TAKEN[1:] if settings.under_bridge or settings.any_pair else NOT_TAKEN
+    if settings.under_bridge:
+        not_taken = tuple(name for name in not_taken if name != "mtp_num_layers")
     config = {k: v for k, v in found.get("config", {}).items() if not k.startswith(not_taken)} | own
     tokenizer = resolved(settings.get("model.tokenizer.source"))
     named_tokenizer = str(tokenizer) if tokenizer else found.get("tokenizer")
@@ -264,7 +269,11 @@ def _bridge_checkpoint(path: Any, name: str, who: str) -> tuple[dict[str, Any], 
     if not folder.exists() and not folder.is_absolute() and len(folder.parts) <= 2:
         return {"tokenizer": str(path)}, "", None  # on the hub
     if (folder / "config.json").is_file():
-        return {"config": _hugging_face(folder), "tokenizer": str(folder)}, f"{folder}/config.json", None
+        config, text = _hugging_face(folder), _text_config(folder)
+        further = next((text[name] for name in _FURTHER_TOKENS if text.get(name)), None)
+        problem = replaced(text, str(folder)) or unknown(text, str(folder))
+        found = {"config": config | {"mtp_num_layers": further}, "tokenizer": str(folder)}
+        return found, f"{folder}/config.json", problem
     own = [folder] if is_bridge_checkpoint(folder) else list(bridge_checkpoints(folder).values())
     if not own:
         nemo = (folder / "weights").is_dir() and (folder / "context").is_dir()
@@ -303,12 +312,17 @@ def _tokenizer(settings: Any, folder: Path) -> str | None:
     return str(folder / name) if (folder / name).exists() else name
 
 
-def _hugging_face(folder: Path) -> dict[str, Any]:
-    """A configuration of Hugging Face's by Megatron's names, for sizes alone: the model has to be imported yet."""
+def _text_config(folder: Path) -> dict[str, Any]:
+    """A configuration of Hugging Face's; of a model of several modalities that of its language model."""
     from nemo_xtoken.weights.folder import read_json
 
     config = read_json(folder / "config.json")
-    text = {**config, **(config.get("text_config") or {})}
+    return {**config, **(config.get("text_config") or {})}
+
+
+def _hugging_face(folder: Path) -> dict[str, Any]:
+    """A configuration of Hugging Face's by Megatron's names, for sizes alone: the model has to be imported yet."""
+    text = _text_config(folder)
     experts = text.get("num_local_experts") or text.get("num_experts")
     kind = str(text.get("model_type", ""))
     return {

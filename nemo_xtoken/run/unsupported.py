@@ -118,8 +118,8 @@ REFUSALS = (
         "mtp_num_layers",
         "a student without multi-token prediction: its extra heads have losses of their own, with labels that this "
         "forward pass does not get",
-        "set {}=null, under Megatron-Bridge num_nextn_predict_layers=0 in the model's config.json; a teacher's extra "
-        "heads are left out by themselves",
+        "set {}=null, under Megatron-Bridge num_nextn_predict_layers=0 (Qwen3.5: mtp_num_hidden_layers=0) in the "
+        "model's config.json; a teacher's extra heads are left out by themselves",
     ),
     Refusal("enable_cuda_graph", _GRAPHS, "set {}=false"),
     Refusal("external_cuda_graph", _GRAPHS, "set {}=false"),

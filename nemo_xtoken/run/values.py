@@ -11,16 +11,19 @@ from typing import Any
 from nemo_xtoken.errors import InputError, nearest
 from nemo_xtoken.limits import LONGEST_SEQUENCE, MOST_WORKERS
 from nemo_xtoken.run.arguments.names import MARKS
+from nemo_xtoken.run.arguments.short_names import TRACKERS
 from nemo_xtoken.run.arguments.signatures import signature
 from nemo_xtoken.run.records import check_run_name
 from nemo_xtoken.run.settings import Settings
 from nemo_xtoken.run.spec import START
 from nemo_xtoken.run.teaching import name_of
 
-__all__ = ["check_range", "check_teacher", "made", "value_checks"]
+__all__ = ["check_range", "check_rates", "check_teacher", "made", "value_checks"]
 
 ABOVE_0, FRACTION = (lambda x: x > 0, "a number above 0"), (lambda x: 0 <= x < 1, "from 0 up, and below 1")
 _FROM = {n: (lambda x, n=n: x >= n, f"{n} or more") for n in (-1, 0, 1, 2)}
+#: Learning rates: the highest, and the one that it falls to.
+RATES = ("optim.config.lr", "optim.lr_scheduler.min_lr")
 LENGTH = (lambda x: 2 <= x <= LONGEST_SEQUENCE, f"from 2 to {LONGEST_SEQUENCE:,} tokens")
 #: Steps, or a part of an epoch.
 INTERVAL = (lambda x: x >= 1 if isinstance(x, int) else 0 < x <= 1, "a number of steps, or a fraction up to 1.0")
@@ -33,6 +36,8 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "trainer.limit_val_batches": LIMIT,
     "trainer.limit_train_batches": LIMIT,
     "trainer.log_every_n_steps": _FROM[1],
+    "trainer.seed": _FROM[1],  # Megatron-Bridge takes no other
+    "trainer.timeout_minutes": _FROM[1],
     "trainer.strategy.progress_interval": _FROM[1],
     "trainer.strategy.tensor_model_parallel_size": _FROM[1],
     "trainer.strategy.pipeline_model_parallel_size": _FROM[1],
@@ -62,7 +67,10 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 CHOICES: dict[str, tuple[str, ...]] = {
     "optim.config.optimizer": ("adam", "sgd"),
     "trainer.accelerator": ("auto", "cpu", "gpu", "cuda"),
+    "track": TRACKERS,
 }
+#: The same under Megatron-Bridge alone.
+CHOICES_OF_BRIDGE: dict[str, tuple[str, ...]] = {"trainer.plugins.precision": ("bf16-mixed", "32")}
 #: Places that nothing can stand in for: an empty text is the current folder to some and a default to others.
 PLACES = (START, "log.log_dir", "model.tokenizer.source", "data.text.cache_dir")
 #: Of every teacher.
@@ -108,6 +116,21 @@ def check_range(name: str, value: Any, rule: tuple[Callable[[Any], bool], str]) 
         raise InputError(f"{name}={value}", rule[1], f"correct {name}")
 
 
+def check_rates(highest: Any, lowest: Any) -> None:
+    """The learning rate falls: NeMo and Megatron find out when models have been built.
+
+    Args:
+        highest, lowest: the values of `RATES`.
+
+    Raises:
+        InputError: it would rise.
+    """
+    if all(isinstance(rate, int | float) for rate in (highest, lowest)) and lowest > highest:
+        raise InputError(
+            f"{RATES[1]}={lowest}, {RATES[0]}={highest}", "a rate that falls to a lower one", f"lower {RATES[1]}"
+        )
+
+
 def check_teacher(where: str, values: Mapping[str, Any]) -> None:
     """The numbers of one teacher.
 
@@ -132,7 +155,8 @@ def value_checks(settings: Settings) -> Iterator[tuple[str, Check]]:
     yield "layout", partial(_check_devices, settings.get("trainer.devices"))
     yield "settings", partial(check_run_name, settings.get("log.name"))
     yield "layout", partial(_check_strategy, settings)
-    for name, choices in CHOICES.items():
+    yield "settings", partial(check_rates, *(settings.get(name) for name in RATES))
+    for name, choices in (CHOICES | (CHOICES_OF_BRIDGE if settings.under_bridge else {})).items():
         yield _part_of(name), partial(_check_choice, name, settings.get(name), choices)
     for name in PLACES:
         yield _part_of(name), partial(_check_place, name, settings.get(name))

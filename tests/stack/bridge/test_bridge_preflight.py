@@ -1,6 +1,7 @@
 """``xtoken preflight`` and ``xtoken sbatch`` for a run under Megatron-Bridge; they need neither it nor a GPU."""
 
 import json
+import shutil
 
 import pytest
 from tokenizer_zoo import TEXT, zoo
@@ -61,8 +62,12 @@ def test_a_run_from_hugging_face_models_can_be(models, capsys):
             {"trainer.strategy.virtual_pipeline_model_parallel_size": 2},
             "trainer.strategy.virtual_pipeline_model_parallel_size=2",
         ),
+        ({"trainer.plugins.precision": "16-mixed"}, "trainer.plugins.precision=16-mixed"),
+        ({"optim.config.lr": "1e-6"}, "optim.lr_scheduler.min_lr=5e-06, optim.config.lr=1e-06"),
+        ({"trainer.seed": 0}, "trainer.seed=0"),
+        ({"track": "paper"}, "track=paper"),
     ],
-    ids=["rows", "nothing", "NeMo 2", "loss", "virtual pipeline"],
+    ids=["rows", "nothing", "NeMo 2", "loss", "virtual pipeline", "precision", "rates", "seed", "tracker"],
 )
 def test_what_would_fail_is_red(models, capsys, changes, message, tmp_path, monkeypatch):
     for part in ("weights", "context"):
@@ -71,6 +76,40 @@ def test_what_would_fail_is_red(models, capsys, changes, message, tmp_path, monk
     status, red, _ = _preflight(capsys, *_words(models, **changes))
     assert status == 1
     assert any(message in f["found"] for f in red), red
+
+
+LLAMA_3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+@pytest.mark.parametrize("side", ["resume.restore_config.path", "teacher.path"])
+@pytest.mark.parametrize(
+    ("config", "of_teacher", "message"),
+    [
+        ({"rope_scaling": {**LLAMA_3, "original_max_position_embeddings": 64}}, True, "embeddings=64 in its rotary"),
+        ({"rope_scaling": {**LLAMA_3, "original_max_position_embeddings": 8192}}, True, None),
+        (
+            {"model_type": "gemma3_text", "layer_types": ["sliding_attention", "full_attention"]},
+            True,
+            "full_attention=[1] in its layers",
+        ),
+        ({"model_type": "phi3"}, True, "Phi3ForCausalLM, for which Megatron-Bridge has no conversion"),
+        ({"num_nextn_predict_layers": 1}, False, "mtp_num_layers=1 (student)"),
+        ({"mtp_num_hidden_layers": 1}, False, "mtp_num_layers=1 (student)"),
+        ({"num_local_experts": 4}, False, "4 experts, tensor_model_parallel_size is 2, without sequence"),
+    ],
+    ids=["rotary", "rotary as published", "windows", "unknown", "further tokens", "Qwen3.5's", "experts"],
+)
+def test_a_model_that_would_be_refused_is_red(models, capsys, side, config, of_teacher, message, tmp_path):
+    """By the words of the run, from a configuration alone."""
+    folder = tmp_path / "changed"
+    shutil.copytree(models / side.split(".")[0].replace("resume", "student"), folder)
+    found = {**json.loads((folder / "config.json").read_text()), "rope_parameters": None}
+    (folder / "config.json").write_text(json.dumps(found | {"model_type": "llama"} | config))
+    settings = {side: folder, "trainer.strategy.sequence_parallel": "false"}
+    status, red, _ = _preflight(capsys, *_words(models, **settings))
+    expected = message if of_teacher or side.startswith("resume") else None
+    assert status == (expected is not None)
+    assert all(expected in f["found"] for f in red), red
 
 
 def test_bridge_s_own_checkpoint_is_read(models, capsys, tmp_path):

@@ -2,10 +2,12 @@
 
 import shlex
 import signal
+from pathlib import Path
 
 import pytest
+from launcher import launch
 
-from nemo_xtoken.run.records import read_history
+from nemo_xtoken.run.records import read_evaluations, read_history
 from nemo_xtoken.teachers.source_settings import CacheConfig, ServiceConfig
 from nemo_xtoken.weights.checkpoint_names import bridge_checkpoints
 
@@ -61,10 +63,14 @@ def test_sigterm_ends_a_run_with_a_checkpoint_of_the_step_at_hand(bridge_world):
 
 
 def test_a_run_that_gets_no_better_ends_by_itself(bridge_world):
-    """No step makes it better by so much.  It is whole: the same command trains no more, and reports again."""
+    """No step makes it better by so much.  It is whole: the same command trains no more, and reports again.
+
+    Sequence parallelism has no ranks to cut for, and is left out as under NeMo 2.
+    """
     from nemo_xtoken.training.watching.early_stopping import StopConfig
 
     name, settings = "early", {"steps": 20, "named": {"stop": StopConfig(1, "kd/teacher", 100.0), "export": True}}
+    settings["strategy"] = {"sequence_parallel": True}
     folder = bridge_world.root / "runs" / name
     for _ in range(2):
         [end] = _distil(bridge_world, name, **settings)
@@ -81,9 +87,9 @@ def test_a_run_that_gets_no_better_ends_by_itself(bridge_world):
 
 
 def test_another_loss_goes_on_and_is_said(bridge_world):
-    """By the first rank, once: what is the same again is not news."""
-    name, changed = "other_loss", {"scale": 0.5, "teacher": {"loss": "uld"}}
-    bridge_world.courses(name, 2, micro=1, stop=2)
+    """By the first rank, once: what is the same again is not news.  The warm-up may be longer than the run."""
+    name, changed = "other_loss", {"scale": 0.5, "teacher": {"loss": "uld"}, "warmup": 12}
+    bridge_world.courses(name, 2, micro=1, stop=2, warmup=12)
     for steps, expected in ((4, [1, 0]), (6, [0, 0])):
         ranks = bridge_world.courses(name, 2, micro=1, steps=steps, **changed)
         said = [[line for line in rank["said"] if "other settings" in line] for rank in ranks]
@@ -94,6 +100,7 @@ def test_another_loss_goes_on_and_is_said(bridge_world):
                 "teacher.loss=uld (before: p_kl)"
             ]
     assert [record["step"] for record in _steps(ranks[0]["records"])] == [1, 2, 3, 4, 5, 6]
+    assert any("6 of 6 steps" in line and "lr 5.00e-04" in line for line in ranks[0]["said"])
     ranks = bridge_world.courses(name, 2, micro=1, steps=6)  # finished: nothing is trained with the loss of before
     assert not [line for rank in ranks for line in rank["said"] if "other settings" in line]
 
@@ -120,6 +127,29 @@ def test_checkpoints_are_evaluated_beside_training(bridge_world, tmp_path):
     jobs = [shlex.split(line)[3:] for line in (tmp_path / "take.sh.taken").read_text().splitlines()]
     assert all(words[:2] == ["evaluate", f"run={bridge_world.root}/runs/evaluated"] for words in jobs)
     assert {"step=4"} <= {words[2] for words in jobs} <= {"step=2", "step=4"}
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
+    [scores] = launch(_scores, str(bridge_world.root / "runs/evaluated"), folder=tmp_path / "scores")
+    assert scores == read_evaluations(bridge_world.root / "runs/evaluated")[-1]["scores"]
+    assert 0 <= scores["winogrande"] <= 1
+
+
+def _scores(run):
+    """What such a job finds of the last checkpoint: exported by Bridge, and read by lm-evaluation-harness."""
+    from bridge_jobs import on_cpu
+    from task_data import write_data
+
+    from nemo_xtoken.evaluate.benchmark_columns import read_columns
+    from nemo_xtoken.evaluate.harness import sources_of
+    from nemo_xtoken.evaluate.suite import chosen, evaluate_checkpoint, find_checkpoints
+    from nemo_xtoken.evaluate.task_settings import Settings
+    from nemo_xtoken.plugin.bridge.bridge_conversion import export_model
+
+    on_cpu()
+    folder, columns = Path(run), read_columns("winogrande")
+    data = write_data(sources_of(columns), folder / "tasks")
+    [last, *_] = chosen(find_checkpoints(folder))
+    settings = Settings(data=str(data), device="cpu", limit=2, shots=1)
+    return evaluate_checkpoint(folder, last, columns, settings=settings, export=export_model)
 
 
 @pytest.fixture

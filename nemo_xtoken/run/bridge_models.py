@@ -1,0 +1,70 @@
+"""What Megatron-Bridge would make of a Hugging Face model without a word: asked by the run, and by preflight before."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from nemo_xtoken.errors import InputError
+
+__all__ = ["replaced", "unknown"]
+
+#: What Bridge and Megatron take of a rotary embedding's scaling whatever the model says, by the model's type.
+_SCALING: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama3", {"original_max_position_embeddings": 8192, "low_freq_factor": 1.0, "high_freq_factor": 4.0}),
+    "gpt_oss": (
+        "yarn",
+        {
+            "factor": 32.0,
+            "original_max_position_embeddings": 4096,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+        },
+    ),
+}
+#: Of Gemma 3, a layer without a window after so many with one.
+_WINDOWED = 5
+#: Types that no version up to 0.6.2 converts, which this package's recipes name.
+_UNKNOWN = {"phi3": "Phi3ForCausalLM"}
+
+
+def replaced(text: Mapping[str, Any], source: str) -> InputError | None:
+    """What of a language model Bridge 0.6.2 replaces by what the published models have; None where it is all its own.
+
+    Args:
+        text: its configuration, by Hugging Face's names.
+        source: where that is, for the message.
+    """
+    kind = text.get("model_type")
+    where, found, expected = "", dict[str, Any](), dict[str, Any]()
+    if kind in _SCALING:
+        scaled, expected = _SCALING[kind]
+        scaling = text.get("rope_parameters") or text.get("rope_scaling") or {}
+        if scaling.get("rope_type", scaling.get("type")) == scaled:
+            where, found = "its rotary scaling", {name: scaling.get(name, value) for name, value in expected.items()}
+    elif kind == "gemma3_text" and (layers := text.get("layer_types")):
+        full = [number for number, layer in enumerate(layers) if layer == "full_attention"]
+        where, found = "its layers", {"full_attention": full}
+        expected = {"full_attention": list(range(_WINDOWED, len(layers), _WINDOWED + 1))}
+    if not found or found == expected:
+        return None
+    return InputError(
+        f"{source} has {', '.join(f'{n}={v}' for n, v in found.items() if v != expected[n])} in {where}",
+        f"{', '.join(f'{n}={v}' for n, v in expected.items() if v != found[n])}, which Megatron-Bridge takes for "
+        f"every {kind} model",
+        "take a published model, or an image with NeMo 2, whose adapter takes others",
+    )
+
+
+def unknown(text: Mapping[str, Any], source: str) -> InputError | None:
+    """Whether it is of a kind that Bridge does not convert, as far as that is known without Bridge.
+
+    Args:
+        text, source: as of `replaced`.
+    """
+    if (name := _UNKNOWN.get(str(text.get("model_type")))) is None:
+        return None
+    return InputError(
+        f"{source} is a {name}, for which Megatron-Bridge has no conversion (0.6.2 and before)",
+        "a Hugging Face model of an architecture that Bridge supports",
+        "take another model, or an image with NeMo 2, whose adapter has one",
+    )
