@@ -31,7 +31,7 @@ class LearnedRate(OptimizerConfigOverrideProvider):
         if "max_lr" not in param_group_identifier_keys:
             # Before 0.19 a resumed run tells groups of parameters apart without their rates, and would take that of W
             # for the one without weight decay.  Nobody reads this number but that comparison.
-            own["lr_mult"] = 2.0  # type: ignore[typeddict-unknown-key]
+            own["lr_mult"] = 2.0
         return {**(super().build_config_overrides(context) or {}), of_logits: own}
 
 
