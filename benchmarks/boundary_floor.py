@@ -118,7 +118,8 @@ def main() -> int:
         ids = teacher.encode(text).astype(np.int64)
         with torch.no_grad():
             logits = model(torch.tensor([lead + ids.tolist()])).logits[0, :, : teacher.size].float()
-        texts[kind] = text, ids, torch.softmax(logits, 1).numpy()
+        p = torch.softmax(logits, 1).numpy()  # a tokenizer may have ids that the model has no row for
+        texts[kind] = text, ids, np.pad(p, ((0, 0), (0, teacher.size - p.shape[1])))
     rows = read_rows(arguments.json)
     for name in arguments.students:
         student = Student(name, teacher, following)

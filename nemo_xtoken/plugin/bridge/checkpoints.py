@@ -10,8 +10,8 @@ from nemo_xtoken.checksums import find_damage, write_checksums
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.hub import hub_folder
 from nemo_xtoken.plugin.safe_weights import check_weights, find_truncated
-from nemo_xtoken.run.lora.lora_settings import unmerged
 from nemo_xtoken.run.bridge_models import replaced
+from nemo_xtoken.run.lora.lora_settings import unmerged
 from nemo_xtoken.teachers.output_rows import MegatronRows, OutputRows, SafetensorsRows
 from nemo_xtoken.training.lora.adapted import has_adapters
 from nemo_xtoken.weights.checkpoint_names import RUN_CONFIG, bridge_checkpoints

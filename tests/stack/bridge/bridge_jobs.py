@@ -39,8 +39,8 @@ from nemo_xtoken.plugin.bridge.bridge_config import (
 from nemo_xtoken.plugin.bridge.checkpoints import Checkpoint
 from nemo_xtoken.plugin.bridge.distill_bridge import configure
 from nemo_xtoken.plugin.bridge.forward_step import Distillation
-from nemo_xtoken.run.lora.lora_settings import LoraConfig
 from nemo_xtoken.plugin.bridge.older_versions import sum_up
+from nemo_xtoken.run.lora.lora_settings import LoraConfig
 from nemo_xtoken.run.records import read_history
 from nemo_xtoken.training import inputs
 from nemo_xtoken.vocab.loading import load_vocabulary
