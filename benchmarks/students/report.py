@@ -234,7 +234,7 @@ def draw(found: Mapping[str, Results], path: Path) -> None:
     figure = Figure(figsize=(4.6 * len(shown), 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     for place, (name, runs) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
-        colors = dict(zip((arm for arm in ARMS if ARMS[arm].trained), _COLORS, strict=False))
+        colors = dict(zip((arm for arm in ARMS if ARMS[arm].trained), _COLORS, strict=True))
         for arm, of in runs.items():
             run = of[min(of)]
             if not ARMS[arm].trained:
@@ -255,5 +255,5 @@ def draw(found: Mapping[str, Results], path: Path) -> None:
 
 _COLORS = (
     "#d55e00", "#0072b2", "#cc79a7", "#009e73", "#e69f00", "#56b4e9", "#000000", "#8c564b", "#17becf", "#9467bd",
-    "#7f7f7f", "#bcbd22",
+    "#7f7f7f", "#bcbd22", "#1f77b4", "#ff9896",
 )  # fmt: skip
