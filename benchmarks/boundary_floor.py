@@ -14,12 +14,13 @@ examples:
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from bench import Parser, write_json
+from bench import Parser, markdown, write_json
 
 from nemo_xtoken.alignment.aligner import Aligner
 from nemo_xtoken.projection.prefixes import PrefixClasses
@@ -29,6 +30,8 @@ from nemo_xtoken.vocab.vocabulary import Vocabulary
 
 #: What names a row.
 KEYS = ("teacher", "student", "text")
+NAMES = {"smollm2-135m-instruct": "SmolLM2-135M", "gemma3-270m": "Gemma-3-270m", "llama3": "Llama-3", "qwen3": "Qwen3"}
+DRAWN = ("drawn, impossible", "drawn in open classes, impossible")
 #: Characters of a text before a boundary that the student's tokenizer sees in a drawn text.
 BEFORE = 200
 
@@ -139,6 +142,20 @@ def read_rows(file: str | Path | None) -> dict[tuple[str, ...], dict[str, Any]]:
         return {}
     rows = json.loads(Path(file).read_text("utf-8"))["rows"]
     return {tuple(row[key] for key in KEYS): row for row in rows}
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """As Markdown."""
+    head = ["teacher", "student's tokenizer", "text", "impossible", "floor", "put aside", "own class open"]
+    lines = []
+    for row in rows:
+        lines.append(
+            [NAMES.get(row[key], row[key]) for key in KEYS]
+            + [f"{row['impossible']:.1%}", f"{row['floor']:.3f}", f"{row['put aside']:.1%}"]
+            + [f"{row['own class open']:.1%}"]
+            + [f"{row[key]:.1%}" if key in row else "" for key in DRAWN]
+        )
+    return markdown([*head, "drawn: all", "in open classes"], lines)
 
 
 def looked_at(
