@@ -30,9 +30,10 @@ LARGE = {
     "nemo_xtoken/commands/verbs": 21,
     "nemo_xtoken/data": 21,
     "nemo_xtoken/losses": 27,
-    "nemo_xtoken/plugin/bridge": 13,
+    "nemo_xtoken/plugin/bridge": 14,
     "nemo_xtoken/plugin/nemo2": 19,
     "nemo_xtoken/projection": 13,
+    "nemo_xtoken/run": 13,
     "nemo_xtoken/training": 14,
     "recipes": 15,
 }

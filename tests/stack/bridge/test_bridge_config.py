@@ -177,7 +177,7 @@ def _with_interleaving(data_iterator):
     forward_backward_pipelining_with_interleaving(
         forward_step_func=None, data_iterator=data_iterator, model=[chunk], num_microbatches=1, seq_length=1,
         micro_batch_size=1, p2p_communicator=SimpleNamespace(config=chunk.config),
-        pg_collection=SimpleNamespace(tp=one, cp=one),
+        pg_collection=SimpleNamespace(tp=one, cp=one, pp=one, dp_cp=one, embd=None, pos_embd=None),
     )  # fmt: skip
 
 

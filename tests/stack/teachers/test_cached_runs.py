@@ -103,7 +103,11 @@ def test_half_precision_is_kept_bit_by_bit(course, filled):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_layout_of_the_teacher_writes_them(filled, states, layout):
-    """Tensor, pipeline and context parallel, and two copies that share the work."""
+    """Tensor, pipeline and context parallel, and two copies that share the work.
+
+    States of one position agree to 1e-5 of the largest of them: each is a sum over all of the layer below, whose
+    rounding goes by what was added and not by what is left.
+    """
     import torch
 
     from nemo_xtoken.teachers.store.state_store import StateStore
@@ -119,7 +123,8 @@ def test_any_layout_of_the_teacher_writes_them(filled, states, layout):
     ):
         one, other = ours.shard(int(shard)).record(int(row)), theirs.shard(int(other_shard)).record(int(other_row))
         assert (one.ids == other.ids).all()
-        torch.testing.assert_close(one.stored.values, other.stored.values, rtol=RELATIVE, atol=RELATIVE)
+        scale = one.stored.values.abs().amax(1, keepdim=True)
+        torch.testing.assert_close(one.stored.values / scale, other.stored.values / scale, rtol=0, atol=RELATIVE)
 
 
 def test_the_command_goes_on_where_it_was_and_parts_make_a_whole(filled, states):
