@@ -7,7 +7,6 @@ import torch
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.run.lora.lora_settings import LoraConfig
-from nemo_xtoken.training.cpu.layers import NormColumnParallelLinear
 
 __all__ = [
     "Adapted",
@@ -63,6 +62,8 @@ def adapted(model: torch.nn.Module, kind: type, resumed: bool) -> list[Adapted]:
         kind: the framework's class of them, with ``to_wrap`` and ``adapter``.
         resumed: the checkpoint that is to be loaded holds the adapters.
     """
+    from nemo_xtoken.training.cpu.layers import NormColumnParallelLinear  # loads Megatron
+
     found: list[Adapted] = []
     for layer in model.modules():
         if isinstance(layer, kind):
