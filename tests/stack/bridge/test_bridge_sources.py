@@ -5,12 +5,11 @@ The matrix of ``teachers/test_four_sources.py``, which has the same tolerances u
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 from launcher import launch
+from learned_runs import assert_same_learned, without_padding
 
 from nemo_xtoken.losses.base import ChunkLossConfig
-from nemo_xtoken.projection.matrix import ProjectionMatrix
 from nemo_xtoken.teachers.source_settings import CacheConfig, ServiceConfig
 
 pytestmark = pytest.mark.usefixtures("megatron", "bridge")
@@ -80,23 +79,7 @@ def test_in_any_layout(bridge_world, beside, elsewhere, layout):
         for expected, record in zip(*steps, strict=True):
             for key in ("ce", "kd", "scale", "chunks", *(f"kd/{teacher}" for teacher in mixed)):
                 assert record[key] == pytest.approx(expected[key], rel=RELATIVE), key
-    assert_same_gradients(beside, [without_padding(rank, beside) for rank in found], KEPT, RELATIVE)
+    assert_same_gradients(beside, [without_padding(rank, beside, KEPT) for rank in found], KEPT, RELATIVE)
     assert list(Path(mixed["remote_cached"]["cache"].folder).rglob("states-*"))  # they have come, and were kept
-    moved = set()
-    for teacher in mixed:
-        runs = [bridge_world.root / "runs" / run for run in ("four_beside", name)]
-        files = [run / f"learned_projection_{teacher}.safetensors" for run in runs]
-        learned = [ProjectionMatrix.load(file).weights for file in files]
-        np.testing.assert_allclose(*learned, rtol=0, atol=RELATIVE)
-        moved.add(learned[0].tobytes())
-    assert len(moved) == len(SOURCES)  # each has its own
-
-
-def without_padding(rank, one):
-    """A W's gradient is padded to what tensor-parallel ranks divide."""
-    for step in KEPT:
-        for name, value in rank["gradients"][step].items():
-            size = len(one["gradients"][step][name])
-            assert not value[size:].any()
-            rank["gradients"][step][name] = value[:size]
-    return rank
+    runs = [bridge_world.root / "runs" / run for run in ("four_beside", name)]
+    assert_same_learned(runs, mixed, RELATIVE)

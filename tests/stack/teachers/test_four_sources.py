@@ -3,12 +3,11 @@
 import functools
 from pathlib import Path
 
-import numpy as np
 import pytest
 from launcher import launch
+from learned_runs import assert_same_learned, without_padding
 
 from nemo_xtoken.losses.base import ChunkLossConfig
-from nemo_xtoken.projection.matrix import ProjectionMatrix
 
 pytestmark = pytest.mark.usefixtures("nemo")
 pytest.importorskip("zmq")
@@ -98,22 +97,6 @@ def test_in_any_layout(course, world, elsewhere, beside, layout):
     job, [one] = beside(pack)
     mixed = teachers(world, elsewhere(pack, kept=f"kept_{layout}"))
     other, found = course(layout, ranks, text={"pack": pack}, teachers=mixed, **settings)
-    assert_same(one, [without_padding(rank, one) for rank in found], STEPS, RELATIVE)
+    assert_same(one, [without_padding(rank, one, STEPS) for rank in found], STEPS, RELATIVE)
     assert list(Path(mixed["remote_cached"]["cache"].folder).rglob("states-*"))  # they have come, and were kept
-    moved = set()
-    for teacher in mixed:
-        files = [of.folder / f"learned_projection_{teacher}.safetensors" for of in (job, other)]
-        learned = [ProjectionMatrix.load(file).weights for file in files]
-        np.testing.assert_allclose(*learned, rtol=0, atol=RELATIVE)
-        moved.add(learned[0].tobytes())
-    assert len(moved) == len(SOURCES)  # each has its own
-
-
-def without_padding(rank, one):
-    """A W's gradient is padded to what tensor-parallel ranks divide."""
-    for step in STEPS:
-        for name, value in rank["gradients"][step].items():
-            size = len(one["gradients"][step][name])
-            assert not value[size:].any()
-            rank["gradients"][step][name] = value[:size]
-    return rank
+    assert_same_learned((job.folder, other.folder), mixed, RELATIVE)
