@@ -35,6 +35,7 @@ from nemo_xtoken.report.summary import report_runs
 from nemo_xtoken.run.run_checks import left_to_the_user, not_set
 from nemo_xtoken.sharing.exclusive import exclusive
 from nemo_xtoken.sharing.first_process import Launch, made_by_first
+from nemo_xtoken.training.trained_with import Origin
 from nemo_xtoken.vocab.loading import load_vocabulary
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 from nemo_xtoken.weights.folder import ModelFolder
@@ -75,6 +76,7 @@ class Transplanted:
         folder: of both their conversions.
         dtype: of the original's weights.
         name: of ``model``, for tables.
+        origin: what tells a run of this student from one of another.
     """
 
     original: Path
@@ -82,6 +84,7 @@ class Transplanted:
     folder: Path
     dtype: str | None
     name: str
+    origin: Origin
 
 
 def check_given(model: str | None, tokenizer: str | None, text: DataConfig) -> tuple[str, str]:
@@ -122,7 +125,8 @@ def transplanted(
     key = digest_of(*parts, *([] if layers is None else [layers]))[:16]
     folder = cache_root() / "swap" / key
     name = TRANSPLANTED if layers is None else PRUNED
-    made = Transplanted(source.path, folder / "transplanted", folder, source.dtype, name)
+    origin = Origin.of_folder(model, layers)
+    made = Transplanted(source.path, folder / "transplanted", folder, source.dtype, name, origin)
 
     def make() -> dict[str, Any]:
         with exclusive(folder, f"converting {model}", lambda who: say(f"waiting for {who}")):

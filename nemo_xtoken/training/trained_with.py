@@ -1,20 +1,25 @@
 """What a run learns from and by which losses, kept in its folder: one that goes on with another loss says so.
 
-A loss may be changed midway on purpose, so nothing is refused; but a run that is half of one and half of another is to
-be known as such.  What never may change, the data and the tokenizers, each adapter checks by itself.
+A loss may be changed midway on purpose, so it is not refused; but a run that is half of one and half of another is to
+be known as such.  What a student is made of cannot change: a folder's checkpoint goes before what is given, which would
+be left aside without a word.  That of data and tokenizers each adapter checks by itself.
 """
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_xtoken.errors import InputError
 from nemo_xtoken.files import atomic_path, file_digest
 from nemo_xtoken.objective.scale import ObjectiveConfig
+from nemo_xtoken.teachers.fingerprint import weights_digest
 from nemo_xtoken.training.teacher_settings import NamedTeacher
+from nemo_xtoken.weights.folder import ModelFolder
 
-__all__ = ["FILE", "go_on_with", "settings_changed", "trained_with"]
+__all__ = ["FILE", "Origin", "check_origin", "go_on_with", "settings_changed", "trained_with"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,17 +29,75 @@ FILE = "trained_with.json"
 OF_OBJECTIVE = ("scale", "teacher_weights")
 OF_TEACHER = ("weight", "fp8", "learned")
 PARTS_OF_TEACHER = ("rule", "options", "chunks")
+ORIGIN = "student.weights"
 
 
-def trained_with(objective: ObjectiveConfig, teachers: Iterable[NamedTeacher]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Origin:
+    """What a run's student is made of.
+
+    Attributes:
+        path: for messages.
+        files: of its weights, as the user has them; what is made of them may differ from time to time.
+        layers: those that stay, as the user gave them; None: all.
+    """
+
+    path: str
+    files: Callable[[], Iterable[Path]]
+    layers: str | None = None
+
+    @classmethod
+    def of_folder(cls, model: str, layers: str | None = None) -> "Origin":
+        """Of a model in Hugging Face's format: its folder, or a hub name."""
+
+        def files() -> Iterable[Path]:
+            folder = ModelFolder(model)
+            return [folder.path / name for name in folder.files]
+
+        return cls(model, files, layers)
+
+    @property
+    def digest(self) -> str:
+        """Of the contents of the files, which are read once (about a second for a gigabyte), and of the layers.
+
+        Raises:
+            InputError: there is no file, or one cannot be read.
+        """
+        return weights_digest(self.files()) + (f" layers {self.layers}" if self.layers else "")
+
+
+def check_origin(folder: Path, origin: Origin | None) -> None:
+    """Whether a run that goes on in its folder began from this student.  Of folders that do not say nothing is known.
+
+    Raises:
+        InputError: it began from another one.
+    """
+    before = next((e["settings"][ORIGIN] for e in _read(folder / FILE) if ORIGIN in e["settings"]), None)
+    if origin is None or before is None or before == origin.digest:
+        return
+    raise InputError(
+        f"the run in {folder} began from another student than {origin.path}",
+        "the weights and layers that it began from: it goes on with its own checkpoint",
+        f"set log.name=NAME for a run in a folder of its own, or remove {folder}",
+    )
+
+
+def trained_with(
+    objective: ObjectiveConfig, teachers: Iterable[NamedTeacher], origin: Origin | None = None
+) -> dict[str, Any]:
     """The settings that make up what a student learns, as plain data by their names on the command line.
 
     A loss is the one that ``auto`` stands for.  A file of W goes by its content too.
 
+    Args:
+        origin: of the student; None: random weights.
+
     Raises:
+        InputError: see `Origin.digest`.
         OSError: a file of W cannot be read.
     """
-    found = {f"objective.{name}": getattr(objective, name) for name in OF_OBJECTIVE}
+    found: dict[str, Any] = {} if origin is None else {ORIGIN: origin.digest}
+    found |= {f"objective.{name}": getattr(objective, name) for name in OF_OBJECTIVE}
     for teacher in teachers:
         config = teacher.config
         own = {"path": _place(config.path), "loss": teacher.loss, "projection": _file(config.projection)}

@@ -8,11 +8,13 @@ output layer alone, so that the other directions would say nothing new.
 import itertools
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from damage import flip_first_bit
 from launcher import launch
 from tokenizer_zoo import TEXT
 from toy_models import tokenizer_of, write_model
@@ -59,9 +61,13 @@ def families(command_line, tmp_path_factory):
     ]
     student, teacher = (folder / kind for kind in ONE)
     one = [f"student={student}", f"teacher={teacher}", *words, "log.name=one", "export=false"]
+    shutil.copytree(student, folder / "later")
+    flip_first_bit(folder / "later" / "model.safetensors", "model.norm.weight")
+    later = [f"student={folder / 'later'}", *one[1:], "trainer.max_steps=2"]
     [results] = launch(
-        pairs, folder, ["--to-yaml", "xtoken.yaml"], ["trainer.max_steps=1"], *runs, one, folder=folder, timeout=570
-    )
+        pairs, folder, ["--to-yaml", "xtoken.yaml"], ["trainer.max_steps=1"], *runs, one, later,
+        folder=folder, timeout=570,
+    )  # fmt: skip
     return folder, results
 
 
@@ -91,7 +97,7 @@ def test_the_pairs_are_enough():
 
 def test_each_is_imported_once_for_all_runs(families):
     started = [word for _, _, words in families[1] for word in words]
-    assert started.count("import") == len(FAMILIES)
+    assert started.count("import") == len(FAMILIES) + 1  # with the one that is refused
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -107,9 +113,19 @@ def test_a_family_learns_from_others(families, kind):
 
 
 def test_one_teacher_by_its_short_name(families):
-    status, output, started = families[1][-1]
+    status, output, started = families[1][-2]
     assert status == 0, output
     assert started == []  # both are in the cache
+
+
+def test_a_folder_goes_on_with_its_own_student_alone(families):
+    folder, results = families
+    status, output, _ = results[-1]
+    assert status == 2
+    assert "began from another student than" in output
+    assert str(folder / "later") in output
+    steps = (folder / "runs" / "one" / "history.jsonl").read_text().splitlines()
+    assert max(json.loads(line)["step"] for line in steps) == 1
 
 
 def test_the_student_is_exported(families):

@@ -65,6 +65,7 @@ def swap_tokenizer(
     teacher = dataclasses.replace(teacher or TeacherConfig())
     teacher.path = teacher.path or str(made.original)
     resume = resume or Resume()
+    origin = made.origin if resume.restore_config.path is None else None
     start = dataclasses.replace(resume.restore_config, path=resume.restore_config.path or str(made.model))
     resume = dataclasses.replace(resume, restore_config=start)
     folder = Path(log.log_dir) / log.name
@@ -75,12 +76,13 @@ def swap_tokenizer(
         beside = dataclasses.replace(log, log_dir=str(folder), name="ce_only")
         alone = ObjectiveConfig(scale=0.0)
         runs[CE_ONLY] = train_one(
-            Student(), data, trainer, None, alone, optim, beside, resume, aligned_with=sides, title=CE_ONLY, lora=lora
-        )
+            Student(), data, trainer, None, alone, optim, beside, resume, aligned_with=sides, title=CE_ONLY, lora=lora,
+            origin=origin,
+        )  # fmt: skip
     parts.begin(f"training the student, {DISTILLED}")
     runs[DISTILLED] = train_one(
         Student(), data, trainer, teacher, objective, optim, log, resume, teachers, title=DISTILLED, stop=stop,
-        samples=samples or SampleConfig(), lora=lora,
+        samples=samples or SampleConfig(), lora=lora, origin=origin,
     )  # fmt: skip
     if is_first():
         student = VocabularyTokenizer(str(made.model)).vocabulary

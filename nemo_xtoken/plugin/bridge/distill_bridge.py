@@ -51,6 +51,7 @@ from nemo_xtoken.training.step import explained
 from nemo_xtoken.training.stopped import StoppedRun, StopRequests
 from nemo_xtoken.training.teacher_checks import check_losses, check_pieces, teacher_spec
 from nemo_xtoken.training.teacher_settings import NamedTeacher, teachers_by_argument, teachers_of_run
+from nemo_xtoken.training.trained_with import Origin, check_origin
 from nemo_xtoken.training.training_progress import TrainingProgress
 from nemo_xtoken.training.vocabulary_tokenizer import VocabularyTokenizer
 from nemo_xtoken.training.watching.early_stopping import StopConfig, check_stop, stopped_at
@@ -140,11 +141,12 @@ def train_one(
     stop: StopConfig | None = None,
     samples: SampleConfig | None = None,
     lora: LoraConfig | None = None,
+    origin: Origin | None = None,
 ) -> Path:
     """One training run without its report; several may follow each other in one process.
 
     Args:
-        aligned_with, title: see `configure`.
+        aligned_with, title, origin: see `configure`.
         evaluate, track, stop, samples, lora: see `distill`; without the last no text is continued.
 
     Raises:
@@ -161,7 +163,7 @@ def train_one(
 
     container, run = configure(
         model, data, trainer, teacher, objective, optim, log, resume, teachers, aligned_with, title, evaluate, track,
-        stop, samples, lora,
+        stop, samples, lora, origin,
     )  # fmt: skip
     requests = StopRequests()
     requests.take_ctrl_c()
@@ -213,6 +215,7 @@ def configure(
     stop: Optional[StopConfig] = None,
     samples: Optional[SampleConfig] = None,
     lora: Optional[LoraConfig] = None,
+    origin: Optional[Origin] = None,
 ) -> tuple[Any, Distillation]:
     """Checks a run, reads its data, and configures it; for ``pretrain(container, run, callbacks=[run])``.
 
@@ -222,6 +225,7 @@ def configure(
         aligned_with: the teachers that the data is aligned with, for a run without any that is to see the same batches
             as one with them.
         title: what is trained, for the person who watches.  The other arguments are those of `distill`.
+        origin: what the model that the student starts from was made of; None: of nothing else.
 
     Returns:
         Bridge's ``ConfigContainer``, and the forward step.
@@ -242,8 +246,12 @@ def configure(
         check_without_checkpoints(folder)
     resumed = resume.resume_if_exists and has_checkpoint(folder / "checkpoints")
     (Checkpoint.at(str(folder / "checkpoints"), "log") if resumed else start).check()
+    if origin is None and model.architecture is None:
+        origin = Origin(start.source, start.files)
     if not resumed:
         start.check_whole(START)
+    elif is_first():
+        check_origin(folder, origin)
     tokenizer = VocabularyTokenizer(model.tokenizer.source or start.tokenizer("model.tokenizer.source"))
     named = teachers_of_run(objective, teacher, teachers, tokenizer.vocabulary)
     stop = stop or StopConfig()
@@ -275,7 +283,7 @@ def configure(
     }
     run = Distillation(
         tokenizer.vocabulary, named, objective, train, held_out, folder, host_teacher, told, resumed, about, beside,
-        stop, samples, lora,
+        stop, samples, lora, origin,
     )  # fmt: skip
     provider.register_pre_wrap_hook(run.tap)
     from nemo_xtoken.plugin.bridge.container import AlignedText, make_container

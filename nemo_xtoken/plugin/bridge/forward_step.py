@@ -40,7 +40,7 @@ from nemo_xtoken.training.loss_terms import Report, add_up, distillation_terms, 
 from nemo_xtoken.training.micro_batch import MicroBatch
 from nemo_xtoken.training.step import add_evaluated, begin_evaluation, begin_step, from_last_stage, take_in
 from nemo_xtoken.training.teacher_settings import NamedTeacher
-from nemo_xtoken.training.trained_with import go_on_with, trained_with
+from nemo_xtoken.training.trained_with import Origin, go_on_with, trained_with
 from nemo_xtoken.training.training_progress import TrainingProgress
 from nemo_xtoken.training.watching.continuations import spoken
 from nemo_xtoken.training.watching.early_stopping import StopConfig, reason_to_stop
@@ -77,6 +77,7 @@ class Distillation:
         stop: when the run ends by itself.
         samples: which texts the student continues beside evaluations; None: none.
         lora: adapters that are trained instead of the student; None: none.
+        origin: what the student is made of; None: random weights.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Distillation:
         stop: StopConfig | None = None,
         samples: SampleConfig | None = None,
         lora: LoraConfig | None = None,
+        origin: Origin | None = None,
     ) -> None:
         self.vocabulary, self.named, self.host_teacher, self.told = vocabulary, tuple(teachers), host_teacher, told
         self.objective = ObjectiveState(objective, {t.name: t.config.weight for t in teachers})
@@ -108,7 +110,7 @@ class Distillation:
         self.teaching = Teaching()
         self._learned: list[LearnedProjections] = []  # this rank's, which the student's module has
         self._tap: HiddenStateTap | None = None
-        self._lora, self._adapted = lora, list[Adapted]()
+        self._lora, self._origin, self._adapted = lora, origin, list[Adapted]()
         self._reports: list[Report] = []  # of the micro-batches at hand
         self._started = 0.0
         self.done = 0  # steps
@@ -211,7 +213,8 @@ class Distillation:
         if dist.get_rank() == 0:
             self._book.begin(state.step)
             if state.step < context.state.cfg.train.train_iters:  # Bridge begins a run that is finished as well
-                go_on_with(self.records.folder, state.step, trained_with(self.objective.config, self.named))
+                settings = trained_with(self.objective.config, self.named, self._origin)
+                go_on_with(self.records.folder, state.step, settings)
             self._evaluations = [r for r in read_history(self.records.folder) if "held_out_ce" in r]
         if self.beside is not None and dist.get_rank() == 0:
             self.beside.start()

@@ -65,7 +65,7 @@ from nemo_xtoken.training.step import explained
 from nemo_xtoken.training.stopped import StoppedRun
 from nemo_xtoken.training.teacher_checks import check_pieces
 from nemo_xtoken.training.teacher_settings import teachers_by_argument, teachers_of_run
-from nemo_xtoken.training.trained_with import trained_with
+from nemo_xtoken.training.trained_with import Origin, check_origin, trained_with
 from nemo_xtoken.training.training_progress import TrainingProgress
 from nemo_xtoken.training.watching.early_stopping import StopConfig, check_stop, stopped_at
 from nemo_xtoken.training.watching.sample_settings import SampleConfig
@@ -138,6 +138,7 @@ def distill(
     folder = train_one(
         model, data, trainer, teacher, objective, optim, log, resume, teachers, evaluate=evaluate, trust=trust,
         track=track, stop=stop, samples=samples or SampleConfig(), lora=lora,
+        origin=_origin(student) if student is not None else None,
     )  # fmt: skip
     if trainer.is_global_zero:
         report_runs({folder.name: folder}, folder)
@@ -210,6 +211,7 @@ def train_one(
     stop: Optional[StopConfig] = None,
     samples: Optional[SampleConfig] = None,
     lora: Optional[LoraConfig] = None,
+    origin: Optional[Origin] = None,
 ) -> Path:
     """One training run without its report; several may follow each other in one process.
 
@@ -219,6 +221,7 @@ def train_one(
         title: what is trained, for the person who watches.
         track, stop, samples, lora: see `distill`; without the last no text is continued.
         shared: other runs may want the same result, in the cache: they wait for each other.
+        origin: what the checkpoint that the student starts from was made of; None: of nothing else.
     """
     objective, stop = objective or ObjectiveConfig(), stop or StopConfig()
     kernels_for(objective.kernels, torch.cuda.is_available())
@@ -258,7 +261,9 @@ def train_one(
     first = trainer.is_global_zero
     curves = tracker(track, folder) if first else None
     told = TrainingProgress(title, trainer.max_steps, trainer.log_every_n_steps, first, curves)
-    settings = trained_with(objective, named) if first else None
+    if origin is None and resume is not None and resume.restore_config is not None:
+        origin = _origin(str(resume.restore_config.path))
+    settings = trained_with(objective, named, origin) if first else None
     shown, stopping = ProgressCallback(told, steps, history, samples, settings), Stopping()
     # What a checkpoint covers is in the history before it is saved.
     trainer.callbacks[:0] = [steps, shown, history]
@@ -270,6 +275,8 @@ def train_one(
             go_on_from_newest(resume, folder, trainer.is_global_zero, trust)
             checkpoint = resumed_checkpoint(resume, folder)
             check_resumed_lora(model.lora, checkpoint, trust)
+            if first and checkpoint is not None:
+                check_origin(folder, origin)
             behind = steps_of(checkpoint) if checkpoint is not None else 0
             if behind and (why := stopped_at(history.stop, read_history(folder), behind)) is not None:
                 told.was_stopped_early(behind, why)
@@ -294,6 +301,14 @@ def train_one(
             wait=history.stopped is not None or trainer.global_step >= trainer.max_steps
         )  # when preempted there is no time
     return folder
+
+
+def _origin(model: str) -> Origin:
+    """Of a student: the folder of a NeMo 2 checkpoint, a folder in Hugging Face's format, or a hub name."""
+    if not in_processes.is_checkpoint(model):
+        return Origin.of_folder(model)
+    weights = Path(model).expanduser() / "weights"
+    return Origin(model, lambda: [path for path in weights.rglob("*") if path.is_file()])
 
 
 def run_folder(log: nl.NeMoLogger) -> Path:

@@ -84,6 +84,7 @@ def swap_tokenizer(
     teacher = dataclasses.replace(teacher or TeacherConfig())
     teacher.path = teacher.path or str(made.folder / TAUGHT_BY)
     resume = resume or nl.AutoResume(resume_if_exists=True, resume_ignore_no_checkpoint=True)
+    origin = made.origin if resume.restore_config is None else None
     if resume.restore_config is None:
         resume = rebuilt(resume, restore_config=nl.RestoreConfig(path=str(made.folder / STUDENT)))
     folder = run_folder(log)
@@ -94,13 +95,13 @@ def swap_tokenizer(
         runs[CE_ONLY] = train_one(
             _student(resume, data, trust), rebuilt(data), rebuilt(trainer), None, ObjectiveConfig(scale=0.0),
             rebuilt(optim), rebuilt(log, name="ce_only", log_dir=str(folder)), rebuilt(resume), aligned_with=sides,
-            title=CE_ONLY, trust=trust, lora=lora,
+            title=CE_ONLY, trust=trust, lora=lora, origin=origin,
         )  # fmt: skip
     parts.begin(f"training the student, {DISTILLED}")
     student = _student(resume, data, trust)
     runs[DISTILLED] = train_one(
         student, data, trainer, teacher, objective, optim, log, resume, teachers, title=DISTILLED, trust=trust,
-        stop=stop, samples=samples or SampleConfig(), lora=lora,
+        stop=stop, samples=samples or SampleConfig(), lora=lora, origin=origin,
     )  # fmt: skip
     if trainer.is_global_zero:
         finish(made, runs, folder, data.text, student.tokenizer.vocabulary, measure_bytes, measure_on)

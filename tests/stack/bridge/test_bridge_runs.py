@@ -1,12 +1,15 @@
 """``distill`` under Megatron-Bridge: stops, the run folder, teachers elsewhere, evaluation during a run."""
 
 import shlex
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
+from damage import flip_first_bit
 from launcher import launch
 
+from nemo_xtoken.errors import InputError
 from nemo_xtoken.run.records import read_evaluations, read_history
 from nemo_xtoken.teachers.source_settings import CacheConfig, ServiceConfig
 from nemo_xtoken.weights.checkpoint_names import bridge_checkpoints
@@ -103,6 +106,22 @@ def test_another_loss_goes_on_and_is_said(bridge_world):
     assert any("6 of 6 steps" in line and "lr 5.00e-04" in line for line in ranks[0]["said"])
     ranks = bridge_world.courses(name, 2, micro=1, steps=6)  # finished: nothing is trained with the loss of before
     assert not [line for rank in ranks for line in rank["said"] if "other settings" in line]
+
+
+def test_a_folder_goes_on_with_its_own_student_alone(bridge_world):
+    """Of the same architecture and tokenizer; the folder's checkpoint would go before it."""
+    root, name = bridge_world.root, "other_student"
+    bridge_world.courses(name, micro=1, stop=2)
+    shutil.copytree(root / "student", root / "student_again")  # somewhere else, the same
+    shutil.copytree(root / "student", root / "student_later")
+    flip_first_bit(root / "student_later" / "model.safetensors", "model.norm.weight")
+    [end] = _distil(bridge_world, name, micro=1, steps=3, start="student_later")
+    assert isinstance(end.error, InputError)
+    run, given = root / "runs" / name, root / "student_later"
+    assert end.error.found == f"the run in {run} began from another student than {given}"
+    [end] = _distil(bridge_world, name, micro=1, steps=3, start="student_again")
+    assert end.status == 0, end.log[-3000:]
+    assert [record["step"] for record in _steps(read_history(root / "runs" / name))] == [1, 2, 3]
 
 
 def test_one_process_at_a_time_is_in_a_runs_folder(bridge_world):

@@ -4,10 +4,11 @@ import json
 
 import pytest
 
+from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.base import ChunkLossConfig
 from nemo_xtoken.objective.scale import ObjectiveConfig
 from nemo_xtoken.training.teacher_settings import NamedTeacher, TeacherSettings
-from nemo_xtoken.training.trained_with import FILE, go_on_with, settings_changed, trained_with
+from nemo_xtoken.training.trained_with import FILE, Origin, check_origin, go_on_with, settings_changed, trained_with
 
 
 def of(name="teacher", loss="p_kl", scale="dynamic", **settings):
@@ -100,3 +101,24 @@ def test_what_another_version_did_not_know_is_not_compared(goes_on, tmp_path):
     del older["teacher.options.beta"]
     goes_on(0, older | {"teacher.options.gone": 1})
     assert goes_on(4, of()) == []
+
+
+def test_a_folder_belongs_to_the_student_that_it_began_from(tmp_path, monkeypatch):
+    """Its weights, wherever they lie, and its layers; of a folder that does not say nothing is known."""
+    monkeypatch.setenv("NEMO_XTOKEN_CACHE", str(tmp_path / "cache"))
+    run = tmp_path / "run"
+    run.mkdir()
+
+    def origin(name, content, layers=None):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "model.safetensors").write_text(content)
+        return Origin(name, lambda: [tmp_path / name / "model.safetensors"], layers)
+
+    check_origin(run, origin("a", "one"))
+    go_on_with(run, 0, trained_with(ObjectiveConfig(), [], origin("a", "one")))
+    go_on_with(run, 2, trained_with(ObjectiveConfig(scale=1.0), []))  # nothing was given: the folder's own
+    for same in (origin("a", "one"), origin("b", "one"), None):
+        check_origin(run, same)
+    for other in (origin("b", "two"), origin("a", "one", "12"), origin("a", "one ")):
+        with pytest.raises(InputError, match=f"began from another student than {other.path}"):
+            check_origin(run, other)
