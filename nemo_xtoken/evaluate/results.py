@@ -104,9 +104,13 @@ def fresh(model: str, identity: str, settings: Settings, harness: str) -> Scores
 
 
 def identity_of(model: str) -> str:
-    """Tells a model from another in the same place: names, sizes and times of its files; of a hub's model the name."""
+    """Tells a model from another in the same place: names, sizes and times of its files; of a hub's model the name, and
+    of a download from there name and commit, since each node may have downloaded it by itself."""
     folder = Path(model).expanduser()
     if not folder.is_dir():
         return digest_of(model)[:16]
+    repository = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and repository.startswith("models--"):
+        return digest_of(repository, folder.name)[:16]
     files = sorted({f for pattern in _PARTS for f in folder.glob(pattern) if f.is_file()})
     return digest_of(*(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files))[:16]

@@ -9,7 +9,7 @@ from pathlib import Path
 import nemo_xtoken
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.launch.job import Job, quote
-from nemo_xtoken.launch.slurm_config import CACHE, TRITON_CACHE, SlurmConfig
+from nemo_xtoken.launch.slurm_config import BELOW_CACHE, CACHE, SlurmConfig
 from nemo_xtoken.launch.teacher_steps import TeacherSteps
 from nemo_xtoken.launch.unfinished import EXIT_STATUS, VARIABLE
 
@@ -185,8 +185,9 @@ def preamble(config: SlurmConfig) -> list[str]:
 def _caches(config: SlurmConfig) -> list[str]:
     """Where caches are, for a container, whose own folders no other node sees."""
     lines = [f"export {CACHE}=${{{CACHE}:-{shlex.quote(config.cache)}}}"] if config.cache else []
-    if config.container_image is not None and not config.container_mount_home and TRITON_CACHE not in config.env_vars:
-        lines.append(f'export {TRITON_CACHE}="${{{TRITON_CACHE}:-${CACHE}/triton}}"')
+    if config.container_image is not None and not config.container_mount_home:
+        others = {name: folder for name, folder in BELOW_CACHE.items() if name not in config.env_vars}
+        lines += [f'export {name}="${{{name}:-${CACHE}/{folder}}}"' for name, folder in others.items()]
     return ["# Caches outlive the container, and all nodes see them.", *lines] if lines else []
 
 
@@ -216,7 +217,8 @@ def unset_names(config: SlurmConfig) -> list[str]:
 def container_names(config: SlurmConfig) -> list[str]:
     """The variables that replace what the image sets: those passed by name, and those set."""
     caches = [line.removeprefix("export ").partition("=")[0] for line in _caches(config)[1:]]
-    return [name for name in (*config.pass_env, *config.env_vars, *caches) if name not in ("ALL", "NONE", "NIL")]
+    names = dict.fromkeys((*config.pass_env, *config.env_vars, *caches))
+    return [name for name in names if name not in ("ALL", "NONE", "NIL")]
 
 
 def _container(config: SlurmConfig) -> Iterator[str]:

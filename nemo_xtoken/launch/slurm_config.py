@@ -18,11 +18,13 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.launch.secrets import check_environment, check_words
 from nemo_xtoken.run.yaml_file import read_yaml
 
-__all__ = ["CACHE", "PREFIX", "TRITON_CACHE", "SlurmConfig", "available_configs", "is_below", "load_config"]
+__all__ = ["BELOW_CACHE", "CACHE", "PREFIX", "SlurmConfig", "available_configs", "is_below", "load_config"]
 
 PREFIX = "executor."
 #: The variables that say where caches are.
-CACHE, TRITON_CACHE = "NEMO_XTOKEN_CACHE", "TRITON_CACHE_DIR"
+CACHE = "NEMO_XTOKEN_CACHE"
+#: Folders of others, each with its name below the cache: what Triton compiles, and what the Hugging Face hub gives.
+BELOW_CACHE = {"TRITON_CACHE_DIR": "triton", "HF_HOME": "huggingface"}
 #: What a value has to be, by the type of its field; ``???`` stands for one that the file leaves to the user.
 _SCALARS: dict[Any, str] = {int: "a whole number", bool: "true or false"}
 _COLLECTIONS: dict[Any, str] = {dict[str, str]: "names and values", tuple[str, ...]: "a list of texts: [a, b]"}

@@ -464,24 +464,24 @@ def test_the_first_rank_may_take_its_time_and_tasks_keep_to_their_cores():
         assert f"export {line}\n" in script
 
 
-def caches(script: str, **environment: str) -> tuple[str, str]:
+def caches(script: str, **environment: str) -> tuple[str, ...]:
     """What the variables come to in a shell."""
     lines = [line for line in script.splitlines() if line.startswith("export ") and "MASTER" not in line]
-    ask = 'echo "$NEMO_XTOKEN_CACHE|$TRITON_CACHE_DIR"'
+    ask = 'echo "$NEMO_XTOKEN_CACHE|$TRITON_CACHE_DIR|$HF_HOME"'
     done = subprocess.run(
         ["bash", "-euc", "\n".join(["SLURM_JOB_ID=1", *lines, ask])], env=environment, capture_output=True, text=True
     )
-    first, _, second = done.stdout.strip().partition("|")
-    return first, second
+    return tuple(done.stdout.strip().split("|"))
 
 
 def test_caches_of_a_container_are_where_all_nodes_see_them():
     job = Job("run", ("nemo",))
     script = render(_container(), job)
-    assert caches(script) == ("/lustre/me/cache", "/lustre/me/cache/triton")
-    assert caches(script, NEMO_XTOKEN_CACHE="/big") == ("/big", "/big/triton")
-    assert "NEMO_XTOKEN_CACHE,TRITON_CACHE_DIR" in script  # also where the image has values of its own
+    assert caches(script) == ("/lustre/me/cache", "/lustre/me/cache/triton", "/lustre/me/cache/huggingface")
+    assert caches(script, NEMO_XTOKEN_CACHE="/big") == ("/big", "/big/triton", "/big/huggingface")
+    assert caches(script, NEMO_XTOKEN_CACHE="/big", HF_HOME="/hf")[2] == "/hf"
+    assert "NEMO_XTOKEN_CACHE,TRITON_CACHE_DIR,HF_HOME" in script  # also where the image has values of its own
     named = render(_container("env_vars.NEMO_XTOKEN_CACHE=/shared/c"), job)
-    assert caches(named, NEMO_XTOKEN_CACHE="/big") == ("/shared/c", "/shared/c/triton")
+    assert caches(named, NEMO_XTOKEN_CACHE="/big") == ("/shared/c", "/shared/c/triton", "/shared/c/huggingface")
     other = render(_container("env_vars.TRITON_CACHE_DIR=/t"), job)
     assert caches(other)[1] == "/t"

@@ -29,6 +29,7 @@ export TORCH_NCCL_HIGH_PRIORITY=1
 # Caches outlive the container, and all nodes see them.
 export NEMO_XTOKEN_CACHE=${NEMO_XTOKEN_CACHE:-/lustre/me/runs/cache}
 export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$NEMO_XTOKEN_CACHE/triton}"
+export HF_HOME="${HF_HOME:-$NEMO_XTOKEN_CACHE/huggingface}"
 # The ranks meet at the first node.
 read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 MASTER_PORT=${MASTER_PORT:-$((10000 + SLURM_JOB_ID % 20000))}
@@ -53,5 +54,5 @@ at_exit() {
 trap at_exit EXIT
 
 srun --kill-on-bad-exit=1 --wait=0 --export=ALL --cpus-per-task=14 --cpu-bind=cores --label \
-    --container-image=/lustre/images/nemo_xtoken.sqsh --container-mounts=/lustre/data:/data:ro,/lustre/me/runs:/lustre/me/runs --container-workdir=/lustre/me/runs --no-container-mount-home --container-env=HF_TOKEN,TOKENIZERS_PARALLELISM,OMP_NUM_THREADS,PYTORCH_CUDA_ALLOC_CONF,CUDA_DEVICE_MAX_CONNECTIONS,NVTE_FWD_LAYERNORM_SM_MARGIN,NVTE_BWD_LAYERNORM_SM_MARGIN,TORCH_NCCL_HIGH_PRIORITY,NEMO_XTOKEN_CACHE,TRITON_CACHE_DIR \
+    --container-image=/lustre/images/nemo_xtoken.sqsh --container-mounts=/lustre/data:/data:ro,/lustre/me/runs:/lustre/me/runs --container-workdir=/lustre/me/runs --no-container-mount-home --container-env=HF_TOKEN,TOKENIZERS_PARALLELISM,OMP_NUM_THREADS,PYTORCH_CUDA_ALLOC_CONF,CUDA_DEVICE_MAX_CONNECTIONS,NVTE_FWD_LAYERNORM_SM_MARGIN,NVTE_BWD_LAYERNORM_SM_MARGIN,TORCH_NCCL_HIGH_PRIORITY,NEMO_XTOKEN_CACHE,TRITON_CACHE_DIR,HF_HOME \
     nemo llm distill --recipe xtoken_swap model=/lustre/hf/smollm2 tokenizer=/lustre/hf/llama3 'data.text.paths=["/data/*.parquet"]'
