@@ -2,15 +2,18 @@
 
 import html
 import os
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from nemo_xtoken.errors import InputError, nearest
-from nemo_xtoken.files import digest_of
+from nemo_xtoken.files import atomic_path
 from nemo_xtoken.run.arguments.short_names import TRACKERS
 
 __all__ = ["Tracker", "check_tracker", "tracker"]
+
+WANDB_ID = "wandb_id"  # a file in the run's folder
 
 
 class Tracker(Protocol):
@@ -98,11 +101,22 @@ class _WeightsAndBiases:
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "nemo_xtoken"),
             name=self._folder.name,
-            id=digest_of(str(self._folder.resolve()))[:16],  # the same run when it goes on
+            id=self._name(step),
             resume="allow",
             dir=str(self._folder),
             mode=mode,
         )
+
+    def _name(self, step: int) -> str:
+        """What Weights & Biases knows the run by: one that goes on is the same, one that begins is a new one, since of
+        a known one it drops every step that is not above the last."""
+        kept = self._folder / WANDB_ID
+        if step and kept.is_file():
+            return kept.read_text("ascii").strip()
+        made = uuid.uuid4().hex[:16]
+        with atomic_path(kept) as temporary:
+            temporary.write_text(made, "ascii")
+        return made
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)

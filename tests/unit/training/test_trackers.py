@@ -1,5 +1,7 @@
 """Curves of a run in TensorBoard and Weights & Biases."""
 
+import shutil
+
 import pytest
 
 from nemo_xtoken.errors import InputError
@@ -46,8 +48,16 @@ def test_weights_and_biases_without_a_key_are_offline(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.setenv("WANDB_SILENT", "true")
-    train(tmp_path / "run", 0, 2, "wandb")
-    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+    run = tmp_path / "run"
+    known = []
+    for first in (0, 2, 0):  # begun, gone on with, and begun again, in a folder of the same path
+        if not first:
+            shutil.rmtree(run, ignore_errors=True)
+        train(run, first, first + 2, "wandb")
+        assert list((run / "wandb").glob("offline-run-*/*.wandb"))
+        known.append((run / "wandb_id").read_text())
+    assert known[0] == known[1] != known[2]
+    assert list((run / "wandb").glob(f"offline-run-*-{known[2]}"))
 
 
 def test_none_and_what_there_is_not(tmp_path, monkeypatch):
