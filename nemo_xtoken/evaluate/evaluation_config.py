@@ -1,5 +1,7 @@
 """What is evaluated while a student trains, how often, and where."""
 
+import shlex
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
@@ -77,7 +79,7 @@ class EvaluationConfig:
         self.words()
 
     def check_place(self) -> None:
-        """Whether the harness and its data are here.
+        """Whether the harness and its data are here, or the command that makes jobs.
 
         Raises:
             InputError: they are not.
@@ -85,4 +87,14 @@ class EvaluationConfig:
         if self.data is not None:
             check_data(Path(self.data))
         if self.submit is None:
-            check_harness()
+            return check_harness()
+        try:
+            command = shlex.split(self.submit)[:1]
+        except ValueError:  # a quotation mark without its partner
+            command = []
+        if not command or shutil.which(command[0]) is None:
+            raise InputError(
+                f"evaluate.submit={self.submit}: no such command here",
+                "a command that this run can start; in a container there is mostly no sbatch",
+                "leave it out, and submit from a login node: `xtoken evaluate run=FOLDER watch=true submit=..`",
+            )

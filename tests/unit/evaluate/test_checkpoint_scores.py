@@ -14,6 +14,8 @@ from nemo_xtoken.commands.cli import main
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.evaluate import suite as runs
 from nemo_xtoken.evaluate.benchmark_columns import read_columns
+from nemo_xtoken.evaluate.evaluation_config import EvaluationConfig
+from nemo_xtoken.evaluate.results import identity_of
 from nemo_xtoken.evaluate.task_settings import Settings
 from nemo_xtoken.report.summary import report_runs
 from nemo_xtoken.run.records import add_evaluations, curve_records, read_evaluations
@@ -147,6 +149,27 @@ def test_the_end_of_a_pipe_ends_watching(end):
         assert not ended(0.0)
         threading.Timer(0.2, lambda: (os.write(outer, end), os.close(outer))).start()
         assert ended(60.0)
+
+
+def test_one_commit_of_the_hub_is_one_model_wherever_it_was_downloaded(tmp_path):
+    """Each node of a job may have a hub's cache of its own, with times of its own."""
+
+    def download(node, commit):
+        folder = tmp_path / node / "hub" / "models--meta-llama--Llama-3.2-1B" / "snapshots" / commit
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_text("weights")
+        os.utime(folder / "model.safetensors", ns=(len(list(tmp_path.iterdir())), 0))
+        return identity_of(str(folder))
+
+    assert download("one", "4e20") == download("two", "4e20") != download("two", "77aa")
+
+
+@pytest.mark.parametrize("command", ["no-such-command --wrap", "'", " "])
+def test_a_run_knows_at_its_beginning_that_it_cannot_submit(command):
+    """As in a container, which has no sbatch."""
+    EvaluationConfig(every=2, submit="sh -c").check_place()
+    with pytest.raises(InputError, match="no such command here"):
+        EvaluationConfig(every=2, submit=command).check_place()
 
 
 def test_submitting_gives_a_command_to_a_command(run, tmp_path, capsys):
