@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
 
 from nemo_xtoken.commands.verbs import all_verbs
 
@@ -19,12 +20,15 @@ TEXTS = {path: path.read_text() for path in DOCUMENTS}
 def _code(text):
     """The text of all code spans, indented and fenced blocks; continued lines are joined."""
     fenced = re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S)
-    indented = re.findall(r"^(?:    |\t)(.*(?:\\\n.*)*)", text, re.M)
+    indented = re.findall(r"^(?:    |\t)((?:.*\\\n)*.*)", text, re.M)
     spans = re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
     return [re.sub(r"\s*\\\n\s*", " ", part) for part in [*fenced, *indented, *spans]]
 
 
 CODE = [(path.name, line) for path, text in TEXTS.items() for part in _code(text) for line in part.splitlines()]
+
+#: Settings that decide which pieces of documents are read.
+READ = ("student_length", "teacher_length", "held_out", "seed", "pack")
 
 
 def _exists(found):
@@ -88,6 +92,25 @@ def test_recipes_and_make_targets():
     assert made
     assert not [item for item in named if item[1] not in recipes]
     assert not [item for item in made if item[1] not in targets]
+
+
+CACHES = [(name, line.split()) for name, line in CODE if line.startswith("xtoken cache ") and "paths=" in line]
+
+
+@pytest.mark.parametrize(("name", "words"), CACHES, ids=[f"{name}-{i}" for i, (name, _) in enumerate(CACHES)])
+def test_what_a_page_caches_is_what_the_run_behind_it_reads(name, words):
+    """Pieces of other lengths are others, which the run would find out after all have been written."""
+    given = dict(word.partition("=")[::2] for word in words)
+    runs = [line.split() for of, line in CODE if of == name and line.startswith("nemo llm distill --recipe ")]
+    run = next(run for run in runs if "teacher.source=cached" in run)
+    text = yaml.safe_load((ROOT / "conf" / f"{run[4]}.yaml").read_text())["data"]["text"]
+    text |= {k.removeprefix("data.text."): yaml.safe_load(v) for k, _, v in (w.partition("=") for w in run[5:])}
+    cached = {setting: given.get(setting) or given.get(f"data.{setting}") for setting in READ}
+    assert {setting: yaml.safe_load(value) for setting, value in cached.items() if value is not None} == {
+        setting: text.get(setting) for setting, value in cached.items() if value is not None
+    }
+    assert cached["student_length"]
+    assert cached["teacher_length"]
 
 
 def test_modules():
