@@ -10,7 +10,7 @@ from torch import Tensor
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.kernels.tile_kernels import RowGradient, TileKernels
 from nemo_xtoken.limits import TEMPERATURES
-from nemo_xtoken.losses.chunks import MERGES, ScoredRows, scored_chunks
+from nemo_xtoken.losses.chunks import MERGES, ScoredRows, scored_chunks, tokens_before
 from nemo_xtoken.losses.options import DivergenceOptions
 from nemo_xtoken.losses.pair import VocabularyPair
 from nemo_xtoken.parallel.column_pairs import ColumnPairs
@@ -206,7 +206,8 @@ class ChunkDivergence(torch.nn.Module):
 
         Returns:
             ``(student labels, teacher labels, chunks) -> bool [K]``, or ``-> chunks`` of a loss that takes some of them
-            together; arguments as in :class:`TeacherSignal`; on the CPU: move it to the device of the labels.
+            together; arguments as in :class:`TeacherSignal`, each document a sample of its own; on the CPU: move it to
+            the device of the labels.
         """
         return None
 
@@ -308,7 +309,7 @@ class TeacherSignal:
         config: how a chunk becomes one term.
         entry_weights: ``[E]``, this rank's entries of W where it is learned; they get a gradient.
         before: int64 ``[2, K, 2]``, of the student and the teacher, see ``ScoredRows.before``; None: what the labels
-            say.
+            say, where each sample is one document.
         statistic: what to add up over the teacher's positions in chunks, one of ``teacher_weights.STATISTICS``; None:
             nothing.
     """
@@ -338,6 +339,15 @@ class TeacherSignal:
             return self
         assert self.before is None, "chunks are selected before they are shared out"
         return replace(self, chunks=scored_chunks(selection, student_labels, self.labels, self.chunks))
+
+    def after(self, *sides: tuple[Tensor, Tensor]) -> "TeacherSignal":
+        """The same with what stands before its chunks.
+
+        Args:
+            sides: of the student and the teacher ``(tokens, positions)``, see ``chunks.tokens_before``.
+        """
+        places = self.chunks[:, :2].T, self.chunks[:, 0:4:3].T
+        return replace(self, before=torch.stack([tokens_before(*s, *at) for s, at in zip(sides, places, strict=True)]))
 
 
 @dataclass(frozen=True)

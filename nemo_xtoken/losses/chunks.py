@@ -11,7 +11,7 @@ from torch import Tensor
 from nemo_xtoken.data.batch import IGNORED
 from nemo_xtoken.errors import InputError
 
-__all__ = ["MERGES", "ScoredRows", "scored_chunks"]
+__all__ = ["MERGES", "ScoredRows", "scored_chunks", "tokens_before"]
 
 MERGES = ("chain_rule", "mean", "first")
 
@@ -87,12 +87,42 @@ class ScoredRows:
         )
 
 
-def scored_chunks(selection: torch.nn.Module, student_labels: Tensor, teacher_labels: Tensor, chunks: Tensor) -> Tensor:
+def tokens_before(tokens: Tensor, positions: Tensor, sample: Tensor, row: Tensor) -> Tensor:
+    """``ScoredRows.before`` of chunks that begin at these rows.
+
+    Args:
+        tokens: int64 ``[b, T]``, of a side.
+        positions: int64 ``[b, T]``, from 0 on in every document: nothing before it is known.
+        sample, row: int64 ``[K]``.
+    """
+    earlier = tokens[sample, (row - 1).clamp_min(0)]
+    return torch.stack([tokens[sample, row], earlier.where(positions[sample, row] > 0, -1)], dim=1)
+
+
+def scored_chunks(
+    selection: torch.nn.Module,
+    student_labels: Tensor,
+    teacher_labels: Tensor,
+    chunks: Tensor,
+    positions: Tensor | None = None,
+) -> Tensor:
     """The chunks that a loss scores, as it takes them.
 
     Args:
-        selection: of the loss, see ``ChunkDivergence.selection``.
+        selection: of the loss, see ``ChunkDivergence.selection``.  To it each document is a sample of its own, so that
+            it takes no chunks of two together.
         student_labels, teacher_labels, chunks: as in ``TeacherSignal``.
+        positions: int64 ``[b, T_S]``, the student's, from 0 on in every document; None: each sample is a document.
     """
-    found: Tensor = selection(student_labels, teacher_labels, chunks)
-    return chunks[found] if found.dtype == torch.bool else found
+    if positions is None:
+        found: Tensor = selection(student_labels, teacher_labels, chunks)
+        return chunks[found] if found.dtype == torch.bool else found
+    labels = [each.reshape(1, -1).expand(positions.numel() + 1, -1) for each in (student_labels, teacher_labels)]
+    to_flat = chunks.new_tensor([0, student_labels.shape[1], 0, teacher_labels.shape[1], 0])
+    flat = chunks + chunks[:, :1] * to_flat
+    flat[:, 0] = (positions == 0).flatten().cumsum(0)[flat[:, 1]]
+    found = selection(*labels, flat)
+    if found.dtype == torch.bool:
+        return chunks[found]
+    sample = found[:, 1:2] // student_labels.shape[1]
+    return torch.cat([sample, (found - sample * to_flat)[:, 1:]], dim=1)

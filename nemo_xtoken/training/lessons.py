@@ -180,7 +180,7 @@ def shared(
         student: this rank's rows.
         statistic: see ``TeacherWeights.statistic``.
     """
-    signals, layouts = [], []
+    signals, layouts, own = [], [], micro_batch.batch.student
     for lesson, side in zip(lessons, micro_batch.batch.teachers, strict=False):
         states = micro_batch.states[lesson.source]
         assert states is not None, "a lesson is on the last pipeline stage alone"
@@ -194,6 +194,6 @@ def shared(
                 lesson.chunks,
                 None if lesson.learned is None else lesson.learned(),
                 statistic=statistic,
-            )
+            ).after((own.tokens, own.positions), (side.tokens, side.positions))
         )
-    return share(student, micro_batch.batch.student.labels, signals, layouts)
+    return share(student, own.labels, signals, layouts)

@@ -53,7 +53,10 @@ def select_chunks(
     sides = [
         side
         if selected is None
-        else replace(side, chunks=scored_chunks(selected, batch.student.labels, side.labels, side.chunks))
+        else replace(
+            side,
+            chunks=scored_chunks(selected, batch.student.labels, side.labels, side.chunks, batch.student.positions),
+        )
         for side, selected in zip(batch.teachers, selections, strict=True)
     ]
     return Batch(batch.student, tuple(sides))

@@ -109,7 +109,7 @@ def test_who_goes_on_without_the_first_token():
 
 def test_the_chunks_of_several_samples_stay_in_order():
     ours = TextBatch.of(TEXTS, *(zoo()[name] for name in PAIRS[0]))
-    row = torch.zeros(5, 1, dtype=torch.int64)
+    row = torch.zeros_like(ours.student_tokens)
     side = Side(row, row, row, row[:, 0], row, torch.zeros(0, 4), torch.zeros(0, 16))
     more = TeacherSide(**vars(side), chunks=ours.chunks, beginnings=ours.beginnings)
     mask = lambda _student, _teacher, chunks: chunks[:, 4] > 1  # noqa: E731
