@@ -137,6 +137,8 @@ def gradient_by_product(
             part = side.by_logits()
             dz = part if dz is None else dz.add_(part)
     jobs = [(side, *job) for side in sides for job in side.jobs()]
+    if z is not None and dz is None and not jobs:  # no cross-entropy, no chunk
+        return z.zero_()
     entries = [(side.temperature, entry) for side in sides for entry in side.entries]
     if z is not None and dz is None and len(jobs) == 1 and not entries:
         side, base, inner, pair = jobs[0]

@@ -229,6 +229,26 @@ def test_several_teachers_by_logits_and_by_probabilities(softcap):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11 * float(b.abs().max()))
 
 
+@pytest.mark.parametrize("kept", [0, 2])
+def test_tiles_without_a_chunk_in_distillation_alone(kept):
+    """They have no gradient."""
+    problem = moved(Problem(seed=6, b=1, reach=0.7))
+    problem.batch["chunks"] = problem.batch["chunks"][:kept]
+    shard = harness.student_shard(problem)
+    results = []
+    for kernels in (TORCH, TRITON):
+        made = ProjectedKL(VocabularyExchange.co_sharded(problem.matrix, shard, kernels)).to(DEVICE)
+        hidden = problem.hidden_s.flatten(0, 1).clone().requires_grad_()
+        student = ModelOutput(hidden, OutputHead(problem.weight_s, shard))
+        signal = harness.signal_of(problem, made, "chain_rule")
+        terms = cross_tokenizer_loss(student, problem.batch["student_labels"], [signal], 0.0, [1.0], 3, kernels)
+        terms.objective.backward()
+        results.append((terms.objective.detach(), hidden.grad))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    assert (results[0][1] == 0).all(1).sum() >= len(hidden) // 2
+
+
 def test_extreme_logits():
     problem = moved(Problem(seed=4, dtype=torch.float32))
     problem.weight_s, problem.weight_t = problem.weight_s * 200, problem.weight_t * 200
