@@ -197,5 +197,5 @@ class FreeLogits(OutputHead):
         return z
 
     def backward(self, dz: Tensor, hidden: Tensor, g_weight: Tensor | None) -> Tensor:
-        """The gradient as it is."""
-        return dz
+        """The gradient as it is, in the accumulation type."""
+        return dz.to(accumulation_dtype(hidden.dtype))

@@ -127,6 +127,15 @@ def test_free_logits_are_their_own_hidden_states():
     torch.testing.assert_close(z.grad, z.detach().softmax(1) - onehot)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_free_logits_take_the_gradient_in_their_own_type_too(dtype):
+    """As kernels for a GPU write it."""
+    dz = torch.randn(5, 10, dtype=dtype)
+    by_hidden = FreeLogits(VocabularyShard(10, 10)).backward(dz, torch.zeros(5, 10, dtype=dtype), None)
+    assert by_hidden.dtype == torch.float32
+    assert by_hidden.equal(dz.float())
+
+
 def test_bad_layers_are_refused():
     with pytest.raises(InputError, match=r"output weight of shape \[12, 4\]"):
         OutputHead(torch.zeros(12, 4), VocabularyShard(10, 13))
