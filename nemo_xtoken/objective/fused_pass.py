@@ -304,7 +304,8 @@ class _Fused(torch.autograd.Function):
     def forward(
         ctx: Any, plan: FusedPass, enabled: bool, hidden: Tensor, weight: Tensor, *entries: Tensor | None
     ) -> Tensor:
-        found = plan.accumulate(enabled and any(ctx.needs_input_grad), ctx.needs_input_grad[3])
+        with torch.autocast(hidden.device.type, enabled=False):  # types are chosen here
+            found = plan.accumulate(enabled and any(ctx.needs_input_grad), ctx.needs_input_grad[3])
         if found is not None:
             main_grad = plan.student.head.main_grad
             ctx.added = weight if found.weight is not None and found.weight is main_grad else None

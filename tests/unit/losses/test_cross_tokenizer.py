@@ -152,6 +152,24 @@ def test_a_teacher_whose_weight_changes_in_place_is_read_again():
     assert value(weight) == value(weight.clone()) != before
 
 
+@pytest.mark.parametrize("given", ["hidden states", "logits"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_changes_nothing(given, dtype):
+    loss = CrossTokenizerLoss(STUDENT, TEACHER, scale=1.0)
+    batch = loss.batch(TEXTS)
+    states = [x.detach().to(dtype) for x in models(batch)]
+    if given == "logits":
+        states = [states[0] @ states[2].T, states[1] @ states[3].T]
+    results = []
+    for enabled in (False, True):
+        leaves = [x.clone().requires_grad_() for x in states]
+        with torch.autocast("cpu", torch.bfloat16, enabled):
+            value = loss(batch, *leaves)
+        value.backward()
+        results.append([value.detach(), *(x.grad for x in leaves[::2])])
+    assert all(a.equal(b) for a, b in zip(*results, strict=True))
+
+
 def test_tokenizers_may_be_folders(tmp_path):
     folders = [write_folder(name, tmp_path / name) for name in ("llama", "qwen")]
     loss = CrossTokenizerLoss(*folders)
