@@ -110,9 +110,9 @@ class MicroBatch:
 
 def _cut(batch: TextBatch, positions: int) -> TextBatch:
     """The first positions of the student, and the teacher's of the same text."""
-    within = batch.chunks[:, 1] + batch.chunks[:, 2] <= positions
-    chunks = batch.chunks[within]
-    last = int((chunks[:, 3] + chunks[:, 4]).max())
+    table = batch.chunk_table
+    table = table.where((table[..., :1] + table[..., 1:2] <= positions), -1)
+    last = int((table[..., 2] + table[..., 3]).max())
     student, teacher = (slice(None), slice(positions)), (slice(None), slice(last))
     return replace(
         batch,
@@ -120,5 +120,5 @@ def _cut(batch: TextBatch, positions: int) -> TextBatch:
         student_labels=batch.student_labels[student],
         teacher_tokens=batch.teacher_tokens[teacher],
         teacher_labels=batch.teacher_labels[teacher],
-        chunks=chunks,
+        chunk_table=table,
     )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from nemo_xtoken.alignment.aligner import Aligner
 from nemo_xtoken.data.batch import IGNORED, with_beginnings
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.kernels.reference import TORCH
@@ -25,7 +26,7 @@ from nemo_xtoken.losses.choosing import check_loss
 from nemo_xtoken.losses.options import DEFAULT_LOSS, DivergenceOptions
 from nemo_xtoken.losses.pair import VocabularyPair
 from nemo_xtoken.losses.registry import chunk_selection, make_divergence
-from nemo_xtoken.objective.scale import DynamicScale, ObjectiveConfig
+from nemo_xtoken.objective.scale import DynamicScale, ObjectiveConfig, StepCounts, kd_weights
 from nemo_xtoken.objective.terms import cross_tokenizer_loss
 from nemo_xtoken.objective.text_batch import TextBatch
 from nemo_xtoken.objective.tiles import rows_within
@@ -95,17 +96,18 @@ class CrossTokenizerLoss:
         self._pair = pair or VocabularyPair(
             self.student, self.teacher, matrix or (lambda: load_or_build(self.student, self.teacher))
         )
+        self._aligner = Aligner(self.student, self.teacher)
         self._made: tuple[tuple[Any, ...], ChunkDivergence, torch.nn.Module | None] | None = None
         self._ordered: tuple[Tensor, int, OutputHead] | None = None
         self.terms: LossTerms | None = None
 
     def batch(self, texts: Sequence[str]) -> TextBatch:
         """Encodes and aligns texts, see ``TextBatch.of``."""
-        return TextBatch.of(texts, self.student, self.teacher)
+        return TextBatch.of(texts, self.student, self.teacher, self._aligner)
 
     def batch_of_ids(self, student_ids: Any, teacher_ids: Any, **more: Any) -> TextBatch:
         """Aligns texts that are encoded already; masks and labels by their names, see ``TextBatch.of_ids``."""
-        return TextBatch.of_ids(student_ids, teacher_ids, self.student, self.teacher, **more)
+        return TextBatch.of_ids(student_ids, teacher_ids, self.student, self.teacher, **more, aligner=self._aligner)
 
     def __call__(
         self,
@@ -130,8 +132,9 @@ class CrossTokenizerLoss:
             the mean over the batch's tokens and chunks.  Collectives: those of ``cross_tokenizer_loss``.
 
         Raises:
-            InputError: shapes that do not belong together.
+            InputError: shapes that do not belong together, or a device that the losses do not run on.
         """
+        _check_devices(student=student, teacher=teacher, student_weight=student_weight, teacher_weight=teacher_weight)
         batch = batch.to(student.device)
         _check("student", student, batch.student_tokens, student_weight)
         _check("teacher", teacher, batch.teacher_tokens, teacher_weight)
@@ -145,20 +148,27 @@ class CrossTokenizerLoss:
             divergence,
             self.config,
         ).selected(selection, batch.student_labels)
-        tokens, chunks = int((batch.student_labels != IGNORED).sum()), signal.chunks.shape[0]
+        signal = signal.after(
+            (batch.student_tokens, _positions(batch.student_tokens, batch.student_starts)),
+            (batch.teacher_tokens, _positions(batch.teacher_tokens, batch.teacher_starts)),
+        )
+        tokens = max(int((batch.student_labels != IGNORED).sum()), 1)
+        # the mean over tokens is taken last, after the products: float16 would lose what is divided before
+        weights = kd_weights(self.scale, [1.0], StepCounts(tokens, (signal.chunks.shape[0],)))
         terms = cross_tokenizer_loss(
             ModelOutput(student.flatten(0, 1), head),
             batch.student_labels,
             [signal],
-            self.ce_weight / max(tokens, 1),
-            [self.scale / max(chunks, 1)],
+            self.ce_weight,
+            weights,
             rows_within(None, head, [teacher_head]),
             self.kernels,
         )
-        self.terms = replace(terms, objective=terms.objective.detach())
-        if self._scale.config.scale == "dynamic" and terms.objective.requires_grad:
+        objective = terms.objective / tokens
+        self.terms = replace(terms, objective=objective.detach())
+        if self._scale.config.scale == "dynamic" and objective.requires_grad:
             self._scale.update(*self.means)
-        return terms.objective
+        return objective
 
     @property
     def means(self) -> tuple[float, float]:
@@ -208,6 +218,28 @@ class CrossTokenizerLoss:
             self._made = (shard, device), made, None if selection is None else selection.to(device)
             self._ordered = None
         return self._made[1:]
+
+
+def _positions(tokens: Tensor, starts: Tensor) -> Tensor:
+    """int64 ``[b, T]``, from 0 on where a text begins."""
+    return torch.arange(tokens.shape[1], device=tokens.device) - starts.unsqueeze(1)
+
+
+def _check_devices(**tensors: Tensor | None) -> None:
+    devices = {name: str(x.device) for name, x in tensors.items() if x is not None}
+    if len(set(devices.values())) > 1:
+        raise InputError(
+            ", ".join(f"{name} on {device}" for name, device in devices.items()),
+            "all on one device",
+            f"load the teacher where the student is, with device_map={{'': {devices['student']!r}}}",
+        )
+    if devices["student"].startswith("mps"):
+        raise InputError(
+            "hidden states or logits on an Apple GPU (mps)",
+            "a CPU or a CUDA GPU: the losses sum in float64, which mps does not have",
+            "give the loss hidden states and weights on the CPU, .cpu(), through which gradients go back; or train "
+            "there: TrainingArguments(use_cpu=True)",
+        )
 
 
 def _check(side: str, states: Tensor, tokens: Tensor, weight: Tensor | None) -> None:

@@ -5,10 +5,12 @@ import torch
 from dense import chunk_losses, dense_w, projected_kl
 from harness import close
 from tokenizer_zoo import write_folder, zoo
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nemo_xtoken import CrossTokenizerLoss
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.objective.text_batch import TextBatch
+from nemo_xtoken.parallel.head import OutputHead
 from nemo_xtoken.projection.build import build_projection
 
 TEXTS = ["In 201 BC 37 elephants crossed the Alps.", "def area(w, h):\n    return w * h"]
@@ -170,6 +172,27 @@ def test_autocast_changes_nothing(given, dtype):
     assert all(a.equal(b) for a, b in zip(*results, strict=True))
 
 
+def test_float16_loses_nothing_to_the_size_of_a_batch(monkeypatch):
+    """A GPU's products take the gradient by the logits in the type of the hidden states, before a loss scale comes."""
+    backward = OutputHead.backward
+
+    def narrow(head, dz, hidden, *more):
+        return backward(head, dz.to(hidden.dtype).to(dz.dtype), hidden, *more)
+
+    monkeypatch.setattr(OutputHead, "backward", narrow)
+    loss, found = CrossTokenizerLoss(STUDENT, TEACHER, scale=1.0), []
+    for times in (1, 1000):
+        batch = loss.batch(["It was 201."])
+        states = [(x.detach() / 5).half() for x in models(batch)]
+        batch = TextBatch(**{name: x.repeat(times, *(1,) * (x.ndim - 1)) for name, x in vars(batch).items()})
+        student, teacher, *weights = [*(x.repeat(times, 1, 1) for x in states[:2]), *states[2:]]
+        weights[0].requires_grad_()
+        (loss(batch, student, teacher, *weights) * 1024).backward()
+        found.append(weights[0].grad.float())
+    one, many = found  # of most tokens the gradient is small, and first to be lost
+    assert (many - one).abs().median() < 1e-3 * one.abs().median()
+
+
 def test_tokenizers_may_be_folders(tmp_path):
     folders = [write_folder(name, tmp_path / name) for name in ("llama", "qwen")]
     loss = CrossTokenizerLoss(*folders)
@@ -191,6 +214,20 @@ def test_what_does_not_belong_together_is_refused(change, message):
     batch = loss.batch(TEXTS)
     with pytest.raises(InputError, match=message):
         loss(batch, *change(*models(batch)))
+
+
+def test_devices_that_do_not_go_together_or_cannot_are_refused():
+    loss = CrossTokenizerLoss(STUDENT, TEACHER)
+    batch = loss.batch(TEXTS)
+    student, teacher, *weights = models(batch)
+    with pytest.raises(InputError, match=r"(?s)student on cpu, teacher on meta, .*device_map=\{'': 'cpu'\}"):
+        loss(batch, student, teacher.to("meta"), *weights)
+    with pytest.raises(InputError, match="teacher_weight on meta"):
+        loss(batch, student, teacher, weights[0], weights[1].to("meta"))
+    with FakeTensorMode():
+        apple = [torch.empty(x.shape, device="mps") for x in (student, teacher, *weights)]
+    with pytest.raises(InputError, match=r"(?s)Apple GPU.*use_cpu=True"):
+        loss(batch, *apple)
 
 
 def test_a_scale_within_each_batch_is_refused():
