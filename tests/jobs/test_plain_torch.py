@@ -1,5 +1,6 @@
 """docs/plain_torch.py and docs/transformers_trainer.py: short, without NeMo and Megatron, and the student learns."""
 
+import functools
 import json
 import re
 import runpy
@@ -57,7 +58,20 @@ def test_models_from_the_command_line(pair, capsys):
     assert last[0] < first[0]
 
 
-def test_the_trainer_of_transformers(pair, tmp_path):
+def test_the_trainer_of_transformers(pair, tmp_path, monkeypatch):
+    """With a teacher that can no more be moved than one in 8 bits."""
+    import transformers
+
+    load = transformers.AutoModelForCausalLM.from_pretrained
+
+    def fixed(name, **more):
+        model = load(name, **more)
+        if more:
+            model.to = None
+            assert more == {"device_map": {"": torch.device("cpu")}}
+        return model
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", fixed)
     code = [line for line in TRAINER.read_text().splitlines() if line and not line.startswith(("from", "import"))]
     assert len(code) <= 20
     objective = pair(TRAINER, tmp_path / "out")["loss"]
@@ -67,6 +81,18 @@ def test_the_trainer_of_transformers(pair, tmp_path):
     assert objective.means[0] < losses[0]  # cross-entropy alone has fallen below the first sum
     assert all(torch.isfinite(torch.tensor([*objective.means, objective.scale])))
     assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_the_trainer_in_bf16(pair, tmp_path, monkeypatch):
+    """What the Trainer computes under autocast; and only the first process writes the student."""
+    import transformers
+
+    arguments = functools.partial(transformers.TrainingArguments, bf16=True, use_cpu=True)
+    monkeypatch.setattr(transformers, "TrainingArguments", arguments)
+    monkeypatch.setattr(transformers.Trainer, "is_world_process_zero", lambda _: False)
+    objective = pair(TRAINER, tmp_path / "out")["loss"]
+    assert all(torch.isfinite(torch.tensor([*objective.means, objective.scale])))
+    assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
 def test_an_adapter_learns_alone_and_is_read_back(tmp_path):
