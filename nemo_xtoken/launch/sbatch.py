@@ -1,4 +1,4 @@
-"""Renders a job as a file for ``sbatch``; needs nothing but this package."""
+"""Renders a job as a file for ``sbatch``; needs this package, pyyaml and omegaconf alone."""
 
 import dataclasses
 import os

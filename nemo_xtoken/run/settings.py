@@ -176,7 +176,8 @@ class Settings:
 
 
 def resolved(value: Any) -> Any:
-    """A value that is a light function of this package's is called; other functions are None: the run calls them."""
+    """A value that is a light function of this package's is called; other functions, which the run calls, and those that
+    need a missing package are None."""
     if isinstance(value, list):
         return [resolved(item) for item in value]
     if not isinstance(value, Mapping) or "_target_" not in value:
@@ -184,5 +185,9 @@ def resolved(value: Any) -> Any:
     target = str(value["_target_"])
     if not target.startswith(LIGHT):
         return None
-    function = getattr(importlib.import_module(target.rpartition(".")[0]), target.rpartition(".")[2])
-    return function(**{k: v for k, v in value.items() if not k.startswith("_")})
+    module, _, name = target.rpartition(".")
+    try:
+        function = getattr(importlib.import_module(module), name)
+        return function(**{k: v for k, v in value.items() if not k.startswith("_")})
+    except ImportError:
+        return None

@@ -120,7 +120,7 @@ VERB = Verb(
     name="sbatch",
     summary="write a run as a job script for Slurm: containers, several nodes, requeue, chains, sweeps",
     description=(
-        "Renders a script for sbatch from a configuration of your cluster; nothing but this package is needed for it. "
+        "Renders a script for sbatch from a configuration of your cluster; needs this package, pyyaml and omegaconf. "
         "The job starts one process per GPU on every node, saves a checkpoint before the time limit or a preemption, "
         "and goes on from there. Without out= the script is printed. "
         "`nemo llm distill --recipe .. --executor slurm` submits the same through nemo_run."

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from login_node import on_login_node
 
 from nemo_xtoken.commands.cli import main
 from nemo_xtoken.launch.slurm_config import SlurmConfig
@@ -13,6 +14,7 @@ ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "docs" / "clusters.md").read_text()
 SOURCES = "".join(p.read_text() for folder in ("nemo_xtoken", "recipes") for p in sorted((ROOT / folder).rglob("*.py")))
 RENDERED = re.findall(r"^    (xtoken sbatch [^#\n]*=[^#\n]*)", TEXT, re.M)
+CHECKED = re.findall(r"^    (xtoken preflight [^#\n]*)", TEXT, re.M)
 
 
 @pytest.mark.parametrize("command", RENDERED)
@@ -22,8 +24,17 @@ def test_scripts_are_rendered_as_said(command, tmp_path, monkeypatch):
     assert main([*words, "executor.container_image=/SHARED/nemo_xtoken.sqsh"]) == 0
 
 
+@pytest.mark.parametrize("command", ["xtoken sbatch --help", *RENDERED, *CHECKED])
+def test_a_login_node_has_what_the_commands_need(command, tmp_path):
+    words = [word for word in shlex.split(command)[1:] if word != "submit=true"]
+    image = ["executor.container_image=/SHARED/nemo_xtoken.sqsh"] * ("recipe=" in command and "slurm=" not in command)
+    run = on_login_node([*words, *image], tmp_path)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
 def test_there_is_something_to_run():
     assert len(RENDERED) >= 2
+    assert len(CHECKED) >= 2
 
 
 def test_every_key_is_one():
