@@ -6,7 +6,7 @@ Each recipe is one file that says what it trains on what; these are the parts th
 import os
 from collections.abc import Mapping
 from inspect import signature
-from typing import Optional
+from typing import Optional, Union
 
 import nemo.lightning as nl
 import nemo_run as run
@@ -133,12 +133,17 @@ def bf16_trainer(nodes: int, layout: Layout, steps: int, validate_every: int) ->
     )
 
 
-def plain_trainer(steps: int, validate_every: int) -> run.Config:
-    """NeMo's trainer for any machine: one process, which may be changed, and the precision that suits it."""
+def plain_trainer(steps: int, validate_every: int, devices: Union[int, str] = 1) -> run.Config:
+    """NeMo's trainer for any machine, with the precision that suits it.
+
+    Args:
+        steps, validate_every: of training, and from one validation to the next.
+        devices: processes; ``auto``: one for each GPU that is there (for a run of any pair).
+    """
     return run.Config(
         nl.Trainer,
         accelerator="auto",
-        devices=1,
+        devices=devices,
         num_nodes=1,
         max_steps=steps,
         val_check_interval=validate_every,

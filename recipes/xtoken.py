@@ -22,7 +22,7 @@ The same command goes on where it was stopped.  Everything can be changed:
 Settings, all ours: prefix_kl, dynamic scale and temperature 1 are what docs/learning.md leaves as defaults; a learning
 rate of 1e-4 suits models of a few billion parameters (3e-4 below a billion, 5e-5 for large ones); 2000 steps of 64
 samples of 2048 tokens are 260 million tokens.  It takes all GPUs of the machine (``trainer.devices=1``: one).  On CPU
-cores it runs as well, with fewer and shorter samples: docs/recipes.md.
+cores it runs as well, with fewer and shorter samples: docs/first_run.md.
 """
 
 import nemo.lightning as nl
@@ -63,7 +63,7 @@ def xtoken() -> run.Partial:
             loader_workers=2,
         ),
         objective=run.Config(ObjectiveConfig, scale="dynamic"),
-        trainer=plain_trainer(steps=2000, validate_every=200),
+        trainer=plain_trainer(steps=2000, validate_every=200, devices="auto"),
         optim=plain_adamw(lr=1e-4, min_lr=1e-5, weight_decay=0.1),
         log=checkpoints("xtoken", every=200),
         resume=run.Config(nl.AutoResume, resume_if_exists=True, resume_ignore_no_checkpoint=True),

@@ -159,12 +159,16 @@ def _show_settings(console: Any, with_docs: bool = True) -> None:
     """In place of the arguments of the function that owns the command: a run's own, those that the recipe sets."""
     from nemo_xtoken.commands.run_settings import read_settings
     from nemo_xtoken.commands.verbs.settings import settings_text
+    from nemo_xtoken.preflight.fitting import left_open
     from nemo_xtoken.run.arguments.settings_list import settings_of
 
     recipes = available_recipes()
-    found = settings_of(read_settings(recipes["xtoken"], None, (), None).content)
+    settings = read_settings(recipes["xtoken"], None, (), None)
+    found = settings_of(settings.content)
     first = [s for s in found if s.ours and (s.recipe is not None or "." not in s.name or s.name in FIRST)]
-    console.print(SETTINGS, settings_text(first), sep="\n", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        SETTINGS, settings_text(first, left_open(settings)), sep="\n", markup=False, highlight=False, soft_wrap=True
+    )
 
 
 HOST = _host()

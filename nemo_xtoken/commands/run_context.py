@@ -179,7 +179,7 @@ class RecipeRunContext(RunContext):
             fit_trainer(config, args, os.environ)
             self._settings = Settings(plain(config), "the command line")
             if self.slurm_words is None and not (self.to_yaml or self.to_toml or self.to_json):
-                self._chosen = lay_out_here(config, self._settings, args)
+                self._chosen = lay_out_here(config, self._settings)
             if given is not None:
                 check_settings(self._settings, None if self.slurm_words is not None else processes_of(self._settings))
             shown = self.to_yaml or self.to_toml or self.to_json or self.dryrun or self.repl

@@ -3,7 +3,7 @@
 import functools
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,11 +17,12 @@ from nemo_xtoken.run.run_checks import layout_problems
 from nemo_xtoken.run.settings import Settings
 from nemo_xtoken.run.sides import processes_of, run_of
 
-__all__ = ["Fit", "fit_layout", "lay_out_here"]
+__all__ = ["Fit", "fit_layout", "lay_out_here", "left_open"]
 
 STRATEGY = "trainer.strategy"
 TENSOR, PIPELINE = f"{STRATEGY}.tensor_model_parallel_size", f"{STRATEGY}.pipeline_model_parallel_size"
 SEQUENCE, MICRO = f"{STRATEGY}.sequence_parallel", "data.micro_batch_size"
+DEVICES, ALL = "trainer.devices", (None, "auto", -1, "-1")
 MOST_SAMPLES = 16  # of a micro-batch: more make no product faster
 
 
@@ -37,6 +38,14 @@ class Fit:
     said: str = ""
 
 
+def left_open(settings: Settings) -> list[str]:
+    """The names of what a run of any pair does not say: the machine that it runs on decides it."""
+    if not settings.any_pair:
+        return []
+    unsaid = [name for name in (TENSOR, PIPELINE, MICRO) if settings.get(name) is None]
+    return [*unsaid, DEVICES] if settings.get(DEVICES) in ALL else unsaid
+
+
 def fit_layout(settings: Settings, nodes: int, gpus: int, gib: float | None) -> Fit:
     """Chooses what the run leaves open of tensor and pipeline parallelism and the micro-batch, and sets it.
 
@@ -48,8 +57,8 @@ def fit_layout(settings: Settings, nodes: int, gpus: int, gib: float | None) -> 
         nodes, gpus: machines, and processes on each.
         gib: memory of a GPU; None: it runs on the CPU, a sample at a time, without a layout.
     """
-    open_ = [name for name in (TENSOR, PIPELINE, MICRO) if settings.get(name) is None]
-    if not settings.any_pair or settings.get("student") is None or not open_:
+    open_ = [name for name in left_open(settings) if name != DEVICES]
+    if settings.get("student") is None or not open_:
         return Fit()
     if gib is None:
         chosen = {MICRO: 1} if MICRO in open_ else {}
@@ -81,13 +90,12 @@ def fit_layout(settings: Settings, nodes: int, gpus: int, gib: float | None) -> 
     return Fit(best[0], _said(best[0], best[1], gib))
 
 
-def lay_out_here(config: Any, settings: Settings, overrides: Sequence[str]) -> str:
-    """Gives a run of any pair the layout and micro-batch that fit the GPUs which are here, all of them.
+def lay_out_here(config: Any, settings: Settings) -> str:
+    """Gives a run of any pair what it leaves open: all GPUs here, and the layout and micro-batch that fit them.
 
     Args:
         config: the configured run; changed, as are its settings.
         settings: the same as plain data.
-        overrides: of the command line.
 
     Returns:
         what was chosen, in words; "" where nothing was left open.
@@ -96,9 +104,9 @@ def lay_out_here(config: Any, settings: Settings, overrides: Sequence[str]) -> s
         return ""
     place = placement(os.environ)
     devices = place.devices if place is not None else processes_of(settings) or 1
-    if place is None and not any(word.startswith("trainer.devices=") for word in overrides):
-        config.trainer.devices = devices = gpus_here() or devices
-        settings.set("trainer.devices", devices)
+    if place is None and DEVICES in left_open(settings):
+        config.trainer.devices = devices = gpus_here() or 1
+        settings.set(DEVICES, devices)
     chosen = fit_layout(settings, place.nodes if place is not None else 1, devices, gpu_memory())
     for name, value in chosen.settings.items():
         *path, last = name.split(".")

@@ -176,8 +176,8 @@ class Settings:
 
 
 def resolved(value: Any) -> Any:
-    """A value that is a light function of this package's is called; other functions, which the run calls, and those that
-    need a missing package are None."""
+    """A value that is a light function of this package's is called; other functions, which the run calls, and those
+    that need a missing package are None."""
     if isinstance(value, list):
         return [resolved(item) for item in value]
     if not isinstance(value, Mapping) or "_target_" not in value:

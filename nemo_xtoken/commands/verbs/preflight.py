@@ -75,8 +75,18 @@ def _takes_bridge(framework: str | None) -> bool:
 
 
 def _devices(settings: "Settings") -> int:
+    """On each machine, as the run says; those that are here where it leaves that to the machine."""
+    from nemo_xtoken.launch.ranks import gpus_here
+
     found = settings.get("trainer.devices", 1)
-    return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else 8
+    if isinstance(found, list):
+        return len(found)
+    if str(found).isdecimal() and int(found):
+        return int(found)
+    try:
+        return gpus_here() or 1
+    except ImportError:  # no PyTorch
+        return 1
 
 
 def _slurm(source: str, words: list[str], nodes: int | None) -> "SlurmConfig | InputError":
@@ -154,7 +164,9 @@ VERB = Verb(
         Option(
             "nodes", "machines; by default the Slurm configuration's, else the recipe's", int, least=1, most=MOST_NODES
         ),
-        Option("gpus", "GPUs of each machine, by default as for nodes", int, least=1, most=MOST_NODES),
+        Option(
+            "gpus", "GPUs of each machine, by default as for nodes, or those of this one", int, least=1, most=MOST_NODES
+        ),
         Option("gpu_memory", "GiB of a GPU's memory", float, 80.0, above=0, most=MOST_MEMORY),
         Option(
             "step_seconds",

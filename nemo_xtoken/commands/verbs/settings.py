@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["VERB", "settings_text"]
 
 WIDTH = 78
+CHOSEN = "chosen by the machine"
 HEAD = """\
 # Every setting of a run
 
@@ -28,10 +29,12 @@ This page is written by `xtoken settings --markdown`, from the signatures and do
 
 def _run(arguments: Mapping[str, Any]) -> int:
     from nemo_xtoken.commands.run_settings import find_recipe, read_settings
+    from nemo_xtoken.preflight.fitting import left_open
     from nemo_xtoken.run.arguments.settings_list import settings_of
 
     recipe = find_recipe(arguments["recipe"])
-    found = settings_of(read_settings(recipe, None, (), None).content)
+    settings = read_settings(recipe, None, (), None)
+    found, chosen = settings_of(settings.content), left_open(settings)
     word = arguments["word"]
     if word:
         shown = [s for s in found if word.lower() in s.name.lower()] or [
@@ -46,20 +49,25 @@ def _run(arguments: Mapping[str, Any]) -> int:
                 "`xtoken settings` without a word lists all",
             )
         found = shown
-    print(_markdown(found) if arguments["markdown"] else settings_text(found), end="")
+    print(_markdown(found, chosen) if arguments["markdown"] else settings_text(found, chosen), end="")
     return 0
 
 
-def settings_text(found: Sequence["Setting"]) -> str:
-    """Two lines or more for each, 80 columns wide."""
+def settings_text(found: Sequence["Setting"], chosen: Sequence[str] = ()) -> str:
+    """Two lines or more for each, 80 columns wide.
+
+    Args:
+        chosen: names of what the machine chooses.
+    """
     lines = []
     for setting in found:
-        lines.append(f"{setting.name}={_value(setting)}  ({setting.kind})")
+        value = f": {CHOSEN}" if setting.name in chosen else f"={_value(setting)}"
+        lines.append(f"{setting.name}{value}  ({setting.kind})")
         lines += textwrap.wrap(setting.sentence, WIDTH, initial_indent="    ", subsequent_indent="    ")
     return "\n".join(lines) + "\n"
 
 
-def _markdown(found: Sequence["Setting"]) -> str:
+def _markdown(found: Sequence["Setting"], chosen: Sequence[str]) -> str:
     lines, group = [HEAD], None
     for setting in found:
         first = setting.name.partition(".")[0]
@@ -71,10 +79,11 @@ def _markdown(found: Sequence["Setting"]) -> str:
                 "| | default | |",
                 "|---|---|---|",
             ]
-        value = _value(setting)
+        value = f"`{_value(setting)}`" if _value(setting) else ""
+        value = CHOSEN if setting.name in chosen else value
         kind = setting.kind.replace("|", "\\|")
         says = setting.sentence.replace("|", "\\|")
-        lines.append(f"| `{setting.name}` | {f'`{value}`' if value else ''} | {says} ({kind}) |")
+        lines.append(f"| `{setting.name}` | {value} | {says} ({kind}) |")
     return "\n".join(lines) + "\n"
 
 

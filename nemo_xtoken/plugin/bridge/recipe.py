@@ -39,6 +39,8 @@ NEMO_ONLY = {
         "progress_interval",
     },
 }
+#: What a recipe leaves to the machine; under Bridge the processes that were started say it.
+OF_THE_MACHINE = (("trainer.devices", "auto"),)
 #: Arguments that are None where a recipe leaves them out: what that means differs from function to function.
 LEFT_OUT = ("samples",)
 MARKS = {"_target_", "_partial_", "_call_"}
@@ -139,7 +141,7 @@ def _config(kind: type, content: Mapping[str, Any], where: str) -> dict[str, Any
         inner, value = _dataclass(hint), content.get(name)
         if inner is not None and (value is not None or _without_none(hint) is hint):
             arguments[name] = _config(inner, value or {}, f"{where}.{name}")
-        elif name in content:
+        elif name in content and (f"{where}.{name}", value) not in OF_THE_MACHINE:
             arguments[name] = _value(value)
     return arguments
 

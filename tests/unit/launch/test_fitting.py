@@ -2,13 +2,25 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import yaml
 from tokenizer_zoo import write_folder
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.preflight import fitting
 from nemo_xtoken.preflight.budget import COMFORT, CONTEXT
-from nemo_xtoken.preflight.fitting import MICRO, PIPELINE, SEQUENCE, TENSOR, fit_layout
+from nemo_xtoken.preflight.fitting import (
+    DEVICES,
+    MICRO,
+    PIPELINE,
+    SEQUENCE,
+    TENSOR,
+    fit_layout,
+    lay_out_here,
+    left_open,
+)
 from nemo_xtoken.preflight.plan import Plan
 from nemo_xtoken.run.estimates.loss_time import GIB
 from nemo_xtoken.run.estimates.memory import worst_stage
@@ -86,6 +98,31 @@ def test_what_is_given_stays(models):
     settings = settings_of(models, "large", "small", f"{TENSOR}=4", f"{MICRO}=2", f"{PIPELINE}=1")
     assert fit_layout(settings, 1, 8, 80) == fit_layout(settings, 1, 8, None)
     assert fit_layout(settings, 1, 8, 80).settings == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "devices"),
+    [([], 8), (["trainer.devices=auto"], 8), (["trainer.devices=-1"], 8), (["trainer.devices=2"], 2)],
+)
+def test_the_gpus_that_a_file_names_are_those_of_the_run(models, tmp_path, monkeypatch, words, devices):
+    monkeypatch.setattr(fitting, "gpus_here", lambda: 8)
+    monkeypatch.setattr(fitting, "gpu_memory", lambda: 80.0)
+    monkeypatch.setattr(fitting, "placement", lambda environment: None)
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(settings_of(models, "small", "small", *words).content))
+    settings = Settings.read(file)
+    config = SimpleNamespace(
+        trainer=SimpleNamespace(devices=settings.get(DEVICES), strategy=SimpleNamespace()), data=SimpleNamespace()
+    )
+    assert "micro-batch" in lay_out_here(config, settings)
+    assert (config.trainer.devices, settings.get(DEVICES)) == (devices, devices)
+    assert config.data.micro_batch_size == settings.get(MICRO) <= 64 // devices
+
+
+def test_what_the_machine_chooses(models):
+    assert left_open(Settings.read(RECIPE)) == [TENSOR, PIPELINE, MICRO, DEVICES]
+    assert left_open(settings_of(models, "small", "small", f"{MICRO}=4", f"{DEVICES}=1")) == [TENSOR, PIPELINE]
+    assert left_open(Settings.read(RECIPE.with_name("xtoken_tiny.yaml"))) == []
 
 
 def test_on_the_cpu_a_sample_at_a_time(models):

@@ -12,6 +12,7 @@ from login_node import on_login_node
 from tokenizer_zoo import TEXT, write_folder
 
 from nemo_xtoken.commands.cli import main
+from nemo_xtoken.launch import ranks
 from nemo_xtoken.launch.slurm_config import SlurmConfig
 from nemo_xtoken.preflight import machine
 from nemo_xtoken.projection.build import build_projection
@@ -396,6 +397,16 @@ def test_a_recipe_by_name(capsys):
     assert not of_status(report, "red")
     assert any("trains it itself" in c["found"] for c in of_status(report, "left out"))
     assert report["figures"]["steps"] == 120
+
+
+@pytest.mark.parametrize(
+    ("word", "gpus"),
+    [("devices=2", 2), ("devices=[0, 1, 2]", 3), ("devices=auto", 5), ("devices=-1", 5), ("devices=0", 5)],
+)
+def test_gpus_are_the_runs_else_those_of_this_machine(word, gpus, capsys, monkeypatch):
+    monkeypatch.setattr(ranks, "gpus_here", lambda: 5)
+    assert main(["preflight", "recipe=xtoken_tiny", "nodes=1", "slurm=none", "--json", f"trainer.{word}"]) in (0, 1)
+    assert json.loads(capsys.readouterr().out)["figures"]["gpus_per_node"] == gpus
 
 
 def test_a_right_command_is_not_refused(capsys):

@@ -67,6 +67,14 @@ def test_a_word_alone(capsys):
     assert capsys.readouterr().out.startswith("data.text.pack=")
 
 
+@pytest.mark.parametrize("name", ["data.micro_batch_size", "trainer.devices"])
+def test_what_the_machine_chooses_has_no_default(name, capsys):
+    assert main(["settings", name]) == 0
+    assert f"{name}: chosen by the machine" in capsys.readouterr().out
+    assert main(["settings", name, "recipe=xtoken_swap"]) == 0
+    assert f"{name}=" in capsys.readouterr().out
+
+
 def test_a_word_that_is_nowhere(capsys):
     assert main(["settings", "temprature"]) == 2
     assert "did you mean 'temperature'" in capsys.readouterr().err
