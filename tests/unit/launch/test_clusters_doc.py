@@ -8,7 +8,7 @@ import pytest
 from login_node import on_login_node
 
 from nemo_xtoken.commands.cli import main
-from nemo_xtoken.launch.slurm_config import SlurmConfig
+from nemo_xtoken.launch.slurm_config import CACHE, TRITON_CACHE, SlurmConfig
 
 ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "docs" / "clusters.md").read_text()
@@ -65,3 +65,21 @@ def test_it_begins_with_the_images_of_the_dockerfile():
     for base, target in bases:
         assert f"`{base}`" in begin
         assert f"`--target {target}`" in begin
+
+
+@pytest.mark.parametrize("row", ["docker", "enroot", "pyxis"])
+def test_a_container_started_by_hand_keeps_its_caches(row):
+    """Its home folder is gone with it, and on another node there is another."""
+    text = re.search(rf"^\| {row} \| (.*) \|$", TEXT, re.M)[1]
+    for name in (CACHE, TRITON_CACHE, "HF_HOME"):
+        assert re.search(rf"\b{name}=\$PWD/cache", text), name
+
+
+def test_what_is_installed_without_its_requirements_is_told_them():
+    """Outside a login node, where the page names what is needed."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    blocks = [block for page in pages for block in re.findall(r"(?:^ {4}.*\n)+", page.read_text(), re.M)]
+    blocks = [block for block in blocks if re.search(r"pip install --no-deps \.(?!\S)", block)]
+    assert len(blocks) == 2
+    for block in blocks:
+        assert "xtoken env --missing" in block or "pip install pyyaml omegaconf &&" in block
