@@ -51,6 +51,10 @@ class Component:
     tested: tuple[str, ...] = ()
     gpu: bool = False
 
+    def was_tested(self, version: str) -> bool:
+        """Whether the tests ran with a version of this series, or none was noted."""
+        return not self.tested or f"{version}.".startswith(tuple(f"{series}." for series in self.tested))
+
 
 COMPONENTS = (
     Component("PyTorch", ("torch",), "torch", "losses and training; W, alignment and audits work"),
@@ -59,7 +63,7 @@ COMPONENTS = (
         ("nemo-toolkit", "nemo_toolkit"),
         "nemo/collections/llm",
         "recipes and `nemo llm distill` (NeMo 2.6 or 2.7 has them; NeMo 3 has no nemo.collections.llm)",
-        ("2.7",),
+        ("2.6", "2.7"),
     ),
     Component("NeMo-Run", ("nemo_run", "nemo-run"), "nemo_run", "the command `nemo`; `xtoken` and sbatch files work"),
     Component(
@@ -67,14 +71,14 @@ COMPONENTS = (
         ("megatron-core",),
         "megatron/core",
         "training; the losses work on tensors and groups",
-        ("0.15", "0.19"),
+        ("0.15", "0.17", "0.18", "0.19"),
     ),
     Component(
         "Megatron-Bridge",
         ("megatron-bridge",),
         "megatron/bridge",
         "`nemo llm distill` where there is no NeMo 2",
-        ("0.3", "0.6"),
+        ("0.4", "0.5", "0.6"),
     ),
     Component(
         "Transformer Engine",
@@ -195,12 +199,7 @@ def _look_for(component: Component) -> Found:
     there = _has(component.module)
     if version is not None and not there:
         remark = f"a package {package} {version} is installed, which is another project or incomplete"
-    elif (
-        there
-        and component.tested
-        and version
-        and not f"{version}.".startswith(tuple(f"{t}." for t in component.tested))
-    ):
+    elif there and version and not component.was_tested(version):
         remark = f"tested with {', '.join(component.tested)}"
     return Found(component, (version or "") if there else None, remark)
 

@@ -139,7 +139,7 @@ def _under_bridge(recipe: Recipe, nodes: int | None = None) -> run.Partial:
         found = f"NeMo {stack['NeMo'].remark or 'is absent'}, Megatron-Bridge is absent"
         raise InputError(
             f"nothing to train with: {found}",
-            "NeMo 2 (nemo-toolkit 2.6 or 2.7, with nemo.collections.llm) or Megatron-Bridge 0.3 and later",
+            "NeMo 2 (nemo-toolkit 2.6 or 2.7, with nemo.collections.llm) or Megatron-Bridge 0.4 and later",
             "pip install 'nemo_xtoken[nemo]', or use an NVIDIA NeMo container (`xtoken env` says what is installed)",
         )
     from nemo_xtoken.launch.ranks import job_nodes

@@ -2,13 +2,17 @@
 
 import json
 import logging
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from nemo_xtoken.commands.cli import main
 from nemo_xtoken.environment import COMPONENTS, find_stack, missing_requirements, without_launcher
+
+ROOT = Path(__file__).parents[2]
 
 
 def _install(folder, package, version, *modules):
@@ -49,7 +53,29 @@ def test_a_whole_stack_is_found_without_importing_it(tmp_path):
     versions = {name: entry["version"] for name, entry in found.items() if entry["version"] is not None}
     assert versions == {"NeMo": "2.7.3", "Megatron-core": "0.16.0", "Transformer Engine": "2.9", "Apex": "0.1"}
     assert found["NeMo"]["remark"] == ""
-    assert found["Megatron-core"]["remark"] == "tested with 0.15, 0.19"
+    assert found["Megatron-core"]["remark"] == "tested with 0.15, 0.17, 0.18, 0.19"
+
+
+def _named_versions():
+    """The versions of NVIDIA's images, those that bridge.md says the tests ran with, and those of the environments."""
+    images = re.search(r"^\| what trains \|.*$", (ROOT / "docs" / "clusters.md").read_text(), re.M)[0]
+    yield from re.findall(r"(NeMo|Megatron-core|Megatron-Bridge) ([\d.]+\d)", images)
+    page = (ROOT / "docs" / "bridge.md").read_text()
+    for bridge, core in re.findall(r"^\| (0\.[\d.]+) \| (0\.[\d.]+) \| ", page, re.M):
+        yield from (("Megatron-Bridge", bridge), ("Megatron-core", core))
+    packages = {package: component.name for component in COMPONENTS for package in component.packages}
+    for file in ("Makefile", "constraints.txt", "tests/stack/bridge/requirements.txt"):
+        for package, version in re.findall(r"(?<![\w-])([\w-]+)==([\d.]+\d)", (ROOT / file).read_text()):
+            if package in packages:
+                yield packages[package], version
+
+
+def test_the_versions_that_documents_and_environments_name_get_no_remark():
+    named = set(_named_versions())
+    components = {component.name: component for component in COMPONENTS}
+    assert {name for name, _ in named} >= {name for name, component in components.items() if component.tested}
+    assert len(named) >= 9
+    assert [(name, version) for name, version in sorted(named) if not components[name].was_tested(version)] == []
 
 
 def test_what_only_has_the_name_does_not_count(tmp_path):

@@ -5,7 +5,7 @@ trainer runs; :func:`disable` takes everything back.  Trainer, strategy, Megatro
 checkpoints stay the stock code; tensors live on the CPU.  This is the only module that changes others, except for what
 :mod:`~nemo_xtoken.training.cpu.megatron_import` does while Megatron is imported.
 
-Holds for nemo-toolkit 2.6 to 2.7, megatron-core 0.15 (0.16 in the tests of Megatron-Bridge): TP, SP, PP, DP, CP,
+Holds for nemo-toolkit 2.6 to 2.7, megatron-core 0.15 (0.17 to 0.19 under Megatron-Bridge): TP, SP, PP, DP, CP,
 distributed optimizer, fp32, bf16, torch_dist checkpoints (synchronous and asynchronous), resume.  Dropout is exact on
 resume only if RNG states are saved too.
 """
