@@ -41,7 +41,7 @@ class Terminal:
 
     def __init__(self, verbose: bool = False, level: int = logging.INFO, captures: bool = True) -> None:
         environment = os.environ
-        self.rank = int(environment.get("RANK", "0"))
+        self.rank = _rank(environment)
         self.verbose, self._captures = verbose, captures and not verbose
         self._level = level if self.rank == 0 else logging.ERROR
         self._batch = "SLURM_JOB_ID" in environment or int(environment.get("WORLD_SIZE", "1")) > 1
@@ -161,6 +161,18 @@ class Terminal:
         """The log moves into the run's folder when that has been made: a run that is refused makes none."""
         if self._output is not None and self._target is not None and self._folder.is_dir():
             self._output.move(self._target)
+
+
+def _rank(environment: Mapping[str, str]) -> int:
+    """Of this process among those that say the same: 0 is the one that speaks.
+
+    A process that Lightning starts is told its node and its place there alone; with several nodes this is a number of
+    its own and not its rank.
+    """
+    if "RANK" in environment:
+        return int(environment["RANK"])
+    node, place = (int(environment.get(name, "0")) for name in ("NODE_RANK", "LOCAL_RANK"))
+    return node * int(environment.get("WORLD_SIZE", "1")) + place
 
 
 def wants_verbose(arguments: list[str], environment: Mapping[str, str]) -> bool:

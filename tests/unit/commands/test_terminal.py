@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from nemo_xtoken.commands.terminal import Terminal
+
 #: A command that trains nothing: noise in every way a library makes it, two phases, a warning, a result.
 COMMAND = """
 import ctypes, logging, os, subprocess, sys, time, warnings
@@ -75,7 +77,8 @@ NOISES = [
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "SLURM_JOB_ID", "NO_COLOR", "COLUMNS", "PYTHONWARNINGS"):
+    ranks = "RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE"
+    for name in (*ranks, "SLURM_JOB_ID", "NO_COLOR", "COLUMNS", "PYTHONWARNINGS"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
@@ -187,11 +190,28 @@ def test_a_job_has_plain_lines_on_a_terminal_too(here, job):
     assert "\x1b" not in got.replace("\x1b[3m", "").split("Results")[0].replace("\x1b[33m", "").replace("\x1b[0m", "")
 
 
-def test_other_ranks_are_silent_and_have_a_log_each(here):
-    done = piped(RANK="3", WORLD_SIZE="4")
+#: What torchrun tells a process, and what Lightning tells one that it starts.
+OF_TORCHRUN, OF_LIGHTNING = {"RANK": "3"}, {"LOCAL_RANK": "3", "NODE_RANK": "0"}
+
+
+@pytest.mark.parametrize("told", [OF_TORCHRUN, OF_LIGHTNING])
+def test_other_ranks_are_silent_and_have_a_log_each(here, told):
+    done = piped(WORLD_SIZE="4", **told)
     assert done.returncode == 0
     assert done.stderr == ""
     assert "noise of a child" in (here / "runs" / "it" / "logs" / "rank3.log").read_text()
+
+
+def test_what_lightning_starts_on_other_nodes_has_logs_of_its_own(here, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    numbers = set()
+    for node, place in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        monkeypatch.setenv("NODE_RANK", str(node))
+        monkeypatch.setenv("LOCAL_RANK", str(place))
+        numbers.add(Terminal().rank)
+    assert len(numbers) == 4
+    monkeypatch.setenv("RANK", "2")
+    assert Terminal().rank == 2
 
 
 def test_verbose_brings_everything_to_the_terminal(here):
