@@ -57,7 +57,7 @@ class RecipeRunContext(RunContext):
     - under ``srun`` and ``torchrun``, the trainer has the nodes and devices that the job has;
     - ``--yaml`` reads what ``--to-yaml`` wrote, exactly, whatever function the recipe configures, and names no code
       from outside without ``trust=true``;
-    - no question where standard input is not a terminal;
+    - no question but before a run is submitted, and there none where standard input is not a terminal;
     - an unknown option is refused, not ignored; wrong input is one message and exit status 2; other failures show
       their traceback and give exit status 1.
     """
@@ -215,8 +215,9 @@ class RecipeRunContext(RunContext):
     def _should_continue(self, skip_confirmation: bool) -> bool:
         if self.slurm_words is None:
             self._introduce()
+        here = self.slurm_words is None and self.executor is None
         with self.terminal.released():
-            return super()._should_continue(skip_confirmation or not sys.stdin.isatty())
+            return super()._should_continue(skip_confirmation or here or not sys.stdin.isatty())
 
     def _introduce(self) -> None:
         """Says what will run, and where its log goes."""

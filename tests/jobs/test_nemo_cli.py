@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
@@ -314,6 +315,35 @@ def test_under_srun_the_trainer_has_the_jobs_devices(without_nemo, rank):
     assert ("Resolved Arguments" in results["run"]["out"]) == (rank == 0)  # shown once, not by every rank
     assert results["conflict"]["status"] == 2
     assert "trainer.devices=8 in a job of 2 x 4 processes" in results["conflict"]["err"]
+
+
+def _at_a_terminal(folder, third_party, *words):
+    """A command whose standard input is a terminal at which nobody is: who reads it finds its end."""
+    program = (
+        "import sys; from nemo_driver import _Blocker; sys.meta_path.insert(0, _Blocker());"
+        "sys.argv[0] = 'nemo'; from nemo_run.__main__ import app; app()"
+    )
+    master, slave = pty.openpty()
+    os.write(master, b"\x04")
+    try:
+        return subprocess.run(
+            [sys.executable, "-c", program, "llm", *words],
+            env={**os.environ, **_environment(third_party)},
+            cwd=folder, stdin=slave, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+    finally:
+        os.close(master)
+        os.close(slave)
+
+
+def test_a_run_right_here_asks_nothing_and_one_to_be_submitted_does(tmp_path, third_party):
+    here = _at_a_terminal(tmp_path, third_party, *RECIPE, "trainer.max_steps=20")
+    assert here.returncode == 0, here
+    assert _ran(2, 20, "", 1.0) in here.stdout
+    assert "Continue?" not in here.stdout + here.stderr
+    there = _at_a_terminal(tmp_path, third_party, *RECIPE, "--executor", "slurm", "slurm=venv")
+    assert there.returncode == 1, there
+    assert "Continue?" in there.stdout + there.stderr
 
 
 def test_a_failing_run_shows_its_traceback(with_nemo):
