@@ -17,7 +17,7 @@ Then a table and a figure compare them.
     nemo llm distill --recipe xtoken_tiny teacher.path=PATH teacher.tokenizer=FOLDER model.tokenizer.source=FOLDER
     nemo llm distill --recipe xtoken_tiny teachers.second.path=PATH teachers.second.loss=h_kl teachers.second.weight=0.5
 
-Needs no GPU: 2 CPU cores, 2 GB of memory, 5 minutes the first time.  Other settings need another ``log.name``.
+Needs no GPU: 2 CPU cores, 2 GB of memory, 3 minutes the first time.  Other settings need another ``log.name``.
 """
 
 import sys
