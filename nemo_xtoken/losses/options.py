@@ -47,7 +47,7 @@ class DivergenceOptions:
         beta: weight of the chunks that are not of one token on either side (csd); None: 1.
         power: of likelihoods, which are raised to 1 / power (alm); None: 100.
         boundary: compare only what can follow on both sides where a chunk begins (prefix_kl; False by default).
-        nrl_compat: of version 0.1.0: what it chose are losses of their own now, nrl_p_kl, nrl_gold and nrl_h_kl.
+        nrl_compat: of files written before nrl_p_kl, nrl_gold and nrl_h_kl were losses of their own, which it chooses.
     """
 
     direction: str = "forward"

@@ -56,7 +56,7 @@ LOSSES: dict[str, type[ChunkDivergence]] = {
     "nrl_gold": NrlGold,
     "nrl_h_kl": NrlHybridKL,
 }
-#: The losses that the option ``nrl_compat`` of version 0.1.0 chose, by the name beside it.
+#: The losses that the option ``nrl_compat`` of older files chooses, by the name beside it.
 _NRL = {"p_kl": "nrl_p_kl", "gold": "nrl_gold", "h_kl": "nrl_h_kl"}
 
 

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 #: The rules that have names, as what they change of the defaults.  "paper" is X-Token's: the paper speaks of at most 4
 #: pieces, and its authors' own code keeps the first 4 of a longer token.  "prefix" puts all weight on the first piece,
 #: so that `W^T p_S` is exactly the distribution of the first teacher token of what the student says.  "whole" leaves
-#: the row of a token empty that 4 pieces do not spell to its end; version 0.1.0 called this one "paper".
+#: the row of a token empty that 4 pieces do not spell to its end; files of W that are older than its name say "paper".
 RULES: dict[str, dict[str, Any]] = {"paper": {}, "prefix": {"gamma": 0.0}, "whole": {"overflow": "empty"}}
 
 

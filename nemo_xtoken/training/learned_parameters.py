@@ -200,8 +200,8 @@ def check_same_learning(before: Mapping[str, Any], now: Mapping[str, Any]) -> No
             raise InputError(
                 f"{what} than the checkpoint that the run is to go on from",
                 "the tokenizers, the rule or file of W, and the rates that the run began with",
-                "set them back, or set log.name=NAME for a run of its own; version 0.1.0's default for W is now "
-                "teacher.rule.overflow=empty",
+                "set them back, or set log.name=NAME for a run of its own; one that was begun before the rows of long "
+                "tokens were filled by default goes on with teacher.rule.overflow=empty",
             )
 
 

@@ -4,12 +4,14 @@ import ast
 import builtins
 import re
 import runpy
+import subprocess
 from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
 
+import nemo_xtoken
 from nemo_xtoken.commands.verbs import all_verbs
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
@@ -68,6 +70,40 @@ def _anchors(file):
 def test_the_drawing_of_the_rooms_is_that_of_the_code():
     house = runpy.run_path(str(ROOT / "docs" / "house.py"))
     assert house["PICTURE"].read_text() == house["draw"](house["imports"]()), "run `python docs/house.py`"
+
+
+def test_the_version_of_today_is_not_spoken_of_as_a_past_one():
+    """In documents and messages: `before X was added` stays true when the number does not change."""
+    of_today = re.escape(nemo_xtoken.__version__)
+    past = "had|was|were|did|wrote|called|chose|could|made|kept"
+    spoken = re.compile(rf"(?:version|by|before|of|since|until) {of_today}\b|\b{of_today}(?:'s)? (?:{past})\b", re.I)
+    sources = [file for folder in ("nemo_xtoken", "recipes", "benchmarks") for file in (ROOT / folder).rglob("*.py")]
+    texts = {path: re.sub(r"[\s\"#]+", " ", path.read_text()) for path in [*DOCUMENTS, *sources]}
+    assert [(path.name, found[0]) for path, text in texts.items() if (found := spoken.search(text))] == []
+
+
+def test_commits():
+    """Those that are named are in the repository, where it is there and whole."""
+    named = {found for text in TEXTS.values() for found in re.findall(r"\bcommit `?([0-9a-f]{7,40})\b", text)}
+    assert named
+
+    def git(*words):
+        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
+
+    if not (ROOT / ".git").exists() or git("rev-parse", "--is-shallow-repository").stdout != "false\n":
+        pytest.skip("no whole repository")
+    assert [commit for commit in named if git("cat-file", "-e", f"{commit}^{{commit}}").returncode] == []
+
+
+def test_the_demo_takes_as_long_everywhere():
+    """The first time, on two cores: in the README, in the table of recipes and in the recipe."""
+    places = {
+        "README.md": r"demo takes about (\d+)\s+minutes the first time",
+        "docs/recipes.md": r"^\| `xtoken_tiny` \|.*\| (\d+) minutes \|",
+        "recipes/xtoken_tiny.py": r"(\d+) minutes the first time",
+    }
+    minutes = {path: re.search(words, (ROOT / path).read_text(), re.M)[1] for path, words in places.items()}
+    assert len(set(minutes.values())) == 1, minutes
 
 
 def test_verbs_and_their_arguments():
