@@ -34,7 +34,7 @@ class CertifyConfig:
     probability: float = 0.986
     chunks: int = 4
     near: int = 12
-    floor: int = 256
+    floor: int = 64
     steps: int = 200
     rate: float = 2.0
 

@@ -1,6 +1,5 @@
 """What a loss does to a student that agrees with its teacher: its value and gradient there, and where descent leads."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,10 +9,10 @@ from torch import Tensor
 from nemo_xtoken.certify.certify_config import CertifyConfig
 from nemo_xtoken.certify.problem import Problem
 from nemo_xtoken.certify.variants import Variant
-from nemo_xtoken.losses.base import LossTerms, ModelOutput, TeacherSignal
+from nemo_xtoken.losses.base import ModelOutput, TeacherSignal
 from nemo_xtoken.losses.pair import VocabularyPair
 from nemo_xtoken.losses.registry import chunk_selection, make_divergence
-from nemo_xtoken.objective.terms import cross_tokenizer_loss
+from nemo_xtoken.objective.terms import pass_over
 from nemo_xtoken.parallel.head import FreeLogits
 
 __all__ = ["Descent", "descend", "measure"]
@@ -78,7 +77,7 @@ def descend(problem: Problem, variant: Variant, config: CertifyConfig) -> Descen
     best, at = torch.softmax(z.detach()[problem.first_rows], dim=1).max(dim=1)
     names = [problem.pair.student.display(token) for token in at.tolist()]
     instead = tuple(zip(names, best.tolist(), strict=True))
-    return Descent(variant, np.array(looks), *curves, gradient, loss.scored(), instead)
+    return Descent(variant, np.array(looks), *curves, gradient, loss.scored, instead)
 
 
 def measure(problem: Problem, variant: Variant) -> tuple[Tensor, Tensor]:
@@ -107,20 +106,19 @@ class _Loss:
             replace(whole, chunks=chunk).selected(selection, problem.student_labels)
             for chunk in problem.chunks.split(1)
         ]
-        self.signals = [replace(whole, chunks=torch.cat([part.chunks for part in parts])), *parts]
+        together = replace(whole, chunks=torch.cat([part.chunks for part in parts]))
+        #: Which cases the divergence takes: bool ``[K]``.
+        self.scored = np.array([len(part.chunks) > 0 for part in parts])
+        start, labels = ModelOutput(problem.student, self.head), problem.student_labels
+        self._sum, self._each = (pass_over(start, labels, taken, ce_weight=0.0) for taken in ([together], parts))
 
     def sum(self, student: Tensor) -> Tensor:
         """Over all cases; differentiable with respect to the logits."""
-        return self._terms(student, self.signals[:1]).objective
+        self._sum.student = ModelOutput(student, self.head)
+        return self._sum.run()
 
     def each(self, student: Tensor) -> Tensor:
         """``[K]``: each case as if it had a teacher of its own."""
-        return torch.stack([kd.total for kd in self._terms(student, self.signals[1:]).kd])
-
-    def scored(self) -> np.ndarray:
-        """bool ``[K]``: the cases of which the divergence takes the chunk."""
-        return np.array([kd.count > 0 for kd in self._terms(self.problem.student, self.signals[1:]).kd])
-
-    def _terms(self, student: Tensor, signals: Sequence[TeacherSignal]) -> LossTerms:
-        output = ModelOutput(student, self.head)
-        return cross_tokenizer_loss(output, self.problem.student_labels, signals, ce_weight=0.0)
+        self._each.student = ModelOutput(student, self.head)
+        self._each.run()
+        return torch.stack([kd.total for kd in self._each.distillation()])

@@ -6,8 +6,9 @@ kept token has the partners and the row of W that it has in the whole pair, and 
 (NeMo-RL's GOLD and H-KL compare as many unpaired tokens as the side with fewer has: here they compare fewer.)
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import numpy as np
 
@@ -45,64 +46,70 @@ class Pair:
         return cls(student, teacher, matrices, classes, (np.arange(student.size), np.arange(teacher.size)))
 
 
-def reduce_pair(pair: Pair, student_ids: Iterable[int], teacher_ids: Iterable[int]) -> Pair:
+def reduce_pair(
+    pair: Pair,
+    student_ids: Iterable[int],
+    teacher_ids: Iterable[int],
+    chunks: Sequence[tuple[Sequence[int], Sequence[int]]] = (),
+) -> Pair:
     """The pair of these tokens and what they are bound to.
 
     Args:
         pair: a whole one.
+        chunks: student and teacher tokens of those that losses are to see.
 
     Returns:
         one with them and, for each kept token: the entries of its row of W, its pieces, the token that names its class,
         its partners in the common sets of the losses, the token that stands for it where several have equal bytes, and
-        a student token by which W reaches it, the student tokens that are the longest to begin it at any place, and a
-        teacher token that such a one begins; and for each sequence of kept pieces a token that begins with it.
+        a student token by which W reaches it, the student tokens that are the longest to begin it, also where it stands
+        in a chunk and the student is inside of it, and a teacher token that such a one begins; and for each kept piece,
+        alone and behind a run of a chunk's tokens, a token that begins with it.
         Where W has them, also an empty row and a teacher token that it does not reach, and of either side a token
         of no prefix class: P-KL and prefix_kl have a class for these.
     """
     spelled = pair.classes.student, pair.classes.teacher
     student, teacher, matrices = pair.student, pair.teacher, pair.matrices
     pairs = [VocabularyPair(student, teacher, matrix, pair.classes) for matrix in matrices.values()]
-    partners = [common for loss in LOSSES.values() for one in pairs for common in loss.common_sets(one)]
+    sets = [common for loss in LOSSES.values() for one in pairs for common in loss.common_sets(one)]
+    partners = np.unique(np.concatenate([np.stack([common.student, common.teacher], 1) for common in sets]), axis=0)
+    reached = {name: matrix.reached for name, matrix in matrices.items()}
     keep = np.zeros(student.size, dtype=bool), np.zeros(teacher.size, dtype=bool)
     keep[0][list(student_ids)] = True
     keep[1][list(teacher_ids)] = True
-    for matrix in matrices.values():
+    for name, matrix in matrices.items():
         keep[0][np.flatnonzero(matrix.empty_rows)[:1]] = True
-        keep[1][np.flatnonzero(~matrix.reached)[:1]] = True
-    for mask, tokens in zip(keep, spelled, strict=True):
-        mask[np.flatnonzero(tokens.classes < 0)[:1]] = True
+        keep[1][np.flatnonzero(~reached[name])[:1]] = True
+    for mask, spellings in zip(keep, spelled, strict=True):
+        mask[np.flatnonzero(spellings.classes < 0)[:1]] = True
     prefixes = BytePrefixes(student, teacher)
-
-    def bytes_of(token: int) -> bytes:
-        return teacher.token_bytes[token] or b""
-
+    inside = _insides(pair, chunks)
     witness = {name: _first_reaching(matrix) for name, matrix in matrices.items()}
     begins = [side.tokens[_first_that_begins(side.pieces)] for side in spelled]
-    before = -1
-    while before != (before := int(keep[0].sum() + keep[1].sum())):
-        for vocabulary, mask in zip((student, teacher), keep, strict=True):
-            mask[[_standing_for(vocabulary, int(i)) for i in np.flatnonzero(mask)]] = True
+    follows = [_that_follow(spelled[side].pieces, [chunk[1 - side] for chunk in chunks]) for side in (0, 1)]
+    done = np.zeros_like(keep[0]), np.zeros_like(keep[1])
+    while any(new := [np.flatnonzero(mask & ~seen).tolist() for mask, seen in zip(keep, done, strict=True)]):
+        for vocabulary, mask, seen, tokens in zip((student, teacher), keep, done, new, strict=True):
+            seen |= mask
+            mask[[_standing_for(vocabulary, token) for token in tokens]] = True
         for side in (0, 1):
             pieces = spelled[side].pieces[keep[side][spelled[side].tokens]]
             keep[1 - side][pieces[pieces >= 0]] = True
             named = spelled[side].classes[keep[side]]
             keep[1][named[named >= 0]] = True
-            begun = _all_kept(spelled[side].pieces, keep[1 - side])
+            begun = follows[side] & keep[1 - side][spelled[side].pieces]
             keep[side][begins[side][begun]] = True
-        begin = [
-            prefixes.longest(data[i:]) for data in map(bytes_of, np.flatnonzero(keep[1])) for i in range(len(data))
-        ]
+        texts = [teacher.token_bytes[token] or b"" for token in new[1]]
+        begin = [prefixes.longest(text[len(at) :]) for at in inside for text in texts if text.startswith(at)]
         keep[0][[token for token in begin if token >= 0]] = True
         names = prefixes.names[keep[0]]
         keep[1][names[names >= 0]] = True
-        for common in partners:
-            keep[1][common.teacher[keep[0][common.student]]] = True
-            keep[0][common.student[keep[1][common.teacher]]] = True
+        keep[1][partners[keep[0][partners[:, 0]], 1]] = True
+        keep[0][partners[keep[1][partners[:, 1]], 0]] = True
         for name, matrix in matrices.items():
             entries = matrix.ids[keep[0]]
             keep[1][entries[entries >= 0]] = True
             reaching = np.unique(matrix.ids[keep[0]])
-            keep[0][witness[name][np.setdiff1d(np.flatnonzero(keep[1] & matrix.reached), reaching)]] = True
+            keep[0][witness[name][np.setdiff1d(np.flatnonzero(keep[1] & reached[name]), reaching)]] = True
     ids = np.flatnonzero(keep[0]), np.flatnonzero(keep[1])
     numbers = [np.cumsum(mask, dtype=np.int32) - 1 for mask in keep]
     cut = {name: _cut_matrix(matrix, ids, numbers[1]) for name, matrix in matrices.items()}
@@ -112,10 +119,26 @@ def reduce_pair(pair: Pair, student_ids: Iterable[int], teacher_ids: Iterable[in
     return Pair(_cut_vocabulary(student, ids[0]), _cut_vocabulary(teacher, ids[1]), cut, classes, ids)
 
 
-def _all_kept(pieces: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """bool ``[r, MAX_PIECES]``: whether a spelling has so many pieces, and the first so many are kept."""
-    begun: np.ndarray = np.logical_and.accumulate((pieces >= 0) & kept[pieces], axis=1)
-    return begun
+def _that_follow(pieces: np.ndarray, paths: Iterable[Sequence[int]]) -> np.ndarray:
+    """bool ``[r, MAX_PIECES]``: a spelling's pieces that are its first, or stand behind a run of a path's tokens."""
+    found = np.zeros(pieces.shape, dtype=bool)
+    found[:, 0] = True
+    for tail in {tuple(path[start:]) for path in paths for start in range(len(path))}:
+        run = tail[: pieces.shape[1] - 1]
+        found[:, 1 : len(run) + 1] |= np.logical_and.accumulate(pieces[:, : len(run)] == run, axis=1)
+    return found & (pieces >= 0)
+
+
+def _insides(pair: Pair, chunks: Iterable[tuple[Sequence[int], Sequence[int]]]) -> set[bytes]:
+    """What of a chunk the student may have said of a teacher's token: from an end of the teacher's to a later one of
+    its own; with nothing."""
+    found = {b""}
+    for chunk in chunks:
+        sides = zip((pair.student, pair.teacher), chunk, strict=True)
+        own, theirs = ([0, *accumulate(len(v.token_bytes[i] or b"") for i in ids)] for v, ids in sides)
+        text = pair.student.decode_bytes(chunk[0])
+        found |= {text[start:end] for start in theirs for end in own if start < end}
+    return found
 
 
 def _first_that_begins(pieces: np.ndarray) -> np.ndarray:

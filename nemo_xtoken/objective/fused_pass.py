@@ -29,7 +29,8 @@ __all__ = ["FusedPass"]
 
 @dataclass
 class FusedPass:
-    """One pass over a micro-batch; :meth:`run` may be called once.
+    """One pass over a micro-batch.  After :meth:`run`, ``student`` may be set to other hidden states of the same labels
+    and it be run again: tiles, and what the divergences have planned for them, are made once.
 
     It enters itself through autograd: :meth:`run` applies the function `_Fused` to the tensors that may want a
     gradient, whose forward calls :meth:`accumulate`.  Only there is known which gradients are wanted, and only a
@@ -56,6 +57,7 @@ class FusedPass:
     metrics: list[Tensor] = field(init=False)
     statistics: list[Tensor] = field(init=False)
     divergences: list[ChunkDivergence] = field(init=False)
+    cut: list[Tile] | None = field(init=False, default=None)
     paired: list[ColumnPairs | None] = field(init=False)
     sums: list[Tensor] = field(init=False)
     weights: list[Tensor] = field(init=False)
@@ -93,7 +95,9 @@ class FusedPass:
         self.kd = [self.ce.clone() for _ in self.teachers]
         self.metrics = [self.ce.new_zeros(len(s.divergence.metric_names)) for s, _ in self.teachers]
         self.statistics = [self.ce.clone() for _ in self.teachers]
-        self.divergences = [s.divergence.for_batch(s.output) for s, _ in self.teachers]
+        if self.cut is None:
+            self.divergences = [s.divergence.for_batch(s.output) for s, _ in self.teachers]
+            self.cut = self._tiles()
         self.paired = [self._pairs_of(number) for number in range(len(self.teachers))]
         self.sums = [self.ce.new_zeros(3) for _ in self.teachers]
         self.settings = {}
@@ -109,7 +113,7 @@ class FusedPass:
                 self._weight_gradient(dtype) if by_weight else None,
                 [None if e is None else torch.zeros_like(e, dtype=dtype) for e in entries],
             )
-        for tile in self._tiles():
+        for tile in self.cut:
             self._tile(tile, gradients)
         self._finish()
         if gradients is not None and head.sums_hidden:

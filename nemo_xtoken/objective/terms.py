@@ -12,7 +12,7 @@ from nemo_xtoken.losses.chunks import ScoredRows
 from nemo_xtoken.objective.fused_pass import FusedPass
 from nemo_xtoken.objective.tiles import TeacherRows
 
-__all__ = ["cross_tokenizer_loss"]
+__all__ = ["cross_tokenizer_loss", "pass_over"]
 
 
 def cross_tokenizer_loss(
@@ -46,12 +46,25 @@ def cross_tokenizer_loss(
     Raises:
         InputError: numbers of weights and teachers differ, or chunks that no batch can have.
     """
+    work = pass_over(student, labels, teachers, ce_weight, kd_weights, tile_rows, kernels)
+    objective = work.run()
+    return LossTerms(objective, work.cross_entropy(), work.distillation())
+
+
+def pass_over(
+    student: ModelOutput,
+    labels: Tensor,
+    teachers: Sequence[TeacherSignal] = (),
+    ce_weight: float = 1.0,
+    kd_weights: Sequence[float | Tensor] | None = None,
+    tile_rows: int = 256,
+    kernels: TileKernels = TORCH,
+) -> FusedPass:
+    """The pass that `cross_tokenizer_loss` runs, not run yet; arguments and errors are those of it."""
     weights = [1.0] * len(teachers) if kd_weights is None else list(kd_weights)
     if len(weights) != len(teachers):
         raise InputError(f"{len(weights)} weights for {len(teachers)} teachers", "one each", "correct kd_weights")
     empty = labels.new_zeros(0)
     rows = ScoredRows.build(labels.reshape(-1), empty, empty, only_chunks=False)
     signals = [(teacher, TeacherRows.of(labels, teacher)) for teacher in teachers]
-    work = FusedPass(student, rows, signals, float(ce_weight), weights, tile_rows, kernels)
-    objective = work.run()
-    return LossTerms(objective, work.cross_entropy(), work.distillation())
+    return FusedPass(student, rows, signals, float(ce_weight), weights, tile_rows, kernels)

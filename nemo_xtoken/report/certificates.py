@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 __all__ = ["Curve", "certificates_figure", "draw_certificates"]
 
 STYLES = ("-", "--", ":", "-.")
+#: Inches: of a panel with the space behind it, and around the panels; on the right are the legends.
+COLUMN, ROW, LEFT, RIGHT, TOP, BOTTOM = 2.8, 1.5, 0.75, 3.2, 0.8, 0.5
+#: Between panels, of their sizes.
+GAPS = {"wspace": 0.08, "hspace": 0.12}
 
 Curve = tuple[str, Sequence[int], Sequence[float]]  # a loss's settings, steps, probability
 
@@ -37,9 +41,12 @@ def certificates_figure(title: str, panels: Mapping[str, Mapping[str, Sequence[C
     from matplotlib.figure import Figure
 
     kinds = list(next(iter(panels.values())))
-    figure = Figure(figsize=(3.1 * len(kinds) + 2.6, 1.9 * len(panels) + 0.9), layout="constrained")
+    width, height = LEFT + COLUMN * len(kinds) + RIGHT, TOP + ROW * len(panels) + BOTTOM
+    figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
-    grid = figure.subplots(len(panels), len(kinds), sharex=True, sharey=True, squeeze=False)
+    # in place beforehand: a layout that is found by drawing takes longer than the picture
+    places = {"left": LEFT / width, "right": 1 - RIGHT / width, "bottom": BOTTOM / height, "top": 1 - TOP / height}
+    grid = figure.subplots(len(panels), len(kinds), sharex=True, sharey=True, squeeze=False, gridspec_kw=places | GAPS)
     for (loss, by_kind), row in zip(panels.items(), grid, strict=True):
         handles: dict[str, Artist] = {}
         for curves, axes in zip(by_kind.values(), row, strict=True):
@@ -67,5 +74,6 @@ def certificates_figure(title: str, panels: Mapping[str, Mapping[str, Sequence[C
         f"{title}: probability of the right tokens, of the chunk of each kind that falls most",
         fontsize=11,
         parse_math=False,
+        y=1 - 0.25 / height,
     )
     return figure

@@ -18,33 +18,33 @@ __all__ = ["VERB"]
 #: A text for people to look at has far fewer; a step takes a millisecond; no larger rate is stable for any loss.
 MOST_CHUNKS, MOST_STEPS, LARGEST_RATE = 10_000, 1_000_000, 1000
 
+#: Between two lines of progress.
+SECONDS = 5.0
 #: Of the table, with their widths: 80 columns in all.
 COLUMNS = {"chunks": 18, "value": 7, "least": 7, "gradient": 8, "right token": 12, "says then": 8, "verdict": 12}
 VERDICT_STYLES = {"certified": "bold green", "kept": "green", "falling": "yellow", "lost": "bold red"}
 
 
 def _run(arguments: Mapping[str, Any]) -> int:
-    from rich.console import Console
-
     from nemo_xtoken.certify.certificate import certify
     from nemo_xtoken.certify.certify_config import DEFAULT_TEXT, CertifyConfig
     from nemo_xtoken.certify.variants import variants_for
+    from nemo_xtoken.progress import Pace, Phase, say
     from nemo_xtoken.vocab.loading import load_vocabulary
 
     folder = Path(arguments["out"]) if arguments["out"] else None
     config = CertifyConfig(**{name: arguments[name] for name in ("probability", "chunks", "steps", "rate")})
     text = DEFAULT_TEXT if arguments["text"] is None else read_text(arguments["text"])
+    say("reading the tokenizers")
     student, teacher = load_vocabulary(arguments["student"]), load_vocabulary(arguments["teacher"])
     variants = variants_for(arguments["loss"], student, teacher)
-    with Console(stderr=True).status("what both say") as status:
-        found = certify(
-            student,
-            teacher,
-            text,
-            variants,
-            config,
-            lambda name, number, total: status.update(f"{number + 1} of {total}: {name}"),
-        )
+    pace = Pace(SECONDS)
+    with Phase("measuring", len(variants), "losses") as phase:
+
+        def tell(name: str, number: int, total: int) -> None:
+            phase.at(number, {"now": name}, line=pace.due())
+
+        found = certify(student, teacher, text, variants, config, tell)
     data = json.dumps(found.to_json(), ensure_ascii=False)
     written = _write(found, data, folder) if folder is not None else []
     if arguments["json"]:

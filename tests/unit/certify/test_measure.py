@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 from tokenizer_zoo import TEXT, zoo
 
+from nemo_xtoken.certify import measure as measure_module
 from nemo_xtoken.certify.cases import build_cases
 from nemo_xtoken.certify.certificate import ZERO, Finding
 from nemo_xtoken.certify.certify_config import CertifyConfig
@@ -15,6 +17,7 @@ from nemo_xtoken.certify.variants import EVERY, Variant, variants_for
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.base import ChunkLossConfig
 from nemo_xtoken.losses.options import DivergenceOptions
+from nemo_xtoken.losses.prefix_kl import PrefixKL
 from nemo_xtoken.losses.registry import LOSSES
 from nemo_xtoken.projection.build import RULES, ProjectionRule, build_projection
 
@@ -81,6 +84,27 @@ def test_the_gradient_is_that_of_the_values(problem):
         there = measure(Problem(**{**problem.__dict__, "student": moved}), variant)[0]
         assert float((there - values)[0]) == pytest.approx(sign * 1e-6 * float(gradient[0, column]), rel=1e-3)
         assert there[1:].tolist() == values[1:].tolist()
+
+
+def test_a_pass_that_was_run_before_finds_what_a_new_one_does(problem):
+    z = torch.randn(problem.student.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for variant in variants_for(EVERY, problem.pair.student, problem.pair.teacher):
+        used = measure_module._Loss(problem, variant)
+        used.sum(problem.student)
+        used.each(problem.student)
+        new = measure_module._Loss(problem, variant)
+        assert torch.equal(used.sum(z), new.sum(z))
+        assert torch.equal(used.each(z), new.each(z))
+
+
+def test_a_descent_plans_its_chunks_once(problem, monkeypatch):
+    """The plans depend on the chunks alone, and looking up spellings takes longer than a step."""
+    planned = []
+    plans = PrefixKL.plans
+    monkeypatch.setattr(PrefixKL, "plans", lambda self, parts: planned.append(len(parts)) or plans(self, parts))
+    descend(problem, Variant("prefix_kl"), CertifyConfig(steps=5))
+    alone = len(problem.cases)
+    assert len(planned) == 1 + alone  # of all cases together, and each as if it had a teacher of its own
 
 
 @pytest.mark.parametrize("merge", ["first", "chain_rule"])
