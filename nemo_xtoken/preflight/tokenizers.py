@@ -59,8 +59,10 @@ def projection(plan: Plan, side: ModelSpec, figures: dict[str, Any]) -> Iterator
         return
     config = plan.settings.teachers()[side.where]
     rule = made(PARTS_OF_TEACHER["rule"], config.get("rule") or {}, f"{side.where}.rule")
-    matrix = load_or_build(student, teacher, rule, config.get("projection"))
-    audit = audit_coverage(student, teacher, matrix)
+    given = config.get("projection")
+    matrix = load_or_build(student, teacher, rule, given)
+    # what loss=auto asks for: the same by every rule, whose exact rows are the same
+    audit = audit_coverage(student, teacher, matrix if given is None else None)
     kinds, reached = matrix.coverage, int(matrix.reached.sum())
     found: dict[str, Any] = {**kinds, "reached": reached}
     figures.setdefault("projections", {})[side.label] = found
@@ -73,8 +75,9 @@ def projection(plan: Plan, side: ModelSpec, figures: dict[str, Any]) -> Iterator
     recommended = recommend(audit)
     found["recommended"] = recommended.loss
     loss = str(config.get("loss", DEFAULT_LOSS))
-    yield from _options(config, loss, (student, teacher), plan.student.sizes.context, name)
-    scored = _least_scored(recommended.loss if loss == "auto" else loss, (student, teacher))
+    resolved = recommended.loss if loss == "auto" else loss
+    yield from _options(config, resolved, (student, teacher), plan.student.sizes.context, name)
+    scored = _least_scored(resolved, (student, teacher))
     if scored is not None:
         kind, parts = scored
         found["scored in full"] = {kind: parts.share("full")}
@@ -85,7 +88,7 @@ def projection(plan: Plan, side: ModelSpec, figures: dict[str, Any]) -> Iterator
                 name, f"loss={loss} scores none of {silent:.0%} of the student's tokens of {kind}",
                 "a teacher for most tokens", change,
             )  # fmt: skip
-    chosen = f"auto, which is {recommended.loss}" if loss == "auto" else loss
+    chosen = loss if loss == resolved else f"{loss}, which is {resolved}"
     if loss == "auto" or _fits(loss, audit.finding):
         yield green(name, f"{text}; loss={chosen}")
     else:

@@ -126,6 +126,19 @@ def test_a_run_with_nothing_wrong(look, world):
     assert figures["parameters"]["student"] == body + 2 * 1920 * 64
 
 
+def test_auto_looks_at_a_pair_once(look, monkeypatch):
+    from nemo_xtoken.projection import audit
+
+    found = audit._finding
+    seen = []
+    monkeypatch.setattr(audit, "_finding", lambda *given, **named: seen.append(1) or found(*given, **named))
+    status, report = look("teacher.loss=auto")
+    assert status == 0
+    [said] = [c["found"] for c in report["checks"] if "loss=auto, which is p_kl" in c["found"]]
+    assert "student tokens" in said
+    assert len(seen) == 1
+
+
 def test_a_student_made_of_its_teacher_is_known(world, capsys):
     """By the recipes that swap a tokenizer, and with fewer layers: its layers, its rows, its teacher."""
     llama = {
