@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,15 @@ from nemo_xtoken.files import atomic_path
 from nemo_xtoken.report.curves import draw_curves
 from nemo_xtoken.report.learned_projection import report_learned
 from nemo_xtoken.report.scores import evaluations_table
-from nemo_xtoken.run.records import STOPPED, curve_records, read_evaluations, read_history, teacher_names
+from nemo_xtoken.run.records import (
+    STOPPED,
+    curve_records,
+    read_evaluations,
+    read_history,
+    read_trained_with,
+    settings_changed,
+    teacher_names,
+)
 from nemo_xtoken.weights.checkpoint_names import bridge_checkpoints, finished_checkpoints
 
 __all__ = ["RunSummary", "TeacherSummary", "report_runs", "summarize"]
@@ -54,6 +63,7 @@ class RunSummary:
         checkpoint: the last one.
         teachers: in the order of the run.
         stopped_early: why the run ended before its last step by itself; None: it did not.
+        changes: where it went on with another loss, teacher, W or objective: from which step on, and what differs.
     """
 
     name: str
@@ -67,6 +77,7 @@ class RunSummary:
     checkpoint: str | None
     teachers: tuple[TeacherSummary, ...] = ()
     stopped_early: str | None = None
+    changes: tuple[tuple[int, tuple[str, ...]], ...] = ()
 
 
 def summarize(name: str, folder: Path) -> RunSummary:
@@ -89,7 +100,14 @@ def summarize(name: str, folder: Path) -> RunSummary:
         checkpoint=_last_checkpoint(folder),
         teachers=tuple(_teacher(name, steps, held_out) for name in teacher_names(steps)),
         stopped_early=next((r[STOPPED] for r in records[-1:] if STOPPED in r), None),
+        changes=_changes(folder),
     )
+
+
+def _changes(folder: Path) -> tuple[tuple[int, tuple[str, ...]], ...]:
+    entries = read_trained_with(folder)
+    pairs = [(e["after"] + 1, settings_changed(b["settings"], e["settings"])) for b, e in pairwise(entries)]
+    return tuple((step, tuple(changed)) for step, changed in pairs if changed)
 
 
 def _teacher(name: str, steps: Sequence[Mapping[str, Any]], held_out: Sequence[Mapping[str, Any]]) -> TeacherSummary:
@@ -127,6 +145,9 @@ def report_runs(runs: Mapping[str, Path], out: Path, console: Console | None = N
         temporary.write_text(json.dumps([asdict(s) for s in summaries], indent=2) + "\n")
     report_learned(list(runs.values())[-1], console)
     for s in summaries:
+        for step, changed in s.changes:
+            text = f"changed     {s.name}: from step {step:,} on {', '.join(changed)}"
+            console.print(text, soft_wrap=True, markup=False)
         if s.stopped_early is not None:
             console.print(f"stopped     {s.name}: early, after step {s.steps:,}: {s.stopped_early}", soft_wrap=True)
     if (checkpoint := summaries[-1].checkpoint) is not None:

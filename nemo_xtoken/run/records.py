@@ -19,12 +19,15 @@ __all__ = [
     "RUN_LOG",
     "SAMPLES",
     "STOPPED",
+    "TRAINED_WITH",
     "add_evaluations",
     "append_record",
     "check_run_name",
     "curve_records",
     "read_evaluations",
     "read_history",
+    "read_trained_with",
+    "settings_changed",
     "teacher_names",
 ]
 
@@ -35,6 +38,7 @@ FOLDER = "evaluations"  # what belongs to one checkpoint, below the run's folder
 LEARNED = "learned_projection"  # the files of learned W, before the teacher's name
 STOPPED = "stopped_early"  # in the record of the step after which a run has ended by itself: why
 SAMPLES = "samples.md"  # what the student made of beginnings of held-out texts
+TRAINED_WITH = "trained_with.json"  # a list of {"after": step, "settings": ..}: of the steps behind it, to the next one
 EVALUATION = "evaluation/"  # before the name of a column in records for curves
 
 
@@ -64,6 +68,32 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
             except json.JSONDecodeError:
                 continue
     return records
+
+
+def read_trained_with(folder: Path) -> list[dict[str, Any]]:
+    """What the run in ``folder`` was trained with, and from which step on; nothing where that was not kept.
+
+    Returns:
+        dictionaries of ``after``, a step, and ``settings`` by their names on the command line.
+    """
+    try:
+        found = json.loads((folder / TRAINED_WITH).read_text())
+        return [{"after": int(entry["after"]), "settings": dict(entry["settings"])} for entry in found]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def settings_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What of the settings in two entries differs, as ``name=new (before: old)``, in the order of the new ones.
+
+    A setting that only one of them has is not compared, since another version of this package may have written them; a
+    teacher that only one of them has is told by its path.
+    """
+    names = dict.fromkeys([*now, *before])
+    compared = [name for name in names if (name in now and name in before) or name.endswith(".path")]
+    return [
+        f"{name}={now.get(name)} (before: {before.get(name)})" for name in compared if now.get(name) != before.get(name)
+    ]
 
 
 def teacher_names(records: Iterable[Mapping[str, Any]]) -> list[str]:

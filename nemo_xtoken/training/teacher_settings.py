@@ -109,9 +109,10 @@ class TeacherSettings:
             layout over the run's processes; by default the student's.  In one of its own, its copies divide the
             micro-batches of a step among them.
         fp8: its layers compute in FP8 by Transformer Engine, with scales of the tensors at hand; its weights stay as
-            they are, its output layer and the states that it gives are in the run's precision.  The positions of a
-            micro-batch are to be a multiple of 8 on each tensor-parallel rank.  Elsewhere: its states are to be those
-            of ``xtoken serve .. fp8=true``, or of ``xtoken cache .. fp8=true``.
+            they are (in 8 bits only plain PyTorch has them, see docs/teachers.md), its output layer and the states that
+            it gives are in the run's precision.  The positions of a micro-batch are to be a multiple of 8 on each
+            tensor-parallel rank.  Elsewhere: its states are to be those of ``xtoken serve .. fp8=true``, or of ``xtoken
+            cache .. fp8=true``.
         source: where its hidden states come from: ``colocated`` (in the student's processes and layout), ``own_layout``
             (in the same processes, in process groups of its own), ``cached`` (on disk: the folder ``cache.folder``),
             ``remote`` (in other processes, which ``xtoken serve`` starts), ``remote+cached`` (the same, kept on disk:
@@ -166,6 +167,14 @@ class TeacherSettings:
 
     def model(self, where: str = "teacher") -> tuple[str, ...]:
         """What tells its model from others.
+
+        Raises:
+            InputError: no checkpoint.
+        """
+        raise NotImplementedError
+
+    def weight_files(self, where: str = "teacher") -> Iterable[Path]:
+        """The files of its weights.
 
         Raises:
             InputError: no checkpoint.
@@ -338,7 +347,6 @@ def teacher_host(
     dtype: torch.dtype,
     load: Callable[[], Any],
     output_rows: Callable[[], OutputRows],
-    files: Callable[[], Iterable[Path]],
 ) -> TeacherHost:
     """What a run gives to the source of a teacher.
 
@@ -348,7 +356,6 @@ def teacher_host(
         dtype: of the student's parameters in computation.
         load: makes this rank's part of the model from that configuration, in the process groups that are in force.
         output_rows: the output layer in its checkpoint.
-        files: of its weights.
 
     Raises:
         InputError: see `inputs.prepare_config`.
@@ -370,7 +377,7 @@ def teacher_host(
 
     def fingerprint() -> Fingerprint:
         return Fingerprint(
-            weights_digest(files()),
+            weights_digest(teacher.config.weight_files(teacher.where)),
             architecture_digest(architecture | (IN_FP8 if teacher.config.fp8 else {})),
             teacher.tokenizer.vocabulary.digest,
             int(config.hidden_size),

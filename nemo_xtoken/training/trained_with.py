@@ -7,7 +7,7 @@ be left aside without a word.  That of data and tokenizers each adapter checks b
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,15 @@ from typing import Any
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.files import atomic_path, file_digest
 from nemo_xtoken.objective.scale import ObjectiveConfig
-from nemo_xtoken.teachers.fingerprint import weights_digest
+from nemo_xtoken.run.records import TRAINED_WITH, read_trained_with, settings_changed
+from nemo_xtoken.teachers.fingerprint import weights_sample
 from nemo_xtoken.training.teacher_settings import NamedTeacher
 from nemo_xtoken.weights.folder import ModelFolder
 
-__all__ = ["FILE", "Origin", "check_origin", "go_on_with", "settings_changed", "trained_with"]
+__all__ = ["Origin", "check_origin", "go_on_with", "trained_with"]
 
 logger = logging.getLogger(__name__)
 
-#: A list of ``{"after": step, "settings": ..}``: from the step behind it on, until the next entry's.
-FILE = "trained_with.json"
 #: What decides what a student learns from a teacher; not where or in which layout the teacher runs.
 OF_OBJECTIVE = ("scale", "teacher_weights")
 OF_TEACHER = ("weight", "fp8", "learned")
@@ -58,12 +57,13 @@ class Origin:
 
     @property
     def digest(self) -> str:
-        """Of the contents of the files, which are read once (about a second for a gigabyte), and of the layers.
+        """Of the contents of the files, see `weights_sample`, and of the layers.
 
         Raises:
-            InputError: there is no file, or one cannot be read.
+            InputError: there is no file.
+            OSError: one cannot be read.
         """
-        return weights_digest(self.files()) + (f" layers {self.layers}" if self.layers else "")
+        return weights_sample(self.files())[:12] + (f" layers {self.layers}" if self.layers else "")
 
 
 def check_origin(folder: Path, origin: Origin | None) -> None:
@@ -72,7 +72,7 @@ def check_origin(folder: Path, origin: Origin | None) -> None:
     Raises:
         InputError: it began from another one.
     """
-    before = next((e["settings"][ORIGIN] for e in _read(folder / FILE) if ORIGIN in e["settings"]), None)
+    before = next((e["settings"][ORIGIN] for e in read_trained_with(folder) if ORIGIN in e["settings"]), None)
     if origin is None or before is None or before == origin.digest:
         return
     raise InputError(
@@ -87,39 +87,28 @@ def trained_with(
 ) -> dict[str, Any]:
     """The settings that make up what a student learns, as plain data by their names on the command line.
 
-    A loss is the one that ``auto`` stands for.  A file of W goes by its content too.
+    A loss is the one that ``auto`` stands for.  A file of W and a teacher's checkpoint go by their content too.
 
     Args:
         origin: of the student; None: random weights.
 
     Raises:
-        InputError: see `Origin.digest`.
-        OSError: a file of W cannot be read.
+        InputError: a student or a teacher has no checkpoint.
+        OSError: a file of W, of the student or of a teacher cannot be read.
     """
     found: dict[str, Any] = {} if origin is None else {ORIGIN: origin.digest}
     found |= {f"objective.{name}": getattr(objective, name) for name in OF_OBJECTIVE}
     for teacher in teachers:
         config = teacher.config
-        own = {"path": _place(config.path), "loss": teacher.loss, "projection": _file(config.projection)}
+        content = f"content {weights_sample(config.weight_files(teacher.where))[:12]}"
+        own = {"path": _place(config.path), "checkpoint": content, "loss": teacher.loss}
+        own["projection"] = _file(config.projection)
         own |= {name: getattr(config, name) for name in OF_TEACHER}
         for part in PARTS_OF_TEACHER:
             own |= {f"{part}.{name}": value for name, value in vars(getattr(config, part)).items()}
         found |= {f"{teacher.where}.{name}": value for name, value in own.items()}
     plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
     return plain
-
-
-def settings_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs, as ``name=new (before: old)``, in the order of the new settings.
-
-    A setting that only one of them has is not compared, since another version of this package may have written them; a
-    teacher that only one of them has is told by its path.
-    """
-    names = dict.fromkeys([*now, *before])
-    compared = [name for name in names if (name in now and name in before) or name.endswith(".path")]
-    return [
-        f"{name}={now.get(name)} (before: {before.get(name)})" for name in compared if now.get(name) != before.get(name)
-    ]
 
 
 def go_on_with(folder: Path, step: int, now: Mapping[str, Any]) -> None:
@@ -136,7 +125,7 @@ def go_on_with(folder: Path, step: int, now: Mapping[str, Any]) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    there = _read(folder / FILE)
+    there = read_trained_with(folder)
     # As with the history: what came after the checkpoint has left nothing.
     entries = [entry for entry in there if entry["after"] < step]
     if entries and (changed := settings_changed(entries[-1]["settings"], now)):
@@ -144,18 +133,8 @@ def go_on_with(folder: Path, step: int, now: Mapping[str, Any]) -> None:
     if not entries or entries[-1]["settings"] != now:
         entries.append({"after": step, "settings": dict(now)})
     if entries != there:
-        with atomic_path(folder / FILE) as temporary:
+        with atomic_path(folder / TRAINED_WITH) as temporary:
             temporary.write_text(json.dumps(entries, indent=1) + "\n")
-
-
-def _read(path: Path) -> Sequence[dict[str, Any]]:
-    """The entries of a file; none where there is no such file, or another one."""
-    if not path.is_file():
-        return []
-    try:
-        return [{"after": int(e["after"]), "settings": dict(e["settings"])} for e in json.loads(path.read_text())]
-    except (ValueError, KeyError, TypeError):
-        return []
 
 
 def _place(path: str | None) -> str | None:

@@ -1,6 +1,8 @@
 """The arguments of a run under Megatron-Bridge; named as NeMo 2 names them wherever they mean the same."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Optional
 
 from nemo_xtoken.data.config import DataConfig
@@ -71,6 +73,12 @@ class TeacherConfig(TeacherSettings):
         from nemo_xtoken.plugin.bridge.checkpoints import Checkpoint
 
         return (Checkpoint.at(self.path, f"{where}.path").source,)
+
+    def weight_files(self, where: str = "teacher") -> Iterable[Path]:
+        """The files of its weights."""
+        from nemo_xtoken.plugin.bridge.checkpoints import Checkpoint
+
+        return Checkpoint.at(self.path, f"{where}.path").files()
 
 
 @dataclass

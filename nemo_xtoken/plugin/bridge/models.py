@@ -85,5 +85,4 @@ def host_teacher(teacher: NamedTeacher, student: Any) -> TeacherHost:
         torch.bfloat16 if student.bf16 else torch.float32,
         load,
         lambda: checkpoint.output_rows(tied),
-        checkpoint.files,
     )

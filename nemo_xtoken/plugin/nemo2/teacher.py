@@ -1,7 +1,7 @@
 """The teachers of a run as NeMo 2 has them: checkpoints of its own, and the frozen models made of them."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +80,10 @@ class TeacherConfig(TeacherSettings):
         """What tells its model from others."""
         return str(self.checkpoint(where).resolve()), repr(self.config)
 
+    def weight_files(self, where: str = "teacher") -> Iterable[Path]:
+        """The files of its weights."""
+        return (file for file in (self.checkpoint(where) / "weights").rglob("*") if file.is_file())
+
     @staticmethod
     def _fix(where: str) -> str:
         return f"set {where}.tokenizer=FOLDER and {where}.config=CONFIG, or import the checkpoint again"
@@ -112,7 +116,6 @@ def host_teacher(teacher: NamedTeacher, student_config: llm.GPTConfig, trainer: 
         torch_dtype_from_mcore_config(student_config),
         load,
         lambda: MegatronRows(weights, tied),
-        lambda: (file for file in weights.rglob("*") if file.is_file()),
     )
 
 

@@ -97,7 +97,6 @@ def whole_pairs():
             torch.float32,
             partial(teacher.configure_model, tokenizer),
             list,
-            list,
         )
         models.append(host.load())
         made.append([type(model.config).__name__ for model in models])

@@ -139,9 +139,10 @@ def test_a_teacher_in_fp8(monkeypatch, tmp_path):
     def hosted(fp8, **more):
         teacher, student = configs()
         teacher.fp8 = "hybrid"
-        named = NamedTeacher("teacher", TeacherSettings(fp8=fp8, **more), tokenizer, "p_kl")
-        files = [tmp_path / "weights"]
-        host = teacher_host(named, teacher, student, torch.bfloat16, list, list, lambda: files)
+        settings = TeacherSettings(fp8=fp8, **more)
+        settings.weight_files = lambda where: [tmp_path / "weights"]
+        named = NamedTeacher("teacher", settings, tokenizer, "p_kl")
+        host = teacher_host(named, teacher, student, torch.bfloat16, list, list)
         return teacher, student, host.fingerprint()
 
     with pytest.raises(InputError, match=r"teacher\.fp8=True"):

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from nemo_xtoken.report.curves import draw_curves
 from nemo_xtoken.report.summary import report_runs, summarize
-from nemo_xtoken.run.records import append_record, read_history
+from nemo_xtoken.run.records import TRAINED_WITH, append_record, read_history
 
 
 @pytest.fixture
@@ -52,6 +52,21 @@ def test_table_and_files(runs, tmp_path):
         assert part in text
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert [run["end_ce"] for run in json.loads((tmp_path / "report.json").read_text())] == [4.0, 3.5]
+
+
+def test_what_a_run_went_on_with_is_shown(runs, tmp_path):
+    first = {"teacher.loss": "p_kl", "teacher.checkpoint": "content 1"}
+    second, third = first | {"teacher.loss": "gold"}, {"teacher.loss": "gold", "teacher.checkpoint": "content 2"}
+    entries = [{"after": after, "settings": s} for after, s in ((0, first), (2, second), (1999, third))]
+    (runs["taught"] / TRAINED_WITH).write_text(json.dumps(entries))
+    shown = io.StringIO()
+    report_runs(runs, tmp_path, Console(file=shown, width=120))
+    assert [line for line in shown.getvalue().splitlines() if line.startswith("changed")] == [
+        "changed     taught: from step 3 on teacher.loss=gold (before: p_kl)",
+        "changed     taught: from step 2,000 on teacher.checkpoint=content 2 (before: content 1)",
+    ]
+    told = [run["changes"] for run in json.loads((tmp_path / "report.json").read_text())]
+    assert told == [[], [[3, ["teacher.loss=gold (before: p_kl)"]], [2000, told[1][1][1]]]]
 
 
 def test_a_run_without_a_step_or_held_out_text(tmp_path):

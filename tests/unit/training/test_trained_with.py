@@ -1,18 +1,28 @@
 """What a run trains with, in its folder: what is compared, and what is said when it goes on with something else."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.base import ChunkLossConfig
 from nemo_xtoken.objective.scale import ObjectiveConfig
+from nemo_xtoken.run.records import TRAINED_WITH as FILE
+from nemo_xtoken.run.records import settings_changed
 from nemo_xtoken.training.teacher_settings import NamedTeacher, TeacherSettings
-from nemo_xtoken.training.trained_with import FILE, Origin, check_origin, go_on_with, settings_changed, trained_with
+from nemo_xtoken.training.trained_with import Origin, check_origin, go_on_with, trained_with
+
+
+class _Settings(TeacherSettings):
+    files = (__file__,)
+
+    def weight_files(self, where="teacher"):
+        return map(Path, self.files)
 
 
 def of(name="teacher", loss="p_kl", scale="dynamic", **settings):
-    teacher = NamedTeacher(name, TeacherSettings(**{"path": "hub/teacher", **settings}), None, loss)
+    teacher = NamedTeacher(name, _Settings(**{"path": "hub/teacher", **settings}), None, loss)
     return trained_with(ObjectiveConfig(scale=scale), [teacher])
 
 
@@ -68,6 +78,20 @@ def test_a_file_of_w_that_was_made_again_is_another(tmp_path):
     assert changed.startswith(f"teacher.projection={file} (SHA-256 ")
 
 
+def test_a_checkpoint_that_was_written_over_is_another(tmp_path, monkeypatch):
+    file = tmp_path / "weights.distcp"
+    monkeypatch.setattr(_Settings, "files", (file,))
+    weights = bytearray(3 * 2**20)
+    file.write_bytes(weights)
+    before = of()
+    file.write_bytes(weights)  # the same again, at another time
+    assert of() == before
+    weights[:] = b"1" * len(weights)
+    file.write_bytes(weights)
+    [changed] = settings_changed(before, of())
+    assert changed.startswith("teacher.checkpoint=content ")
+
+
 def test_a_change_is_said_once_and_from_which_step_on(goes_on, tmp_path):
     assert goes_on(0, of()) == []
     assert goes_on(4, of()) == []
@@ -98,14 +122,13 @@ def test_a_folder_without_that_record_goes_on_silently(goes_on, tmp_path, conten
 
 def test_what_another_version_did_not_know_is_not_compared(goes_on, tmp_path):
     older = of()
-    del older["teacher.options.beta"]
+    del older["teacher.options.beta"], older["teacher.checkpoint"]
     goes_on(0, older | {"teacher.options.gone": 1})
     assert goes_on(4, of()) == []
 
 
-def test_a_folder_belongs_to_the_student_that_it_began_from(tmp_path, monkeypatch):
+def test_a_folder_belongs_to_the_student_that_it_began_from(tmp_path):
     """Its weights, wherever they lie, and its layers; of a folder that does not say nothing is known."""
-    monkeypatch.setenv("NEMO_XTOKEN_CACHE", str(tmp_path / "cache"))
     run = tmp_path / "run"
     run.mkdir()
 
