@@ -46,7 +46,8 @@ class Problem:
     def reduced(cls, cases: Sequence[Case], pair: Pair) -> "Problem":
         """Over the tokens that have mass at some position of some case, and those they are bound to."""
         has_mass = [{token for case in cases for p in case.agreement.at_right(side) for token in p} for side in (0, 1)]
-        return cls.over(cases, reduce_pair(pair, *has_mass, [case.agreement.right for case in cases]))
+        chunks = [case.agreement.right for case in cases]
+        return cls.over(cases, reduce_pair(pair, has_mass[0], has_mass[1], chunks))
 
     @classmethod
     def over(cls, cases: Sequence[Case], pair: Pair) -> "Problem":
