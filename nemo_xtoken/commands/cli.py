@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TextIO
@@ -31,6 +32,8 @@ def main(arguments: Sequence[str] | None = None, program: str = "xtoken") -> int
         arguments: without the program's name; ``sys.argv[1:]`` by default.
         program: how the command was called, for help and messages.
     """
+    # PyTorch's, of a module that it imports by itself.  (Under `nemo`, nemo_run imports it before it looks for us.)
+    warnings.filterwarnings("ignore", "The pynvml package is deprecated", FutureWarning)
     try:
         status = _main(list(sys.argv[1:] if arguments is None else arguments), program)
         sys.stdout.flush()

@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+import warnings
 
 import pytest
 from tokenizer_zoo import write_folder
@@ -272,3 +273,12 @@ def test_a_closed_pipe_is_no_error(pair, words, unbuffered):
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait(60) == 0
+
+
+def test_what_pytorch_says_of_its_own_import_is_left_out(capsys):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert main(["--version"]) == 0
+        warnings.warn("The pynvml package is deprecated. Please install", FutureWarning, stacklevel=1)
+        warnings.warn("another", FutureWarning, stacklevel=1)
+    assert [str(one.message) for one in caught] == ["another"]
