@@ -15,6 +15,7 @@ command, resumable by itself:
     .. ce_only=true                        also train it on text alone, and compare
     .. teacher.path=nemo/larger            learn from another NeMo checkpoint (`xtoken import`), not from the original
     .. teacher.loss=p_kl objective.scale=3
+    .. lora.rank=16                        train adapters, and of the weights those of the vocabulary alone, whole
     .. trainer.plugins.precision=32        bf16-mixed on a GPU and 32 on a CPU is the default
     .. trainer.devices=8 data.global_batch_size=256 optim.config.lr=1e-4
 

@@ -30,6 +30,7 @@ def describe_run(name: str, settings: Settings, log: Path | None, chosen: str = 
         "student": _student(settings, run),
         "teacher": "; ".join(_teacher(settings, side) for side in run.teachers) if run is not None else "",
         "training": _training(settings, run),
+        "trained": _trained(settings, run),
         "layout": _layout(settings, run),
         "chosen": chosen,
         "log": str(log or ""),
@@ -76,6 +77,20 @@ def _training(settings: Settings, run: RunSpec | None) -> str:
         return f"{steps:,} steps" if steps else ""
     lengths = dict.fromkeys(f"{side.length:,}" for side in run.sides)
     return f"{steps:,} steps of {run.global_batch:,} samples of {' and '.join(lengths)} tokens"
+
+
+def _trained(settings: Settings, run: RunSpec | None) -> str:
+    """What of the student is, where it is not all of it."""
+    lora = None if run is None else run.lora
+    if lora is None or not lora.on:
+        return ""
+    parts = [f"LoRA adapters of rank {lora.rank} ({', '.join(lora.layers)})"]
+    if lora.embeddings:
+        new = ", whose rows for new tokens are guesses before" if settings.swaps else ""
+        parts.append(f"embeddings and output layer, whole{new}")
+    elif settings.swaps:
+        parts.append("not the embeddings: the rows of new tokens stay guesses (lora.embeddings=false)")
+    return "; ".join(parts)
 
 
 def _layout(settings: Settings, run: RunSpec | None) -> str:

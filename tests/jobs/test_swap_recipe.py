@@ -90,6 +90,50 @@ def test_a_compressed_student_has_the_layers_that_stay(swapped, compressed):
     assert any(record.get("kd", 0) > 0 for record in history)
 
 
+@pytest.fixture(scope="module")
+def adapted(swapped):
+    """(status, output, commands) of a swap with LoRA adapters, and of one that is to write them alone."""
+    folder, _, _ = swapped
+    words = [f"model={folder / 'model'}", f"tokenizer={folder / 'tokenizer'}", "trainer.max_steps=2", *SMALL]
+    words += [f'data.text.paths=["{folder / "text.jsonl"}"]', "log.name=adapted", "lora.rank=4", "measure_bytes=0"]
+    [results] = launch(swap, folder, words, [*words, "lora.export=adapter"], folder=folder / "logs")
+    return results
+
+
+def test_a_swap_with_lora_trains_the_rows_of_the_vocabulary_too(swapped, adapted):
+    """To a model like any other: adapters merged, the vocabulary's rows trained in full, and nothing else."""
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    folder, _, _ = swapped
+    status, output, started = adapted[0]
+    assert status == 0, output[-6000:]
+    assert started == ["export"]  # original and transplanted model are there already
+    assert "LoRA adapters of rank 4" in output
+    assert "embeddings and output layer, whole, whose rows for new tokens are guesses before" in output
+    student = folder / "runs" / "adapted" / "student"
+    [start] = [
+        path
+        for path in (folder / "cache" / "swap").glob("*/transplanted")
+        if json.loads((path / "config.json").read_text())["num_hidden_layers"] == 3
+    ]
+    before, after = (load_file(path / "model.safetensors") for path in (start, student))
+    assert before.keys() == after.keys()
+    for name, was in before.items():
+        changed = (after[name] != was).float()
+        if name.endswith("embed_tokens.weight"):
+            assert changed.amax(dim=1).all()  # every row: the output layer is tied
+        else:
+            assert bool(changed.any()) == name.endswith("_proj.weight"), name
+    assert AutoModelForCausalLM.from_pretrained(student).config.vocab_size == len(before["model.embed_tokens.weight"])
+
+
+def test_adapters_alone_are_refused_in_a_swap(adapted):
+    status, output, started = adapted[1]
+    assert (status, started) == (2, [])
+    assert "lora.export=adapter in a swap of tokenizers" in output
+
+
 @pytest.mark.parametrize("recipe", ["swap", "compress"])
 def test_the_yaml_beside_it_is_the_recipe(swapped, compressed, recipe):
     folder, _, _ = swapped

@@ -48,3 +48,14 @@ def test_a_swap_names_the_model_and_the_tokenizer():
     assert lines("xtoken_swap", "model=a", "tokenizer=b")["student"] == "a with the tokenizer of b"
     kept = lines("xtoken_compress", "model=a", "tokenizer=b", "layers=0,3")["student"]
     assert kept == "layers 0,3 of a with the tokenizer of b"
+
+
+def test_lora_says_what_is_trained():
+    assert "trained" not in lines("xtoken_swap")
+    adapters = "LoRA adapters of rank 8 (linear_qkv, linear_proj)"
+    words = ["lora.rank=8", "lora.targets=linear_qkv,linear_proj"]
+    of_swap = lines("xtoken_swap", *words)["trained"]
+    assert of_swap == f"{adapters}; embeddings and output layer, whole, whose rows for new tokens are guesses before"
+    kept = lines("xtoken_swap", *words, "lora.embeddings=false")["trained"]
+    assert kept.startswith(f"{adapters}; not the embeddings")
+    assert lines("xtoken_qwen3_llama1b", *words)["trained"] == adapters
