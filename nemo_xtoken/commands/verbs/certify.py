@@ -29,17 +29,17 @@ def _run(arguments: Mapping[str, Any]) -> int:
     from nemo_xtoken.certify.certificate import certify
     from nemo_xtoken.certify.certify_config import DEFAULT_TEXT, CertifyConfig
     from nemo_xtoken.certify.variants import variants_for
-    from nemo_xtoken.progress import Pace, Phase, say
+    from nemo_xtoken.progress import Pace, Phase
     from nemo_xtoken.vocab.loading import load_vocabulary
 
     folder = Path(arguments["out"]) if arguments["out"] else None
     config = CertifyConfig(**{name: arguments[name] for name in ("probability", "chunks", "steps", "rate")})
     text = DEFAULT_TEXT if arguments["text"] is None else read_text(arguments["text"])
-    say("reading the tokenizers")
-    student, teacher = load_vocabulary(arguments["student"]), load_vocabulary(arguments["teacher"])
+    with Phase("reading the tokenizers"):
+        student, teacher = load_vocabulary(arguments["student"]), load_vocabulary(arguments["teacher"])
     variants = variants_for(arguments["loss"], student, teacher)
     pace = Pace(SECONDS)
-    with Phase("measuring", len(variants), "losses") as phase:
+    with Phase("measuring", len(variants), "losses" if len(variants) > 1 else "loss") as phase:
 
         def tell(name: str, number: int, total: int) -> None:
             phase.at(number, {"now": name}, line=pace.due())
