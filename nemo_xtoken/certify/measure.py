@@ -60,12 +60,14 @@ def descend(problem: Problem, variant: Variant, config: CertifyConfig) -> Descen
     gradient = np.zeros(len(problem.cases))
     still = False
     for step in range(looks[-1] + 1):
+        if not still:
+            total, each = loss.at(z)
         if step in looks:
-            values.append(values[-1] if still else loss.each(z.detach()))
+            values.append(each)
             probability.append(probability[-1] if still else problem.probability(z.detach()))
         if still or step == looks[-1]:
             continue
-        (g,) = torch.autograd.grad(loss.sum(z), z)
+        (g,) = torch.autograd.grad(total, z)
         norms = problem.by_case(g.square().sum(1)).sqrt()
         if step == 0:
             gradient = norms.numpy()
@@ -84,8 +86,9 @@ def measure(problem: Problem, variant: Variant) -> tuple[Tensor, Tensor]:
     """``(values [K], gradient [T, V] by the student's logits)`` where both agree."""
     loss = _Loss(problem, variant)
     z = problem.student.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(loss.sum(z), z)
-    return loss.each(problem.student), gradient
+    total, each = loss.at(z)
+    (gradient,) = torch.autograd.grad(total, z)
+    return each, gradient
 
 
 class _Loss:
@@ -107,18 +110,16 @@ class _Loss:
             for chunk in problem.chunks.split(1)
         ]
         together = replace(whole, chunks=torch.cat([part.chunks for part in parts]))
+        taken = torch.tensor([len(part.chunks) for part in parts])
         #: Which cases the divergence takes: bool ``[K]``.
-        self.scored = np.array([len(part.chunks) > 0 for part in parts])
-        start, labels = ModelOutput(problem.student, self.head), problem.student_labels
-        self._sum, self._each = (pass_over(start, labels, taken, ce_weight=0.0) for taken in ([together], parts))
+        self.scored = taken.numpy() > 0
+        self._case = torch.arange(len(parts)).repeat_interleave(taken)
+        start = ModelOutput(problem.student, self.head)
+        self._pass = pass_over(start, problem.student_labels, [together], ce_weight=0.0)
 
-    def sum(self, student: Tensor) -> Tensor:
-        """Over all cases; differentiable with respect to the logits."""
-        self._sum.student = ModelOutput(student, self.head)
-        return self._sum.run()
-
-    def each(self, student: Tensor) -> Tensor:
-        """``[K]``: each case as if it had a teacher of its own."""
-        self._each.student = ModelOutput(student, self.head)
-        self._each.run()
-        return torch.stack([kd.total for kd in self._each.distillation()])
+    def at(self, student: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum over all cases, differentiable with respect to the logits, and ``[K]``, that of each case."""
+        self._pass.student = ModelOutput(student, self.head)
+        total, zeros = self._pass.run(), student.new_zeros(len(self.scored))
+        terms = torch.cat([zeros[:0], *self._pass.terms[0]])
+        return total, zeros.index_add_(0, self._case, terms).detach()

@@ -71,7 +71,8 @@ def reduce_pair(
     student, teacher, matrices = pair.student, pair.teacher, pair.matrices
     pairs = [VocabularyPair(student, teacher, matrix, pair.classes) for matrix in matrices.values()]
     sets = [common for loss in LOSSES.values() for one in pairs for common in loss.common_sets(one)]
-    partners = np.unique(np.concatenate([np.stack([common.student, common.teacher], 1) for common in sets]), axis=0)
+    numbered = np.unique(np.concatenate([common.student * teacher.size + common.teacher for common in sets]))
+    partners = np.stack(np.divmod(numbered, teacher.size), axis=1)
     reached = {name: matrix.reached for name, matrix in matrices.items()}
     keep = np.zeros(student.size, dtype=bool), np.zeros(teacher.size, dtype=bool)
     keep[0][list(student_ids)] = True

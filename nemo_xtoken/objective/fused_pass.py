@@ -43,6 +43,10 @@ class FusedPass:
         ce_weight, kd_weights: coefficients of the sums in the objective; numbers or scalars on the device.
         tile_rows: student rows in a tile.
         kernels: what goes over the tiles.
+
+    Attributes:
+        terms: for each teacher those of its chunks, ``[k]`` of each tile in turn, of the last run; without their
+            gradients, and none of one that is compared by its logits.
     """
 
     student: ModelOutput
@@ -54,6 +58,7 @@ class FusedPass:
     kernels: TileKernels
     ce: Tensor = field(init=False)
     kd: list[Tensor] = field(init=False)
+    terms: list[list[Tensor]] = field(init=False)
     metrics: list[Tensor] = field(init=False)
     statistics: list[Tensor] = field(init=False)
     divergences: list[ChunkDivergence] = field(init=False)
@@ -93,6 +98,7 @@ class FusedPass:
         dtype = accumulation_dtype(hidden.dtype)
         self.ce = hidden.new_zeros((), dtype=dtype)
         self.kd = [self.ce.clone() for _ in self.teachers]
+        self.terms = [[] for _ in self.teachers]
         self.metrics = [self.ce.new_zeros(len(s.divergence.metric_names)) for s, _ in self.teachers]
         self.statistics = [self.ce.clone() for _ in self.teachers]
         if self.cut is None:
@@ -262,6 +268,7 @@ class FusedPass:
             terms, values = terms + later.values, torch.cat([values, later.metrics])
             if wanted:
                 side.add(later)
+        self.terms[number].append(tau**2 * terms)
         self.kd[number] += tau**2 * terms.sum()
         self.metrics[number] += values[1:].sum(1)
         group = self.student.head.shard.group

@@ -90,11 +90,19 @@ def test_a_pass_that_was_run_before_finds_what_a_new_one_does(problem):
     z = torch.randn(problem.student.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     for variant in variants_for(EVERY, problem.pair.student, problem.pair.teacher):
         used = measure_module._Loss(problem, variant)
-        used.sum(problem.student)
-        used.each(problem.student)
-        new = measure_module._Loss(problem, variant)
-        assert torch.equal(used.sum(z), new.sum(z))
-        assert torch.equal(used.each(z), new.each(z))
+        used.at(problem.student)
+        for one, other in zip(used.at(z), measure_module._Loss(problem, variant).at(z), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_each_case_is_measured_as_if_it_were_alone(problem):
+    for variant in variants_for(EVERY, problem.pair.student, problem.pair.teacher):
+        together, gradient = measure(problem, variant)
+        rows = gradient.split(problem.chunks[:, 2].tolist())
+        for case, value, its_rows in zip(problem.cases, together, rows, strict=True):
+            [alone], its_gradient = measure(Problem.over([case], problem.pair), variant)
+            torch.testing.assert_close(value, alone, rtol=1e-12, atol=1e-14)
+            torch.testing.assert_close(its_rows, its_gradient, rtol=1e-9, atol=1e-12)
 
 
 def test_a_descent_plans_its_chunks_once(problem, monkeypatch):
@@ -103,8 +111,7 @@ def test_a_descent_plans_its_chunks_once(problem, monkeypatch):
     plans = PrefixKL.plans
     monkeypatch.setattr(PrefixKL, "plans", lambda self, parts: planned.append(len(parts)) or plans(self, parts))
     descend(problem, Variant("prefix_kl"), CertifyConfig(steps=5))
-    alone = len(problem.cases)
-    assert len(planned) == 1 + alone  # of all cases together, and each as if it had a teacher of its own
+    assert len(planned) == 1
 
 
 @pytest.mark.parametrize("merge", ["first", "chain_rule"])
