@@ -38,8 +38,13 @@ def teachers_of(kind):
     return [FAMILIES[(FAMILIES.index(kind) + step) % len(FAMILIES)] for step in STEPS]
 
 
-def pairs(folder, *lines):
-    return distil(folder, *(["--recipe", "xtoken", *words] for words in lines))
+#: Where no job has given a number of processes.
+ON_A_LOGIN_NODE = {"WORLD_SIZE": None, "LOCAL_WORLD_SIZE": None}
+
+
+def pairs(folder, shown, *lines):
+    recipe = ["--recipe", "xtoken"]
+    return distil(folder, [ON_A_LOGIN_NODE, *recipe, *shown], *([*recipe, *words] for words in lines))
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,10 @@ def _serve(pipe):
 
 
 def distil(folder, *lines):
-    """``nemo llm distill WORDS`` for each line: (status, output, the commands that it started)."""
+    """``nemo llm distill WORDS`` for each line: (status, output, the commands that it started).
+
+    A first word that is a dictionary changes the environment for its line; None takes a variable away.
+    """
     torch.set_num_threads(1)
     remember_spellings()
     os.chdir(folder)
@@ -66,7 +69,8 @@ def distil(folder, *lines):
     swapping.run_command = command
     results = []
     for words in lines:
-        done = CliRunner().invoke(app, ["llm", "distill", *words])
+        environment, words = (words[0], words[1:]) if isinstance(words[0], dict) else ({}, words)
+        done = CliRunner().invoke(app, ["llm", "distill", *words], env=environment)
         results.append((done.exit_code, done.output, list(started)))
         started.clear()
     return results
