@@ -29,8 +29,9 @@ STEPS = (0, 1, 2, 4)
 #: Of gemma3's and mistral's tokenizers, which no other family here has, the second direction.
 ONE = ("mistral", "gemma3")
 SMALL = [
-    "data.text.student_length=32", "data.text.teacher_length=64", "data.text.held_out=3", "data.text.workers=0",
+    "data.text.student_length=32", "data.text.teacher_length=64", "data.text.held_out=1", "data.text.workers=0",
     "data.loader_workers=0", "data.global_batch_size=2", "optim.lr_scheduler.warmup_steps=0", "trainer.max_steps=1",
+    "trainer.limit_val_batches=1", "samples.new_tokens=2",
 ]  # fmt: skip
 
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 SMALL = [
     "data.text.student_length=32", "data.text.teacher_length=64", "data.text.held_out=3", "data.text.workers=0",
     "data.micro_batch_size=2", "data.global_batch_size=4", "optim.config.lr=1e-2", "optim.lr_scheduler.warmup_steps=1",
-    "log.ckpt.every_n_train_steps=2", "trainer.val_check_interval=2",
+    "log.ckpt.every_n_train_steps=2", "trainer.val_check_interval=2", "samples.new_tokens=2",
 ]  # fmt: skip
 
 
