@@ -3,12 +3,14 @@
 pytest-xdist starts its processes anew: each imports NeMo and transformers, collects every file, and reads the large
 tokenizers that tests share.  Here that is done once, and the processes share its memory.  What a test reports goes
 through a pipe to the first process, which shows it as if the test had run there.
+
+Files that share what takes long to make run in one process, one after the other: they name the first of them as their
+module's ``KEPT_WITH``.
 """
 
 import contextlib
 import gc
 import io
-import itertools
 import os
 import signal
 import sys
@@ -54,8 +56,11 @@ class ForkedWorkers:
             return None
         if (terminal := self._config.pluginmanager.getplugin("terminalreporter")) is not None:
             terminal.showfspath = False  # files alternate
-        numbers = range(len(session.items))
-        self._files = deque(list(part) for _, part in itertools.groupby(numbers, lambda n: session.items[n].path))
+        files: dict[Any, list[int]] = {}
+        for number, item in enumerate(session.items):
+            path = item.path
+            files.setdefault(path.with_name(getattr(item.module, "KEPT_WITH", path.name)), []).append(number)
+        self._files = deque(files.values())
         self._config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
         gc.collect()
         gc.freeze()  # nobody looks through it again, and it stays shared

@@ -53,10 +53,21 @@ def test_skipped():
 """,
     **{f"test_{name}.py": "def test_one(owner): pass\ndef test_two(capfd): print(1)\n" for name in "bcd"},
 }
+#: Says which process it runs in; ``{before}``: after another one.
+SAYING = """
+import os, time
+from pathlib import Path
+
+def test_one():
+    until = time.monotonic() + 30
+    while "{before}" and not Path("{before}").exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    Path(Path(__file__).stem).write_text(str(os.getpid()))
+"""
 
 
-def run(folder, *words):
-    for name, content in FILES.items():
+def run(folder, *words, files=FILES):
+    for name, content in files.items():
         (folder / name).write_text(content)
     (folder / "pytest.ini").write_text(f"[pytest]\npythonpath = {Path(__file__).parents[1] / 'support'}\n")
     words = [sys.executable, "-m", "pytest", "-ra", "-p", "no:hydra_pytest", "-p", "no:cacheprovider", *words]
@@ -90,3 +101,13 @@ def test_at_the_first_failure_it_stops(tmp_path):
     assert status == 1
     assert "stopping after 1 failures" in out
     assert "FAILED test_a.py::test_ends_its_process" not in out
+
+
+def test_files_that_share_something_run_in_one_process(tmp_path):
+    files = {"conftest.py": FILES["conftest.py"], "test_e.py": SAYING.format(before="test_g")}
+    files["test_f.py"] = SAYING.format(before="") + 'KEPT_WITH = "test_e.py"'
+    files["test_g.py"] = SAYING.format(before="")
+    status, out = run(tmp_path, files=files)
+    assert status == 0, out
+    first, kept, other = ((tmp_path / f"test_{name}").read_text() for name in "efg")
+    assert first == kept != other  # the other process was free before, and took the file behind

@@ -19,6 +19,7 @@ from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 from nemo_xtoken.projection.prefixes import PrefixClasses
 from nemo_xtoken.vocab.neighbours import Neighbours
 
+KEPT_WITH = "test_agreeing_texts.py"  # in one process, which has its pairs
 #: Context, and what is said after it.  At the end of a chunk of the first text the others go on as one side cannot.
 AFTER = {
     "a digit": ("In", [" 2 x", " 2.", " 201 BC", " 23"]),

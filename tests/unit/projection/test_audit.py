@@ -1,5 +1,6 @@
 """The coverage audit: counts per class, Table 8 of the paper, and the finding that follows."""
 
+import functools
 import itertools
 import json
 
@@ -10,6 +11,11 @@ from tokenizer_zoo import NAMES, zoo
 from nemo_xtoken.projection.audit import ClassCoverage, audit_coverage
 from nemo_xtoken.projection.build import build_projection
 from nemo_xtoken.projection.token_classes import CLASSES
+
+
+@functools.cache
+def audited(student, teacher):
+    return audit_coverage(real(student), real(teacher))
 
 
 def by_name(audit):
@@ -24,7 +30,7 @@ def by_name(audit):
     ],
 )
 def test_table_8_of_the_paper(teacher, exact, finding):
-    audit = audit_coverage(real("llama3"), real(teacher))
+    audit = audited("llama3", teacher)
     classes = by_name(audit)
     totals = {"digits_1": 13, "digits_2": 100, "digits_3": 1000, "punctuation": 88}
     assert {name: classes[name].total for name in totals} == totals
@@ -33,14 +39,14 @@ def test_table_8_of_the_paper(teacher, exact, finding):
 
 
 def test_llama3_has_109566_tokens_of_qwen3_by_bytes():
-    classes = by_name(audit_coverage(real("llama3"), real("qwen3")))
+    classes = by_name(audited("llama3", "qwen3"))
     assert sum(c.exact for c in classes.values()) - classes["special"].exact == 109_566
 
 
 @pytest.mark.parametrize(("student", "teacher"), [("mistral_v1", "llama3"), ("llama3", "mistral_v1")])
 def test_single_bytes_do_not_decide_between_real_families(student, teacher):
     """A SentencePiece teacher lacks the byte pair ' \\xD7' of the paper's 88, which is no text."""
-    classes = by_name(audit_coverage(real(student), real(teacher)))
+    classes = by_name(audited(student, teacher))
     assert not classes["punctuation"].outside
     assert classes["digits_3"].outside == (student == "llama3")
 
