@@ -9,7 +9,7 @@ from fake_slurm import end, install, sbatch, signal_steps
 
 from nemo_xtoken.commands.cli import main
 
-STEPS = 24
+STEPS = 12
 
 
 def _steps(history):

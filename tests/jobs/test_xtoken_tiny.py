@@ -15,7 +15,7 @@ from forked_commands import run_command
 
 ROOT = Path(__file__).parents[2]
 SHORT = [
-    "trainer.max_steps=3", "teacher_steps=3", "trainer.val_check_interval=3",
+    "trainer.max_steps=3", "teacher_steps=3", "trainer.val_check_interval=3", "trainer.limit_val_batches=1",
     "data.global_batch_size=2", "data.micro_batch_size=2",
 ]  # fmt: skip
 
