@@ -1,12 +1,17 @@
-"""What a process and its forks have worked out once of two tokenizers is not worked out again for another run."""
+"""What a process and its forks have read of a tokenizer, or worked out of two, is not done again for another run."""
 
+import copy
 import functools
 from typing import Any
 
+import pytest
+
 from nemo_xtoken.projection import prefixes
+from nemo_xtoken.vocab import loading
+from nemo_xtoken.vocab.declared import Declared
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
-__all__ = ["remember_spellings"]
+__all__ = ["remember_spellings", "remember_vocabularies"]
 
 
 def remember_spellings() -> None:
@@ -25,3 +30,19 @@ def remember_spellings() -> None:
 
     remembered.found = found  # type: ignore[attr-defined]
     prefixes._spelled = remembered
+
+
+def remember_vocabularies(patch: pytest.MonkeyPatch) -> None:
+    """From now on a ``tokenizer.json`` is read once, wherever copies of it lie: one of 128,000 tokens takes seconds."""
+    read = loading.read_tokenizers_json
+    found: dict[tuple[str, str], Vocabulary] = {}
+
+    def remembered(text: str, declared: Declared, name: str) -> Vocabulary:
+        key = text, repr(declared)
+        if key not in found:
+            found[key] = read(text, declared, name)
+        vocabulary = copy.copy(found[key])
+        vocabulary.__dict__["name"] = name
+        return vocabulary
+
+    patch.setattr(loading, "read_tokenizers_json", remembered)

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from launcher import launch
 from real_tokenizers import ASSETS, real
+from remembered import remember_vocabularies
 from tokenizer_zoo import TEXT
 from toy_models import logits, write_model
 
@@ -53,7 +54,7 @@ TOYS = {
 SMALL = [
     "model.config.num_layers=2", "model.config.hidden_size=48", "model.config.ffn_hidden_size=80",
     "model.config.num_attention_heads=4", "model.config.num_query_groups=2", "model.config.seq_length=64",
-    "data.text.student_length=64", "data.text.held_out=3", "data.text.workers=0",
+    "data.text.student_length=64", "data.text.held_out=1", "data.text.workers=0", "samples.new_tokens=2",
     "data.micro_batch_size=2", "data.global_batch_size=4", "data.loader_workers=0",
     "optim.config.lr=1e-2", "optim.lr_scheduler.warmup_steps=1",
     "log.ckpt.every_n_train_steps=2", "log.ckpt.save_top_k=0", "log.log_dir=runs",
@@ -319,8 +320,9 @@ def test_what_is_missing_or_does_not_fit_is_one_message(world, tmp_path):
     assert not made
 
 
-def test_with_real_tokenizers(world):
+def test_with_real_tokenizers(world, monkeypatch):
     """128,256 and 151,669 tokens, W of both, the output layers as wide as they really are."""
+    remember_vocabularies(monkeypatch)
     for toy, name, spare in (("llama1b", "llama3", 0), ("qwen3", "qwen3", 267)):
         real(name)
         kind, settings = TOYS[toy]
