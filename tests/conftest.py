@@ -63,6 +63,10 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    if config.getoption("durations"):
+        from cpu_times import CpuTimes
+
+        config.pluginmanager.register(CpuTimes(config.getoption("durations")))
     if config.getoption("workers") > 1:
         from forked_workers import ForkedWorkers
 
