@@ -47,7 +47,8 @@ class Segment(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Records by document and place, sorted; of several that begin at one place the longest first.
+    """Records by document and place, sorted; of several that begin at one place the longest first, after these those
+    in files that are gone.
 
     Attributes:
         keys: ``[R]`` of ``S24``: digest, and the place in 8 bytes, the highest first.
@@ -73,10 +74,15 @@ class Table(NamedTuple):
         return cls(keys, shard.counts.astype(np.int32), np.full(len(rows), number, np.int32), rows)
 
     @classmethod
-    def joined(cls, tables: Iterable["Table"]) -> "Table":
-        """All of them, sorted."""
+    def joined(cls, tables: Iterable["Table"], absent: Iterable[int] = ()) -> "Table":
+        """All of them, sorted.
+
+        Args:
+            absent: numbers of the files that are gone.
+        """
         table = cls(*(np.concatenate(column) for column in zip(*tables, strict=True)))
-        order = np.lexsort((-table.counts, table.keys))
+        gone = np.isin(table.shards, [*absent])
+        order = np.lexsort((-table.counts, gone, table.keys))
         return cls(*(column[order] for column in table))
 
 
@@ -132,7 +138,8 @@ class StateStore:
         there = {str(path.relative_to(self.folder)) for path in state_files(self.folder)}
         names, table, tables = list(self.names), self.table, []
         indexed, forgotten = self._indexed, not there.issuperset(names[self._indexed :])
-        if index != self._index or forgotten:  # files that no index names, or names any more, and that are gone
+        anew = index != self._index or forgotten
+        if anew:  # files that no index names, or names any more, and that are gone
             names, table = _read_index(self.folder)
             indexed = len(names)
             left = sorted(there & set(self.names) - set(names))
@@ -143,10 +150,12 @@ class StateStore:
             names.append(name)
         if names[: len(self.names)] != self.names:  # other numbers
             self._open = OrderedDict()
-        self.absent = {number for number, name in enumerate(names) if name not in there}
+        absent = {number for number, name in enumerate(names) if name not in there}
+        other = absent != self.absent or (anew and absent) or any(len(one.keys) for one in tables)
+        self.absent = absent
         self._open = OrderedDict((number, shard) for number, shard in self._open.items() if number not in self.absent)
         self.names, self._index, self._indexed = names, index, indexed
-        self.table = Table.joined([table, *tables]) if any(len(one.keys) for one in tables) else table
+        self.table = Table.joined([table, *tables], absent) if other else table
         if self.fingerprint is None and len(self.absent) < len(names):
             self.fingerprint = self.shard(next(n for n in range(len(names)) if n not in self.absent)).fingerprint
 
@@ -265,13 +274,13 @@ class StateStore:
             np.ascontiguousarray(self.table.keys[low:high]).view(np.uint8).reshape(-1, _KEY_BYTES)[:, DIGEST_BYTES:]
         )
         begins = np.ascontiguousarray(starts).view(">i8").reshape(-1).astype(np.int64)
-        ends = begins + self.table.counts[low:high]
+        ends, gone = begins + self.table.counts[low:high], np.isin(self.table.shards[low:high], [*self.absent])
         at, end = start, start + count
         while at < end:
             covering = np.flatnonzero((begins <= at) & (ends > at))
             if not len(covering):
                 raise Missing
-            best = covering[np.lexsort((-ends[covering], begins[covering]))[0]]
+            best = covering[np.lexsort((-ends[covering], begins[covering], gone[covering]))[0]]
             upto = min(int(ends[best]), end)
             row = low + int(best)
             yield Segment(int(self.table.shards[row]), int(self.table.rows[row]), at - int(begins[best]), upto - at)

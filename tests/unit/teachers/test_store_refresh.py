@@ -74,6 +74,10 @@ def test_a_reader_sees_what_a_new_one_sees(tmp_path, seed):
             added(tmp_path, int(numbers.integers(len(pieces))), numbers.integers(3))
         store.refresh()
         new = StateStore(tmp_path, OF)
+        there = {int(path.parent.name.split("-")[2]) for path in tmp_path.glob("part-*/states-*")}
+        assert [new.holds(digest, start, len(ids)) for digest, start, ids, _ in pieces] == [
+            n in there for n in range(6)
+        ]
         assert {store.names[n] for n in store.absent} == {new.names[n] for n in new.absent}
         for digest, start, ids, states in pieces:
             if new.holds(digest, start, len(ids)):
@@ -81,3 +85,27 @@ def test_a_reader_sees_what_a_new_one_sees(tmp_path, seed):
                 assert read(store, digest, start, ids).equal(states)
             else:
                 assert not store.holds(digest, start, len(ids))
+
+
+@pytest.mark.parametrize("context", ["piece", "document"])
+@pytest.mark.parametrize("length", [10, 30])
+def test_a_record_of_a_file_that_is_gone_hides_no_other(tmp_path, context, length):
+    """Of the same piece or a longer one; the index, which names the file still, is not written again."""
+    digest, start, ids, states = piece(1, 0, 10)
+    write(tmp_path, [piece(1, 0, length), piece(2, 0, 10)], part="run-0-old")
+    old = StateStore(tmp_path, OF)
+    [gone] = tmp_path.glob("part-*/states-*")
+    kept = gone.read_bytes()
+    gone.unlink()
+    old.refresh()
+    assert not old.holds(digest, start, len(ids))
+    added(tmp_path, 1)
+    old.refresh()
+    for store in (old, StateStore(tmp_path, OF)):
+        assert store.holds(digest, start, len(ids))
+        assert read(store, digest, start, ids, context).equal(states)
+        assert not store.lacking(np.array([digest], "S16"), np.array([0]), np.array([10]), context)[0]
+    gone.write_bytes(kept)  # it comes back: the longer one is found again
+    old.refresh()
+    longer = piece(1, 0, length)
+    assert read(old, digest, start, longer[2], context).equal(longer[3])
