@@ -1,5 +1,8 @@
 """A teacher on disk: its states were computed before, by ``xtoken cache`` or by a run that kept them."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from nemo_xtoken.parallel.context_parallel import ContextLayout
 from nemo_xtoken.parallel.head import OutputHead
 from nemo_xtoken.parallel.ownership import Ownership
 from nemo_xtoken.teachers.contract import TeacherHost
+from nemo_xtoken.teachers.store.read_ahead import ReadAhead
 from nemo_xtoken.teachers.store.sampled_rows import SAMPLES, SampledHead
 from nemo_xtoken.teachers.store.side_pieces import Piece, pieces_of
 from nemo_xtoken.teachers.store.state_store import Missing, StateStore
@@ -48,6 +52,8 @@ def cache_folder(settings: Any, where: str) -> Path:
 class CachedTeacher(TeacherWithoutModel):
     """Reads states from a folder; each process by itself, through memory maps.
 
+    Those of the steps that are announced are read on a thread while the student computes: ``service.ahead`` of them.
+
     Args:
         host: of the run.
         store: the states.
@@ -56,6 +62,8 @@ class CachedTeacher(TeacherWithoutModel):
     def __init__(self, host: TeacherHost, store: StateStore) -> None:
         super().__init__(host)
         self.store, self.context = store, host.settings.cache.context
+        self.ahead = int(host.settings.service.ahead)
+        self._reader = ReadAhead(pinned=torch.cuda.is_available())
         self.sampled = store.format is not None and store.format.sampled
         if self.sampled:
             self.width, self.dtype = SAMPLES + 2, torch.float32
@@ -141,27 +149,49 @@ class CachedTeacher(TeacherWithoutModel):
         folder = cache_folder(host.settings, host.label)
         return cls(host, StateStore(folder, host.fingerprint(), cache.open_files, cache.check))
 
-    def whole(self, side: TeacherSide, layout: ContextLayout) -> Tensor:
-        """See `TeacherWithoutModel.whole`; the positions that this rank's context-parallel part holds are read."""
+    def announce(self, sides: Sequence[TeacherSide]) -> None:
+        """See `Teacher.announce`: begins to read their states."""
+        for side in sides if self.last_stage else ():
+            self._reader.want(side.tokens, self._reading(side, self.host.form.context_layout(side)))
+
+    def held(self, side: TeacherSide, layout: ContextLayout) -> Tensor:
+        """See `TeacherWithoutModel.held`.  A side that was announced is known by its tensor of tokens."""
+        if not self._reader.wants(side.tokens):
+            self._reader.want(side.tokens, self._reading(side, layout), at_once=True)
+        found = self._reader.get(side.tokens)
+        self._reader.forget(side.tokens)
+        return found.to(side.tokens.device, non_blocking=True)
+
+    def close(self) -> None:
+        """See `Teacher.close`."""
+        self._reader.close()
+
+    def _reading(self, side: TeacherSide, layout: ContextLayout) -> Callable[[], Tensor]:
+        """What reads the states of a micro-batch, on a thread that needs nothing of the device."""
+        here = replace(layout, positions=layout.positions.cpu(), bounds=None)
+        return partial(self._read, side.map(lambda tensor: tensor.cpu()), here)
+
+    def _read(self, side: TeacherSide, layout: ContextLayout) -> Tensor:
+        """``[n, H]`` on the CPU: the positions that this rank's context-parallel part holds are read."""
         wanted = torch.zeros(side.tokens.numel() + 1, dtype=torch.bool)
-        wanted[layout.local.cpu()] = True  # padding is -1, the last, which is no position
+        wanted[layout.local] = True  # padding is -1, the last, which is no position
         whole = torch.zeros(side.tokens.numel(), self.width, dtype=self.dtype)
         for piece in pieces_of(side):
             mine = torch.nonzero(wanted[piece.rows]).squeeze(1)
             if mine.numel():
                 first, end = int(mine[0]), int(mine[-1]) + 1
-                whole[piece.first + first : piece.first + end] = self._read(piece, first, end)
+                whole[piece.first + first : piece.first + end] = self._read_piece(piece, first, end)
         if bool((bad := ~torch.isfinite(whole).all(dim=1)).any()):
             raise self.not_finite(side.samples[int(torch.nonzero(bad)[0]) // side.tokens.shape[1]])
         if self.sampled:
             self._check_labels(side, layout, whole)
-        return whole.to(side.tokens.device)
+        return self.held_of(whole, layout)
 
     def _check_labels(self, side: TeacherSide, layout: ContextLayout, rows: Tensor) -> None:
         """The tokens whose probabilities are exact must be those that the losses ask for."""
-        labels = side.labels.reshape(-1).cpu()
+        labels = side.labels.reshape(-1)
         wanted = torch.zeros(len(labels) + 1, dtype=torch.bool)
-        wanted[layout.local.cpu()] = True
+        wanted[layout.local] = True
         wrong = wanted[:-1] & (labels != IGNORED) & (rows[:, -2].long() != labels)
         if bool(wrong.any()):
             sample = int(torch.nonzero(wrong)[0]) // side.tokens.shape[1]
@@ -172,7 +202,7 @@ class CachedTeacher(TeacherWithoutModel):
                 "make them again with `xtoken cache`, with this data",
             )
 
-    def _read(self, piece: Piece, first: int, end: int) -> Tensor:
+    def _read_piece(self, piece: Piece, first: int, end: int) -> Tensor:
         """``[end - first, H]`` on the CPU: the states of the positions ``first`` to ``end`` of a piece."""
         try:
             segments = self.store.segments(piece.digest, piece.start, piece.count, self.context)

@@ -50,16 +50,20 @@ class TeacherWithoutModel(Teacher):
 
     def _states(self, side: TeacherSide) -> States:
         layout = self.host.form.context_layout(side)
-        whole = self.whole(side, layout)
-        return States(layout.take(whole) if layout.positions.shape[0] > 1 else whole, layout)
+        return States(self.held(side, layout), layout)
 
     @abc.abstractmethod
-    def whole(self, side: TeacherSide, layout: ContextLayout) -> Tensor:
-        """``[b*T, H]`` on the device: the states of a micro-batch, at least of the positions that this rank holds.
+    def held(self, side: TeacherSide, layout: ContextLayout) -> Tensor:
+        """``[n, H]`` on the device: the states of a micro-batch, of the positions that this rank holds.
 
         Raises:
             InputError: they are not to be had.
         """
+
+    @staticmethod
+    def held_of(whole: Tensor, layout: ContextLayout) -> Tensor:
+        """The same of ``[b*T, H]``, of all positions."""
+        return layout.take(whole) if layout.positions.shape[0] > 1 else whole
 
     def not_finite(self, sample: Tensor) -> InputError:
         """What is said of a sample whose states are not numbers.

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from nemo_xtoken.teachers.cached import cache_folder
 from nemo_xtoken.teachers.contract import TeacherHost
 from nemo_xtoken.teachers.fingerprint import Fingerprint
 from nemo_xtoken.teachers.service.remote import RemoteTeacher, Sample
-from nemo_xtoken.teachers.store.side_pieces import Piece
+from nemo_xtoken.teachers.store.read_ahead import ReadAhead
 from nemo_xtoken.teachers.store.state_formats import StateFormat, format_for
 from nemo_xtoken.teachers.store.state_store import PART, StateStore
 from nemo_xtoken.teachers.store.state_writer import PartTaken, StateWriter
@@ -45,6 +46,7 @@ class KeepingTeacher(RemoteTeacher):
         self._writer: StateWriter | None = None
         self._written: set[tuple[bytes, int, int]] = set()  # what the store does not know yet
         self._looked = time.monotonic()
+        self._reader = ReadAhead(pinned=torch.cuda.is_available())
         if self._asks:
             folder, of = cache_folder(host.settings, host.label), host.fingerprint()
             self._store = StateStore(folder, of, host.settings.cache.open_files, host.settings.cache.check)
@@ -76,15 +78,18 @@ class KeepingTeacher(RemoteTeacher):
             )
 
     def want(self, sample: Sample) -> None:
-        """See `RemoteTeacher.want`."""
-        if not self._has(sample):
+        """See `RemoteTeacher.want`.  What the folder has is read meanwhile."""
+        if self._has(sample):
+            self._reader.want(sample.row.key, partial(self._read, sample))
+        else:
             super().want(sample)
 
     def found(self, sample: Sample) -> Tensor:
         """See `RemoteTeacher.found`.  A step asks twice: what has come is not written at once to be read again."""
         assert self.pool is not None
         if not self.pool.has(sample.row.key) and self._has(sample):
-            return torch.cat([self._read(piece) for piece in sample.pieces])
+            self._reader.want(sample.row.key, partial(self._read, sample))
+            return self._reader.get(sample.row.key)
         states = super().found(sample)
         self._keep(sample, states)
         return states
@@ -112,13 +117,23 @@ class KeepingTeacher(RemoteTeacher):
         self._looked = now
         if self._writer is not None:
             self._attempt(self._writer.flush)
-        self._store.refresh()
+        with self._reader.lock:
+            self._store.refresh()
         self._written = set()
 
-    def _read(self, piece: Piece) -> Tensor:
+    def forget(self, key: str) -> None:
+        """See `RemoteTeacher.forget`."""
+        super().forget(key)
+        self._reader.forget(key)
+
+    def _read(self, sample: Sample) -> Tensor:
+        """On the reader's thread."""
         assert self._store is not None
-        (segment,) = self._store.segments(piece.digest, piece.start, piece.count)
-        return self._store.read(segment, piece.ids, self.dtype)
+        parts = []
+        for piece in sample.pieces:
+            (segment,) = self._store.segments(piece.digest, piece.start, piece.count)
+            parts.append(self._store.read(segment, piece.ids, self.dtype))
+        return torch.cat(parts)
 
     def _keep(self, sample: Sample, states: Tensor) -> None:
         at, lacking = 0, self._lacking(sample)
@@ -144,6 +159,7 @@ class KeepingTeacher(RemoteTeacher):
     def close(self) -> None:
         """See `Teacher.close`: writes what is held, and the index."""
         super().close()
+        self._reader.close()
         if self._writer is not None:
             self._attempt(self._writer.finish)
         if self._writer is not None:

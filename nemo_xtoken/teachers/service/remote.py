@@ -143,15 +143,19 @@ class RemoteTeacher(TeacherWithoutModel):
 
     def done_with(self, sample: "Sample") -> None:
         """Its states are with the model; they are forgotten where nothing that is announced takes them again."""
-        assert self.pool is not None
         key = sample.row.key
         self._due[key] -= 1
         if self._due[key] <= 0:
             del self._due[key]
-            self.pool.forget(key)
+            self.forget(key)
 
-    def whole(self, side: TeacherSide, layout: ContextLayout) -> Tensor:
-        """See `TeacherWithoutModel.whole`.
+    def forget(self, key: str) -> None:
+        """The states of a row are not needed any more."""
+        assert self.pool is not None
+        self.pool.forget(key)
+
+    def held(self, side: TeacherSide, layout: ContextLayout) -> Tensor:
+        """See `TeacherWithoutModel.held`.
 
         Collectives over the tensor- and context-parallel ranks: a broadcast of the states, and of a word before.
         """
@@ -175,7 +179,7 @@ class RemoteTeacher(TeacherWithoutModel):
                 dist.broadcast(whole, src=first, group=self._group)
         if error is not None:
             raise error
-        return whole
+        return self.held_of(whole, layout)
 
     def _fill(self, side: TeacherSide, whole: Tensor) -> None:
         samples, length = samples_of(side), side.tokens.shape[1]

@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -163,3 +164,32 @@ def test_a_folder_that_cannot_be_written_at_the_start_is_read_all_the_same(stude
     teacher.close()
     assert len(student.replica.rows) == 2
     assert len(StateStore(student.folder, OF)) == 1
+
+
+def test_what_the_folder_has_is_read_once_and_ahead(student, monkeypatch):
+    """A step waits for its states and takes them later: two questions, one reading, on the reader's thread."""
+    first = student()
+    check(first, side(1, 2), side(3))
+    first.close()
+    reads, original = [], StateStore.read
+
+    def read(self, segment, ids, dtype):
+        reads.append(threading.current_thread())
+        return original(self, segment, ids, dtype)
+
+    monkeypatch.setattr(StateStore, "read", read)
+    before = set(threading.enumerate())
+    teacher, steps = student(), [[side(1, 2)], [side(3, 1)]]
+    for step in steps:
+        teacher.announce(step)
+    for step in steps:
+        teacher.wait(step)
+        teacher.wait(step)
+        check(teacher, *step)
+    assert len(reads) == 3  # of the text that comes twice the states are still there
+    assert threading.main_thread() not in reads
+    assert len(student.replica.rows) == 3
+    assert not teacher._reader._wanted
+    assert not teacher._due
+    teacher.close()
+    assert set(threading.enumerate()) == before
