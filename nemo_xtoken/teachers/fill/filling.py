@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,13 +12,15 @@ from torch import Tensor
 
 from nemo_xtoken.data.batch import Batch, TeacherSide, collate
 from nemo_xtoken.data.dataset import DistillationDataset, TeacherPieces
+from nemo_xtoken.errors import InputError
 from nemo_xtoken.parallel.context_parallel import move_rows
+from nemo_xtoken.parallel.vocabulary_shard import group_size
 from nemo_xtoken.teachers.contract import States, Teacher
 from nemo_xtoken.teachers.store.side_pieces import pieces_of
 from nemo_xtoken.teachers.store.state_store import StateStore
 from nemo_xtoken.teachers.store.state_writer import StateWriter
 
-__all__ = ["Readable", "SamplesOfRun", "Work", "fill", "whole_states", "work_of"]
+__all__ = ["Readable", "SamplesOfRun", "Work", "fill", "whole_states", "work_of", "wrong_anywhere"]
 
 
 class Readable(Protocol):
@@ -137,6 +139,10 @@ def fill(
         told: called with the positions that were written.
         made_of: what is written instead of a micro-batch's states ``[b*T, H]``; collective over the tensor-parallel
             group, on the first context-parallel rank of the last pipeline stage.  None: the states.
+
+    Raises:
+        InputError: on all processes, where one of them has no states, or cannot write; one all-reduce of a number for
+            each call of the teacher.
     """
     from megatron.core import parallel_state
 
@@ -147,6 +153,7 @@ def fill(
     store = None if writer is None else StateStore(writer.folder, writer.fingerprint)
     coming: deque[dict[int, TeacherSide]] = deque()  # by the number of the micro-batch
     seen = 0
+    wrong: InputError | None = None
     for number in range(rounds):
         while seen < min(rounds, number + teacher.ahead + 1):
             mine = [i for i in _share(seen, copy, copies, at_once) if teacher.colocated or i < len(batches)]
@@ -156,21 +163,67 @@ def fill(
             teacher.announce(sides)
             seen += 1
         due = coming.popleft()
-        for (i, side), states in zip(due.items(), teacher.states(list(due.values())), strict=True):
+        found: list[States | None] = []
+        try:
+            found = teacher.states(list(due.values()))
+        except InputError as error:
+            wrong = wrong or error
+        _raise_together(wrong)
+        for (i, side), states in zip(due.items(), found, strict=True):
             new = i < len(batches)
             if states is None:
                 continue
             hidden = whole_states(states)
             if made_of is not None and new:
                 hidden = made_of(hidden, side)
-            if writer is None or store is None or not new:
+            if writer is None or store is None or not new or wrong is not None:
                 continue
             for piece in pieces_of(side):
                 key = piece.digest, piece.start, piece.count
                 if key not in written and not store.holds(*key):
                     written.add(key)
-                    writer.add(piece.digest, piece.start, piece.ids, hidden[piece.rows])
+                    try:
+                        writer.add(piece.digest, piece.start, piece.ids, hidden[piece.rows])
+                    except InputError as error:  # the others are told before their next states
+                        wrong = error
+                        break
                     told(piece.count)
+    try:
+        if writer is not None and wrong is None:
+            writer.flush()
+    except InputError as error:
+        wrong = error
+    _raise_together(wrong)
+
+
+def _raise_together(wrong: InputError | None) -> None:
+    """Raises this process's error, or that of others: none goes on into a collective that others never enter.
+
+    Collectives over all processes: those of `wrong_anywhere`.
+    """
+    group = dist.group.WORLD if dist.is_initialized() else None
+    anywhere = wrong_anywhere(None if wrong is None else wrong.found, group)
+    if wrong is not None:
+        raise wrong
+    if anywhere is not None:
+        raise InputError(f"another process has no states: {anywhere}", "states of all", "see its log")
+
+
+def wrong_anywhere(wrong: str | None, group: Any) -> str | None:
+    """What is wrong on any rank of a group, on all of them.
+
+    Collectives over the group: one all-reduce of a number; where something is wrong, a gathering of texts.
+    """
+    ranks = group_size(group)
+    if ranks == 1:
+        return wrong
+    flag = torch.tensor([int(wrong is not None)], device=torch.cuda.current_device())
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=group)
+    if not int(flag):
+        return None
+    texts: list[str | None] = [None] * ranks
+    dist.all_gather_object(texts, wrong, group=group)
+    return "; ".join(dict.fromkeys(text for text in texts if text is not None))
 
 
 def _share(number: int, copy: int, copies: int, at_once: int) -> Iterator[int]:

@@ -9,11 +9,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.parallel.vocabulary_shard import group_size
 from nemo_xtoken.progress import say
 from nemo_xtoken.teachers.colocated import ColocatedTeacher
 from nemo_xtoken.teachers.contract import TeacherHost
-from nemo_xtoken.teachers.fill.filling import whole_states
+from nemo_xtoken.teachers.fill.filling import whole_states, wrong_anywhere
 from nemo_xtoken.teachers.service.asked_rows import Row, inputs_of
 from nemo_xtoken.teachers.service.replica_server import Asked, Limits, ReplicaServer
 from nemo_xtoken.teachers.service.service_folder import ServiceFolder
@@ -112,29 +111,12 @@ def _computed(teacher: ColocatedTeacher, rows: list[Row]) -> list[Tensor] | str 
         wrong = error.found
     if not teacher.last_stage:
         return wrong
-    wrong = _agreed(wrong, teacher.form.context_layout(inputs).group, inputs.tokens.device)
+    wrong = wrong_anywhere(wrong, teacher.form.context_layout(inputs).group)  # each sees its own positions alone
     if wrong is not None or states is None:
         return wrong
     hidden = whole_states(states)
     length = rows[0].length
     return [hidden[n * length : n * length + row.tokens].cpu() for n, row in enumerate(rows)]
-
-
-def _agreed(wrong: str | None, group: Any, device: torch.device) -> str | None:
-    """What is wrong on any rank of the context-parallel group, on all: each sees its own positions alone.
-
-    Collectives over the group: one all-reduce of a number; where something is wrong, a gathering of texts.
-    """
-    ranks = group_size(group)
-    if ranks == 1:
-        return wrong
-    flag = torch.tensor([int(wrong is not None)], device=device)
-    dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=group)
-    if not int(flag):
-        return None
-    texts: list[str | None] = [None] * ranks
-    dist.all_gather_object(texts, wrong, group=group)
-    return "; ".join(dict.fromkeys(text for text in texts if text is not None))
 
 
 def _answer(server: ReplicaServer, asked: list[Asked], states: list[Tensor] | str) -> None:
