@@ -1,7 +1,8 @@
 """Work that is killed at any moment ends, started again, as if it had not been, and leaves nothing behind.
 
 A few kills of each kind here; a campaign with ``NEMO_XTOKEN_KILLS=50 pytest -s tests/jobs/test_killed_anywhere.py``
-(50 of each kind; other moments with ``NEMO_XTOKEN_KILL_SEED=2``).
+(50 of each kind; other moments with ``NEMO_XTOKEN_KILL_SEED=2``).  With ``NEMO_XTOKEN_KILL_JSON=benchmarks/kills.json``
+each kind's counts go to that file, from which ``python benchmarks/kills_page.py`` fills the documents.
 """
 
 import contextlib
@@ -10,10 +11,11 @@ import json
 import os
 
 import pytest
-from kill_campaign import Work, campaign
+from kill_campaign import Work, campaign, written
 
 KILLS = int(os.environ.get("NEMO_XTOKEN_KILLS", "1"))
 SEED = int(os.environ.get("NEMO_XTOKEN_KILL_SEED", "1"))
+RESULTS = os.environ.get("NEMO_XTOKEN_KILL_JSON")
 STEPS = 3
 
 
@@ -148,6 +150,8 @@ KINDS = {
 def test_the_same_command_ends_alike_and_leaves_nothing(kind, world, tmp_path):
     counts = campaign(KINDS[kind](world, tmp_path), KILLS, tmp_path / "campaign", SEED)
     print(f"\n{kind}: {counts}")
+    if RESULTS:
+        written(RESULTS, kind, counts, SEED)
     assert counts.faults == []
     assert counts.kills == KILLS
     assert counts.compared > 0

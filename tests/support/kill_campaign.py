@@ -5,6 +5,7 @@ of a run that nothing disturbed.
 """
 
 import contextlib
+import json
 import os
 import random
 import re
@@ -15,10 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench import machine, write_json
 from launcher import fork_ranks
 
-__all__ = ["Counts", "Work", "campaign"]
+__all__ = ["Counts", "Work", "campaign", "written"]
 
+#: What must not be.
+FAULTS = ("different", "failed", "orphans", "stray")
 #: Seconds in which what a killed process had started must end, and in which a run must.
 GRACE, LIMIT = 10.0, 300.0
 #: Seconds that the other ranks have after one was killed.
@@ -59,13 +63,25 @@ class Counts:
     @property
     def faults(self) -> list[str]:
         """All that must not be."""
-        return [*self.different, *self.failed, *self.orphans, *self.stray]
+        return [fault for name in FAULTS for fault in getattr(self, name)]
+
+    def numbers(self) -> dict[str, int]:
+        """How many there were of each."""
+        seen = {name: getattr(self, name) for name in ("runs", "kills", "compared")}
+        return seen | {name: len(getattr(self, name)) for name in FAULTS}
 
     def __str__(self) -> str:
-        names = ("different", "failed", "orphans", "stray")
         return f"{self.runs} runs, {self.kills} kills, {self.compared} results compared; " + ", ".join(
-            f"{name}: {len(getattr(self, name))}" for name in names
+            f"{name}: {len(getattr(self, name))}" for name in FAULTS
         )
+
+
+def written(path: str, kind: str, counts: Counts, seed: int) -> None:
+    """Puts the counts of one kind of work into a file of results, beside those of others."""
+    file = Path(path)
+    kinds = json.loads(file.read_text("utf-8"))["kinds"] if file.is_file() else {}
+    about = {"machine": machine(), "seed": seed}
+    write_json(file, {"kinds": kinds | {kind: counts.numbers() | about}}, say=False)
 
 
 def campaign(work: Work, kills: int, root: Path, seed: int) -> Counts:
