@@ -1,25 +1,25 @@
 """Tables, figure and the numbers in the documents, from the runs' files; whatever has not been run is said to be so."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nemo_xtoken.files import atomic_path, digest_of
 
+from ..blocks import fill
 from ..learning.statistics import estimate
 from .claims import judged
 from .plan import ARMS, BASELINES, LENGTHS, SETTINGS, TUNING_SEED
 from .study import read_results
 
-__all__ = ["DOCUMENTS", "FIGURE", "blocks", "digest", "filled", "report"]
+__all__ = ["DOCUMENTS", "FIGURE", "WORD", "blocks", "digest", "report"]
 
 ROOT = Path(__file__).parents[2]
-#: Where blocks are filled in: between ``<!-- students: NAME -->`` and ``<!-- end of NAME -->``.
+#: Where blocks of this word are filled in.
+WORD = "students"
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "learning.md")
 FIGURE = ROOT / "docs" / "students.png"
-_BLOCK = re.compile(r"(<!-- students: (\w+) -->\n)(.*?)(<!-- end of \2 -->)", re.DOTALL)
 NAMES = {
     "teacher": "the teacher", "none": "student, untrained", "ce": "cross-entropy alone", "gold": "GOLD", "uld": "ULD",
     "same_ce": "teacher's tokenizer, cross-entropy", "same_kl": "teacher's tokenizer, plain KL (ceiling)",
@@ -31,17 +31,9 @@ def report(results: Path) -> None:
     """Writes the figure, fills the documents, and prints the claims."""
     found = {name: read_results(results, name) for name in LENGTHS if name != "smoke"}
     made = blocks(found)
-    for document in DOCUMENTS:
-        text = filled(document.read_text("utf-8"), made)
-        with atomic_path(document) as temporary:
-            temporary.write_text(text, "utf-8")
+    fill(DOCUMENTS, WORD, made)
     draw(found, FIGURE)
     print(made["claims"])
-
-
-def filled(text: str, made: Mapping[str, str]) -> str:
-    """A document with its blocks as they are now."""
-    return _BLOCK.sub(lambda match: f"{match[1]}{made[match[2]]}{match[4]}", text)
 
 
 def blocks(found: Mapping[str, Results]) -> dict[str, str]:
