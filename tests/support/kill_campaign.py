@@ -19,7 +19,7 @@ from typing import Any
 from bench import machine, write_json
 from launcher import fork_ranks
 
-__all__ = ["Counts", "Work", "campaign", "written"]
+__all__ = ["FAULTS", "Counts", "Work", "campaign", "written"]
 
 #: What must not be.
 FAULTS = ("different", "failed", "orphans", "stray")
@@ -76,7 +76,7 @@ class Counts:
         )
 
 
-def written(path: str, kind: str, counts: Counts, seed: int) -> None:
+def written(path: str | Path, kind: str, counts: Counts, seed: int) -> None:
     """Puts the counts of one kind of work into a file of results, beside those of others."""
     file = Path(path)
     kinds = json.loads(file.read_text("utf-8"))["kinds"] if file.is_file() else {}
