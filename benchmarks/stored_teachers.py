@@ -28,7 +28,7 @@ from nemo_xtoken.teachers.store.state_formats import format_for
 from nemo_xtoken.vocab import load_vocabulary
 from nemo_xtoken.weights.rotary import classic_rotary
 
-__all__ = ["LOSSES", "Models", "gradients", "training"]
+__all__ = ["DRAWS", "LOSSES", "Models", "gradients", "training"]
 
 #: Losses whose forward form is compared, and of those that a plain top-k is shown for.
 LOSSES = ("p_kl", "alm", "prefix_kl", "h_kl", "gold", "uld", "strict_1to1")
@@ -159,7 +159,7 @@ def gradients(models: Models, losses: Sequence[str]) -> Iterator[dict[str, Any]]
     """Of each loss and form: degrees between its gradient and the one by exact states, and their lengths' ratio.
 
     By the student's output layer, which adds all positions of a batch up, and by its hidden states, position by
-    position.
+    position.  Of losses that samples suffice for also by the mean of several draws.
     """
     for name in losses:
         pair = Pair(models.names, models.weights, name)
@@ -171,12 +171,15 @@ def gradients(models: Models, losses: Sequence[str]) -> Iterator[dict[str, Any]]
             return torch.autograd.grad(terms.objective, (hidden, weight))
 
         exact = gradient("fp32")
-        for form in (*FORMS, f"{DRAWS} x sampled"):
+        for form in (*FORMS, f"{DRAWS} x sampled") if linear else FORMS:
             if form in FORMS:
                 hidden, weight = gradient(form)
             else:
-                several = [gradient("sampled", draw) for draw in range(DRAWS)]
-                hidden, weight = (torch.stack(one).mean(0) for one in zip(*several, strict=True))
+                hidden, weight = gradient("sampled")
+                for draw in range(1, DRAWS):  # one at a time: each is as large as an output layer
+                    for total, part in zip((hidden, weight), gradient("sampled", draw), strict=True):
+                        total += part
+                hidden, weight = hidden / DRAWS, weight / DRAWS
             yield {
                 "loss": name,
                 "form": form,

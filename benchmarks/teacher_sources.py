@@ -6,9 +6,10 @@ Used by ``benchmarks/teachers.py``.
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ from nemo_xtoken.teachers.service.asked_rows import Row
 from nemo_xtoken.teachers.service.replica_server import Limits, ReplicaServer
 from nemo_xtoken.teachers.service.service_folder import ServiceFolder
 from nemo_xtoken.teachers.service.service_pool import ServicePool
+from nemo_xtoken.teachers.store.read_ahead import ReadAhead
 from nemo_xtoken.teachers.store.state_formats import format_for
 from nemo_xtoken.teachers.store.state_store import StateStore
 from nemo_xtoken.teachers.store.state_writer import StateWriter
@@ -127,19 +129,24 @@ class _Beside:
 class _OnDisk:
     """Files of states, which have been written before."""
 
-    def __init__(self, store: StateStore, data: Sequence[Sequence[Row]]) -> None:
-        self.store, self.rows = store, {row.key: row for step in data for row in step}
+    def __init__(self, store: StateStore) -> None:
+        self.store, self.reader = store, ReadAhead()
 
     def want(self, row: Row) -> None:
-        """It reads nothing ahead."""
+        """Reads them on a thread, and compares their checksum."""
+        self.reader.want(row.key, partial(self._read, row))
+
+    def _read(self, row: Row) -> Tensor:
+        (segment,) = self.store.segments(bytes.fromhex(row.key)[:16], 0, row.tokens)
+        return self.store.read(segment, row.ids, torch.bfloat16)
 
     def get(self, key: str) -> Tensor:
-        """Reads them, and compares their checksum."""
-        (segment,) = self.store.segments(bytes.fromhex(key)[:16], 0, self.rows[key].tokens)
-        return self.store.read(segment, self.rows[key].ids, torch.bfloat16)
+        """What the thread has read."""
+        return self.reader.get(key)
 
     def forget(self, key: str) -> None:
         """The system keeps the files in memory, or does not."""
+        self.reader.forget(key)
 
 
 def beside(shape: Shape) -> dict[str, Any]:
@@ -156,7 +163,11 @@ def on_disk(shape: Shape, form: str) -> dict[str, Any]:
             for row in (row for step in data for row in step):
                 writer.add(bytes.fromhex(row.key)[:16], 0, row.ids, states)
             writer.finish()
-        return {"teacher": f"cached, {form}", **taught(_OnDisk(StateStore(Path(folder), of), data), shape)}
+        source = _OnDisk(StateStore(Path(folder), of))
+        try:
+            return {"teacher": f"cached, {form}", **taught(source, shape)}
+        finally:
+            source.reader.close()
 
 
 def elsewhere(shape: Shape, replicas: int) -> dict[str, Any]:

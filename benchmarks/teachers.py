@@ -10,7 +10,7 @@
   training  with --training: short trainings of the models of xtoken_tiny by a teacher beside the student and by each
             form on disk; needs NeMo, and some minutes
   models    with --models: for each form in which a teacher can be stored, and for plain top-k lists, the angle between
-            the gradient by it and by exact states, for each loss; and what a short training by it comes to
+            the gradient by it and by exact states, for each loss; and, by --train, what a short training by it comes to
 
 Figures in the documents are those of benchmarks/teachers.json; --page writes them there.
 
@@ -18,15 +18,17 @@ examples:
   python benchmarks/teachers.py --steps 8 --json benchmarks/teachers.json
   python benchmarks/teachers.py --hidden 4096 --replicas 1 2 4 8
   python benchmarks/teachers.py --training runs/forms --json benchmarks/teachers.json
-  python benchmarks/teachers.py --models models/student models/teacher text.txt
+  python benchmarks/teachers.py --only cached --steps 8 --json benchmarks/teachers.json
+  python benchmarks/teachers.py --models models/student models/teacher text.txt --json benchmarks/teachers.json
   python benchmarks/teachers.py --page
 """
 
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +36,14 @@ import numpy as np
 import torch
 from bench import Parser, machine, machine_line, write_json
 from teacher_sources import Shape, beside, elsewhere, fingerprint, on_disk
-from teachers_page import fill_documents, merged
+from teachers_page import fill_documents, merged, with_rows
 
 from nemo_xtoken.teachers.store.state_formats import format_for
 from nemo_xtoken.teachers.store.state_store import StateStore
 from nemo_xtoken.teachers.store.state_writer import StateWriter
 
 PIECE = 512
+COLUMNS = ("teacher", "tokens/s", "waiting", "wire")
 
 
 def core_share(seconds: float = 1.0) -> float:
@@ -75,13 +78,11 @@ def disk(name: str, hidden: int, tokens: int) -> dict[str, Any]:
     return {"format": name, "bytes a token": size / (pieces * PIECE), **rates}
 
 
-def sources(shape: Shape, replicas: Sequence[int]) -> Iterable[dict[str, Any]]:
-    """The same student by each."""
-    yield beside(shape)
-    for count in replicas:
-        yield elsewhere(shape, count)
-    for form in ("bf16", "fp8"):
-        yield on_disk(shape, form)
+def sources(shape: Shape, replicas: Sequence[int]) -> Mapping[str, Callable[[], dict[str, Any]]]:
+    """The same student by each: a call that takes its steps."""
+    remote = {f"remote, {count}": partial(elsewhere, shape, count) for count in replicas}
+    cached = {f"cached, {form}": partial(on_disk, shape, form) for form in ("bf16", "fp8")}
+    return {"colocated": partial(beside, shape), **remote, **cached}
 
 
 def shown(rows: Iterable[dict[str, Any]], columns: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -104,12 +105,14 @@ def shown(rows: Iterable[dict[str, Any]], columns: Sequence[str] = ()) -> list[d
 
 def by_models(names: Sequence[str], losses: Sequence[str], texts: int, characters: int, steps: int) -> dict[str, Any]:
     """What the forms of a stored teacher do; shows it."""
-    from stored_teachers import LOSSES, Models, gradients, training
+    from stored_teachers import DRAWS, LOSSES, Models, gradients, training
 
     models = Models.load(*names, batches=5, texts=texts, characters=characters)
     rows = int((models.batches[0].teacher_labels >= 0).sum()), models.batches[0].chunks.shape[0]
     print(f"{rows[0]:,} positions of the teacher in {rows[1]:,} chunks")
-    results: dict[str, Any] = {"gradients": shown(gradients(models, losses or LOSSES))}
+    student, teacher, _ = (Path(name).name for name in names)
+    shape = {"student": student, "teacher": teacher, "positions": rows[0], "chunks": rows[1], "draws": DRAWS}
+    results: dict[str, Any] = {"shape": shape, "gradients": shown(gradients(models, losses or LOSSES))}
     if steps:
         results["training"] = shown(training(models, steps))
     return results
@@ -121,11 +124,17 @@ def by_sources(shape: Shape, tokens: int, replicas: Sequence[int]) -> dict[str, 
     print(f"a busy process has {results['core']:.0%} of a core\n")
     results["disk"] = shown(disk(name, shape.hidden, tokens) for name in ("bf16", "fp8"))
     if replicas:
-        columns = ("teacher", "tokens/s", "waiting", "wire")
-        results["sources"] = shown(sources(shape, replicas), columns)
+        results["sources"] = shown((take() for take in sources(shape, replicas).values()), COLUMNS)
         fastest = replace(shape, seconds=0.0, rate=float("inf"))
-        [results["service"]] = shown([elsewhere(fastest, 1)], columns)
+        [results["service"]] = shown([elsewhere(fastest, 1)], COLUMNS)
     return results
+
+
+def some_sources(shape: Shape, replicas: Sequence[int], only: Sequence[str]) -> list[dict[str, Any]]:
+    """The sources whose names begin so, each with where it was measured; shows them."""
+    about = {"machine": machine(), "core": core_share()}
+    chosen = [take for name, take in sources(shape, replicas).items() if name.startswith(tuple(only))]
+    return [row | about for row in shown((take() for take in chosen), COLUMNS)]
 
 
 def by_training(folder: Path, steps: int, teacher_steps: int) -> dict[str, Any]:
@@ -148,6 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--step", type=float, default=1.0, help="seconds of a step of the student")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--teacher-rate", type=float, default=5000.0, help="tokens a second of a replica")
+    parser.add_argument("--only", nargs="+", metavar="TEACHER", help="the sources whose names begin so, and their rows")
     parser.add_argument("--training", type=Path, metavar="FOLDER", help="in place of the others: whole trainings there")
     parser.add_argument("--training-steps", type=int, nargs=2, default=(120, 300), metavar=("STUDENT", "TEACHER"))
     parser.add_argument("--page", action="store_true", help="only write the figures of teachers.json to the documents")
@@ -161,14 +171,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.page:
         fill_documents()
         return 0
+    shape = Shape(given.hidden, given.length, given.rows, given.step, given.steps, given.teacher_rate)
     about = machine()
     print(machine_line(), "\n")
     if given.models:
         part = "models", by_models(given.models, given.losses, given.texts, given.characters, given.train)
     elif given.training:
         part = "training", by_training(given.training, *given.training_steps)
+    elif given.only:
+        rows = some_sources(shape, given.replicas, given.only)
+        if given.json:
+            write_json(given.json, with_rows(given.json, asdict(shape), rows))
+        return 0
     else:
-        shape = Shape(given.hidden, given.length, given.rows, given.step, given.steps, given.teacher_rate)
         part = "sources", by_sources(shape, given.tokens, given.replicas)
     if given.json:
         write_json(given.json, merged(given.json, part[0], {"machine": about, **part[1]}))

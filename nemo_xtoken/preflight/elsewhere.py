@@ -41,7 +41,12 @@ def source(plan: Plan, side: ModelSpec, figures: dict[str, Any]) -> Iterator[Fin
     positions = plan.global_batch * side.length
     width, half = model.hidden, run.precision.weights == BF16
     row = width * (BF16 if half else FP32)
+    receivers = max(1, plan.nodes)
+    held = (1 + int((settings.get("service") or {}).get("ahead", 2))) * positions * row / receivers
+    if name == "cached":  # each tensor-parallel rank reads by itself
+        held *= run.sizes.tensor
     found = {"step_tokens": positions, "step_bytes": positions * row, "student_step_seconds": step}
+    found["host_bytes_a_node"] = held
     texts = []
     if name != "cached":
         speed = measured.teacher_speed
@@ -50,10 +55,7 @@ def source(plan: Plan, side: ModelSpec, figures: dict[str, Any]) -> Iterator[Fin
         by = f"roofline of H100s for the {' and the '.join(guessed)}" if guessed else "as measured"
         gpus = math.ceil(seconds / step)
         nodes = math.ceil(gpus / plan.gpus)
-        receivers = max(1, plan.nodes)
         found |= {"teacher_gpus": gpus, "teacher_nodes": nodes, "network_bytes_a_second": positions * row / step}
-        held = (1 + int((settings.get("service") or {}).get("ahead", 2))) * positions * row / receivers
-        found["host_bytes_a_node"] = held
         texts.append(
             f"about {gpus:,} GPUs, {nodes:,} nodes of {plan.gpus}, keep a step of {step:.2g} s from waiting "
             f"({by}); {positions * row / step / GB:.2g} GB/s leave the teacher's nodes and "
@@ -70,6 +72,7 @@ def source(plan: Plan, side: ModelSpec, figures: dict[str, Any]) -> Iterator[Fin
         texts.append(
             f"{size / GB:,.3g} GB of states for {tokens:.3g} tokens on disk, "
             f"{found['read_bytes_a_second'] / GB:.2g} GB/s to read"
+            + (f", by nodes which hold {held / GB:.2g} GB of them" if name == "cached" else "")
         )
         folder = Path(str(cache.get("folder") or ".")).expanduser()
         there = next((path for path in (folder, *folder.absolute().parents) if path.is_dir()), None)

@@ -56,10 +56,12 @@ class CacheConfig:
 class ServiceConfig:
     """A teacher on other nodes, or in other processes: ``teacher.source=remote``, beside ``xtoken serve``.
 
+    ``ahead`` is that of a teacher on disk as well.
+
     Attributes:
         folder: by which students and replicas find each other, on a file system that both see; it holds the keys of the
             service, and nobody but its owner may read it.
-        ahead: steps whose states are asked for before they are needed.
+        ahead: steps whose states are asked for, or read from the files of a cache, before they are needed.
         silent: seconds without an answer, after which a replica counts as dead, and its requests go to others.
         slow: seconds that a batch may take before it goes to another replica as well.
         lost: seconds without any replica that lives, after which the run writes a checkpoint and ends, to be started

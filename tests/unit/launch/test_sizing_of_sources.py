@@ -27,6 +27,7 @@ def test_a_teacher_elsewhere(look, source):  # noqa: F811
     assert one["status"] == "green", one
     assert own["step_tokens"] == ROWS * LENGTH
     assert own["step_bytes"] == ROWS * LENGTH * WIDTH * 2
+    assert own["host_bytes_a_node"] == 3 * own["step_bytes"]  # of two steps ahead, on one node
     assert ("teacher_nodes" in own) == (source != "cached")
     assert ("states_bytes" in own) == (source != "remote")
     assert figures["memory"]["teachers: weights"] < beside["memory"]["teachers: weights"]
