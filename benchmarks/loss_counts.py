@@ -1,8 +1,13 @@
 """What a tile of the loss is made of: operations, waits for the device, and passes over its tensors, counted on a CPU.
 
 On a GPU each operation is a launch, and a wait (a number that Python has to know) lets the launches run dry.  A pass is
-one read or write of all of [rows, columns] of either side by what is not a matrix product.  From these follows how long
-a tile takes on an H100 at the sizes of Llama-3.2-1B and Qwen3-4B, beside the products that any such loss has to make.
+one read or write of all of [rows, columns] of either side, in float32, by what is not a matrix product.  From these
+follows how long a tile takes on an H100 at the sizes of Llama-3.2-1B and Qwen3-4B, beside the products that any such
+loss has to make.
+
+Losses that sort are counted with a small cap on the values that are compared one by one, so that these tensors, and
+those of the tokens that are sorted, are told from whole vocabularies; the estimates put the real sizes in.  A top-k
+counts as what torch does on a GPU: a reading for each byte of a number, by which it finds the k-th, and one to collect.
 
 The texts hold numerals, so that the small tokenizers of xtoken_tiny have chunks of several tokens; all of them lie in
 one tile.  Triton's kernels, which a GPU takes, run in Triton's interpreter here; a launch of one counts as an operation
@@ -11,6 +16,7 @@ that touches the tiles it is given.
 examples:
   python benchmarks/loss_counts.py
   python benchmarks/loss_counts.py --losses p_kl prefix_kl --kernels triton --json counts.json
+  python benchmarks/loss_counts.py --student a --teacher b --sizes llama3 qwen3 --texts 1 --json loss_counts.json
 """
 
 import importlib.util
@@ -19,6 +25,8 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +38,29 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from nemo_xtoken.kernels.choice import kernels_for
 from nemo_xtoken.kernels.reference import TORCH
 from nemo_xtoken.kernels.tile_kernels import TileKernels
+from nemo_xtoken.losses.options import DivergenceOptions
+from nemo_xtoken.losses.pair import VocabularyPair
+from nemo_xtoken.losses.registry import loss_named
 from nemo_xtoken.objective.cross_tokenizer import CrossTokenizerLoss
 from nemo_xtoken.objective.fused_pass import FusedPass
 from nemo_xtoken.objective.text_batch import TextBatch
-from nemo_xtoken.run.estimates.loss_time import FP32, rows_on_gpu
+from nemo_xtoken.projection import build_projection
+from nemo_xtoken.run.estimates.loss_time import FP32, LossSizes, rows_on_gpu
+from nemo_xtoken.run.estimates.loss_traffic import LossTraffic, traffic_of
 from nemo_xtoken.run.layout import owned_rows
+from nemo_xtoken.vocab import load_vocabulary
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
-__all__ = ["LOSSES", "Counts", "counts_of", "seconds_on_h100"]
+__all__ = ["HEADINGS", "LOSSES", "PARTS", "Counts", "counts_of", "row", "seconds_on_h100", "traffic_by"]
 
 LOSSES = ("p_kl", "prefix_kl", "h_kl", "gold", "uld", "strict_1to1")
 TEXTS = [
     f"In {year} it cost {7 * year} euros; {year * 3} of them, say {year % 90 + 10}, were paid."
     for year in range(190, 206, 4)
 ]
+#: What tensors are of: whole vocabularies, the tokens of either that are sorted, and the largest of these.
+PARTS = ("student", "teacher", "student_sorted", "teacher_sorted", "largest")
+CAP = 24  # values that are compared one by one
 #: Operations whose result Python has to look at, or whose size follows from the data.
 WAITS = (
     "_local_scalar_dense",
@@ -67,15 +84,15 @@ class Counts(TorchDispatchMode):
     """Counts what runs while it is active.
 
     Args:
-        student_columns, teacher_columns: which tensors are of a side.
+        columns: the parts of the loss by the columns of their tensors.
     """
 
-    def __init__(self, student_columns: int, teacher_columns: int) -> None:
+    def __init__(self, columns: dict[int, str]) -> None:
         super().__init__()
-        self.columns = {student_columns: "student", teacher_columns: "teacher"}
+        self.columns = columns
         self.operations: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
-        self.touched: Counter[str] = Counter()
+        self.touched: dict[str, float] = dict.fromkeys(PARTS, 0.0)
         self.active = False
 
     def __enter__(self) -> "Counts":
@@ -101,13 +118,15 @@ class Counts(TorchDispatchMode):
             self.touch(args[2])
         elif name not in PRODUCTS:
             self.touch((args, kwargs or {}, out))
+        if name == "topk":  # which also writes what it has found in order
+            self.touch((*[args[0]] * args[0].element_size(), out, out))
         return out
 
     def touch(self, found: Any) -> None:
-        """Counts the tensors of a side."""
+        """Counts the tensors of the parts, in numbers of 4 bytes."""
         for tensor in _tensors(found):
             if tensor.ndim == 2 and tensor.shape[1] in self.columns:
-                self.touched[self.columns[tensor.shape[1]]] += tensor.numel()
+                self.touched[self.columns[tensor.shape[1]]] += tensor.numel() * tensor.element_size() / FP32
 
 
 def _tensors(found: Any) -> Iterator[Tensor]:
@@ -172,31 +191,78 @@ def counts_of(
     batch = TextBatch.of(texts or TEXTS, student, teacher)
     weight, teacher_weight = normal(student.size, 8).requires_grad_(), normal(teacher.size, 8)
     hidden = normal(*batch.student_tokens.shape, 8).requires_grad_()
-    made = CrossTokenizerLoss(student, teacher, loss, kernels=kernels)
-    teacher_rows = owned_rows(teacher.size, 1)
-    mode = Counts(student.size, teacher_rows)
+    sorting = {"sorted_cap": CAP} if "sorted_cap" in loss_named(loss).options else {}
+    made = CrossTokenizerLoss(student, teacher, loss, options=DivergenceOptions(**sorting), kernels=kernels)
+    pair = VocabularyPair(student, teacher, lambda: build_projection(student, teacher))
+    columns = columns_of(loss, pair)
+    mode = Counts({width: part for part, width in reversed(columns.items())})  # where all are sorted: vocabularies
     if kernels.pairs is not None:
         _count_launches(kernels, mode)
     with _within_tiles(mode) as rows:
         made(batch, hidden, normal(*batch.teacher_tokens.shape, 8), weight, teacher_weight).backward()
-    taught = int(batch.chunks[:, 4].sum())
+    count = {"student": sum(rows), "teacher": int(batch.chunks[:, 4].sum())}
     return {
         "loss": loss,
+        "shares": shares_of(loss, pair),
         "kernels": kernels.name,
         "tiles": len(rows),
         "operations": sum(mode.operations.values()) / len(rows),
         "waits": sum(mode.waits.values()) / len(rows),
-        "student_passes": mode.touched["student"] / (sum(rows) * student.size),
-        "teacher_passes": mode.touched["teacher"] / (taught * teacher_rows),
+        **{
+            f"{part}_passes": mode.touched[part] / (count.get(part, len(batch.chunks)) * width)
+            for part, width in columns.items()
+        },
         "most": dict(mode.operations.most_common(8)),
         "waiting": dict(mode.waits),
     }
 
 
+def columns_of(loss: str, pair: VocabularyPair) -> dict[str, int]:
+    """Columns of the tensors of each part, on one rank."""
+    found = {"student": pair.student.size, "teacher": owned_rows(pair.teacher.size, 1)}
+    kind = loss_named(loss)
+    if "sorted_cap" not in kind.options:
+        return found
+    common = kind.common_sets(pair)
+    if common:
+        found["student_sorted"] = int(common[0].student_outside.sum())
+        found["teacher_sorted"] = int(common[0].teacher_outside.sum())
+    else:  # all; of the teacher's rows some are padding
+        found["teacher_sorted"] = pair.teacher.size
+    return found | {"largest": CAP}
+
+
+def shares_of(loss: str, pair: VocabularyPair) -> list[float]:
+    """Which share of the student's and of the teacher's tokens a loss sorts."""
+    columns = columns_of(loss, pair)
+    if "largest" in columns and "student_sorted" not in columns:  # all, which are counted with the vocabularies
+        return [1.0, 1.0]
+    return [columns.get(f"{side}_sorted", 0) / columns[side] for side in ("student", "teacher")]
+
+
 def bytes_of(counts: dict[str, Any]) -> float:
     """What 4,096 positions read and write beside the products, at the sizes of Llama-3.2-1B and Qwen3-4B."""
-    columns = counts["student_passes"] * STUDENT[0] + 1.05 * counts["teacher_passes"] * TEACHER[0]
-    return float(FP32 * POSITIONS * columns)
+    sizes = LossSizes(
+        rows=POSITIONS,
+        teacher_rows=1.05 * POSITIONS,
+        chunks=0.95 * POSITIONS,
+        positions=POSITIONS,
+        student_hidden=STUDENT[1],
+        teacher_hidden=TEACHER[1],
+        student_columns=STUDENT[0],
+        teacher_columns=TEACHER[0],
+        tp=1,
+        crossing=0.0,
+        traffic=traffic_by(counts),
+    )
+    return sizes.touched
+
+
+def traffic_by(counts: dict[str, Any]) -> LossTraffic:
+    """The same as the estimates have it; passes are rounded to a tenth, shares to a thousandth."""
+    passes = {part: round(counts.get(f"{part}_passes", 0.0), 1) for part in PARTS}
+    student, teacher = (round(share, 3) for share in counts["shares"])
+    return replace(traffic_of(counts["loss"]), **passes, sorted_shares=(student, teacher))
 
 
 def seconds_on_h100(counts: dict[str, Any]) -> tuple[float, float]:
@@ -216,6 +282,36 @@ def _kernels(name: str) -> TileKernels:
     return kernels_for(name, cuda=False)
 
 
+HEADINGS = (
+    "loss",
+    "kernels",
+    "operations a tile",
+    "waits",
+    "passes, student",
+    "passes, teacher",
+    "of the sorted",
+    "GB of 4,096",
+    "ms of 4,096",
+    "of products",
+)
+
+
+def row(result: dict[str, Any]) -> list[str]:
+    """Its line in a table."""
+    whole, products = seconds_on_h100(result)
+    by = traffic_by(result)
+    return [
+        result["loss"],
+        result["kernels"],
+        *(f"{result[name]:.0f}" for name in ("operations", "waits")),
+        *(f"{passes:.1f}" for passes in (by.student, by.teacher)),
+        f"{by.student_sorted:.0f}, {by.teacher_sorted:.0f}" if by.teacher_sorted else "",
+        f"{bytes_of(result) / 1e9:.0f}",
+        f"{1000 * whole:.0f}",
+        f"{whole / products:.1f}",
+    ]
+
+
 def main(arguments: list[str]) -> None:
     """Prints the table."""
     parser = Parser(__doc__)
@@ -226,29 +322,22 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--kernels", nargs="+", default=["torch", "triton"], choices=("torch", "triton"), help="which (default: both)"
     )
+    parser.add_argument("--texts", type=int, default=len(TEXTS), help="how many (default: %(default)s)")
+    parser.add_argument("--sizes", nargs=2, metavar="TOKENIZER", help="of which pair the shares that are sorted are")
     parser.add_output()
     given = parser.parse_args(arguments)
     pair = load_pair(given)
-    results = [counts_of(loss, *pair, kernels=_kernels(name)) for name in given.kernels for loss in given.losses]
-    lines = []
-    for result in results:
-        whole, products = seconds_on_h100(result)
-        numbers = [f"{result[name]:.0f}" for name in ("operations", "waits")]
-        numbers += [f"{result[name]:.1f}" for name in ("student_passes", "teacher_passes")]
-        numbers.append(f"{bytes_of(result) / 1e9:.0f}")
-        lines.append([result["loss"], result["kernels"], *numbers, f"{1000 * whole:.0f}", f"{whole / products:.1f}"])
-    headings = (
-        "loss",
-        "kernels",
-        "operations a tile",
-        "waits",
-        "passes, student",
-        "passes, teacher",
-        "GB of 4,096",
-        "ms of 4,096 on H100",
-        "of products",
-    )
-    show_table("The loss, counted", headings, lines, words=(0, 1))
+    results = []
+    for name in given.kernels:
+        for loss in given.losses:
+            results.append(counts_of(loss, *pair, TEXTS[: given.texts], _kernels(name)))
+            print(f"{loss} by {name} is counted", flush=True)
+    if given.sizes:
+        sizes = [load_vocabulary(name) for name in given.sizes]
+        large = VocabularyPair(*sizes, partial(build_projection, *sizes))
+        for result in results:
+            result["shares"] = shares_of(result["loss"], large)
+    show_table("The loss, counted", HEADINGS, map(row, results), words=(0, 1))
     write_json(given.json, {"results": results})
 
 

@@ -83,10 +83,15 @@ def figures(recipe: str, run: Any, gpu: Gpu) -> Figures:
     tp, cp = strategy.tensor_model_parallel_size, strategy.context_parallel_size
     sizes = ParallelSizes(tp, strategy.pipeline_model_parallel_size, cp, 1, tp)
     length, batch = data.text.student_length, data.global_batch_size
+    taught = [*(getattr(run, "teachers", None) or {"": getattr(run, "teacher", None)}).values()]
+    losses = [one.loss for one in taught if one is not None]
     training = Training(
         student=student,
         sizes=sizes,
-        teachers=tuple(TeacherSizes(t, sizes, False, data.text.teacher_length) for t in teachers),
+        teachers=tuple(
+            TeacherSizes(model, sizes, False, data.text.teacher_length, loss=loss)
+            for model, loss in zip(teachers, losses, strict=True)
+        ),
         processes=8 * nodes,
         micro_batch=data.micro_batch_size,
         global_batch=batch,

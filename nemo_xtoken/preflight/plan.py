@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nemo_xtoken.losses.options import DEFAULT_LOSS
 from nemo_xtoken.run.estimates.loss_time import BF16, FP32
 from nemo_xtoken.run.estimates.memory import Precision, Recompute, TeacherSizes, Training
 from nemo_xtoken.run.estimates.model_sizes import Model
@@ -149,9 +150,10 @@ class Plan:
             seen.setdefault(key, side.label)
             experts = self.student.sizes if side.config.get("num_moe_experts") else None
             own = side.sizes != (experts or self.student.sizes)
-            elsewhere = self.settings.teachers()[side.where].get("source") in ELSEWHERE
+            config = self.settings.teachers()[side.where]
+            elsewhere, loss = config.get("source") in ELSEWHERE, str(config.get("loss", DEFAULT_LOSS))
             own = own and not elsewhere
-            teachers.append(TeacherSizes(side.model, side.sizes, own, side.length, shares, side.ids, elsewhere))
+            teachers.append(TeacherSizes(side.model, side.sizes, own, side.length, shares, side.ids, elsewhere, loss))
         return Training(
             student=student,
             sizes=self.student.sizes,

@@ -5,6 +5,8 @@
 
 from dataclasses import dataclass
 
+from nemo_xtoken.run.estimates.loss_traffic import COMMON, SORTED_CAP, LossTraffic
+
 __all__ = [
     "BF16",
     "FP32",
@@ -23,9 +25,6 @@ BF16, FP32 = 2, 4
 GIB, MIB = 2**30, 2**20
 #: What the loss may use for a tile on a GPU where nothing is set: about 1,000 rows of Llama-3 <- Qwen3 at TP 1.
 TILE_MIB_ON_GPU = 6144
-#: Full reads or writes of a tile of [n, V/tp] float32 by the Triton kernels, which a GPU takes, on either side, of
-#: P-KL and prefix_kl (`benchmarks/loss_counts.py`); torch's make 24 and 30.
-STUDENT_PASSES, TEACHER_PASSES = 5, 4
 #: Tensors of a tile's size that are alive at once in the pass, of the student's and of a teacher's vocabulary.
 STUDENT_TENSORS, TEACHER_TENSORS = 5, 6
 #: Rows of a GPU's tile are a multiple of this, the rows of a block of its matrix products.
@@ -66,6 +65,8 @@ class LossSizes:
         tiles: tiles of the pass.
         returning: entries that it sends for a chunk on the way back; the same in the mean over the ranks.
         sequence_parallel: the gradient of the hidden states is summed and scattered in their own type.
+        traffic: of the loss.
+        cap: values that a sorted distance compares one by one.
     """
 
     rows: float
@@ -81,6 +82,19 @@ class LossSizes:
     tiles: float = 1.0
     returning: float | None = None
     sequence_parallel: bool = False
+    traffic: LossTraffic = COMMON
+    cap: int = SORTED_CAP
+
+    @property
+    def sorted_columns(self) -> tuple[float, float]:
+        """Columns of either side on the rank that are sorted."""
+        student, teacher = self.traffic.sorted_shares
+        return student * self.student_columns, teacher * self.teacher_columns
+
+    @property
+    def largest(self) -> float:
+        """Values of a chunk, of both sides, that the rank gives to be compared one by one."""
+        return sum(min(self.cap, columns) for columns in self.sorted_columns)
 
     @property
     def flops(self) -> float:
@@ -90,9 +104,11 @@ class LossSizes:
 
     @property
     def touched(self) -> float:
-        """Bytes read and written by what is done element by element."""
-        student = STUDENT_PASSES * self.rows * self.student_columns
-        return FP32 * (student + TEACHER_PASSES * self.teacher_rows * self.teacher_columns)
+        """Bytes read and written by what is done element by element, sorting among it."""
+        by, (student, teacher) = self.traffic, self.sorted_columns
+        whole = by.student * self.rows * self.student_columns + by.teacher * self.teacher_rows * self.teacher_columns
+        each = by.student_sorted * student + by.teacher_sorted * teacher + by.largest * self.tp * self.largest / 2
+        return FP32 * (whole + self.chunks * each)
 
     @property
     def weights_touched(self) -> float:
@@ -115,14 +131,15 @@ class LossSizes:
 
     @property
     def gathered(self) -> float:
-        """Bytes that the rank hands to all-gathers: two numbers a row of either side."""
-        return 2 * FP32 * (self.rows + self.teacher_rows) if self.tp > 1 else 0.0
+        """Bytes that the rank hands to all-gathers: two numbers a row of either side, and the largest values."""
+        values = 2 * (self.rows + self.teacher_rows) + self.chunks * self.largest
+        return FP32 * values if self.tp > 1 else 0.0
 
     @property
     def reduced(self) -> float:
-        """Bytes that the rank hands to all-reduces: six numbers a chunk, and the gradient of the hidden states."""
+        """Bytes that the rank hands to all-reduces: some numbers a chunk, and the gradient of the hidden states."""
         hidden = 0.0 if self.sequence_parallel else self.positions * self.student_hidden
-        return FP32 * (6 * self.chunks + hidden) if self.tp > 1 else 0.0
+        return FP32 * (self.traffic.summed * self.chunks + hidden) if self.tp > 1 else 0.0
 
     @property
     def scattered(self) -> float:

@@ -61,6 +61,7 @@ class TeacherSizes:
         shares: the name of a teacher whose model this one shares, or "".
         ids: V_T; None: as many as its output layer has rows.
         elsewhere: no process of the run has a part of it but for its output layer.
+        loss: its name.
     """
 
     model: Model
@@ -70,6 +71,7 @@ class TeacherSizes:
     shares: str = ""
     ids: int | None = None
     elsewhere: bool = False
+    loss: str = "prefix_kl"
 
     def columns(self, tensor: int) -> int:
         """Of its output layer in the order of W, on one of so many ranks."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemo_xtoken.run.estimates.loss_time import LossSizes, crossing_entries, rows_on_gpu
+from nemo_xtoken.run.estimates.loss_traffic import traffic_of
 from nemo_xtoken.run.estimates.memory import Training
 
 __all__ = ["Gpu", "loss_sizes", "step_time"]
@@ -27,7 +28,7 @@ def loss_sizes(run: Training, teacher: int, tokens: float, chunks: float) -> Los
         teacher: which.
         tokens, chunks: teacher's tokens, and chunks, for each token of the student.
     """
-    model = run.teachers[teacher].model
+    model, traffic = run.teachers[teacher].model, traffic_of(run.teachers[teacher].loss)
     columns = [t.model.vocabulary / run.sizes.tensor for t in run.teachers]
     tile = rows_on_gpu(run.student.vocabulary / run.sizes.tensor, max(columns), run.tile_mib)
     return LossSizes(
@@ -40,9 +41,10 @@ def loss_sizes(run: Training, teacher: int, tokens: float, chunks: float) -> Los
         student_columns=run.student.vocabulary / run.sizes.tensor,
         teacher_columns=model.vocabulary / run.sizes.tensor,
         tp=run.sizes.tensor,
-        crossing=crossing_entries(run.sizes.tensor),
+        crossing=crossing_entries(run.sizes.tensor) if traffic.exchanges else 0.0,
         tiles=math.ceil(run.tokens / tile),
         sequence_parallel=run.sequence_parallel,
+        traffic=traffic,
     )
 
 

@@ -15,11 +15,26 @@ from cases import Problem  # noqa: E402
 from harness import signal_of, student_shard  # noqa: E402
 
 from nemo_xtoken.losses.base import ModelOutput  # noqa: E402
+from nemo_xtoken.losses.gold import Gold  # noqa: E402
+from nemo_xtoken.losses.nrl import nrl_exact_pairs  # noqa: E402
 from nemo_xtoken.losses.p_kl import ProjectedKL  # noqa: E402
+from nemo_xtoken.losses.sorted_l1 import DEFAULT_CAP, UniversalLogitDistance  # noqa: E402
 from nemo_xtoken.objective.terms import cross_tokenizer_loss  # noqa: E402
 from nemo_xtoken.parallel.exchange import VocabularyExchange  # noqa: E402
 from nemo_xtoken.parallel.head import OutputHead  # noqa: E402
+from nemo_xtoken.run.estimates.loss_traffic import COMMON, SORTED_CAP, LossTraffic, traffic_of  # noqa: E402
 
+CAP = 2  # values of a side that are compared one by one: fewer than any rank has
+LOSSES = {
+    "p_kl": lambda problem, shard: ProjectedKL(VocabularyExchange.co_sharded(problem.matrix, shard)),
+    "gold": lambda problem, shard: Gold(nrl_exact_pairs(problem.matrix), shard, cap=CAP),
+    "uld": lambda problem, shard: UniversalLogitDistance(shard, problem.v_t, cap=CAP),
+}
+TRAFFIC = {
+    "p_kl": COMMON,
+    "gold": LossTraffic(0, 0, sorted_shares=(1, 1), exchanges=False),
+    "uld": LossTraffic(0, 0, sorted_shares=(1, 1), summed=3, exchanges=False),
+}
 KINDS = {"all_to_all_single": 1, "all_gather_into_tensor": 1, "all_reduce": 0}  # which argument is sent
 
 
@@ -28,13 +43,13 @@ def in_place(_self, a, b, **_kwargs):
     return 2 * a[0] * a[1] * b[1]
 
 
-def counted(tp_run=True):
+def counted(loss, tp_run=True):
     """FLOPs, bytes by collective, and the sizes that the formulas take, of one micro-batch on this rank."""
     group = dist.group.WORLD if tp_run else None
     ranks, rank = (dist.get_world_size(), dist.get_rank()) if tp_run else (1, 0)
     problem = Problem(seed=1, b=3, pad_s=32, pad_t=32, dtype=torch.float32)
     shard = student_shard(problem, group)
-    divergence = ProjectedKL(VocabularyExchange.co_sharded(problem.matrix, shard))
+    divergence = LOSSES[loss](problem, shard)
     signal = signal_of(problem, divergence, "chain_rule", group=group)
     hidden = problem.hidden_s.flatten(0, 1).clone().requires_grad_()
     weight = problem.weight_s.chunk(ranks)[rank].clone().requires_grad_()
@@ -58,7 +73,7 @@ def counted(tp_run=True):
     finally:
         for name, call in originals.items():
             setattr(dist, name, call)
-    exchange = divergence.exchange
+    exchange = getattr(divergence, "exchange", None)
     sizes = scaling.LossSizes(
         rows=int((problem.batch["student_labels"] != -100).sum()),
         teacher_rows=int(signal.chunks[:, 4].sum()),
@@ -69,23 +84,33 @@ def counted(tp_run=True):
         student_columns=weight.shape[0],
         teacher_columns=signal.output.head.weight.shape[0],
         tp=ranks,
-        crossing=float(exchange.crossing[rank]),
-        returning=float(sum(exchange.received)),
+        crossing=0.0 if exchange is None else float(exchange.crossing[rank]),
+        returning=0.0 if exchange is None else float(sum(exchange.received)),
+        traffic=TRAFFIC[loss],
+        cap=CAP,
     )
     by_operation = counter.get_flop_counts()["Global"]
     products = sum(n for operation, n in by_operation.items() if "mm" in str(operation))
     return products, sent, sizes
 
 
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_flops_and_bytes_are_those_of_the_formulas(ranks):
-    results = [counted(False)] if ranks == 1 else run_ranks(ranks, counted)
+def test_flops_and_bytes_are_those_of_the_formulas(ranks, loss):
+    results = [counted(loss, False)] if ranks == 1 else run_ranks(ranks, counted, loss)
     for flops, sent, sizes in results:
         assert flops == sizes.flops
         assert sent["all_to_all_single"] == sizes.exchanged
         assert sent["all_gather_into_tensor"] == sizes.gathered
         assert sent["all_reduce"] == sizes.reduced
         assert (ranks > 1) == (sizes.wire > 0)
+
+
+def test_the_estimates_know_how_these_losses_send():
+    assert SORTED_CAP == DEFAULT_CAP
+    for loss, by in TRAFFIC.items():
+        own = traffic_of(loss)
+        assert (own.summed, own.exchanges, own.largest > 0) == (by.summed, by.exchanges, loss != "p_kl")
 
 
 def test_the_estimate_is_of_the_right_size():
