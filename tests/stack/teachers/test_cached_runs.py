@@ -1,10 +1,12 @@
 """States on disk teach as the teacher itself does, on the real stack, in any layout."""
 
 import functools
+import os
 import shutil
+import signal
 
 import pytest
-from launcher import launch
+from launcher import launch, start
 
 pytestmark = pytest.mark.usefixtures("nemo")
 
@@ -25,16 +27,13 @@ def course(world, tmp_path_factory):
     import jobs
     from watchers import Gradients, Totals, Weights
 
-    def run(name, ranks=1, **settings):
+    def run(name, ranks=1, by=launch, **settings):
         job = world.distillation(
             f"states_{name}",
-            optimizer="sgd",
-            lr=0.3,
-            distributed=False,
             watchers=(Totals(), Gradients(STEPS), Weights()),
-            **{**TEXT, **settings},
+            **{"optimizer": "sgd", "lr": 0.3, "distributed": False, **TEXT, **settings},
         )
-        return launch(jobs.train, job, ranks=ranks, folder=world.root / "logs" / job.name)
+        return by(jobs.train, job, ranks=ranks, folder=world.root / "logs" / job.name)
 
     return run
 
@@ -82,6 +81,31 @@ def test_states_of_the_same_shapes_are_the_same_bits(course, states, colocated):
     [one] = course("cached", micro=2, **cached(states))
     assert one["weights"] == colocated["weights"]
     assert_same(one, [colocated], STEPS, 1e-15)
+
+
+def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(course, world, states):
+    """What had been fetched and read ahead of the checkpoint counts for nothing."""
+    from watchers import Pause
+
+    long = {"steps": 6, "micro": 2, "save_every": 2, "optimizer": "adam", **cached(states)}  # sgd cannot be resumed
+    [expected] = course("straight", **long)
+    flag = world.root / "cached.flag"
+
+    def killed(pids):
+        if not flag.exists():
+            return False
+        os.kill(pids[0], signal.SIGKILL)
+        flag.unlink()
+        return True
+
+    def interrupted(train, job, **options):
+        return start(train, job.but(watchers=(Pause(3, flag),)), when=killed, **options)
+
+    [ended] = course("killed", by=interrupted, **long)
+    assert ended.status == -signal.SIGKILL
+    [again] = course("killed", **long)
+    assert len(again["totals"]) == 4
+    assert again["weights"] == expected["weights"]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
