@@ -19,6 +19,7 @@ from nemo_xtoken.launch.ranks import job_nodes
 from nemo_xtoken.plugin.nemo2 import student
 from nemo_xtoken.plugin.nemo2.model import DistillationModel
 from nemo_xtoken.run.node_layouts import Layout, choose_layout
+from nemo_xtoken.run.precision import choose_precision, processor_flags
 
 __all__ = [
     "GPUS",
@@ -218,10 +219,11 @@ def mixed_precision(precision: Optional[str] = None) -> nl.MegatronMixedPrecisio
     """NeMo's precision plugin.
 
     Args:
-        precision: ``bf16-mixed`` or ``32``; by default the first with a GPU, the second without, which is faster there.
+        precision: ``bf16-mixed`` or ``32``; by default the first with a GPU and on a processor that multiplies bfloat16
+            (``run.precision``), else the second.
     """
     if precision is None:
-        precision = "bf16-mixed" if torch.cuda.is_available() else "32"
+        precision = choose_precision(torch.cuda.is_available(), processor_flags()).value
     if precision == "32":
         return nl.MegatronMixedPrecision(precision="32")
     return nl.MegatronMixedPrecision(

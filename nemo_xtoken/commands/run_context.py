@@ -32,7 +32,7 @@ from nemo_xtoken.launch.sbatch import unset_names
 from nemo_xtoken.launch.slurm_config import PREFIX, load_config
 from nemo_xtoken.launch.teacher_steps import split_words
 from nemo_xtoken.launch.unfinished import report_unfinished
-from nemo_xtoken.preflight.fitting import lay_out_here
+from nemo_xtoken.preflight.fitting import lay_out_here, settle_precision
 from nemo_xtoken.recipes import available_recipes, describe_recipes
 from nemo_xtoken.run.arguments.kinds import why_not
 from nemo_xtoken.run.arguments.names import argument_at, check_content
@@ -71,7 +71,7 @@ class RecipeRunContext(RunContext):
     slurm_words: list[str] | None = None  # what a job on Slurm is configured by; None for a run right here
     _title: str = ""  # the recipe or the file
     _settings: Settings  # of the run, once it is parsed
-    _chosen: str = ""  # of its layout, in words
+    _chosen: str = ""  # of its layout and precision, in words
 
     @classmethod
     def cli_command(cls, *args: Any, **kwargs: Any) -> Any:
@@ -179,7 +179,8 @@ class RecipeRunContext(RunContext):
             fit_trainer(config, args, os.environ)
             self._settings = Settings(plain(config), "the command line")
             if self.slurm_words is None and not (self.to_yaml or self.to_toml or self.to_json):
-                self._chosen = lay_out_here(config, self._settings)
+                chosen = lay_out_here(config, self._settings), settle_precision(config, self._settings)
+                self._chosen = "; ".join(filter(None, chosen))
             if given is not None:
                 check_settings(self._settings, None if self.slurm_words is not None else processes_of(self._settings))
             shown = self.to_yaml or self.to_toml or self.to_json or self.dryrun or self.repl

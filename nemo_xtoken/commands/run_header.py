@@ -23,7 +23,7 @@ def describe_run(name: str, settings: Settings, log: Path | None, chosen: str = 
         name: of the recipe or the file that it is from.
         settings: of the run.
         log: the file with the output of others; None: there is none.
-        chosen: of its layout, in words; "": nothing was left open.
+        chosen: of its layout and precision, in words; "": nothing was left open.
     """
     run = run_of(settings, processes_of(settings)) if settings.part("data") else None
     rows = {

@@ -8,9 +8,10 @@ from nemo_xtoken.launch.slurm_config import SlurmConfig
 from nemo_xtoken.preflight import architecture, budget, elsewhere, layouts, machine, mounts, tokenizers
 from nemo_xtoken.preflight import corpus as texts
 from nemo_xtoken.preflight.findings import Finding, Report, green, guarded, red
-from nemo_xtoken.preflight.fitting import fit_layout
+from nemo_xtoken.preflight.fitting import fit_layout, leaves_precision_open
 from nemo_xtoken.preflight.plan import Measured, Plan
 from nemo_xtoken.run.arguments.names import check_content
+from nemo_xtoken.run.precision import SETTING, begun_in, choose_precision, processor_flags
 from nemo_xtoken.run.settings import Settings
 from nemo_xtoken.run.sides import run_of
 from nemo_xtoken.run.teaching import label_of
@@ -52,6 +53,7 @@ def check(
     for part, check in value_checks(settings):
         add(_named(part), "reading the settings", _refused(_named(part), check))
     add("layout", "choosing a layout", _chosen(settings, nodes, gpus, gpu_gib))
+    add("precision", "reading the settings", _precision(settings, nodes, here=slurm is None))
     plan = Plan(settings, run_of(settings, nodes * gpus, machine.engine(slurm)), nodes, gpus, gpu_gib)
     plan.measured = measured or plan.measured
     add("settings", "reading the settings", layouts.unsupported(plan))
@@ -86,6 +88,23 @@ def _chosen(settings: Settings, nodes: int, gpus: int, gib: float) -> Iterator[F
     fit = fit_layout(settings, nodes, gpus, gib)
     if fit.said:
         yield green("layout", f"chosen: {fit.said}")
+
+
+def _precision(settings: Settings, nodes: int, here: bool) -> Iterator[Finding]:
+    """What the run would choose on GPUs, and without them.
+
+    Args:
+        here: it would run on this machine, as far as is known.
+    """
+    if not leaves_precision_open(settings):
+        return
+    begun = begun_in(settings.run_folder, gpu=True)
+    gpu = choose_precision(True, (), nodes, begun)
+    found = f"{gpu.value}, {gpu.why}"
+    if begun is None:
+        cpu = choose_precision(False, processor_flags() if here else (), nodes)
+        found += f"; without one {cpu.value}, {cpu.why}" if here else ""
+    yield green("precision", f"{found} ({SETTING})")
 
 
 def _named(part: str) -> str:

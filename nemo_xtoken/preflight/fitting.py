@@ -1,4 +1,4 @@
-"""The layout and the micro-batch of a run that leaves them open, by the memory that its models need on paper."""
+"""What a run leaves open: layout and micro-batch, by the memory that its models need on paper; the precision."""
 
 import functools
 import itertools
@@ -13,14 +13,16 @@ from nemo_xtoken.preflight.budget import COMFORT, CONTEXT
 from nemo_xtoken.preflight.plan import Plan
 from nemo_xtoken.run.estimates.loss_time import GIB
 from nemo_xtoken.run.estimates.memory import worst_stage
+from nemo_xtoken.run.precision import SETTING, begun_in, choose_precision, processor_flags
 from nemo_xtoken.run.run_checks import layout_problems
 from nemo_xtoken.run.settings import Settings
 from nemo_xtoken.run.sides import processes_of, run_of
 
-__all__ = ["Fit", "fit_layout", "lay_out_here", "left_open"]
+__all__ = ["Fit", "fit_layout", "lay_out_here", "leaves_precision_open", "left_open", "settle_precision"]
 
 STRATEGY = "trainer.strategy"
 TENSOR, PIPELINE = f"{STRATEGY}.tensor_model_parallel_size", f"{STRATEGY}.pipeline_model_parallel_size"
+PLUGIN = "trainer.plugins._target_"
 SEQUENCE, MICRO = f"{STRATEGY}.sequence_parallel", "data.micro_batch_size"
 DEVICES, ALL = "trainer.devices", (None, "auto", -1, "-1")
 MOST_SAMPLES = 16  # of a micro-batch: more make no product faster
@@ -112,6 +114,31 @@ def lay_out_here(config: Any, settings: Settings) -> str:
         *path, last = name.split(".")
         setattr(functools.reduce(getattr, path, config), last, value)
     return chosen.said
+
+
+def leaves_precision_open(settings: Settings) -> bool:
+    """Whether the recipe takes the precision that suits the machine, and nobody has named one."""
+    return str(settings.get(PLUGIN, "")).endswith(".mixed_precision") and settings.get(SETTING) is None
+
+
+def settle_precision(config: Any, settings: Settings) -> str:
+    """Gives a run that leaves its precision open the one that it was begun in, or that suits this machine.
+
+    Args:
+        config: the configured run; changed, as are its settings.
+        settings: the same as plain data.
+
+    Returns:
+        what was chosen, in words; "" where it was not left open.
+    """
+    if not leaves_precision_open(settings):
+        return ""
+    gpu = gpus_here() > 0
+    nodes = int(settings.number("trainer.num_nodes", 1))
+    chosen = choose_precision(gpu, processor_flags(), nodes, begun_in(settings.run_folder, gpu))
+    config.trainer.plugins.precision = chosen.value
+    settings.set(SETTING, chosen.value)
+    return f"precision {chosen.value}, {chosen.why} ({SETTING})"
 
 
 def _known(plan: Plan) -> dict[str, Any]:

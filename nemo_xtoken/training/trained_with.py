@@ -1,4 +1,4 @@
-"""What a run learns from and by which losses, kept in its folder: one that goes on with another loss says so.
+"""What a run learns from, by which losses and in which precision, in its folder: one that goes on otherwise says so.
 
 A loss may be changed midway on purpose, so it is not refused; but a run that is half of one and half of another is to
 be known as such.  What a student is made of cannot change: a folder's checkpoint goes before what is given, which would
@@ -15,6 +15,7 @@ from typing import Any
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.files import atomic_path, file_digest
 from nemo_xtoken.objective.scale import ObjectiveConfig
+from nemo_xtoken.run.precision import SETTING
 from nemo_xtoken.run.records import TRAINED_WITH, read_trained_with, settings_changed
 from nemo_xtoken.teachers.fingerprint import weights_sample
 from nemo_xtoken.training.teacher_settings import NamedTeacher
@@ -83,7 +84,10 @@ def check_origin(folder: Path, origin: Origin | None) -> None:
 
 
 def trained_with(
-    objective: ObjectiveConfig, teachers: Iterable[NamedTeacher], origin: Origin | None = None
+    objective: ObjectiveConfig,
+    teachers: Iterable[NamedTeacher],
+    origin: Origin | None = None,
+    precision: str | None = None,
 ) -> dict[str, Any]:
     """The settings that make up what a student learns, as plain data by their names on the command line.
 
@@ -91,6 +95,7 @@ def trained_with(
 
     Args:
         origin: of the student; None: random weights.
+        precision: of the training; None: it is not written down.
 
     Raises:
         InputError: a student or a teacher has no checkpoint.
@@ -98,6 +103,8 @@ def trained_with(
     """
     found: dict[str, Any] = {} if origin is None else {ORIGIN: origin.digest}
     found |= {f"objective.{name}": getattr(objective, name) for name in OF_OBJECTIVE}
+    if precision is not None:
+        found[SETTING] = precision.removesuffix("-true")  # Lightning's name for what is not mixed
     for teacher in teachers:
         config = teacher.config
         content = f"content {weights_sample(config.weight_files(teacher.where))[:12]}"

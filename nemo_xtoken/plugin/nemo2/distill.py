@@ -263,7 +263,7 @@ def train_one(
     told = TrainingProgress(title, trainer.max_steps, trainer.log_every_n_steps, first, curves)
     if origin is None and resume is not None and resume.restore_config is not None:
         origin = _origin(str(resume.restore_config.path))
-    settings = trained_with(objective, named, origin) if first else None
+    settings = trained_with(objective, named, origin, trainer.precision_plugin.precision) if first else None
     shown, stopping = ProgressCallback(told, steps, history, samples, settings), Stopping()
     # What a checkpoint covers is in the history before it is saved.
     trainer.callbacks[:0] = [steps, shown, history]
