@@ -16,7 +16,7 @@ command, resumable by itself:
     .. teacher.path=nemo/larger            learn from another NeMo checkpoint (`xtoken import`), not from the original
     .. teacher.loss=p_kl objective.scale=3
     .. lora.rank=16                        train adapters, and of the weights those of the vocabulary alone, whole
-    .. trainer.plugins.precision=32        bf16-mixed on a GPU and 32 on a CPU is the default
+    .. trainer.plugins.precision=32        by default bf16-mixed on a GPU and on a CPU with AMX or AVX-512 BF16
     .. trainer.devices=8 data.global_batch_size=256 optim.config.lr=1e-4
 
 Prefix-exact P-KL, because a swap is its case: nearly every new token is made of pieces that the teacher says one after

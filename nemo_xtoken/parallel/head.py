@@ -1,6 +1,6 @@
 """The output layer of a model as the losses see it: a sharded weight that turns hidden states into logits, by tile."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 __all__ = ["FreeLogits", "OutputHead", "accumulation_dtype", "bf16_factors"]
 
 #: Rows of a weight that are widened to float32 at a time where the device has no product that does it on the way.
-WIDENED_ROWS = 4096
+WIDENED_ROWS = 2048
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -144,7 +144,7 @@ class OutputHead:
                 return torch.mm(dz, self.weight)
             out = dz.new_zeros((dz.shape[0], self.weight.shape[1]))
             for part, rows in self._blocks(dz):
-                out.addmm_(part, rows.to(dz.dtype))
+                out.addmm_(part, rows)
             return out
 
     def _product(self, hidden: Tensor) -> Tensor:
@@ -157,12 +157,14 @@ class OutputHead:
         wide = hidden.to(dtype)
         with bf16_factors(hidden.dtype):
             for part, rows in self._blocks(z):
-                part.copy_(torch.mm(wide, rows.to(dtype).t()))
+                torch.mm(wide, rows.t(), out=part)
         return z
 
-    def _blocks(self, z: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
-        """Columns of z with the rows of the weight that belong to them."""
-        return zip(z.split(WIDENED_ROWS, 1), self.weight.split(WIDENED_ROWS), strict=True)
+    def _blocks(self, z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Columns of z with the rows of the weight that belong to them, in its type: all in one place, in the cache."""
+        place = self.weight.new_empty((min(WIDENED_ROWS, len(self.weight)), self.weight.shape[1]), dtype=z.dtype)
+        for part, rows in zip(z.split(WIDENED_ROWS, 1), self.weight.split(WIDENED_ROWS), strict=True):
+            yield part, place[: len(rows)].copy_(rows)
 
 
 class FreeLogits(OutputHead):

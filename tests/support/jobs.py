@@ -31,7 +31,7 @@ from nemo_xtoken.plugin.nemo2.steps import DistillationSteps
 from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig
 from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
 from nemo_xtoken.projection.prefixes import PrefixClasses
-from nemo_xtoken.recipes.common import saving
+from nemo_xtoken.recipes.common import mixed_precision, saving
 from nemo_xtoken.run.lora.lora_settings import LoraConfig
 from nemo_xtoken.training import inputs
 from nemo_xtoken.vocab.loading import load_vocabulary
@@ -187,7 +187,7 @@ def build(job: Job) -> dict[str, Any]:
             **saving(),
             ddp=DistributedDataParallelConfig(use_distributed_optimizer=job.distributed),
         ),
-        plugins=nl.MegatronMixedPrecision(precision=job.precision),
+        plugins=mixed_precision(job.precision),
     )
     pl.seed_everything(job.seed)
     trainer.callbacks += list(job.watchers)

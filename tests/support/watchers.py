@@ -19,6 +19,7 @@ __all__ = [
     "Changed",
     "DieInSave",
     "Gradients",
+    "Masters",
     "Pause",
     "Poison",
     "Rates",
@@ -76,6 +77,27 @@ class Weights(Watcher):
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.result["weights"] = digest(pl_module.module)
         self.result["teacher_end"] = _teachers(pl_module)
+
+
+class Masters(Watcher):
+    """Of a model in bfloat16 the optimizer's copies of its weights: ``kinds`` of copies, gradients and Adam's states;
+    ``moved``, ``seen``: the shares of copies, and of weights, that a run changed; ``rounded``: whether the weights are
+    the copies."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._before = [(p.detach().clone(), p.main_param.clone()) for p in _bare(pl_module).parameters()]
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        after = list(_bare(pl_module).parameters())
+        pairs = list(zip(after, self._before, strict=True))
+        total = sum(p.numel() for p in after)
+        [inner] = [one.optimizer for one in trainer.optimizers[0].mcore_optimizer.chained_optimizers]
+        states = [x for state in inner.state.values() for x in state.values()]
+        tensors = [*(p.main_param for p in after), *(p.main_grad for p in after), *states]
+        self.result["kinds"] = sorted({str(tensor.dtype) for tensor in tensors})
+        self.result["moved"] = sum(int((p.main_param != old).sum()) for p, (_, old) in pairs) / total
+        self.result["seen"] = sum(int((p != old).sum()) for p, (old, _) in pairs) / total
+        self.result["rounded"] = all(torch.equal(p.reshape(-1), p.main_param.bfloat16()) for p in after)
 
 
 def _teachers(pl_module: Any) -> list[str]:

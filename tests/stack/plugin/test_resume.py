@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("nemo")
 
 STEPS = 6
 #: With one rank as in recipes.
-LAYOUTS = {"one": (1, {"save_best": True}), "tp2": (2, {"tp": 2})}
+LAYOUTS = {"one": (1, {"save_best": True}), "tp2": (2, {"tp": 2}), "bf16": (1, {"precision": "bf16-mixed"})}
 BOTH = pytest.mark.parametrize("layout", ["one", "tp2"])
 
 
@@ -100,7 +100,7 @@ def test_what_must_survive_is_there(straight):
     assert [r["step"] for r in history if "held_out_ce" in r] == [0, 3, STEPS]
 
 
-@BOTH
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_killed(world, straight, layout):
     ranks, settings = LAYOUTS[layout]
     job = course(world, f"killed_{layout}", **settings)
