@@ -14,6 +14,7 @@ examples:
 
 import argparse
 import contextlib
+import gc
 import json
 import os
 import statistics
@@ -110,6 +111,8 @@ def _recipe(given: argparse.Namespace, taught: bool) -> dict[str, Any]:
         if not taught:
             recipe.objective.scale = 0.0
         recipe.log.log_dir, recipe.log.ckpt.every_n_train_steps = folder, given.steps + 2
+        gc.collect()
+        gc.freeze()  # as the command does after its imports
         fdl.build(recipe)()
     tokens = given.length * given.micro_batches
     return {"the recipe" + (f" with its teacher, {given.loss}" if taught else ""): cpu_clock.METERS[0].figures(tokens)}

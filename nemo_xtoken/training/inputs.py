@@ -35,9 +35,13 @@ def uses_packed_attention() -> bool:
     """Whether attention takes sequence lengths (Transformer Engine on a GPU) rather than a mask."""
     from megatron.core.extensions.transformer_engine import HAVE_TE
 
+    return bool(HAVE_TE) and not _on_cpu()
+
+
+def _on_cpu() -> bool:
     from nemo_xtoken.training.cpu.runtime import is_enabled
 
-    return bool(HAVE_TE) and not is_enabled()
+    return is_enabled()
 
 
 def engine_version() -> tuple[int, ...] | None:
@@ -133,6 +137,8 @@ def prepare_config(
     ignores the mask that keeps documents apart.  With sequence lengths the padding for context parallelism differs
     between micro-batches, and so does the length of what pipeline stages send on and ranks send to experts.
 
+    On a CPU the gradients of linear layers in bfloat16 are added to their sums at once, as a GPU's extension does it.
+
     Args:
         label, where: what messages call the model and its configuration.
         student: whether it is trained.
@@ -147,6 +153,8 @@ def prepare_config(
         raise error
     if not uses_packed_attention():
         config.masked_softmax_fusion = False
+        if _on_cpu():
+            config.gradient_accumulation_fusion = bool(config.bf16)
         return
     if config.context_parallel_size > 1:
         vary_lengths(config, where)

@@ -1,7 +1,7 @@
 """Memory that a training step gives back, kept for the next one.
 
-A block above a size (at most 32 MiB) glibc gets from the kernel and gives back each time, and what is free at the end of
-its heap it gives back too.  A step of a model with a large vocabulary asks for gigabytes in such blocks, again and
+A block above a size (at most 32 MiB) glibc gets from the kernel and gives back each time, and what is free at the end
+of its heap it gives back too.  A step of a model with a large vocabulary asks for gigabytes in such blocks, again and
 again, and the kernel clears each page anew: a third of the time of a step in bfloat16.
 """
 
@@ -31,7 +31,7 @@ def kept(environment: Mapping[str, str] = os.environ) -> Iterator[bool]:
         yield False
         return
     try:
-        yield all([libc.mallopt(option, value) for option, value in _KEEPING.items()])
+        yield all(libc.mallopt(option, value) for option, value in _KEEPING.items())
     finally:
         for option, value in _OWN.items():
             libc.mallopt(option, value)

@@ -58,8 +58,8 @@ class _FusedAdam(torch.optim.Adam):
 
     Without Apex and TE, Megatron-core takes torch's AdamW, whose layout its DistributedOptimizer cannot save or load.
 
-    For a model in bfloat16, whose weights Megatron copies in float32 after this is made, a step is one pass over them: a
-    sixth of the time.  A model in float32 has PyTorch's own order of operations, so that its runs repeat to the bit.
+    For a model in bfloat16, whose weights Megatron copies in float32 after this is made, a step is one pass over them:
+    a sixth of the time.  A model in float32 has PyTorch's own order of operations, so that its runs repeat to the bit.
     """
 
     def __init__(self, params, adam_w_mode=True, **kwargs):
@@ -118,6 +118,7 @@ def enable() -> None:
     import megatron.core.dist_checkpointing.strategies.torch as reader
     import megatron.core.optimizer as optimizer
     import megatron.core.optimizer.distrib_optimizer as distrib
+    import megatron.core.tensor_parallel.layers as tensor_parallel
     import megatron.core.tensor_parallel.random as rng
     from megatron.core.extensions.transformer_engine import HAVE_TE
     from megatron.core.models.common.embeddings import rope_utils
@@ -125,8 +126,8 @@ def enable() -> None:
     from megatron.core.transformer import transformer_block
     from megatron.core.transformer.moe import moe_utils
 
+    from nemo_xtoken.training.cpu import direct_gradients, memory
     from nemo_xtoken.training.cpu import layers as cpu_layers
-    from nemo_xtoken.training.cpu import memory
     from nemo_xtoken.training.cpu.extra_state import without_missing
 
     _set(torch.cuda, "current_device", lambda: torch.device("cpu"))  # these raise on a CPU build of torch
@@ -166,6 +167,13 @@ def enable() -> None:
     # mcore 0.15.3 forgot no_grad here, so dp_reshardable state does not load into fp32 parameters (on GPU neither).
     cls, load = distrib.DistributedOptimizer, "load_parameter_state_from_dp_reshardable"
     _set(cls, load, torch.no_grad()(getattr(cls, load)))
+
+    # In the place of the CUDA extension, for what `training.inputs.prepare_config` asks for; else nobody calls them.
+    names = "wgrad_gemm_accum_fp32", "wgrad_gemm_accum_fp16"
+    fused = SimpleNamespace(**dict.fromkeys(names, direct_gradients.add_weight_gradient))
+    _set(tensor_parallel, "fused_weight_gradient_mlp_cuda", fused)
+    _set(tensor_parallel, "_grad_accum_fusion_available", True)
+    _set(tensor_parallel, "F", SimpleNamespace(embedding=direct_gradients.embedding))  # it uses no other function
 
     # For this queue every rank spawns a Manager that imports __main__ and torch (seconds, 300 MB), outliving a kill.
     names = "_get_write_results_queue", "get_write_results_queue"  # mcore 0.15's, 0.19's
