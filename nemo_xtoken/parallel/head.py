@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.parallel.bf16_products import product_into
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 
 __all__ = ["FreeLogits", "OutputHead", "accumulation_dtype", "bf16_factors"]
@@ -137,6 +138,12 @@ class OutputHead:
             if g_weight is not None:  # added up within the product: no [V/tp, H] besides
                 torch.addmm(g_weight, narrow.t(), hidden, out_dtype=dtype, out=g_weight)
             return torch.mm(narrow, self.weight.to(hidden.dtype), out_dtype=dtype)
+        if hidden.dtype == self.weight.dtype == torch.bfloat16:
+            narrow, by_hidden = dz.to(hidden.dtype), hidden.new_empty(hidden.shape, dtype=dtype)
+            done = product_into(by_hidden, narrow, self.weight)
+            if done and (g_weight is None or product_into(g_weight, narrow.t(), hidden, add=True)):
+                return by_hidden
+            del narrow
         with bf16_factors(hidden.dtype):
             if g_weight is not None:
                 g_weight.addmm_(dz.t(), hidden.to(dz.dtype))
@@ -154,6 +161,8 @@ class OutputHead:
         if hidden.is_cuda:
             return torch.mm(hidden, self.weight.t().to(hidden.dtype), out_dtype=dtype)
         z = hidden.new_empty((hidden.shape[0], self.weight.shape[0]), dtype=dtype)
+        if product_into(z, hidden, self.weight.t()):
+            return z
         wide = hidden.to(dtype)
         with bf16_factors(hidden.dtype):
             for part, rows in self._blocks(z):
