@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from megatron.core import parallel_state as ps
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.fusions.fused_bias_swiglu import swiglu_back as megatron_swiglu_back
 from megatron.core.models.common.embeddings import rope_utils
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
@@ -191,6 +192,19 @@ def layer_spec(
             mlp_bda=get_bias_dropout_add,
         ),
     )
+
+
+def swiglu_back(g: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The way back through SwiGLU; of bfloat16 in half as many operations.
+
+    Args:
+        g: ``[.., n]``, the derivative with respect to its output.
+        y: ``[.., 2 n]``, its input.
+    """
+    if y.dtype != torch.bfloat16:
+        return megatron_swiglu_back(g, y)
+    gate, up = y.chunk(2, -1)
+    return torch.cat((torch.ops.aten.silu_backward(g * up, gate), g * torch.nn.functional.silu(gate)), -1)
 
 
 def rotary(t: torch.Tensor, freqs: torch.Tensor, interleaved: bool = False, **_: Any) -> torch.Tensor:

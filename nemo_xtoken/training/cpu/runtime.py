@@ -100,6 +100,19 @@ class _FileQueue:
         return pickle.load(self.file)  # noqa: S301 (nobody else can reach the file: it has no name)
 
 
+def _of_many(collective):
+    """A collective over a group that may have a single rank, which then has in place what it would get: gloo would copy
+    all weights, and all gradients, in every step."""
+
+    def called(output, given, *args, group=None, async_op=False, **kwargs):
+        in_place = output.data_ptr() == given.data_ptr() and output.numel() == given.numel()
+        if in_place and not async_op and torch.distributed.get_world_size(group) == 1:
+            return None
+        return collective(output, given, *args, group=group, async_op=async_op, **kwargs)
+
+    return called
+
+
 def _set(obj: Any, name: str, value: Any) -> None:
     _undo.append((obj, name, getattr(obj, name, _ABSENT)))
     setattr(obj, name, value)
@@ -116,6 +129,8 @@ def enable() -> None:
         return
     import megatron.core.dist_checkpointing.strategies.filesystem_async as writer
     import megatron.core.dist_checkpointing.strategies.torch as reader
+    import megatron.core.distributed.param_and_grad_buffer as buffers
+    import megatron.core.fusions.fused_bias_swiglu as swiglu
     import megatron.core.optimizer as optimizer
     import megatron.core.optimizer.distrib_optimizer as distrib
     import megatron.core.tensor_parallel.layers as tensor_parallel
@@ -174,6 +189,11 @@ def enable() -> None:
     _set(tensor_parallel, "fused_weight_gradient_mlp_cuda", fused)
     _set(tensor_parallel, "_grad_accum_fusion_available", True)
     _set(tensor_parallel, "F", SimpleNamespace(embedding=direct_gradients.embedding))  # it uses no other function
+
+    _set(swiglu, "swiglu_back", cpu_layers.swiglu_back)
+    for name in ("dist_all_gather_func", "dist_reduce_scatter_func"):
+        if hasattr(buffers, name):
+            _set(buffers, name, _of_many(getattr(buffers, name)))
 
     # For this queue every rank spawns a Manager that imports __main__ and torch (seconds, 300 MB), outliving a kill.
     names = "_get_write_results_queue", "get_write_results_queue"  # mcore 0.15's, 0.19's

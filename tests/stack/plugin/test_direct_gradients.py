@@ -131,3 +131,18 @@ def test_attention_is_megatrons(tmp_path, groups, window):
         torch.testing.assert_close(full, reference, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(half, reference, rtol=2e-2, atol=2e-2)
         assert (half - reference).norm() < 1e-2 * reference.norm()
+
+
+def test_the_way_back_through_swiglu_is_that_of_float64(nemo):
+    from megatron.core.fusions.fused_bias_swiglu import swiglu_back as megatrons
+
+    from nemo_xtoken.training.cpu.layers import swiglu_back
+
+    torch.manual_seed(0)
+    y, g = torch.randn(9, 2, 32).bfloat16(), torch.randn(9, 2, 16).bfloat16()
+    wide = y.double().requires_grad_()
+    gate, up = wide.chunk(2, -1)
+    (torch.nn.functional.silu(gate) * up * g.double()).sum().backward()
+    error = (swiglu_back(g, y).double() - wide.grad).norm() / wide.grad.norm()
+    assert error < (megatrons(g, y).double() - wide.grad).norm() / wide.grad.norm() < 1e-2
+    assert torch.equal(swiglu_back(g.float(), y.float()), megatrons(g.float(), y.float()))
