@@ -15,11 +15,11 @@ from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
 from nemo.lightning.pytorch.optim import CosineAnnealingScheduler
 
+from nemo_xtoken.launch.precision import choose_precision, processor_flags
 from nemo_xtoken.launch.ranks import job_nodes
 from nemo_xtoken.plugin.nemo2 import student
 from nemo_xtoken.plugin.nemo2.model import DistillationModel
 from nemo_xtoken.run.node_layouts import Layout, choose_layout
-from nemo_xtoken.run.precision import choose_precision, processor_flags
 
 __all__ = [
     "GPUS",
@@ -220,7 +220,7 @@ def mixed_precision(precision: Optional[str] = None) -> nl.MegatronMixedPrecisio
 
     Args:
         precision: ``bf16-mixed`` or ``32``; by default the first with a GPU and on a processor that multiplies bfloat16
-            (``run.precision``), else the second.
+            (``launch.precision``), else the second.
     """
     if precision is None:
         precision = choose_precision(torch.cuda.is_available(), processor_flags()).value

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.launch.precision import begun_in, choose_precision, processor_flags
 from nemo_xtoken.launch.slurm_config import SlurmConfig
 from nemo_xtoken.preflight import architecture, budget, elsewhere, layouts, machine, mounts, tokenizers
 from nemo_xtoken.preflight import corpus as texts
@@ -11,7 +12,7 @@ from nemo_xtoken.preflight.findings import Finding, Report, green, guarded, red
 from nemo_xtoken.preflight.fitting import fit_layout, leaves_precision_open
 from nemo_xtoken.preflight.plan import Measured, Plan
 from nemo_xtoken.run.arguments.names import check_content
-from nemo_xtoken.run.precision import SETTING, begun_in, choose_precision, processor_flags
+from nemo_xtoken.run.records import PRECISION
 from nemo_xtoken.run.settings import Settings
 from nemo_xtoken.run.sides import run_of
 from nemo_xtoken.run.teaching import label_of
@@ -104,7 +105,7 @@ def _precision(settings: Settings, nodes: int, here: bool) -> Iterator[Finding]:
     if begun is None:
         cpu = choose_precision(False, processor_flags() if here else (), nodes)
         found += f"; without one {cpu.value}, {cpu.why}" if here else ""
-    yield green("precision", f"{found} ({SETTING})")
+    yield green("precision", f"{found} ({PRECISION})")
 
 
 def _named(part: str) -> str:

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.launch.precision import begun_in, choose_precision, processor_flags
 from nemo_xtoken.launch.ranks import gpu_memory, gpus_here, placement
 from nemo_xtoken.preflight.budget import COMFORT, CONTEXT
 from nemo_xtoken.preflight.plan import Plan
 from nemo_xtoken.run.estimates.loss_time import GIB
 from nemo_xtoken.run.estimates.memory import worst_stage
-from nemo_xtoken.run.precision import SETTING, begun_in, choose_precision, processor_flags
+from nemo_xtoken.run.records import PRECISION
 from nemo_xtoken.run.run_checks import layout_problems
 from nemo_xtoken.run.settings import Settings
 from nemo_xtoken.run.sides import processes_of, run_of
@@ -118,7 +119,7 @@ def lay_out_here(config: Any, settings: Settings) -> str:
 
 def leaves_precision_open(settings: Settings) -> bool:
     """Whether the recipe takes the precision that suits the machine, and nobody has named one."""
-    return str(settings.get(PLUGIN, "")).endswith(".mixed_precision") and settings.get(SETTING) is None
+    return str(settings.get(PLUGIN, "")).endswith(".mixed_precision") and settings.get(PRECISION) is None
 
 
 def settle_precision(config: Any, settings: Settings) -> str:
@@ -137,8 +138,8 @@ def settle_precision(config: Any, settings: Settings) -> str:
     nodes = int(settings.number("trainer.num_nodes", 1))
     chosen = choose_precision(gpu, processor_flags(), nodes, begun_in(settings.run_folder, gpu))
     config.trainer.plugins.precision = chosen.value
-    settings.set(SETTING, chosen.value)
-    return f"precision {chosen.value}, {chosen.why} ({SETTING})"
+    settings.set(PRECISION, chosen.value)
+    return f"precision {chosen.value}, {chosen.why} ({PRECISION})"
 
 
 def _known(plan: Plan) -> dict[str, Any]:

@@ -16,6 +16,7 @@ __all__ = [
     "FOLDER",
     "HISTORY",
     "LEARNED",
+    "PRECISION",
     "RUN_LOG",
     "SAMPLES",
     "STOPPED",
@@ -38,6 +39,7 @@ FOLDER = "evaluations"  # what belongs to one checkpoint, below the run's folder
 LEARNED = "learned_projection"  # the files of learned W, before the teacher's name
 STOPPED = "stopped_early"  # in the record of the step after which a run has ended by itself: why
 SAMPLES = "samples.md"  # what the student made of beginnings of held-out texts
+PRECISION = "trainer.plugins.precision"  # a setting, and its name in the next
 TRAINED_WITH = "trained_with.json"  # a list of {"after": step, "settings": ..}: of the steps behind it, to the next one
 EVALUATION = "evaluation/"  # before the name of a column in records for curves
 

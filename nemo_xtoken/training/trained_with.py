@@ -15,8 +15,7 @@ from typing import Any
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.files import atomic_path, file_digest
 from nemo_xtoken.objective.scale import ObjectiveConfig
-from nemo_xtoken.run.precision import SETTING
-from nemo_xtoken.run.records import TRAINED_WITH, read_trained_with, settings_changed
+from nemo_xtoken.run.records import PRECISION, TRAINED_WITH, read_trained_with, settings_changed
 from nemo_xtoken.teachers.fingerprint import weights_sample
 from nemo_xtoken.training.teacher_settings import NamedTeacher
 from nemo_xtoken.weights.folder import ModelFolder
@@ -104,7 +103,7 @@ def trained_with(
     found: dict[str, Any] = {} if origin is None else {ORIGIN: origin.digest}
     found |= {f"objective.{name}": getattr(objective, name) for name in OF_OBJECTIVE}
     if precision is not None:
-        found[SETTING] = precision.removesuffix("-true")  # Lightning's name for what is not mixed
+        found[PRECISION] = precision.removesuffix("-true")  # Lightning's name for what is not mixed
     for teacher in teachers:
         config = teacher.config
         content = f"content {weights_sample(config.weight_files(teacher.where))[:12]}"

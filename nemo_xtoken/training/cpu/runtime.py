@@ -141,7 +141,7 @@ def enable() -> None:
     from megatron.core.transformer import transformer_block
     from megatron.core.transformer.moe import moe_utils
 
-    from nemo_xtoken.training.cpu import direct_gradients, memory
+    from nemo_xtoken.training.cpu import direct_gradients, kept_memory
     from nemo_xtoken.training.cpu import layers as cpu_layers
     from nemo_xtoken.training.cpu.extra_state import without_missing
 
@@ -210,7 +210,7 @@ def enable() -> None:
         _set(rope_utils, "fused_apply_rotary_pos_emb", cpu_layers.rotary)  # configs that ask for the fused one raise
 
     torch.compiler.set_stance("force_eager")  # mcore's jit_fuser is torch.compile: 5 s and a C++ compiler per run
-    for within in (memory.kept(), _CudaToCpu()):
+    for within in (kept_memory.kept(), _CudaToCpu()):
         within.__enter__()
         _undo.append((within, None, None))
 

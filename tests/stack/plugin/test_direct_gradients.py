@@ -143,6 +143,8 @@ def test_the_way_back_through_swiglu_is_that_of_float64(nemo):
     wide = y.double().requires_grad_()
     gate, up = wide.chunk(2, -1)
     (torch.nn.functional.silu(gate) * up * g.double()).sum().backward()
-    error = (swiglu_back(g, y).double() - wide.grad).norm() / wide.grad.norm()
-    assert error < (megatrons(g, y).double() - wide.grad).norm() / wide.grad.norm() < 1e-2
-    assert torch.equal(swiglu_back(g.float(), y.float()), megatrons(g.float(), y.float()))
+    with torch.compiler.set_stance("force_eager"):  # as the CPU runtime has it
+        found, theirs = swiglu_back(g, y), megatrons(g, y)
+        assert torch.equal(swiglu_back(g.float(), y.float()), megatrons(g.float(), y.float()))
+    error, other = ((x.double() - wide.grad).norm() / wide.grad.norm() for x in (found, theirs))
+    assert error < other < 1e-2

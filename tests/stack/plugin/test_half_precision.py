@@ -21,8 +21,8 @@ def test_a_learning_rate_below_what_bfloat16_can_show_still_teaches(world):
 
 
 def test_the_folder_says_in_which_precision_it_was(world):
-    from nemo_xtoken.run.precision import FULL, begun_in
-    from nemo_xtoken.run.precision import HALF as VALUE
+    from nemo_xtoken.launch.precision import FULL, begun_in
+    from nemo_xtoken.launch.precision import HALF as VALUE
 
     for name, settings, value in (("half", HALF, VALUE), ("full", {}, FULL)):
         job = world.distillation(f"written_{name}", steps=1, **settings)

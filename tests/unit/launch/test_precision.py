@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from nemo_xtoken.launch.precision import FULL, HALF, begun_in, bf16_unit, choose_precision, processor_flags
 from nemo_xtoken.preflight import fitting
 from nemo_xtoken.recipes import available_recipes
-from nemo_xtoken.run.precision import FULL, HALF, SETTING, begun_in, bf16_unit, choose_precision, processor_flags
+from nemo_xtoken.run.records import PRECISION
 from nemo_xtoken.run.settings import Settings
 
 RECIPES = {name: recipe.yaml for name, recipe in available_recipes().items() if recipe.yaml is not None}
@@ -52,9 +53,9 @@ def settled(monkeypatch):
         monkeypatch.setattr(fitting, "processor_flags", lambda: frozenset(flags.split()))
         monkeypatch.setattr(fitting, "gpus_here", lambda: gpus)
         settings = Settings.read(RECIPES[recipe], words)
-        plugins = SimpleNamespace(precision=settings.get(SETTING))
+        plugins = SimpleNamespace(precision=settings.get(PRECISION))
         said = fitting.settle_precision(SimpleNamespace(trainer=SimpleNamespace(plugins=plugins)), settings)
-        assert settings.get(SETTING) == plugins.precision
+        assert settings.get(PRECISION) == plugins.precision
         return plugins.precision, said
 
     return settle
@@ -62,20 +63,20 @@ def settled(monkeypatch):
 
 @pytest.mark.parametrize("recipe", ["xtoken", "xtoken_swap", "xtoken_compress"])
 def test_the_recipes_of_any_model_leave_it_open(settled, recipe):
-    assert settled(recipe, AMX) == (HALF, f"precision {HALF}, as the processor has AMX ({SETTING})")
+    assert settled(recipe, AMX) == (HALF, f"precision {HALF}, as the processor has AMX ({PRECISION})")
     assert settled(recipe, WIDE)[0] == FULL
-    assert settled(recipe, OLD, gpus=1) == (HALF, f"precision {HALF}, on a GPU ({SETTING})")
+    assert settled(recipe, OLD, gpus=1) == (HALF, f"precision {HALF}, on a GPU ({PRECISION})")
     assert settled(recipe, AMX, "trainer.num_nodes=2")[0] == FULL
 
 
 def test_one_setting_overrides_it(settled):
-    assert settled("xtoken_swap", AMX, f"{SETTING}=32") == (FULL, "")
-    assert settled("xtoken_swap", OLD, f"{SETTING}=bf16-mixed") == (HALF, "")
+    assert settled("xtoken_swap", AMX, f"{PRECISION}=32") == (FULL, "")
+    assert settled("xtoken_swap", OLD, f"{PRECISION}=bf16-mixed") == (HALF, "")
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.keys() - {"xtoken", "xtoken_swap", "xtoken_compress"}))
 def test_other_recipes_say_it_themselves(settled, recipe):
-    said = Settings.read(RECIPES[recipe]).get(SETTING)
+    said = Settings.read(RECIPES[recipe]).get(PRECISION)
     assert settled(recipe, AMX) == settled(recipe, OLD) == (said, "")
     assert said == (FULL if recipe == "xtoken_tiny" else HALF)
 
@@ -86,10 +87,10 @@ def test_a_run_goes_on_as_it_was_begun(settled, tmp_path, arm, begun, flags):
     (tmp_path / "mine" / arm).mkdir(parents=True)
     words = [f"log.log_dir={tmp_path}", "log.name=mine"]
     assert settled("xtoken_swap", flags, *words)[0] != begun
-    entries = [{"after": 0, "settings": {"objective.scale": 1}}, {"after": 2, "settings": {SETTING: begun}}]
+    entries = [{"after": 0, "settings": {"objective.scale": 1}}, {"after": 2, "settings": {PRECISION: begun}}]
     (tmp_path / "mine" / arm / "trained_with.json").write_text(json.dumps(entries))
-    assert settled("xtoken_swap", flags, *words) == (begun, f"precision {begun}, as the run was begun ({SETTING})")
-    assert settled("xtoken_swap", flags, *words, f"{SETTING}={HALF}")[0] == HALF
+    assert settled("xtoken_swap", flags, *words) == (begun, f"precision {begun}, as the run was begun ({PRECISION})")
+    assert settled("xtoken_swap", flags, *words, f"{PRECISION}={HALF}")[0] == HALF
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '[{"after": 0, "settings": {}}]', '[{"settings": 3}]'])

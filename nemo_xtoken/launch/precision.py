@@ -9,12 +9,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemo_xtoken.run.records import TRAINED_WITH
+from nemo_xtoken.run.records import PRECISION, TRAINED_WITH
 from nemo_xtoken.weights.checkpoint_names import finished_checkpoints
 
-__all__ = ["FULL", "HALF", "SETTING", "ChosenPrecision", "begun_in", "bf16_unit", "choose_precision", "processor_flags"]
+__all__ = ["FULL", "HALF", "ChosenPrecision", "begun_in", "bf16_unit", "choose_precision", "processor_flags"]
 
-SETTING = "trainer.plugins.precision"
 HALF, FULL = "bf16-mixed", "32"
 #: What multiplies bfloat16, by the flag that Linux has for it, the fastest first.
 UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 BF16"}
@@ -24,7 +23,7 @@ UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 BF16"}
 class ChosenPrecision:
     """
     Attributes:
-        value: `HALF` or `FULL`, for `SETTING`.
+        value: `HALF` or `FULL`, for ``trainer.plugins.precision``.
         why: in words.
     """
 
@@ -90,7 +89,7 @@ def begun_in(folder: Path | None, gpu: bool) -> str | None:
 def _written(path: Path) -> str | None:
     """Of the last entry; None where there is no such file, or it does not say."""
     try:
-        found = json.loads(path.read_text("utf-8"))[-1]["settings"][SETTING]
+        found = json.loads(path.read_text("utf-8"))[-1]["settings"][PRECISION]
     except (OSError, ValueError, LookupError, TypeError):
         return None
     return found if found in (HALF, FULL) else None
