@@ -7,10 +7,9 @@ again, and the kernel clears each page anew: a third of the time of a step in bf
 
 import ctypes
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
-__all__ = ["kept"]
+__all__ = ["Kept"]
 
 #: Options of glibc's ``mallopt``.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
@@ -18,21 +17,27 @@ _KEEPING = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1, _TOP_PAD: 64 * 2**20}
 _OWN = {_MMAP_MAX: 65536, _TRIM_THRESHOLD: 128 * 2**10, _TOP_PAD: 128 * 2**10}
 
 
-@contextmanager
-def kept(environment: Mapping[str, str] = os.environ) -> Iterator[bool]:
-    """Within it glibc takes all blocks from its heap and keeps what is free there; yields whether it does.
+class Kept:
+    """Within it glibc takes all blocks from its heap and keeps what is free there.
 
     Not where there is another allocator, or where the user has set glibc's (``MALLOC_..``, ``GLIBC_TUNABLES``).
     Afterwards it has its own defaults again, and the kernel what is free.
     """
-    own = "GLIBC_TUNABLES" in environment or any(name.startswith("MALLOC_") for name in environment)
-    libc = ctypes.CDLL(None)
-    if own or not hasattr(libc, "gnu_get_libc_version"):
-        yield False
-        return
-    try:
-        yield all(libc.mallopt(option, value) for option, value in _KEEPING.items())
-    finally:
-        for option, value in _OWN.items():
-            libc.mallopt(option, value)
-        libc.malloc_trim(0)
+
+    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+        own = "GLIBC_TUNABLES" in environment or any(name.startswith("MALLOC_") for name in environment)
+        self._libc = None if own else ctypes.CDLL(None)
+        if not hasattr(self._libc, "gnu_get_libc_version"):
+            self._libc = None
+
+    def __enter__(self) -> bool:
+        """Whether it does."""
+        return self._set(_KEEPING)
+
+    def __exit__(self, *_: object) -> None:
+        if self._libc is not None:
+            self._set(_OWN)
+            self._libc.malloc_trim(0)
+
+    def _set(self, options: Mapping[int, int]) -> bool:
+        return self._libc is not None and all(self._libc.mallopt(*option) for option in options.items())

@@ -210,7 +210,7 @@ def enable() -> None:
         _set(rope_utils, "fused_apply_rotary_pos_emb", cpu_layers.rotary)  # configs that ask for the fused one raise
 
     torch.compiler.set_stance("force_eager")  # mcore's jit_fuser is torch.compile: 5 s and a C++ compiler per run
-    for within in (kept_memory.kept(), _CudaToCpu()):
+    for within in (kept_memory.Kept(), _CudaToCpu()):
         within.__enter__()
         _undo.append((within, None, None))
 

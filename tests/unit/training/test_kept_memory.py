@@ -10,7 +10,7 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="anoth
 
 CODE = """
 import resource
-from nemo_xtoken.training.cpu.kept_memory import kept
+from nemo_xtoken.training.cpu.kept_memory import Kept
 import ctypes
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
@@ -24,7 +24,7 @@ def faults():
         libc.free(block)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 plain = faults()
-with kept() as whether:
+with Kept() as whether:
     within = faults()
 after = faults()
 print(whether, within < plain / 10, after > plain / 2)
