@@ -138,8 +138,9 @@ class CPDotProductAttention(NoExtraState, DotProductAttention):
             attention_mask = attention_mask | (document[None, :] != document[own][:, None])
         if self.window is not None:
             attention_mask = attention_mask | (seen[None, :] < own[:, None] - self.window[0])
-        dropout = self.training and self.attention_dropout.p > 0
-        if query.dtype == torch.bfloat16 and self.softmax_offset is None and not dropout:
+        dropout: Any = self.attention_dropout
+        drops = self.training and dropout.p > 0
+        if query.dtype == torch.bfloat16 and self.softmax_offset is None and not drops:
             return self._in_one(query, key, value, attention_mask)
         return super().forward(query, key, value, attention_mask, *args, **kwargs)
 
@@ -149,7 +150,9 @@ class CPDotProductAttention(NoExtraState, DotProductAttention):
         if groups > 1:
             key, value = (x.repeat_interleave(groups, dim=2) for x in (key, value))
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        scale = self.softmax_scale * (self.scale_mask_softmax.scale or 1.0)
+        own: Any = self.softmax_scale
+        within: Any = self.scale_mask_softmax
+        scale = own * (within.scale or 1.0)
         out = torch.nn.functional.scaled_dot_product_attention(query, key, value, ~mask, scale=scale)
         return out.permute(2, 0, 1, 3).flatten(2)
 
