@@ -62,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for row in given.rows:
             for name, figures in _apart(row, words).items():
                 found.setdefault(name, []).append(figures)
+                print(name, json.dumps(figures), flush=True)
     print(machine_line())
     table = {name: _median(rounds) for name, rounds in found.items()}
     columns = ("tokens/s", "user s/step", "kernel s/step", "faults/step", "GiB")
