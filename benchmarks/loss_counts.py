@@ -159,19 +159,19 @@ def _count_launches(kernels: TileKernels, mode: Counts) -> None:
 @contextmanager
 def _within_tiles(mode: Counts) -> Iterator[list[int]]:
     """Counts inside of tiles alone; yields the numbers of rows of the tiles."""
-    original: Callable[..., None] = FusedPass._tile
+    original: Callable[..., None] = FusedPass._group
     rows: list[int] = []
 
-    def tile(self: FusedPass, which: Any, gradients: Any) -> None:
-        rows.append(self.rows.rows[which.rows].numel())
+    def group(self: FusedPass, which: Any, gradients: Any) -> None:
+        rows.extend(self.rows.rows[tile.rows].numel() for tile in which)
         with mode:
             original(self, which, gradients)
 
-    FusedPass._tile = tile  # type: ignore[method-assign]
+    FusedPass._group = group  # type: ignore[method-assign]
     try:
         yield rows
     finally:
-        FusedPass._tile = original  # type: ignore[method-assign]
+        FusedPass._group = original  # type: ignore[method-assign]
 
 
 def counts_of(

@@ -14,12 +14,14 @@ __all__ = ["TORCH", "TorchKernels"]
 class _Softmax:
     """A rank's own softmax, whose exponentials are made once; what it knows of the others is a factor a row."""
 
-    def __init__(self, z: Tensor, valid: int, temperature: float) -> None:
+    def __init__(self, z: Tensor, valid: int, temperature: float, spare: bool) -> None:
         scaled = z if temperature == 1 else z / temperature
         if valid:
-            self._p = torch.softmax(scaled, dim=1)
+            self.norm = scaled.amax(1)
+            in_place = scaled.is_cpu and (spare or temperature != 1)
+            self._p = torch.softmax(scaled, dim=1, out=scaled) if in_place else torch.softmax(scaled, dim=1)
             # the largest p is at least 1 / V: nothing is lost in its logarithm
-            self.norm = scaled.amax(1).sub_(self._p.amax(1).log_())
+            self.norm.sub_(self._p.amax(1).log_())
         else:
             self._p, self.norm = torch.zeros_like(scaled), scaled.new_full((scaled.shape[0],), float("-inf"))
 
@@ -47,8 +49,8 @@ class TorchKernels(TileKernels):
 
     name = "torch"
 
-    def softmax(self, z: Tensor, valid: int, temperature: float) -> LocalSoftmax:
-        return _Softmax(z, valid, temperature)
+    def softmax(self, z: Tensor, valid: int, temperature: float, spare: bool = False) -> LocalSoftmax:
+        return _Softmax(z, valid, temperature, spare)
 
     def gather(self, x: Tensor, plan: Gather, table: Tensor, constant: Tensor | None = None) -> Tensor:
         shared = min(x.shape[1], plan.width)

@@ -121,12 +121,13 @@ class TileKernels(ABC):
     pairs: PairKernels | None = None
 
     @abstractmethod
-    def softmax(self, z: Tensor, valid: int, temperature: float) -> LocalSoftmax:
+    def softmax(self, z: Tensor, valid: int, temperature: float, spare: bool = False) -> LocalSoftmax:
         """
         Args:
             z: ``[n, V/tp]`` logits, -inf in padding; left as they are, and not to be changed before the probabilities
                 are made.
             valid: columns before the padding.
+            spare: the probabilities may take the place of the logits.
         """
 
     @abstractmethod

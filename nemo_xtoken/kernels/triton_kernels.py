@@ -39,7 +39,7 @@ class TritonKernels(TileKernels):
         self.block = block
         self.pairs = TritonPairs(block)
 
-    def softmax(self, z: Tensor, valid: int, temperature: float) -> LocalSoftmax:
+    def softmax(self, z: Tensor, valid: int, temperature: float, spare: bool = False) -> LocalSoftmax:
         return _Softmax(self, z.contiguous(), valid, temperature)
 
     def gather(self, x: Tensor, plan: Gather, table: Tensor, constant: Tensor | None = None) -> Tensor:

@@ -5,7 +5,7 @@ when the tile is: the forward pass leaves the gradients with respect to the stud
 and backward only scales them.  Each logit is made once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from nemo_xtoken.losses.chunks import ScoredRows
 from nemo_xtoken.objective.merge import continuation, merge_rows, spread_gradient, sum_later_tokens, to_later_tokens
 from nemo_xtoken.objective.teacher_weights import sum_statistic
 from nemo_xtoken.objective.tile_side import TileSide, gradient_by_product
-from nemo_xtoken.objective.tiles import TeacherRows, Tile, tiles
+from nemo_xtoken.objective.tiles import TeacherRows, Tile, block_rows, tiles, together
 from nemo_xtoken.parallel.column_pairs import ColumnPairs
 from nemo_xtoken.parallel.head import accumulation_dtype
 from nemo_xtoken.parallel.softmax import all_reduce_sum, softmax_and_picked, tile_logits
@@ -41,7 +41,7 @@ class FusedPass:
         rows: the labelled student positions.
         teachers: what is compared, with the rows of each.
         ce_weight, kd_weights: coefficients of the sums in the objective; numbers or scalars on the device.
-        tile_rows: student rows in a tile.
+        tile_rows: student rows in a tile, whose logits are made at once; they are compared by `tiles.block_rows`.
         kernels: what goes over the tiles.
 
     Attributes:
@@ -111,42 +111,92 @@ class FusedPass:
             (self.ce + w * s.config.temperature**2).to(dtype)
             for w, (s, _) in zip(self.kd_weights, self.teachers, strict=True)
         ]
+        groups = together(self._tiles(), self.tile_rows)
         gradients = None
         if wanted:
             entries = [s.entry_weights for s, _ in self.teachers]
             gradients = _Gradients(
                 torch.zeros_like(hidden, dtype=dtype),
-                self._weight_gradient(dtype) if by_weight else None,
+                self._weight_gradient(len(groups)) if by_weight else None,
                 [None if e is None else torch.zeros_like(e, dtype=dtype) for e in entries],
+                fresh=bool(groups) and head.main_grad is None,
             )
-        for tile in self.cut:
-            self._tile(tile, gradients)
+        for group in groups:
+            self._group(group, gradients)
         self._finish()
         if gradients is not None and head.sums_hidden:
             all_reduce_sum(gradients.hidden, head.shard.group)
         return gradients
 
-    def _weight_gradient(self, dtype: torch.dtype) -> Tensor:
-        """What the gradient with respect to the output weight is added to."""
-        head = self.student.head
-        return torch.zeros_like(head.weight, dtype=dtype) if head.main_grad is None else head.main_grad
+    def _weight_gradient(self, products: int) -> Tensor:
+        """What the gradient with respect to the output weight is added to, by so many products."""
+        head, hidden = self.student.head, self.student.hidden
+        if head.main_grad is not None:
+            return head.main_grad
+        if not products:
+            return torch.zeros_like(head.weight)
+        dtype = accumulation_dtype(hidden.dtype) if products > 1 else head.narrow(hidden)
+        return torch.empty_like(head.weight, dtype=dtype)
 
     def _tiles(self) -> list[Tile]:
-        """The tiles, each with what the divergences plan for it."""
-        cut = list(tiles(self.rows, [rows for _, rows in self.teachers], self.tile_rows))
+        """The parts of tiles that are compared at a time, each with what the divergences plan for it."""
+        rows = block_rows(self.tile_rows, self.student.head, self.kernels)
+        cut = list(tiles(self.rows, [rows for _, rows in self.teachers], rows))
         plans = [d.plans([tile.parts[number] for tile in cut]) for number, d in enumerate(self.divergences)]
         return [tile._replace(plans=tuple(each[number] for each in plans)) for number, tile in enumerate(cut)]
 
-    def _tile(self, tile: Tile, gradients: "_Gradients | None") -> None:
-        head, wanted, by_logits = self.student.head, gradients is not None, self.kernels.pairs is not None
-        rows, labels = self.rows.rows[tile.rows], head.columns_of(self.rows.labels[tile.rows])
+    def _group(self, group: list[Tile], gradients: "_Gradients | None") -> None:
+        """Tiles whose logits are made at once, and whose gradients go through the output layer at once."""
+        head, at = self.student.head, group[0].rows.start
+        rows = self.rows.rows[at : group[-1].rows.stop]
         h = self.student.hidden.index_select(0, rows)
-        z = head.logits(h)
+        logits = [head.logits(h)]
+        taught = [self._teacher_logits(number, group) for number in range(len(self.teachers))]
+        if len(group) == 1:
+            dz = self._tile(group[0], logits, taught, gradients)
+        else:
+            whole = logits.pop()
+            narrow = head.narrow(h)
+            dz = whole if narrow == whole.dtype or gradients is None else torch.empty_like(whole, dtype=narrow)
+            for tile in group:
+                part = slice(tile.rows.start - at, tile.rows.stop - at)
+                found = self._tile(tile, [whole[part]], taught, gradients)
+                if found is not None and found.data_ptr() != dz[part].data_ptr():
+                    dz[part] = found
+            del whole
+        if gradients is not None and dz is not None:
+            gradients.hidden[rows] = head.backward(dz, h, gradients.weight, gradients.fresh)
+            gradients.fresh = False
+
+    def _teacher_logits(self, number: int, group: list[Tile]) -> Iterator[Tensor]:
+        """Of each of these tiles that has chunks of a teacher; made when the first is asked for."""
+        output = self.teachers[number][0].output
+        rows = [part[1].rows for part in (tile.parts[number] for tile in group) if part is not None]
+        if rows:
+            hidden = output.hidden.index_select(0, torch.cat(rows) if len(rows) > 1 else rows[0])
+            parts = list(output.head.logits(hidden).split([part.numel() for part in rows]))
+            while parts:
+                yield parts.pop(0)
+
+    def _tile(
+        self, tile: Tile, logits: list[Tensor], taught: list[Iterator[Tensor]], gradients: "_Gradients | None"
+    ) -> Tensor | None:
+        """Compares the rows of a tile.
+
+        Args:
+            logits: the student's; taken out, and overwritten.
+            taught: for each teacher, the logits of its next tile.
+
+        Returns:
+            the derivative with respect to the product of hidden states and output weight.
+        """
+        head, wanted, by_logits = self.student.head, gradients is not None, self.kernels.pairs is not None
+        labels, z = head.columns_of(self.rows.labels[tile.rows]), logits.pop()
         slope = head.slope(z) if wanted and not by_logits else None
         at = {1.0} | {s.config.temperature for (s, _), part in zip(self.teachers, tile.parts, strict=True) if part}
         sides = {
-            tau: TileSide(z, labels, head, tau, self.kernels, -self.ce_weight if tau == 1 else 0.0)
-            for tau in sorted(at)
+            tau: TileSide(z, labels, head, tau, self.kernels, -self.ce_weight if tau == 1 else 0.0, spare=tau == 1)
+            for tau in sorted(at, key=lambda tau: (tau == 1, tau))  # 1 comes last and may overwrite the logits
         }
         kept = z if by_logits else None
         del z
@@ -154,13 +204,13 @@ class FusedPass:
         for number, part in enumerate(tile.parts):
             if part is not None:
                 take = self._teacher if self.paired[number] is None else self._paired_teacher
-                by_entry = take(number, *part, tile.plans[number], sides, wanted)
+                by_entry = take(number, *part, taught[number], tile.plans[number], sides, wanted)
                 if by_entry is not None and gradients is not None:
                     gradients.entries[number] += by_entry
-        if gradients is not None:
-            ordered = [sides.pop(1.0), *sides.values()]
-            dz = gradient_by_product(head, ordered, kept, slope, self._settings, h.dtype)
-            gradients.hidden[rows] = head.backward(dz, h, gradients.weight)
+        if gradients is None:
+            return None
+        ordered = [sides.pop(1.0), *sides.values()]
+        return gradient_by_product(head, ordered, kept, slope, self._settings, self.student.hidden.dtype)
 
     def _settings(self, base: float, scale: float, softcap: float) -> Tensor:
         key = base, scale, softcap
@@ -181,6 +231,7 @@ class FusedPass:
         number: int,
         student: ScoredRows,
         teacher: ScoredRows,
+        logits: Iterator[Tensor],
         plan: Any,
         sides: dict[float, TileSide],
         wanted: bool,
@@ -192,8 +243,7 @@ class FusedPass:
         head, tau = signal.output.head, signal.config.temperature
         side, weight = sides[tau], self.weights[number]
         started = pairs.start(side.logits, student.first, tau)
-        z = head.logits(signal.output.hidden.index_select(0, teacher.rows))
-        other = tile_logits(z, head.columns_of(teacher.labels), head.shard, tau, kernels)
+        other = tile_logits(next(logits), head.columns_of(teacher.labels), head.shard, tau, kernels)
         tables = pairs.finish(started, other, teacher.first, tau)
         both = side.logits, other
         rows = (
@@ -231,6 +281,7 @@ class FusedPass:
         number: int,
         student: ScoredRows,
         teacher: ScoredRows,
+        logits: Iterator[Tensor],
         plan: Any,
         sides: dict[float, TileSide],
         wanted: bool,
@@ -241,7 +292,7 @@ class FusedPass:
         side = sides[tau]
         merged = merge_rows(side.p, student, merge)
         started = divergence.start(merged, signal.entry_weights)
-        p_teacher, log_p_teacher = self._teacher_rows(number, teacher)
+        p_teacher, log_p_teacher = self._teacher_rows(number, teacher, next(logits))
         weight = self.kd_weights[number] * tau**2
         coefficients = None
         if merge == "chain_rule":
@@ -281,12 +332,12 @@ class FusedPass:
             )
         return by_entry
 
-    def _teacher_rows(self, number: int, part: ScoredRows) -> tuple[Tensor, Tensor]:
+    def _teacher_rows(self, number: int, part: ScoredRows, z: Tensor) -> tuple[Tensor, Tensor]:
         """``(probabilities [m, V_T/tp], log-probabilities of the labels [m])`` at the temperature."""
         signal, divergence = self.teachers[number][0], self.divergences[number]
         head, tau = signal.output.head, signal.config.temperature
-        z, labels = head.logits(signal.output.hidden.index_select(0, part.rows)), head.columns_of(part.labels)
-        p, log_p = softmax_and_picked(z, labels, head.shard, tau, self.kernels)
+        labels, once = head.columns_of(part.labels), signal.statistic is None or tau == 1
+        p, log_p = softmax_and_picked(z, labels, head.shard, tau, self.kernels, spare=once)
         if signal.statistic is not None:
             at_one = (p, log_p) if tau == 1 else softmax_and_picked(z, labels, head.shard, kernels=self.kernels)
             self.statistics[number] += sum_statistic(signal.statistic, *at_one, head.shard)
@@ -308,6 +359,7 @@ class _Gradients:
     hidden: Tensor
     weight: Tensor | None
     entries: list[Any]
+    fresh: bool  # nothing is in `weight` yet
 
 
 class _Fused(torch.autograd.Function):

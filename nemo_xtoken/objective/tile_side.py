@@ -31,6 +31,7 @@ class TileSide:
         temperature: tau.
         kernels: what goes over the tiles.
         base: the objective's derivative with respect to each label's log-probability, of the cross-entropy.
+        spare: nobody else needs the logits: probabilities may take their place.
 
     Attributes:
         log_p: ``[n]``, of the labels.
@@ -42,7 +43,14 @@ class TileSide:
     """
 
     def __init__(
-        self, z: Tensor, labels: Tensor, head: OutputHead, temperature: float, kernels: TileKernels, base: float
+        self,
+        z: Tensor,
+        labels: Tensor,
+        head: OutputHead,
+        temperature: float,
+        kernels: TileKernels,
+        base: float,
+        spare: bool = False,
     ) -> None:
         self.labels, self.shard, self.temperature, self.kernels = labels, head.shard, temperature, kernels
         self.base = base
@@ -54,7 +62,7 @@ class TileSide:
         self.waiting: list[Any] = []
         self.entries: list[tuple[Tensor, Tensor, Tensor]] = []
         if kernels.pairs is None:
-            self._p, self.log_p = softmax_and_picked(z, labels, head.shard, temperature, kernels)
+            self._p, self.log_p = softmax_and_picked(z, labels, head.shard, temperature, kernels, spare)
         else:
             self._logits = tile_logits(z, labels, head.shard, temperature, kernels.pairs)
             self.log_p = self._logits.log_p

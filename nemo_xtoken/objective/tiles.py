@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from nemo_xtoken.kernels.tile_kernels import TileKernels
 from nemo_xtoken.losses.base import TeacherSignal
 from nemo_xtoken.losses.chunks import ScoredRows
 from nemo_xtoken.parallel.head import OutputHead, accumulation_dtype
 from nemo_xtoken.run.estimates.loss_time import STUDENT_TENSORS, TEACHER_TENSORS, rows_on_gpu
 
-__all__ = ["TeacherRows", "Tile", "legal_cuts", "rows_within", "tile_cuts", "tiles"]
+__all__ = ["TeacherRows", "Tile", "block_rows", "legal_cuts", "rows_within", "tile_cuts", "tiles", "together"]
 
 #: Times that a tile's products read the whole weight: logits, gradient of the hidden states; of a teacher: logits.  The
 #: gradient of the weight is read and written besides.
@@ -22,7 +23,10 @@ PASSES = 15
 #: Floating-point operations of a processor's core for a byte that it gets from memory, about.
 BALANCE = 10
 #: A tile on a CPU has so many rows that the weights are at most one part in so many of its time.
-WEIGHTS_SHARE = 8
+WEIGHTS_SHARE = 16
+#: Bytes of a tensor of logits that a CPU goes over at a time: some of these fit into its caches, and its allocator keeps
+#: their memory, where it gives larger blocks back to the system every time.
+BLOCK_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -84,18 +88,31 @@ def rows_within(mib: int | None, student: OutputHead, teachers: Sequence[OutputH
 
     Args:
         mib: None: what suits the device.  On a GPU see `rows_on_gpu`: its products like many rows, in whole blocks.  On
-            a CPU the more of two numbers of rows: as many as fit into 96 MiB, since caches like few, and its allocator
-            gives larger blocks back to the system every time; and, within 2 GiB, as many as make reading the output
-            weights and adding to their gradient a small part of a tile's work; it grows with the hidden sizes.
+            a CPU, where logits alone have all of a tile's rows (see `block_rows`), the more of two numbers of rows: as
+            many as fit into 96 MiB; and, within 1 GiB, as many as make reading the output weights and adding to their
+            gradient a small part of a tile's work; it grows with the hidden sizes.
     """
     widest = max((t.shard.rows for t in teachers), default=0)
     if student.weight.is_cuda:
         return rows_on_gpu(student.shard.rows, widest, mib)
-    row = STUDENT_TENSORS * student.shard.rows + TEACHER_TENSORS * widest
-    row *= accumulation_dtype(student.weight.dtype).itemsize
+    wide = accumulation_dtype(student.weight.dtype).itemsize
+    row = wide * (STUDENT_TENSORS * student.shard.rows + TEACHER_TENSORS * widest)
     if mib is not None:
         return max(1, mib * 2**20 // row)
-    return max(1, 96 * 2**20 // row, min(_worth_the_weights(student, teachers), 2 * 2**30 // row))
+    logits = wide * (student.shard.rows + widest) + student.weight.itemsize * student.shard.rows
+    return max(1, 96 * 2**20 // row, min(_worth_the_weights(student, teachers), 2**30 // logits))
+
+
+def block_rows(tile_rows: int, student: OutputHead, kernels: TileKernels) -> int:
+    """Student rows that are compared at a time, of a tile whose logits are made at once.
+
+    All of them where the kernels work on logits or the device is a GPU; on a CPU those of `BLOCK_BYTES`.  The same on
+    all ranks.
+    """
+    if kernels.pairs is not None or student.weight.is_cuda:
+        return tile_rows
+    row = student.shard.rows * accumulation_dtype(student.weight.dtype).itemsize
+    return min(tile_rows, max(1, BLOCK_BYTES // row))
 
 
 def _worth_the_weights(student: OutputHead, teachers: Sequence[OutputHead]) -> int:
@@ -148,6 +165,17 @@ def tile_cuts(scored: Sequence[ScoredRows], tile_rows: int) -> Iterator[tuple[sl
         to = max(to, at + 1)
         yield slice(positions[at], positions[to]), tuple(slice(c[at], c[to]) for c in counts)
         at = to
+
+
+def together(blocks: Sequence[Tile], tile_rows: int) -> list[list[Tile]]:
+    """Tiles one after the other whose logits are made at once: at most ``tile_rows`` rows, or one tile."""
+    found: list[list[Tile]] = []
+    for block in blocks:
+        if found and block.rows.stop - found[-1][0].rows.start <= tile_rows:
+            found[-1].append(block)
+        else:
+            found.append([block])
+    return found
 
 
 def tiles(student: ScoredRows, teachers: Sequence[TeacherRows], tile_rows: int) -> Iterator[Tile]:

@@ -43,6 +43,9 @@ class VocabularyExchange(torch.nn.Module):
         weights: ``[E]``, the entries of this rank's rows that are not in place, row after row.
         crossing: distinct teacher tokens that each rank sends to others for one chunk, ``[tp]``.
         sent, received: of these, what this rank sends to each and gets from it; empty: nothing crosses.
+        whole: every row has at most one entry, of weight 1; then a CPU takes `places`.
+        places: int64 ``[V_S/tp]``, where the probability of each column goes, of this rank's columns of the teacher's,
+            REST, nowhere, and what it sends.
     """
 
     reached: Tensor
@@ -60,6 +63,7 @@ class VocabularyExchange(torch.nn.Module):
     token_starts: Tensor
     student_slots: Tensor
     teacher_slots: Tensor
+    places: Tensor
 
     def __init__(
         self,
@@ -86,7 +90,7 @@ class VocabularyExchange(torch.nn.Module):
         self.reached_tokens = int(matrix.reached.sum())
         plan = _Plan.make(matrix, student, ownership)
         self.crossing = plan.crossing
-        self.sent, self.received = plan.sent, plan.received
+        self.sent, self.received, self.whole = plan.sent, plan.received, plan.whole
         for name, value in plan.tensors.items():
             self.register_buffer(name, torch.from_numpy(value), persistent=False)
 
@@ -137,9 +141,27 @@ class VocabularyExchange(torch.nn.Module):
             return here.contiguous()
         table = g.new_empty((here.shape[0] + sum(self.sent), g.shape[0]))
         table[: here.shape[0]] = here
-        asked = g.index_select(1, self.incoming_columns).t().contiguous()
-        dist.all_to_all_single(table[here.shape[0] :], asked, self.sent, self.received, group=self.group)
+        self._fetch(table[here.shape[0] :], g)
         return table
+
+    def _fetch(self, answered: Tensor, g: Tensor) -> None:
+        """The values of g at what this rank sends, ``[sent, n]``, from where they lie."""
+        asked = g.index_select(1, self.incoming_columns).t().contiguous()
+        dist.all_to_all_single(answered, asked, self.sent, self.received, group=self.group)
+
+    def _extended(self, n: int, like: Tensor) -> Tensor:
+        """Zeros for what `places` tells of."""
+        return like.new_zeros((n, self.teacher.rows + 2 + sum(self.sent)))
+
+    def _spread_whole(self, g: Tensor, g_rest: Tensor) -> Tensor:
+        columns = self.teacher.rows
+        values = self._extended(len(g), g)
+        values[:, :columns], values[:, columns] = g, g_rest
+        if self.crosses:
+            answered = g.new_empty((sum(self.sent), len(g)))
+            self._fetch(answered, g)
+            values[:, columns + 2 :] = answered.t()
+        return values.index_select(1, self.places)
 
     def _spread(self, g: Tensor, g_rest: Tensor, weights: Tensor, table: Tensor) -> Tensor:
         sums = weighted_sums(table, self.by_row, self.row_starts, weights)
@@ -153,18 +175,26 @@ class Projection:
         self.exchange, self.p, self.learned = exchange, p, learned is not None
         self.weights = weights = exchange.weights if learned is None else learned
         self._waiting: list[dist.Work] = []
-        self._parts = p.index_select(1, exchange.rows).t().contiguous()  # [rows with entries, n]
-        sums = weighted_sums(self._parts, exchange.by_token, exchange.token_starts, weights[exchange.token_order])
-        here = exchange.local_columns.numel()
-        self._local, self._incoming = sums[:here], sums[:0]
+        self._q: Tensor | None = None
+        if exchange.whole and p.is_cpu and not self.learned:
+            # element by element in rows that fit into a cache: a third of the time of the way by whole columns
+            found = exchange._extended(len(p), p).scatter_add_(1, exchange.places.expand(p.shape), p)
+            columns = exchange.teacher.rows
+            self._q, self._rest = found[:, :columns], found[:, columns].contiguous()
+            outgoing = found[:, columns + 2 :].t()
+        else:
+            self._parts = p.index_select(1, exchange.rows).t().contiguous()  # [rows with entries, n]
+            sums = weighted_sums(self._parts, exchange.by_token, exchange.token_starts, weights[exchange.token_order])
+            here = exchange.local_columns.numel()
+            self._local, outgoing = sums[:here], sums[here:]
+            self._rest = p.index_select(1, exchange.empty).sum(1)
         if exchange.crosses:
-            self._incoming = sums.new_empty((sum(exchange.received), p.shape[0]))
-            self._outgoing = sums[here:].contiguous()  # alive until it is sent
+            self._incoming = p.new_empty((sum(exchange.received), p.shape[0]))
+            self._outgoing = outgoing.contiguous()  # alive until it is sent
             splits = exchange.received, exchange.sent
             self._wait_for(
                 dist.all_to_all_single(self._incoming, self._outgoing, *splits, group=exchange.group, async_op=True)
             )
-        self._rest = p.index_select(1, exchange.empty).sum(1)
         if exchange.has_rest and group_size(exchange.group) > 1:
             self._wait_for(dist.all_reduce(self._rest, group=exchange.group, async_op=True))
 
@@ -174,8 +204,9 @@ class Projection:
 
     def finish(self) -> tuple[Tensor, Tensor]:
         """``(q [n, V_T/tp], this rank's columns of the teacher's vocabulary; REST [n], equal on all ranks)``."""
-        exchange, p = self.exchange, self.p
-        q = exchange.kernels.gather(p, exchange._to_teacher(), self._local)
+        exchange, p, q = self.exchange, self.p, self._q
+        if q is None:
+            q = exchange.kernels.gather(p, exchange._to_teacher(), self._local)
         for work in self._waiting:
             work.wait()
         at = 0
@@ -196,6 +227,8 @@ class Projection:
             over the n rows, None where they are not learned)``.  Collectives: one all-to-all of ``[crossing, n]``.
         """
         exchange = self.exchange
+        if self._q is not None:
+            return exchange._spread_whole(g, g_rest), None
         table = exchange._collect(g)
         by_entry = (self._parts[exchange.entry_part] * table[exchange.by_row]).sum(1) if self.learned else None
         return exchange._spread(g, g_rest, self.weights, table), by_entry
@@ -225,6 +258,7 @@ class _Plan:
     sent: list[int]
     received: list[int]
     crossing: np.ndarray
+    whole: bool
 
     @classmethod
     def make(cls, matrix: ProjectionMatrix, student: VocabularyShard, ownership: Ownership) -> "_Plan":
@@ -280,7 +314,15 @@ class _Plan:
             "teacher_slots": teacher_slots,
             "token_starts": np.searchsorted(by_row.reshape(-1)[order], np.arange(len(distinct) + 1)),
         }
+        here = len(local_columns)
+        columns = np.append(local_columns, np.arange(len(distinct) - here) + ownership.shard.rows + 2)
+        nowhere = np.full(student.rows, ownership.shard.rows + 1)
+        places = np.where(in_place > 0, np.arange(student.rows), np.where(empty, ownership.shard.rows, nowhere))
+        places[row] = columns[by_row.reshape(-1)]
+        tensors["places"] = places
+        whole = bool(((matrix.ids >= 0).sum(1) <= 1).all() and (matrix.weights[matrix.ids >= 0] == 1).all())
         sent, received = counts[me].tolist(), counts[:, me].tolist()
         if not counts.any():
             sent = received = []
-        return cls({k: np.ascontiguousarray(v) for k, v in tensors.items()}, sent, received, counts.sum(axis=1))
+        arrays = {k: np.ascontiguousarray(v) for k, v in tensors.items()}
+        return cls(arrays, sent, received, counts.sum(axis=1), whole)

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.parallel.bf16_products import product_into
-from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard, group_size
 
-__all__ = ["FreeLogits", "OutputHead", "accumulation_dtype", "bf16_factors"]
+__all__ = ["FreeLogits", "OutputHead", "accumulation_dtype", "bf16_factors", "multiplies_bf16"]
 
 #: Rows of a weight that are widened to float32 at a time where the device has no product that does it on the way.
 WIDENED_ROWS = 2048
@@ -20,6 +19,13 @@ WIDENED_ROWS = 2048
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """What softmaxes and sums are computed in: float32, or float64 for float64 inputs."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def multiplies_bf16(x: Tensor) -> bool:
+    """Whether these are of bfloat16 on a CPU whose products take that in groups, with sums in float32."""
+    if not x.is_cpu or x.dtype != torch.bfloat16:
+        return False
+    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @contextmanager
@@ -120,13 +126,23 @@ class OutputHead:
             dz.mul_(self.scale)
         return dz
 
-    def backward(self, dz: Tensor, hidden: Tensor, g_weight: Tensor | None) -> Tensor:
+    def narrow(self, hidden: Tensor) -> torch.dtype:
+        """The type in which the gradient with respect to the product is best kept for :meth:`backward`.
+
+        Args:
+            hidden: ``[n, H]``.
+        """
+        own = multiplies_bf16(hidden) and self.weight.dtype == hidden.dtype
+        return hidden.dtype if own else accumulation_dtype(hidden.dtype)
+
+    def backward(self, dz: Tensor, hidden: Tensor, g_weight: Tensor | None, fresh: bool = False) -> Tensor:
         """Takes the gradient with respect to the product to the hidden states, and adds that of the weight up.
 
         Args:
             dz: ``[n, V_padded/tp]`` in the accumulation type, or in that of the hidden states.
             hidden: ``[n, H]``.
             g_weight: ``[V_padded/tp, H]`` in the accumulation type, added to; None: not wanted.
+            fresh: nothing is in ``g_weight`` yet: it is overwritten, and may be of the type of :meth:`narrow`.
 
         Returns:
             ``[n, H]`` in the accumulation type, this rank's part: to be summed over the tensor-parallel group.
@@ -136,23 +152,30 @@ class OutputHead:
         if dz.is_cuda and hidden.dtype != dtype:  # tensor cores: bf16 in, float32 out
             narrow = dz.to(hidden.dtype)
             if g_weight is not None:  # added up within the product: no [V/tp, H] besides
+                if fresh:
+                    g_weight.zero_()
                 torch.addmm(g_weight, narrow.t(), hidden, out_dtype=dtype, out=g_weight)
             return torch.mm(narrow, self.weight.to(hidden.dtype), out_dtype=dtype)
-        if hidden.dtype == self.weight.dtype == torch.bfloat16:
-            narrow, by_hidden = dz.to(hidden.dtype), hidden.new_empty(hidden.shape, dtype=dtype)
-            done = product_into(by_hidden, narrow, self.weight)
-            if done and (g_weight is None or product_into(g_weight, narrow.t(), hidden, add=True)):
-                return by_hidden
-            del narrow
+        dz = dz.to(self.narrow(hidden))
         with bf16_factors(hidden.dtype):
             if g_weight is not None:
-                g_weight.addmm_(dz.t(), hidden.to(dz.dtype))
-            if self.weight.dtype == dz.dtype:
+                self._add_weight_gradient(dz, hidden, g_weight, 0 if fresh else 1)
+            if self.weight.dtype == dtype:
                 return torch.mm(dz, self.weight)
-            out = dz.new_zeros((dz.shape[0], self.weight.shape[1]))
+            if dz.dtype == self.weight.dtype and group_size(self.shard.group) == 1:
+                return torch.mm(dz, self.weight).to(dtype)  # nobody adds to what was rounded
+            out = hidden.new_zeros((dz.shape[0], self.weight.shape[1]), dtype=dtype)
             for part, rows in self._blocks(dz):
-                out.addmm_(part, rows)
+                out.addmm_(part.to(dtype), rows.to(dtype))
             return out
+
+    def _add_weight_gradient(self, dz: Tensor, hidden: Tensor, g_weight: Tensor, beta: int) -> None:
+        if dz.dtype == g_weight.dtype:
+            g_weight.addmm_(dz.t(), hidden.to(dz.dtype), beta=beta)
+            return
+        wide = hidden.to(g_weight.dtype)
+        for part, rows in self._blocks(dz, g_weight):
+            rows.addmm_(part.t().to(g_weight.dtype), wide, beta=beta)
 
     def _product(self, hidden: Tensor) -> Tensor:
         dtype = accumulation_dtype(hidden.dtype)
@@ -166,14 +189,13 @@ class OutputHead:
         wide = hidden.to(dtype)
         with bf16_factors(hidden.dtype):
             for part, rows in self._blocks(z):
-                torch.mm(wide, rows.t(), out=part)
+                torch.mm(wide, rows.to(dtype).t(), out=part)
         return z
 
-    def _blocks(self, z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Columns of z with the rows of the weight that belong to them, in its type: all in one place, in the cache."""
-        place = self.weight.new_empty((min(WIDENED_ROWS, len(self.weight)), self.weight.shape[1]), dtype=z.dtype)
-        for part, rows in zip(z.split(WIDENED_ROWS, 1), self.weight.split(WIDENED_ROWS), strict=True):
-            yield part, place[: len(rows)].copy_(rows)
+    def _blocks(self, z: Tensor, weight: Tensor | None = None) -> Iterable[tuple[Tensor, Tensor]]:
+        """Columns of z with the rows of the weight, or of its gradient, that belong to them."""
+        rows = self.weight if weight is None else weight
+        return zip(z.split(WIDENED_ROWS, 1), rows.split(WIDENED_ROWS), strict=True)
 
 
 class FreeLogits(OutputHead):
@@ -207,6 +229,10 @@ class FreeLogits(OutputHead):
         z[:, : self.shard.size] = hidden[:, self.order]
         return z
 
-    def backward(self, dz: Tensor, hidden: Tensor, g_weight: Tensor | None) -> Tensor:
-        """The gradient as it is, in the accumulation type."""
-        return dz.to(accumulation_dtype(hidden.dtype))
+    def narrow(self, hidden: Tensor) -> torch.dtype:
+        """No product takes the gradient."""
+        return accumulation_dtype(hidden.dtype)
+
+    def backward(self, dz: Tensor, hidden: Tensor, g_weight: Tensor | None, fresh: bool = False) -> Tensor:
+        """The gradient as it is."""
+        return dz

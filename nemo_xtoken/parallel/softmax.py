@@ -67,7 +67,12 @@ def _over_ranks(norm: Tensor, picked: Tensor, group: ProcessGroup | None) -> tup
 
 
 def softmax_and_picked(
-    z: Tensor, ids: Tensor, shard: VocabularyShard, temperature: float = 1.0, kernels: TileKernels = TORCH
+    z: Tensor,
+    ids: Tensor,
+    shard: VocabularyShard,
+    temperature: float = 1.0,
+    kernels: TileKernels = TORCH,
+    spare: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Probabilities at a temperature, and the log-probability of one chosen token per row, by a single collective.
 
@@ -77,12 +82,14 @@ def softmax_and_picked(
         z: ``[n, V/tp]`` logits, -inf in padding columns; left as they are.
         ids: int64 ``[n]``, the tokens.
         shard: layout of the columns.
+        spare: the probabilities may take the place of the logits.
 
     Returns:
         ``(probabilities [n, V/tp], log-probability of the token [n])``.  Collectives: one all-gather of 2n values.
     """
-    local = kernels.softmax(z, shard.valid_rows, temperature)
-    whole, picked = _over_ranks(local.norm, pick_local(z, ids, shard) / temperature, shard.group)
+    picked = pick_local(z, ids, shard) / temperature
+    local = kernels.softmax(z, shard.valid_rows, temperature, spare)
+    whole, picked = _over_ranks(local.norm, picked, shard.group)
     p = local.probabilities(whole if group_size(shard.group) > 1 else None)
     return p, picked - whole
 
