@@ -31,6 +31,8 @@ __all__ = ["ChunkLeaves", "LeafTable", "SideLeaves"]
 KEPT = 16_384
 #: A token number that stands for REST, beyond those of any vocabulary.
 REST = 1 << 32
+#: Bits of a token number in a leaf's.
+BITS = 33
 #: A depth, beyond those of any chunk, of the numbers of an overlap's classes.
 OVERLAP = 1 << 20
 
@@ -79,7 +81,12 @@ class ChunkLeaves(NamedTuple):
 
 def _node(side: int, depth: np.ndarray | int, token: np.ndarray | int) -> np.ndarray:
     """A leaf as a number."""
-    return (np.asarray(depth, np.int64) * 2 + side) * (2 * REST) + np.asarray(token, np.int64)
+    return ((np.asarray(depth, np.int64) * 2 + side) << BITS) + np.asarray(token, np.int64)
+
+
+def _of_node(node: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``(twice the depth plus the side, token)``."""
+    return node >> BITS, node & ((1 << BITS) - 1)
 
 
 class LeafTable:
@@ -131,7 +138,7 @@ class LeafTable:
         firsts = [np.concatenate([self.members(side, name) for name in names]) for side in (0, 1)]
         nodes, numbers = np.unique(self._edges(paths, firsts), return_inverse=True)
         (component,) = components(numbers.reshape(-1, 2), len(nodes))
-        place, token = np.divmod(nodes, 2 * REST)
+        place, token = _of_node(nodes)
         side, depth = place % 2, place // 2
         lengths = np.array([len(path) for path in paths])
         real = (depth < OVERLAP) & ((token < REST) | (depth < lengths[side]))
@@ -194,7 +201,7 @@ class LeafTable:
             whole: the nodes of the whole chunk.
         """
         more: list[tuple[np.ndarray, np.ndarray]] = []
-        place, token = np.divmod(np.unique(known), 2 * REST)
+        place, token = _of_node(np.unique(known))
         for side, path in enumerate(paths):
             against, several = paths[1 - side], len(path) > 1
 
@@ -272,14 +279,15 @@ def _side(
     listed &= (found.depth < n - 1) | (found.token != path[-1])
     depth, token, leaf = found.depth[listed], found.token[listed], found.leaf[listed]
     other = np.zeros(len(token), np.int64) if classes is None else (classes[token] != first) & (depth == 0)
-    keys = np.stack([depth, leaf, other.astype(np.int64)], axis=1)
-    groups, slot = np.unique(keys, axis=0, return_inverse=True)
+    leaves = len(leaf_level) + 1  # and none
+    groups, slot = np.unique((depth * leaves + leaf + 1) * 2 + other, return_inverse=True)
+    group_depth, group_leaf = np.divmod(groups // 2, leaves)
     slots = n + len(groups)
     implied = (found.token == REST) & (found.depth < n) & (found.depth > 0)
     rest_leaf = np.full(n - 1, -1)
     rest_leaf[found.depth[implied] - 1] = found.leaf[implied]
-    slot_depth = np.concatenate([np.arange(n), groups[:, 0], np.arange(1, n)])
-    slot_leaf = np.concatenate([np.full(n - 1, -1), [whole], groups[:, 1], rest_leaf])
+    slot_depth = np.concatenate([np.arange(n), group_depth, np.arange(1, n)])
+    slot_leaf = np.concatenate([np.full(n - 1, -1), [whole], group_leaf - 1, rest_leaf])
     # a slot counts in its own leaf, and at each level above in the leaf of all deeper ones
     there = np.flatnonzero(slot_leaf >= 0)
     level = leaf_level[slot_leaf[there]]
@@ -289,7 +297,7 @@ def _side(
     start = np.full(int(leaf_level.max()) + 1, n)
     np.minimum.at(start, at, slot_depth[pair_slot])
     classed = np.flatnonzero(slot_depth[:slots] == 0) if classes is not None else np.zeros(0, np.int64)
-    numbers = np.concatenate([np.full(n, 0 if classes is None else classes[path[0]] != first), groups[:, 2]])
+    numbers = np.concatenate([np.full(n, 0 if classes is None else classes[path[0]] != first), groups % 2])
     return SideLeaves(
         depth=np.concatenate([np.arange(n), depth]),
         token=np.concatenate([path, token]),

@@ -43,7 +43,8 @@ class VocabularyExchange(torch.nn.Module):
         weights: ``[E]``, the entries of this rank's rows that are not in place, row after row.
         crossing: distinct teacher tokens that each rank sends to others for one chunk, ``[tp]``.
         sent, received: of these, what this rank sends to each and gets from it; empty: nothing crosses.
-        whole: every row has at most one entry, of weight 1; then a CPU takes `places`.
+        whole: every row has at most one entry, of weight 1, and most of them are not in place: then a CPU takes
+            `places`.
         places: int64 ``[V_S/tp]``, where the probability of each column goes, of this rank's columns of the teacher's,
             REST, nowhere, and what it sends.
     """
@@ -149,14 +150,14 @@ class VocabularyExchange(torch.nn.Module):
         asked = g.index_select(1, self.incoming_columns).t().contiguous()
         dist.all_to_all_single(answered, asked, self.sent, self.received, group=self.group)
 
-    def _extended(self, n: int, like: Tensor) -> Tensor:
-        """Zeros for what `places` tells of."""
-        return like.new_zeros((n, self.teacher.rows + 2 + sum(self.sent)))
+    def _extended(self, n: int) -> tuple[int, int]:
+        """The shape of what `places` tells of."""
+        return n, self.teacher.rows + 2 + sum(self.sent)
 
     def _spread_whole(self, g: Tensor, g_rest: Tensor) -> Tensor:
         columns = self.teacher.rows
-        values = self._extended(len(g), g)
-        values[:, :columns], values[:, columns] = g, g_rest
+        values = g.new_empty(self._extended(len(g)))
+        values[:, :columns], values[:, columns], values[:, columns + 1] = g, g_rest, 0
         if self.crosses:
             answered = g.new_empty((sum(self.sent), len(g)))
             self._fetch(answered, g)
@@ -178,7 +179,7 @@ class Projection:
         self._q: Tensor | None = None
         if exchange.whole and p.is_cpu and not self.learned:
             # element by element in rows that fit into a cache: a third of the time of the way by whole columns
-            found = exchange._extended(len(p), p).scatter_add_(1, exchange.places.expand(p.shape), p)
+            found = p.new_zeros(exchange._extended(len(p))).scatter_add_(1, exchange.places.expand(p.shape), p)
             columns = exchange.teacher.rows
             self._q, self._rest = found[:, :columns], found[:, columns].contiguous()
             outgoing = found[:, columns + 2 :].t()
@@ -320,7 +321,8 @@ class _Plan:
         places = np.where(in_place > 0, np.arange(student.rows), np.where(empty, ownership.shard.rows, nowhere))
         places[row] = columns[by_row.reshape(-1)]
         tensors["places"] = places
-        whole = bool(((matrix.ids >= 0).sum(1) <= 1).all() and (matrix.weights[matrix.ids >= 0] == 1).all())
+        single = ((matrix.ids >= 0).sum(1) <= 1).all() and (matrix.weights[matrix.ids >= 0] == 1).all()
+        whole = bool(single and loose.sum() > len(loose) / 2)  # of all ranks: the same on each
         sent, received = counts[me].tolist(), counts[:, me].tolist()
         if not counts.any():
             sent = received = []
