@@ -7,10 +7,13 @@ reference.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
+
+from nemo_xtoken.kernels.leaf_arrays import LeafArrays
 
 __all__ = [
     "STUDENT_ENTRIES",
@@ -157,6 +160,26 @@ class PairKernels(ABC):
             ``([3, k]: each chunk's term, the teacher's and the student's mass in REST; [4, k], for the gradient: the
             coefficient of the divergence, that of REST's slope, the sum of dL/dlog p, the derivative by log p of each
             later label)``.
+        """
+
+    @abstractmethod
+    def leaves(
+        self,
+        arrays: LeafArrays,
+        sides: tuple[TileLogits, TileLogits],
+        temperature: float,
+        weights: Tensor | None,
+        reduce: Callable[[Tensor], Tensor],
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The divergences of the leaves of chunks, see `losses.leaf_divergence`.
+
+        Args:
+            weights: ``[k]``, of the tile's chunks in the objective; None: no gradient is wanted.
+            reduce: sums the masses of slots over the ranks, in place.
+
+        Returns:
+            ``(values [k]; the derivative with respect to the log-probabilities of the student's entries as if all were
+            free; its sum over all ranks at each of the student's paths)``, the last two None without weights.
         """
 
     @abstractmethod

@@ -61,7 +61,7 @@ def gather_columns(
 
 
 @triton.jit
-def _at_least(x, bound: tl.constexpr):
+def at_least(x, bound: tl.constexpr):
     """The larger of both; not a number where x is not."""
     return tl.where(x < bound, bound, x)
 
@@ -70,17 +70,17 @@ def _at_least(x, bound: tl.constexpr):
 def divergence_terms(p, q, DIRECTION: tl.constexpr, SMALLEST: tl.constexpr):
     """``losses.directions``: what each column adds, and its derivative with respect to q."""
     if DIRECTION == "forward":
-        ratio = p / _at_least(q, SMALLEST)
-        term = p * tl.log(_at_least(ratio, SMALLEST))
+        ratio = p / at_least(q, SMALLEST)
+        term = p * tl.log(at_least(ratio, SMALLEST))
         slope = -ratio
     elif DIRECTION == "reverse":
-        difference = tl.log(_at_least(q, SMALLEST)) - tl.log(_at_least(p, SMALLEST))
+        difference = tl.log(at_least(q, SMALLEST)) - tl.log(at_least(p, SMALLEST))
         term = q * difference
         slope = difference + 1
     else:
-        middle = tl.log(_at_least((p + q) / 2, SMALLEST))
-        slope = (tl.log(_at_least(q, SMALLEST)) - middle) / 2
-        term = p * (tl.log(_at_least(p, SMALLEST)) - middle) / 2 + q * slope
+        middle = tl.log(at_least((p + q) / 2, SMALLEST))
+        slope = (tl.log(at_least(q, SMALLEST)) - middle) / 2
+        term = p * (tl.log(at_least(p, SMALLEST)) - middle) / 2 + q * slope
     return term, slope
 
 

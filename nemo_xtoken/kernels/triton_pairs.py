@@ -1,12 +1,14 @@
 """The passes over a pair of tiles by Triton; see `PairKernels`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from nemo_xtoken.kernels import pair_source
+from nemo_xtoken.kernels import leaf_source, pair_source
+from nemo_xtoken.kernels.leaf_arrays import LeafArrays
 from nemo_xtoken.kernels.pair_kernels import ColumnPlan, PairGradient, PairKernels, PairRows, TileLogits
 from nemo_xtoken.kernels.tile_kernels import smallest
 
@@ -14,6 +16,8 @@ __all__ = ["TritonPairs"]
 
 #: Chunks of a program that goes over chunks, and the entries of W that it takes at a time.
 CHUNKS, ENTRIES = 32, 16
+#: What a program on a slot, a path, a leaf or a chunk takes at a time.
+LEAVES = 128
 
 
 class TritonPairs(PairKernels):
@@ -90,6 +94,62 @@ class TritonPairs(PairKernels):
             CHAIN=chain_rule, REST=plan.rest, BLOCK=CHUNKS, num_warps=1,
         )  # fmt: skip
         return values, by_chunk
+
+    def leaves(
+        self,
+        arrays: LeafArrays,
+        sides: tuple[TileLogits, TileLogits],
+        temperature: float,
+        weights: Tensor | None,
+        reduce: Callable[[Tensor], Tensor],
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        a, (student, teacher) = arrays, sides
+        z, norms, widths = student.z, student.norms, (student.z.shape[1], teacher.z.shape[1])
+        slots, paths, own_paths = a.slot_path.numel(), a.path_slot.numel(), a.path_row.numel()
+        leaves, chunks, own_slots = a.leaf_level.numel(), a.chunk_levels.numel(), a.student_slots
+        least, smallest_one = torch.finfo(z.dtype).eps / 2, smallest(z)
+        masses, left, sums = z.new_empty(slots), z.new_empty(paths), z.new_empty(2 * leaves)
+        before = z.new_empty(paths, dtype=torch.float64)
+        values, by_leaf, by_class = z.new_empty(a.chunk_of.numel()), z.new_empty(leaves), z.new_empty(2 * chunks)
+        run = lambda kernel, size, *given, **more: self.launch(  # noqa: E731
+            kernel, (size,), *given, **more, BLOCK=LEAVES, num_warps=4
+        )
+        run(
+            leaf_source.leaf_masses, slots, z, teacher.z, norms, teacher.norms, a.entry_row, a.entry_column,
+            a.entry_start, masses, own_slots, *widths, TEMPERATURE=temperature,
+        )  # fmt: skip
+        reduce(masses)
+        run(
+            leaf_source.leaf_paths, paths, masses, a.path_slot, a.path_first, a.group_start, a.group_stop, left, before,
+            SMALLEST=smallest_one,
+        )  # fmt: skip
+        pairs = a.pair_whole, a.pair_from, a.pair_to
+        run(
+            leaf_source.leaf_sums, 2 * leaves, masses, left, before, a.leaf_pairs, a.leaf_start, *pairs, sums, slots,
+            LEAST=least,
+        )  # fmt: skip
+        run(
+            leaf_source.leaf_chunks, a.chunk_of.numel(), masses, sums, a.chunk_of, a.chunk_leaves, a.leaf_level,
+            a.chunk_levels, a.chunk_path, a.path_slot, a.group_start, a.group_stop, a.slot_class,
+            masses if weights is None else weights, values, by_leaf, by_class, chunks, leaves,
+            SMALLEST=smallest_one, GRADIENT=weights is not None,
+        )  # fmt: skip
+        if weights is None:
+            return values, None, None
+        slopes, inner = z.new_empty(own_slots), z.new_empty(own_paths)
+        by_entry = z.new_empty(a.student_entries)
+        run(
+            leaf_source.leaf_slopes, own_slots, masses, left, before, by_leaf, by_class, a.slot_path, a.slot_class,
+            a.path_slot, a.path_first, a.path_chunk, a.path_pairs, a.path_pairs_stop, a.pair_whole, a.pair_leaf,
+            a.pair_from, a.pair_to, a.whole_pairs, a.whole_pairs_stop, slopes, slots,
+            SMALLEST=smallest_one, LEAST=least,
+        )  # fmt: skip
+        run(
+            leaf_source.leaf_entries, own_paths, z, norms, masses, slopes, a.path_slot, a.path_row, a.group_start,
+            a.group_stop, a.entry_column, a.entry_slot, a.entry_start, by_entry, inner, widths[0],
+            TEMPERATURE=temperature,
+        )  # fmt: skip
+        return values, by_entry, inner
 
     def gradient(
         self,

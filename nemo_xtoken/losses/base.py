@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.kernels.pair_kernels import TileLogits
 from nemo_xtoken.kernels.tile_kernels import RowGradient, TileKernels
 from nemo_xtoken.limits import TEMPERATURES
 from nemo_xtoken.losses.chunks import MERGES, ScoredRows, scored_chunks, tokens_before
@@ -274,6 +275,13 @@ class ChunkDivergence(torch.nn.Module):
         """
         raise NotImplementedError
 
+    def paired_terms(
+        self, plan: Any, sides: tuple[TileLogits, TileLogits], temperature: float, coefficients: Tensor | None
+    ) -> LaterTerms:
+        """:meth:`planned_terms` of a divergence with :meth:`column_pairs`, from the student's and the teacher's logits."""
+        picked = _picked_of(sides[0], temperature), _picked_of(sides[1], temperature)
+        return self.planned_terms(plan, picked, coefficients)
+
     def column_pairs(self) -> ColumnPairs | None:
         """The same column by column, for kernels that take it from both sides' logits; None: there are none, or it is
         more than that.
@@ -294,6 +302,10 @@ class ChunkDivergence(torch.nn.Module):
     def teacher_rows(self, p: Tensor) -> Tensor:
         """What is made of the teacher's positions, ``[m, V_T/tp]`` probabilities, before they are merged."""
         return p
+
+
+def _picked_of(side: TileLogits, tau: float) -> Picked:
+    return lambda rows, columns: torch.exp(side.z[rows, columns] / tau - side.norms[rows])
 
 
 @dataclass(frozen=True)

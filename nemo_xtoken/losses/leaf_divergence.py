@@ -19,6 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nemo_xtoken.kernels.leaf_arrays import LeafArrays, leaf_arrays
+from nemo_xtoken.kernels.leaf_arrays import starts_of as _starts
+from nemo_xtoken.kernels.pair_kernels import PairKernels, TileLogits
 from nemo_xtoken.kernels.tile_kernels import smallest
 from nemo_xtoken.losses.base import LaterTerms
 from nemo_xtoken.losses.chunk_leaves import ChunkLeaves, LeafTable, SideLeaves
@@ -74,6 +77,7 @@ class LeafPlan(NamedTuple):
         leaf_comparison: int64 ``[2 l]``; ``leaf_chunk``: int64 ``[l]``, in ``chunks``.
         comparisons: of both sides.
         class_slot, class_number: two numbers a chunk and side; ``student_classes`` of them are the student's.
+        fused: the same for kernels that compare leaves; None: there are none.
     """
 
     all_chunks: int
@@ -100,6 +104,7 @@ class LeafPlan(NamedTuple):
     leaf_chunk: Tensor
     class_slot: Tensor
     class_number: Tensor
+    fused: LeafArrays | None = None
 
 
 class LeafDivergence(torch.nn.Module):
@@ -109,10 +114,14 @@ class LeafDivergence(torch.nn.Module):
         table: of the pair of tokenizers.
         student: layout of its output layer.
         ownership: of the teacher's.
+        kernels: what compares leaves by both sides' logits; None: nothing does.
     """
 
-    def __init__(self, table: LeafTable, student: VocabularyShard, ownership: Ownership) -> None:
+    def __init__(
+        self, table: LeafTable, student: VocabularyShard, ownership: Ownership, kernels: PairKernels | None = None
+    ) -> None:
         super().__init__()
+        self.kernels = kernels
         self.table, self.shards, self.group = table, (student, ownership.shard), student.group
         self.owned = ownership.owned
 
@@ -146,6 +155,23 @@ class LeafDivergence(torch.nn.Module):
         entries = plan.student_row, plan.student_column, by_entry
         return LaterTerms(values, entries, (plan.slot_row, slope * masses[: plan.student_slots]), compared)
 
+    def by_logits(
+        self, plan: LeafPlan, sides: tuple[TileLogits, TileLogits], temperature: float, coefficients: Tensor | None
+    ) -> LaterTerms:
+        """:meth:`forward` by kernels, from the student's and the teacher's logits."""
+        assert plan.fused is not None
+        assert self.kernels is not None
+        a = plan.fused
+        values, by_entry, inner = self.kernels.leaves(
+            a, sides, temperature, coefficients, lambda masses: all_reduce_sum(masses, self.group)
+        )
+        compared = (a.chunk_of >= 0).to(values.dtype).unsqueeze(0)
+        if by_entry is None or inner is None:
+            none = plan.chunks[:0]
+            return LaterTerms(values, (none, none, values[:0]), (none, values[:0]), compared)
+        entries = a.entry_row[: by_entry.numel()], a.entry_column[: by_entry.numel()], by_entry
+        return LaterTerms(values, entries, (a.path_row, inner), compared)
+
     def plans(
         self,
         tiles: Sequence[tuple[KnownRows, KnownRows] | None],
@@ -177,7 +203,11 @@ class LeafDivergence(torch.nn.Module):
         ]
         leaves = [self.table.of(*path) for path in zip(*paths, strict=True)]
         firsts = np.concatenate([start[chunks] for start in starts])
-        return {"all_chunks": len(starts[0]), "chunks": chunks, **self._joined(leaves, firsts)}
+        made = {"all_chunks": len(starts[0]), "chunks": chunks, **self._joined(leaves, firsts)}
+        if self.kernels is not None:
+            sides = [x.sides[number] for number in (0, 1) for x in leaves]
+            made["fused"] = leaf_arrays(sides, [x.level for x in leaves], firsts, made)
+        return made
 
     def _joined(self, leaves: Sequence[ChunkLeaves], firsts: np.ndarray) -> dict[str, Any]:
         """The chunks numbered through, all of the student's sides before the teacher's."""
@@ -248,7 +278,9 @@ class LeafDivergence(torch.nn.Module):
 
 def _on_device(made: list[dict[str, Any] | None], device: torch.device) -> list[LeafPlan | None]:
     """The arrays of all tiles in one copy to the device."""
-    arrays = [x for plan in made if plan is not None for x in plan.values() if isinstance(x, np.ndarray)]
+    plans = [plan for plan in made if plan is not None]
+    groups = [group for plan in plans for group in (plan, plan.get("fused", {}))]
+    arrays = [x for group in groups for x in group.values() if isinstance(x, np.ndarray)]
     if not arrays:
         return [None for _ in made]
     whole = torch.from_numpy(np.concatenate(arrays).astype(np.int64, copy=False))
@@ -256,15 +288,14 @@ def _on_device(made: list[dict[str, Any] | None], device: torch.device) -> list[
         whole = whole.pin_memory()
     parts: Iterator[Tensor] = iter(whole.to(device, non_blocking=True).split([len(x) for x in arrays]))
 
+    def taken(group: dict[str, Any]) -> dict[str, Any]:
+        return {name: next(parts) if isinstance(x, np.ndarray) else x for name, x in group.items()}
+
     def moved(plan: dict[str, Any]) -> LeafPlan:
-        values: dict[str, Any] = {name: next(parts) if isinstance(x, np.ndarray) else x for name, x in plan.items()}
-        return LeafPlan(**values)
+        found = LeafPlan(**taken(plan))
+        return found._replace(fused=LeafArrays(**taken(plan["fused"]))) if "fused" in plan else found
 
     return [None if plan is None else moved(plan) for plan in made]
-
-
-def _starts(counts: np.ndarray) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(counts)])
 
 
 def _divergence(plan: LeafPlan, masses: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.kernels.pair_kernels import TileLogits
 from nemo_xtoken.kernels.reference import TORCH
 from nemo_xtoken.kernels.tile_kernels import TileKernels, smallest
 from nemo_xtoken.losses.base import ChunkDivergence, Comparison, LaterTerms, Picked
@@ -127,7 +128,7 @@ class PrefixKL(ChunkDivergence):
         rest = "compared" if self.exchange.has_rest else "conditioned"
         pairs = kernels.pairs if following is None else None  # its kernels compare all columns
         self._pairs = None if pairs is None else ColumnPairs("forward", rest, pairs, self.exchange, self.gathering)
-        self.leaves = LeafDivergence(LeafTable(classes), student, self.ownership)
+        self.leaves = LeafDivergence(LeafTable(classes), student, self.ownership, pairs)
         self.boundaries = None if following is None else Boundaries(classes, following, self.ownership)
         if following is not None:
             *names, last = self.metric_names
@@ -184,6 +185,13 @@ class PrefixKL(ChunkDivergence):
         nothing = picked[0](none, none)
         values = nothing.new_zeros(len(plan.closed))
         return LaterTerms(values, (none, none, nothing), (none, nothing), values.unsqueeze(0))
+
+    def paired_terms(
+        self, plan: PrefixPlan, sides: tuple[TileLogits, TileLogits], temperature: float, coefficients: Tensor | None
+    ) -> LaterTerms:
+        """The same by kernels."""
+        assert plan.leaves is not None
+        return self.leaves.by_logits(plan.leaves, sides, temperature, coefficients)
 
     def later_terms(
         self,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo_xtoken.kernels.pair_kernels import PairGradient, PairRows, TileLogits
+from nemo_xtoken.kernels.pair_kernels import PairGradient, PairRows
 from nemo_xtoken.kernels.tile_kernels import TileKernels
 from nemo_xtoken.losses.base import ChunkDivergence, LossSum, ModelOutput, Picked, TeacherSignal
 from nemo_xtoken.losses.chunks import ScoredRows
@@ -255,8 +255,7 @@ class FusedPass:
         values, by_chunk = kernels.chunk_terms(pairs.plan, both, rows, sums, weight, signal.merges[0] == "chain_rule")
         self.sums[number] += values.sum(1)
         if plan is not None:
-            picked = _picked_of(side.logits, tau), _picked_of(other, tau)
-            later = self.divergences[number].planned_terms(plan, picked, by_chunk[0] if wanted else None)
+            later = self.divergences[number].paired_terms(plan, both, tau, by_chunk[0] if wanted else None)
             self.kd[number] += tau**2 * later.values.sum()
             self.metrics[number][-later.metrics.shape[0] :] += later.metrics.sum(1)
             if wanted:
@@ -346,10 +345,6 @@ class FusedPass:
 
 def _picked(p: Tensor) -> Picked:
     return lambda rows, columns: p[rows, columns]
-
-
-def _picked_of(side: TileLogits, tau: float) -> Picked:
-    return lambda rows, columns: torch.exp(side.z[rows, columns] / tau - side.norms[rows])
 
 
 @dataclass

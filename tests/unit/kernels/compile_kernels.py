@@ -4,7 +4,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from nemo_xtoken.kernels import pair_source, source
+from nemo_xtoken.kernels import leaf_source, pair_source, source
 
 #: Of each kernel the variants that runs use: values of its constants, and types of arguments that have several.
 VARIANTS = {
@@ -41,20 +41,30 @@ VARIANTS |= {
         {**PAIR, **GRADIENT, "TEACHER": False, "DIRECTION": "", "TABLE": False, "GATHERED": False, "ENTRIES": 0},
     ],
 }
-KERNELS = {name: getattr(module, name) for module in (source, pair_source) for name in module.__all__}
+LEAVES = {"SMALLEST": 2.0**-102, "LEAST": 2.0**-25, "TEMPERATURE": 1.0, "BLOCK": 128}
+VARIANTS |= {name: [LEAVES] for name in leaf_source.__all__}
+VARIANTS["leaf_chunks"] = [{**LEAVES, "GRADIENT": True}, {**LEAVES, "GRADIENT": False}]
+KERNELS = {name: getattr(module, name) for module in (source, pair_source, leaf_source) for name in module.__all__}
 KERNELS.pop("divergence_terms")  # called by kernels
+KERNELS.pop("at_least")
 TYPES = {"mask": "*u8", "slots": "*i32", "source": "*i64", "labels": "*i64"}
 TYPES |= dict.fromkeys(("kinds",), "*u8") | dict.fromkeys(("slots_s", "slots_t", "row_slots"), "*i32")
 LONG = ("first", "first_s", "first_t", "tokens_s", "tokens_t", "chunk", "columns", "starts", "row_starts", "by_row")
 TYPES |= dict.fromkeys(LONG, "*i64")
+LONG = ("entry_row", "entry_column", "entry_slot", "entry_start", "path_slot", "path_first", "path_chunk", "path_row")
+LONG += ("group_start", "group_stop", "path_pairs", "path_pairs_stop", "slot_path", "slot_class", "pair_whole")
+LONG += ("pair_leaf", "pair_from", "pair_to", "whole_pairs", "whole_pairs_stop", "leaf_pairs", "leaf_start")
+LONG += ("leaf_level", "chunk_leaves", "chunk_levels", "chunk_path", "chunk_of")
+TYPES |= dict.fromkeys(LONG, "*i64") | {"before": "*fp64"}
 CAPABILITY = 80  # the oldest in use; 90 compiles as well
 NUMBERS = ("rows", "x_width", "shared", "width", "valid", "start", "chunks", "width_s", "width_t")
-NUMBERS += ("distinct", "distinct_s", "distinct_t")
+NUMBERS += ("distinct", "distinct_s", "distinct_t", "student_slots", "slots", "leaves")
 
 for name, kernel in KERNELS.items():
     for variant in VARIANTS[name]:
-        constants = {argument: value for argument, value in variant.items() if argument.isupper()}
-        types = {**TYPES, **{argument: value for argument, value in variant.items() if not argument.isupper()}}
+        given = {argument: value for argument, value in variant.items() if argument in kernel.arg_names}
+        constants = {argument: value for argument, value in given.items() if argument.isupper()}
+        types = {**TYPES, **{argument: value for argument, value in given.items() if not argument.isupper()}}
         signature = {
             argument: "constexpr"
             if argument.isupper()

@@ -1,0 +1,162 @@
+"""The leaves of a tile's chunks as the kernels go over them (`PairKernels.leaves`).
+
+What the words mean is said in :mod:`nemo_xtoken.losses.chunk_leaves`.  Everything is numbered through, the student's
+before the teacher's.  A *path* is a position of a chunk on one side; a *whole* number is a slot's, or that of the
+REST at a path after all slots.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from torch import Tensor
+
+__all__ = ["LeafArrays", "OneSide", "leaf_arrays", "starts_of"]
+
+
+class LeafArrays(NamedTuple):
+    """Numbers, and places: int64 on the device.
+
+    Attributes:
+        student_slots, student_entries: how many are the student's.
+        entry_row, entry_column, entry_slot: ``[e]``, this rank's tokens, slot after slot; ``entry_start [slots + 1]``.
+        path_slot: ``[paths]``, the slot of the path's own token; ``path_first``, the first path of the same chunk and
+            side; ``path_chunk``, its chunk.
+        path_row: the tile's row of each of the student's paths.
+        group_start, group_stop: ``[paths]``, the slots of the other tokens at a path.
+        path_pairs, path_pairs_stop: ``[paths]``, the pairs of the same chunk and side.
+        slot_path, slot_class: ``[slots]``, the path at whose depth it is; its class, -1 where none is asked for.
+        pair_whole, pair_leaf, pair_from, pair_to: ``[pairs]``, as in `SideLeaves`, with paths for depths.
+        whole_pairs, whole_pairs_stop: ``[slots + paths]``, the pairs of a slot or REST.
+        leaf_pairs: ``[pairs]``, leaf after leaf; ``leaf_start [2 leaves + 1]``.
+        leaf_level: ``[leaves]``; ``chunk_leaves [c + 1]``, where a chunk's begin; ``chunk_levels [c]``, their number.
+        chunk_path: ``[2 c]``, the first path of either side of a chunk.
+        chunk_of: ``[k]``, of the tile's chunks: the number of those with leaves, -1 for others.
+    """
+
+    student_slots: int
+    student_entries: int
+    entry_row: Tensor
+    entry_column: Tensor
+    entry_slot: Tensor
+    entry_start: Tensor
+    path_slot: Tensor
+    path_first: Tensor
+    path_chunk: Tensor
+    path_row: Tensor
+    group_start: Tensor
+    group_stop: Tensor
+    path_pairs: Tensor
+    path_pairs_stop: Tensor
+    slot_path: Tensor
+    slot_class: Tensor
+    pair_whole: Tensor
+    pair_leaf: Tensor
+    pair_from: Tensor
+    pair_to: Tensor
+    whole_pairs: Tensor
+    whole_pairs_stop: Tensor
+    leaf_pairs: Tensor
+    leaf_start: Tensor
+    leaf_level: Tensor
+    chunk_leaves: Tensor
+    chunk_levels: Tensor
+    chunk_path: Tensor
+    chunk_of: Tensor
+
+
+class OneSide(Protocol):
+    """What is needed of `losses.chunk_leaves.SideLeaves`."""
+
+    @property
+    def slots(self) -> int:
+        """The number of its slots."""
+        ...
+
+    @property
+    def slot_depth(self) -> np.ndarray:
+        """int64 ``[slots + depths - 1]``."""
+        ...
+
+    @property
+    def pair_slot(self) -> np.ndarray:
+        """int64 ``[p]``."""
+        ...
+
+
+def starts_of(counts: np.ndarray) -> np.ndarray:
+    """int64, where each of these runs begins; one more at the end."""
+    return np.concatenate([[0], np.cumsum(counts)])
+
+
+def leaf_arrays(
+    sides: Sequence[OneSide], levels: Sequence[np.ndarray], firsts: np.ndarray, plan: dict[str, Any]
+) -> dict[str, Any]:
+    """Those of a tile, on the CPU.
+
+    Args:
+        sides: the student's sides of the chunks with leaves, then the teacher's.
+        levels: int64, of each chunk's leaves.
+        firsts: int64, the tile's first row of each of ``sides``.
+        plan: of the same, as `LeafPlan` has it.
+    """
+    half = len(sides) // 2
+    slot_counts = np.array([side.slots for side in sides])
+    depths = np.array([len(side.slot_depth) + 1 for side in sides]) - slot_counts
+    slot_start, path_start = starts_of(slot_counts), starts_of(depths)
+    slots, paths = int(slot_start[-1]), int(path_start[-1])
+    of = np.repeat(np.arange(2 * half), depths)
+    path_first, path = path_start[of], np.arange(paths)
+    slot_path = np.concatenate([side.slot_depth[: side.slots] for side in sides]) + np.repeat(
+        path_start[:-1], slot_counts
+    )
+    others = np.ones(slots, bool)
+    others[plan["paths"]] = False
+    before = starts_of(np.bincount(slot_path[others], minlength=paths))  # they lie path after path
+    group_start = (slot_start[:-1] + depths)[of] + before[:-1] - before[path_first]
+    slot_class = np.full(slots, -1)
+    slot_class[plan["class_slot"]] = plan["class_number"] % 2
+    pair_counts = np.array([len(side.pair_slot) for side in sides])
+    of_pair, pair_start = np.repeat(np.arange(2 * half), pair_counts), starts_of(pair_counts)
+    beyond = np.concatenate([side.pair_slot for side in sides]) - slot_counts[of_pair]
+    pair_whole = np.where(beyond < 0, plan["pair_slot"], slots + path_start[of_pair] + beyond + 1)
+    runs = np.flatnonzero(np.diff(pair_whole, prepend=-1))
+    whole_pairs, whole_pairs_stop = np.zeros((2, slots + paths), np.int64)
+    whole_pairs[pair_whole[runs]], whole_pairs_stop[pair_whole[runs]] = runs, np.append(runs[1:], len(pair_whole))
+    leaf_pairs = np.argsort(plan["pair_leaf"], kind="stable")
+    leaves = 2 * sum(len(level) for level in levels)
+    order = np.argsort(plan["slot"], kind="stable")
+    entries = {name: np.concatenate([plan[f"{s}_{name}"] for s in ("student", "teacher")]) for name in ("row", "column")}
+    chunk_of = np.full(plan["all_chunks"], -1)
+    chunk_of[plan["chunks"]] = np.arange(half)
+    return {
+        "student_slots": int(slot_start[half]),
+        "student_entries": len(plan["student_row"]),
+        "entry_row": entries["row"][order],
+        "entry_column": entries["column"][order],
+        "entry_slot": plan["slot"][order],
+        "entry_start": np.searchsorted(plan["slot"][order], np.arange(slots + 1)),
+        "path_slot": plan["paths"],
+        "path_first": path_first,
+        "path_chunk": of % half,
+        "path_row": (firsts[of] + path - path_first)[: path_start[half]],
+        "group_start": group_start,
+        "group_stop": group_start + np.diff(before),
+        "path_pairs": pair_start[of],
+        "path_pairs_stop": pair_start[of + 1],
+        "slot_path": slot_path,
+        "slot_class": slot_class,
+        "pair_whole": pair_whole,
+        "pair_leaf": plan["pair_leaf"],
+        "pair_from": plan["pair_from"],
+        "pair_to": plan["pair_to"],
+        "whole_pairs": whole_pairs,
+        "whole_pairs_stop": whole_pairs_stop,
+        "leaf_pairs": leaf_pairs,
+        "leaf_start": np.searchsorted(plan["pair_leaf"][leaf_pairs], np.arange(leaves + 1)),
+        "leaf_level": np.concatenate(levels),
+        "chunk_leaves": starts_of(np.array([len(level) for level in levels])),
+        "chunk_levels": np.array([int(level.max(initial=-1)) + 1 for level in levels]),
+        "chunk_path": path_start[:-1],
+        "chunk_of": chunk_of,
+    }
