@@ -146,7 +146,8 @@ def _count_launches(kernels: TileKernels, mode: Counts) -> None:
         def one(kernel: Any, *arguments: Any, **constants: Any) -> None:
             if mode.active:
                 mode.operations[kernel.__name__] += 1
-                mode.touch(arguments)
+                if not kernel.__name__.startswith("leaf_"):  # those look at single elements
+                    mode.touch(arguments)
             with _disable_current_modes():
                 launch(kernel, *arguments, **constants)
 
@@ -208,11 +209,9 @@ def counts_of(
         "tiles": len(rows),
         "operations": sum(mode.operations.values()) / len(rows),
         "waits": sum(mode.waits.values()) / len(rows),
-        **{
-            f"{part}_passes": mode.touched[part] / (count.get(part, len(batch.chunks)) * width)
-            for part, width in columns.items()
-        },
-        "most": dict(mode.operations.most_common(8)),
+        "student_passes": mode.touched["student"] / (sum(rows) * student.size),
+        "teacher_passes": mode.touched["teacher"] / (taught * teacher_rows),
+        "most": dict(mode.operations.most_common()),
         "waiting": dict(mode.waits),
     }
 

@@ -22,7 +22,7 @@ class LeafArrays(NamedTuple):
         entry_row, entry_column, entry_slot: ``[e]``, this rank's tokens, slot after slot; ``entry_start [slots + 1]``.
         path_slot: ``[paths]``, the slot of the path's own token; ``path_first``, the first path of the same chunk and
             side; ``path_chunk``, its chunk.
-        path_row: the tile's row of each of the student's paths.
+        row_path: ``[n]``, the path at each of the student's rows in the tile, -1 for none.
         group_start, group_stop: ``[paths]``, the slots of the other tokens at a path.
         path_pairs, path_pairs_stop: ``[paths]``, the pairs of the same chunk and side.
         slot_path, slot_class: ``[slots]``, the path at whose depth it is; its class, -1 where none is asked for.
@@ -43,7 +43,7 @@ class LeafArrays(NamedTuple):
     path_slot: Tensor
     path_first: Tensor
     path_chunk: Tensor
-    path_row: Tensor
+    row_path: Tensor
     group_start: Tensor
     group_stop: Tensor
     path_pairs: Tensor
@@ -90,7 +90,7 @@ def starts_of(counts: np.ndarray) -> np.ndarray:
 
 
 def leaf_arrays(
-    sides: Sequence[OneSide], levels: Sequence[np.ndarray], firsts: np.ndarray, plan: dict[str, Any]
+    sides: Sequence[OneSide], levels: Sequence[np.ndarray], firsts: np.ndarray, rows: int, plan: dict[str, Any]
 ) -> dict[str, Any]:
     """Those of a tile, on the CPU.
 
@@ -98,6 +98,7 @@ def leaf_arrays(
         sides: the student's sides of the chunks with leaves, then the teacher's.
         levels: int64, of each chunk's leaves.
         firsts: int64, the tile's first row of each of ``sides``.
+        rows: the student's in the tile.
         plan: of the same, as `LeafPlan` has it.
     """
     half = len(sides) // 2
@@ -127,6 +128,8 @@ def leaf_arrays(
     leaves = 2 * sum(len(level) for level in levels)
     order = np.argsort(plan["slot"], kind="stable")
     entries = {name: np.concatenate([plan[f"{s}_{name}"] for s in ("student", "teacher")]) for name in ("row", "column")}
+    row_path = np.full(rows, -1)
+    row_path[(firsts[of] + path - path_first)[: path_start[half]]] = path[: path_start[half]]
     chunk_of = np.full(plan["all_chunks"], -1)
     chunk_of[plan["chunks"]] = np.arange(half)
     return {
@@ -139,7 +142,7 @@ def leaf_arrays(
         "path_slot": plan["paths"],
         "path_first": path_first,
         "path_chunk": of % half,
-        "path_row": (firsts[of] + path - path_first)[: path_start[half]],
+        "row_path": row_path,
         "group_start": group_start,
         "group_stop": group_start + np.diff(before),
         "path_pairs": pair_start[of],

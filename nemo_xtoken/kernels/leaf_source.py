@@ -122,7 +122,8 @@ def leaf_chunks(
     slot_class, weights, values, by_leaf, by_class, chunks, leaves,
     SMALLEST: tl.constexpr, GRADIENT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A chunk's value, 0 without leaves; the derivative with respect to its leaves and to its two first classes."""
+    """``values [2, k]``: a chunk's value, 0 without leaves, and whether it has any; the derivative with respect to its
+    leaves and to its two first classes."""
     k = tl.program_id(0)
     c = tl.load(chunk_of + k)
     lane = tl.arange(0, BLOCK)
@@ -171,6 +172,7 @@ def leaf_chunks(
                 tl.store(by_class + 2 * c, weight * (tl.where(q0 >= SMALLEST, zero, 0) - both))
                 tl.store(by_class + 2 * c + 1, weight * (tl.where(q1 >= SMALLEST, one, 0) - both))
     tl.store(values + k, tl.sum(value, axis=0) + together)
+    tl.store(values + tl.num_programs(0) + k, tl.where(c >= 0, 1, 0).to(number))
 
 
 @triton.jit(do_not_specialize=["slots"])
@@ -220,13 +222,17 @@ def leaf_slopes(
 
 @triton.jit
 def leaf_entries(
-    zs, norms_s, masses, slopes, path_slot, path_row, group_start, group_stop, entry_column, entry_slot, entry_start,
+    zs, norms_s, masses, slopes, path_slot, row_path, group_start, group_stop, entry_column, entry_slot, entry_start,
     by_entry, inner, width_s, TEMPERATURE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """At a path of the student: the derivative with respect to the logarithms of its tokens' probabilities, and their
+    """At a row of the student: the derivative with respect to the logarithms of its tokens' probabilities, and their
     sum over all ranks."""
-    path = tl.program_id(0)
-    row, own = tl.load(path_row + path), tl.load(path_slot + path)
+    row = tl.program_id(0).to(tl.int64)
+    path = tl.load(row_path + row)
+    if path < 0:
+        tl.store(inner + row, 0.0)
+        return
+    own = tl.load(path_slot + path)
     lane = tl.arange(0, BLOCK)
     norm = tl.load(norms_s + row)
     start, stop = tl.load(group_start + path), tl.load(group_stop + path)
@@ -235,7 +241,7 @@ def leaf_entries(
         there = first + lane < stop
         slope = tl.load(slopes + first + lane, mask=there, other=0)
         total += slope * tl.load(masses + first + lane, mask=there, other=0)
-    tl.store(inner + path, tl.sum(total, axis=0) + tl.load(slopes + own) * tl.load(masses + own))
+    tl.store(inner + row, tl.sum(total, axis=0) + tl.load(slopes + own) * tl.load(masses + own))
     for part in tl.static_range(2):  # the path's own token, and all others
         begin, end = tl.load(entry_start + own), tl.load(entry_start + own + 1)
         if part == 1:

@@ -95,10 +95,9 @@ class PairKernels(ABC):
     """One implementation of the passes."""
 
     @abstractmethod
-    def statistics(
-        self, z: Tensor, labels: Tensor, start: int, valid: int, temperature: float
-    ) -> tuple[Tensor, Tensor]:
-        """``(log-normaliser over this rank's columns [n], logits of the labels by the temperature [n], 0 elsewhere)``.
+    def statistics(self, z: Tensor, labels: Tensor, start: int, valid: int, temperature: float) -> Tensor:
+        """``[3, n]``: the log-normaliser over this rank's columns, the logits of the labels by the temperature, 0
+        elsewhere, and the difference of both: the labels' log-probabilities where there is one rank.
 
         Args:
             z: ``[n, V/tp]``; left as it is.
@@ -178,8 +177,9 @@ class PairKernels(ABC):
             reduce: sums the masses of slots over the ranks, in place.
 
         Returns:
-            ``(values [k]; the derivative with respect to the log-probabilities of the student's entries as if all were
-            free; its sum over all ranks at each of the student's paths)``, the last two None without weights.
+            ``([2, k]: values, and 1 for chunks with leaves; the derivative with respect to the log-probabilities of the
+            student's entries as if all were free; [n], its sum over all ranks at each of the student's rows)``, the
+            last two None without weights.
         """
 
     @abstractmethod

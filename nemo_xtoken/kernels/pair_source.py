@@ -22,8 +22,11 @@ STUDENT_ENTRIES = tl.constexpr(64)
 
 
 @triton.jit
-def row_statistics(z, labels, norms, picked, start, valid, width, TEMPERATURE: tl.constexpr, BLOCK: tl.constexpr):
-    """Of each row the log-normaliser over its first ``valid`` columns, and the logit of its label, 0 if elsewhere."""
+def row_statistics(
+    z, labels, norms, picked, log_p, start, valid, width, TEMPERATURE: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Of each row the log-normaliser over its first ``valid`` columns, the logit of its label, 0 if elsewhere, and
+    their difference."""
     row = tl.program_id(0).to(tl.int64)
     number = z.dtype.element_ty
     lane = tl.arange(0, BLOCK)
@@ -37,10 +40,13 @@ def row_statistics(z, labels, norms, picked, start, valid, width, TEMPERATURE: t
         largest = more
     whole = tl.max(largest, axis=0)
     base = tl.where(whole == float("-inf"), 0, whole)
-    tl.store(norms + row, base + tl.log(tl.sum(total * tl.exp(largest - base), axis=0)))
+    norm = base + tl.log(tl.sum(total * tl.exp(largest - base), axis=0))
+    tl.store(norms + row, norm)
     label = tl.load(labels + row) - start
     here = (label >= 0) & (label < valid)
-    tl.store(picked + row, tl.load(z + row * width + label, mask=here, other=0) / TEMPERATURE)
+    own = tl.load(z + row * width + label, mask=here, other=0) / TEMPERATURE
+    tl.store(picked + row, own)
+    tl.store(log_p + row, own - norm)
 
 
 @triton.jit(do_not_specialize=["chunks"])

@@ -30,15 +30,13 @@ class TritonPairs(PairKernels):
     def __init__(self, block: int = 4096) -> None:
         self.block = block
 
-    def statistics(
-        self, z: Tensor, labels: Tensor, start: int, valid: int, temperature: float
-    ) -> tuple[Tensor, Tensor]:
-        out = z.new_empty((2, z.shape[0]))
+    def statistics(self, z: Tensor, labels: Tensor, start: int, valid: int, temperature: float) -> Tensor:
+        out = z.new_empty((3, z.shape[0]))
         self.launch(
-            pair_source.row_statistics, (z.shape[0],), z, labels, out[0], out[1], start, valid, z.shape[1],
+            pair_source.row_statistics, (z.shape[0],), z, labels, *out.unbind(), start, valid, z.shape[1],
             TEMPERATURE=temperature, BLOCK=self.block,
         )  # fmt: skip
-        return out[0], out[1]
+        return out
 
     def spread(
         self,
@@ -105,12 +103,12 @@ class TritonPairs(PairKernels):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         a, (student, teacher) = arrays, sides
         z, norms, widths = student.z, student.norms, (student.z.shape[1], teacher.z.shape[1])
-        slots, paths, own_paths = a.slot_path.numel(), a.path_slot.numel(), a.path_row.numel()
+        slots, paths, rows = a.slot_path.numel(), a.path_slot.numel(), a.row_path.numel()
         leaves, chunks, own_slots = a.leaf_level.numel(), a.chunk_levels.numel(), a.student_slots
         least, smallest_one = torch.finfo(z.dtype).eps / 2, smallest(z)
         masses, left, sums = z.new_empty(slots), z.new_empty(paths), z.new_empty(2 * leaves)
         before = z.new_empty(paths, dtype=torch.float64)
-        values, by_leaf, by_class = z.new_empty(a.chunk_of.numel()), z.new_empty(leaves), z.new_empty(2 * chunks)
+        values, by_leaf, by_class = z.new_empty((2, a.chunk_of.numel())), z.new_empty(leaves), z.new_empty(2 * chunks)
         run = lambda kernel, size, *given, **more: self.launch(  # noqa: E731
             kernel, (size,), *given, **more, BLOCK=LEAVES, num_warps=4
         )
@@ -136,8 +134,7 @@ class TritonPairs(PairKernels):
         )  # fmt: skip
         if weights is None:
             return values, None, None
-        slopes, inner = z.new_empty(own_slots), z.new_empty(own_paths)
-        by_entry = z.new_empty(a.student_entries)
+        slopes, inner, by_entry = z.new_empty(own_slots), z.new_empty(rows), z.new_empty(a.student_entries)
         run(
             leaf_source.leaf_slopes, own_slots, masses, left, before, by_leaf, by_class, a.slot_path, a.slot_class,
             a.path_slot, a.path_first, a.path_chunk, a.path_pairs, a.path_pairs_stop, a.pair_whole, a.pair_leaf,
@@ -145,7 +142,7 @@ class TritonPairs(PairKernels):
             SMALLEST=smallest_one, LEAST=least,
         )  # fmt: skip
         run(
-            leaf_source.leaf_entries, own_paths, z, norms, masses, slopes, a.path_slot, a.path_row, a.group_start,
+            leaf_source.leaf_entries, rows, z, norms, masses, slopes, a.path_slot, a.row_path, a.group_start,
             a.group_stop, a.entry_column, a.entry_slot, a.entry_start, by_entry, inner, widths[0],
             TEMPERATURE=temperature,
         )  # fmt: skip

@@ -46,14 +46,14 @@ class LaterTerms(NamedTuple):
         entries: (student rows ``[e]``, this rank's columns ``[e]``, the derivative with respect to their
             log-probabilities as if all were free ``[e]``), times the chunk's coefficient.
         inner: (student rows ``[r]``, the sum of these derivatives over a row and all ranks ``[r]``); a row may come
-            more than once.
+            more than once.  None: all rows, in order.
         metrics: ``[m, k]``, the last rows of ``metric_names``.
         rows: the derivative with respect to whole rows of probabilities, times the coefficients; None: there is none.
     """
 
     values: Tensor
     entries: tuple[Tensor, Tensor, Tensor]
-    inner: tuple[Tensor, Tensor]
+    inner: tuple[Tensor | None, Tensor]
     metrics: Tensor
     rows: RowGradient | None = None
 

@@ -165,12 +165,11 @@ class LeafDivergence(torch.nn.Module):
         values, by_entry, inner = self.kernels.leaves(
             a, sides, temperature, coefficients, lambda masses: all_reduce_sum(masses, self.group)
         )
-        compared = (a.chunk_of >= 0).to(values.dtype).unsqueeze(0)
         if by_entry is None or inner is None:
             none = plan.chunks[:0]
-            return LaterTerms(values, (none, none, values[:0]), (none, values[:0]), compared)
+            return LaterTerms(values[0], (none, none, values[0, :0]), (none, values[0, :0]), values[1:])
         entries = a.entry_row[: by_entry.numel()], a.entry_column[: by_entry.numel()], by_entry
-        return LaterTerms(values, entries, (a.path_row, inner), compared)
+        return LaterTerms(values[0], entries, (None, inner), values[1:])
 
     def plans(
         self,
@@ -206,7 +205,7 @@ class LeafDivergence(torch.nn.Module):
         made = {"all_chunks": len(starts[0]), "chunks": chunks, **self._joined(leaves, firsts)}
         if self.kernels is not None:
             sides = [x.sides[number] for number in (0, 1) for x in leaves]
-            made["fused"] = leaf_arrays(sides, [x.level for x in leaves], firsts, made)
+            made["fused"] = leaf_arrays(sides, [x.level for x in leaves], firsts, len(labels[0]), made)
         return made
 
     def _joined(self, leaves: Sequence[ChunkLeaves], firsts: np.ndarray) -> dict[str, Any]:

@@ -64,7 +64,9 @@ class FusedPass:
     divergences: list[ChunkDivergence] = field(init=False)
     cut: list[Tile] | None = field(init=False, default=None)
     paired: list[ColumnPairs | None] = field(init=False)
-    sums: list[Tensor] = field(init=False)
+    log_p: list[Tensor] = field(init=False)
+    by_chunk: list[list[Tensor]] = field(init=False)
+    later: list[list[tuple[Tensor, Tensor]]] = field(init=False)
     weights: list[Tensor] = field(init=False)
     settings: dict[tuple[float, float, float], Tensor] = field(init=False)
 
@@ -105,7 +107,7 @@ class FusedPass:
             self.divergences = [s.divergence.for_batch(s.output) for s, _ in self.teachers]
             self.cut = self._tiles()
         self.paired = [self._pairs_of(number) for number in range(len(self.teachers))]
-        self.sums = [self.ce.new_zeros(3) for _ in self.teachers]
+        self.log_p, self.by_chunk, self.later = [], [[] for _ in self.teachers], [[] for _ in self.teachers]
         self.settings = {}
         self.weights = [
             (self.ce + w * s.config.temperature**2).to(dtype)
@@ -200,7 +202,7 @@ class FusedPass:
         }
         kept = z if by_logits else None
         del z
-        self.ce -= sides[1.0].log_p.sum()
+        self.log_p.append(sides[1.0].log_p)
         for number, part in enumerate(tile.parts):
             if part is not None:
                 take = self._teacher if self.paired[number] is None else self._paired_teacher
@@ -253,23 +255,29 @@ class FusedPass:
         sums, slopes = kernels.compare(pairs.plan, both, rows, tables, tau)
         all_reduce_sum(sums, head.shard.group)
         values, by_chunk = kernels.chunk_terms(pairs.plan, both, rows, sums, weight, signal.merges[0] == "chain_rule")
-        self.sums[number] += values.sum(1)
+        self.by_chunk[number].append(values)
         if plan is not None:
             later = self.divergences[number].paired_terms(plan, both, tau, by_chunk[0] if wanted else None)
-            self.kd[number] += tau**2 * later.values.sum()
-            self.metrics[number][-later.metrics.shape[0] :] += later.metrics.sum(1)
+            self.later[number].append((later.values, later.metrics))
             if wanted:
                 side.add(later)
         if wanted:
             side.pairs.append(PairGradient(pairs.plan, other, rows, tables, by_chunk, pairs.back(slopes)))
 
     def _finish(self) -> None:
-        """What the teachers that are compared by their logits have summed up."""
+        """Sums what the tiles have left: log-probabilities, and of the teachers that are compared by their logits."""
+        if self.log_p:
+            self.ce -= torch.cat(self.log_p).sum()
         for number, pairs in enumerate(self.paired):
-            if pairs is None:
+            if pairs is None or not self.by_chunk[number]:
                 continue
             signal = self.teachers[number][0]
-            term, *rests = self.sums[number].unbind()
+            term, *rests = torch.cat(self.by_chunk[number], dim=1).sum(1).unbind()
+            if self.later[number]:
+                values, metrics = zip(*self.later[number], strict=True)
+                term = term + torch.cat(values).sum()
+                found = torch.cat(metrics, dim=1).sum(1)
+                self.metrics[number][-len(found) :] += found
             self.kd[number] += signal.config.temperature**2 * term
             if signal.divergence.metric_names:
                 sent = pairs.bytes_a_chunk(self.ce.itemsize) * signal.chunks.shape[0]

@@ -87,9 +87,13 @@ class TileSide:
     def add(self, later: LaterTerms) -> None:
         """Takes the gradients of single entries in."""
         self.entries.append(later.entries)
+        rows, inner = later.inner
+        if rows is None:
+            self.inner = inner if self.inner is None else self.inner + inner
+            return
         if self.inner is None:
             self.inner = torch.zeros_like(self.log_p)
-        self.inner.index_add_(0, *later.inner)
+        self.inner.index_add_(0, rows, inner)
 
     @property
     def by_probabilities(self) -> bool:
@@ -168,5 +172,5 @@ def gradient_by_product(
         )
     assert dz is not None
     for tau, (at, columns, part) in entries:
-        dz.index_put_((at, columns), part / tau, accumulate=True)
+        dz.index_put_((at, columns), part if tau == 1 else part / tau, accumulate=True)
     return head.by_product(dz, slope)

@@ -97,6 +97,8 @@ def softmax_and_picked(
 def tile_logits(z: Tensor, ids: Tensor, shard: VocabularyShard, temperature: float, kernels: PairKernels) -> TileLogits:
     """What kernels that work on logits have to know of a tile; arguments and collectives as in
     :func:`softmax_and_picked`."""
-    norms, picked = kernels.statistics(z, ids, shard.start, shard.valid_rows, temperature)
+    norms, picked, log_p = kernels.statistics(z, ids, shard.start, shard.valid_rows, temperature).unbind()
+    if group_size(shard.group) == 1:
+        return TileLogits(z, norms, log_p, ids, shard.start, shard.valid_rows)
     whole, picked = _over_ranks(norms, picked, shard.group)
     return TileLogits(z, whole, picked - whole, ids, shard.start, shard.valid_rows)
