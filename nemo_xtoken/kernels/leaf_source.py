@@ -65,19 +65,19 @@ def _reached(before, pair_from, pair_to, pair, there, like):
 
 
 @triton.jit
-def _pair_mass(masses, left, before, pair_whole, pair_from, pair_to, pair, there, slots, LEAST: tl.constexpr):
+def _pair_mass(masses, left, before, pair_whole, pair_from, pair_to, pair, there, all_slots, LEAST: tl.constexpr):
     """What pairs count in their leaves, 0 where there is none."""
     whole = tl.load(pair_whole + pair, mask=there, other=0)
-    listed = there & (whole < slots)
-    rest = there & (whole >= slots)
+    listed = there & (whole < all_slots)
+    rest = there & (whole >= all_slots)
     mass = tl.load(masses + whole, mask=listed, other=0)
-    mass += tl.where(rest, at_least(tl.load(left + whole - slots, mask=rest, other=0), LEAST), 0)
+    mass += tl.where(rest, at_least(tl.load(left + whole - all_slots, mask=rest, other=0), LEAST), 0)
     return mass * _reached(before, pair_from, pair_to, pair, there, masses.dtype.element_ty)
 
 
-@triton.jit(do_not_specialize=["slots"])
+@triton.jit(do_not_specialize=["all_slots"])
 def leaf_sums(
-    masses, left, before, leaf_pairs, leaf_start, pair_whole, pair_from, pair_to, sums, slots,
+    masses, left, before, leaf_pairs, leaf_start, pair_whole, pair_from, pair_to, sums, all_slots,
     LEAST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The mass of a leaf."""
@@ -88,7 +88,7 @@ def leaf_sums(
         at = first + tl.arange(0, BLOCK)
         there = at < end
         pair = tl.load(leaf_pairs + at, mask=there, other=0)
-        total += _pair_mass(masses, left, before, pair_whole, pair_from, pair_to, pair, there, slots, LEAST)
+        total += _pair_mass(masses, left, before, pair_whole, pair_from, pair_to, pair, there, all_slots, LEAST)
     tl.store(sums + leaf, tl.sum(total, axis=0))
 
 
@@ -175,10 +175,10 @@ def leaf_chunks(
     tl.store(values + tl.num_programs(0) + k, tl.where(c >= 0, 1, 0).to(number))
 
 
-@triton.jit(do_not_specialize=["slots"])
+@triton.jit(do_not_specialize=["all_slots"])
 def leaf_slopes(
     masses, left, before, by_leaf, by_class, slot_path, slot_class, path_slot, path_first, path_chunk, path_pairs,
-    path_pairs_stop, pair_whole, pair_leaf, pair_from, pair_to, whole_pairs, whole_pairs_stop, slopes, slots,
+    path_pairs_stop, pair_whole, pair_leaf, pair_from, pair_to, whole_pairs, whole_pairs_stop, slopes, all_slots,
     SMALLEST: tl.constexpr, LEAST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The derivative with respect to a slot of the student."""
@@ -194,8 +194,8 @@ def leaf_slopes(
         by = tl.load(by_leaf + tl.load(pair_leaf + pair, mask=there, other=0), mask=there, other=0)
         total += by * _reached(before, pair_from, pair_to, pair, there, number)
     if (path > tl.load(path_first + path)) & (tl.load(left + path) >= LEAST):  # the more in it, the less in REST
-        end = tl.load(whole_pairs_stop + slots + path)
-        for first in range(tl.load(whole_pairs + slots + path), end, BLOCK):
+        end = tl.load(whole_pairs_stop + all_slots + path)
+        for first in range(tl.load(whole_pairs + all_slots + path), end, BLOCK):
             pair = first + lane
             there = pair < end
             by = tl.load(by_leaf + tl.load(pair_leaf + pair, mask=there, other=0), mask=there, other=0)
@@ -210,7 +210,7 @@ def leaf_slopes(
             there = there & (tl.load(pair_from + pair, mask=there, other=0) <= path)
             there = there & (tl.load(pair_to + pair, mask=there, other=0) > path)
             by = tl.load(by_leaf + tl.load(pair_leaf + pair, mask=there, other=0), mask=there, other=0)
-            mass = _pair_mass(masses, left, before, pair_whole, pair_from, pair_to, pair, there, slots, LEAST)
+            mass = _pair_mass(masses, left, before, pair_whole, pair_from, pair_to, pair, there, all_slots, LEAST)
             behind += (by * mass).to(tl.float64)
         own = tl.load(masses + slot)
         value += tl.where(own >= SMALLEST, tl.sum(behind, axis=0).to(number) / own, 0)

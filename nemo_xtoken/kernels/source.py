@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 __all__ = [
+    "at_least",
     "compare_columns",
     "divergence_terms",
     "gather_columns",

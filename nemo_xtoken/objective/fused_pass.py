@@ -152,13 +152,14 @@ class FusedPass:
         head, at = self.student.head, group[0].rows.start
         rows = self.rows.rows[at : group[-1].rows.stop]
         h = self.student.hidden.index_select(0, rows)
-        logits = [head.logits(h)]
+        logits, narrow = [head.logits(h)], head.narrow(h)
         taught = [self._teacher_logits(number, group) for number in range(len(self.teachers))]
         if len(group) == 1:
             dz = self._tile(group[0], logits, taught, gradients)
+            if dz is not None and narrow == h.dtype:
+                dz = dz.to(narrow)
         else:
             whole = logits.pop()
-            narrow = head.narrow(h)
             dz = whole if narrow == whole.dtype or gradients is None else torch.empty_like(whole, dtype=narrow)
             for tile in group:
                 part = slice(tile.rows.start - at, tile.rows.stop - at)

@@ -139,7 +139,8 @@ class OutputHead:
         """Takes the gradient with respect to the product to the hidden states, and adds that of the weight up.
 
         Args:
-            dz: ``[n, V_padded/tp]`` in the accumulation type, or in that of the hidden states.
+            dz: ``[n, V_padded/tp]`` in the accumulation type, or in that of the hidden states, to which one rank alone
+                then rounds its products on a CPU.
             hidden: ``[n, H]``.
             g_weight: ``[V_padded/tp, H]`` in the accumulation type, added to; None: not wanted.
             fresh: nothing is in ``g_weight`` yet: it is overwritten, and may be of the type of :meth:`narrow`.
@@ -156,7 +157,6 @@ class OutputHead:
                     g_weight.zero_()
                 torch.addmm(g_weight, narrow.t(), hidden, out_dtype=dtype, out=g_weight)
             return torch.mm(narrow, self.weight.to(hidden.dtype), out_dtype=dtype)
-        dz = dz.to(self.narrow(hidden))
         with bf16_factors(hidden.dtype):
             if g_weight is not None:
                 self._add_weight_gradient(dz, hidden, g_weight, 0 if fresh else 1)

@@ -51,14 +51,14 @@ TYPES = {"mask": "*u8", "slots": "*i32", "source": "*i64", "labels": "*i64"}
 TYPES |= dict.fromkeys(("kinds",), "*u8") | dict.fromkeys(("slots_s", "slots_t", "row_slots"), "*i32")
 LONG = ("first", "first_s", "first_t", "tokens_s", "tokens_t", "chunk", "columns", "starts", "row_starts", "by_row")
 TYPES |= dict.fromkeys(LONG, "*i64")
-LONG = ("entry_row", "entry_column", "entry_slot", "entry_start", "path_slot", "path_first", "path_chunk", "path_row")
+LONG = ("entry_row", "entry_column", "entry_slot", "entry_start", "path_slot", "path_first", "path_chunk", "row_path")
 LONG += ("group_start", "group_stop", "path_pairs", "path_pairs_stop", "slot_path", "slot_class", "pair_whole")
 LONG += ("pair_leaf", "pair_from", "pair_to", "whole_pairs", "whole_pairs_stop", "leaf_pairs", "leaf_start")
 LONG += ("leaf_level", "chunk_leaves", "chunk_levels", "chunk_path", "chunk_of")
 TYPES |= dict.fromkeys(LONG, "*i64") | {"before": "*fp64"}
 CAPABILITY = 80  # the oldest in use; 90 compiles as well
 NUMBERS = ("rows", "x_width", "shared", "width", "valid", "start", "chunks", "width_s", "width_t")
-NUMBERS += ("distinct", "distinct_s", "distinct_t", "student_slots", "slots", "leaves")
+NUMBERS += ("distinct", "distinct_s", "distinct_t", "student_slots", "all_slots", "leaves")
 
 for name, kernel in KERNELS.items():
     for variant in VARIANTS[name]:

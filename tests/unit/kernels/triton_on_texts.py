@@ -55,7 +55,7 @@ def test_ranks_equal_one_process_and_torch():
 
 
 #: operations, waits for the device, passes over the student's and over the teacher's tile.
-MOST = {"p_kl": (22, 0, 5, 3), "prefix_kl": (145, 0, 5, 4)}
+MOST = {"p_kl": (14, 0, 5, 3), "prefix_kl": (22, 0, 5, 4)}
 
 
 @pytest.mark.parametrize("loss", MOST)
@@ -64,4 +64,4 @@ def test_what_a_tile_is_made_of(loss):
     figures = [found[name] for name in ("operations", "waits", "student_passes", "teacher_passes")]
     assert all(0 <= here <= most for here, most in zip(figures, MOST[loss], strict=True)), (figures, found["most"])
     whole, products = seconds_on_h100(found)
-    assert whole <= products * (1.5 if loss == "p_kl" else 1.75)
+    assert whole <= products * (1.5 if loss == "p_kl" else 1.6)

@@ -15,6 +15,8 @@ from nemo_xtoken.losses.h_kl import HybridKL
 from nemo_xtoken.losses.nrl import nrl_exact_pairs
 from nemo_xtoken.losses.p_kl import ProjectedKL
 from nemo_xtoken.losses.same_tokenizer import SameTokenizerKL
+from nemo_xtoken.objective import tiles
+from nemo_xtoken.objective.fused_pass import FusedPass
 from nemo_xtoken.objective.teacher_weights import STATISTICS, TeacherWeights
 from nemo_xtoken.objective.terms import cross_tokenizer_loss
 from nemo_xtoken.parallel.exchange import VocabularyExchange
@@ -95,6 +97,31 @@ def test_one_pass_is_the_sum_of_separate_passes(which, ranks):
         close(by_hidden, sum(a[1] for a in alone), 1e-10, "gradient of hidden states")
     whole = torch.cat([torch.as_tensor(r[2]) for r in results])
     close(whole, sum(a[2] for a in alone), 1e-10, "gradient of the weight")
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("tile_rows", [5, 100])
+def test_a_tile_may_be_compared_by_parts(rows, tile_rows, monkeypatch):
+    """Whose logits are made at once, of the student and of teachers at several temperatures."""
+    want = one_pass((0, 1, 2), tile_rows=100)
+    monkeypatch.setattr(tiles, "BLOCK_BYTES", rows * 8 * problems()[0].weight_s.shape[0])
+    compared, original = [], FusedPass._tile
+
+    def tile(self, which, *others):
+        compared.append(which.rows.stop - which.rows.start)
+        return original(self, which, *others)
+
+    monkeypatch.setattr(FusedPass, "_tile", tile)
+    made, logits = [], OutputHead.logits
+    monkeypatch.setattr(OutputHead, "logits", lambda self, hidden: (made.append(hidden), logits(self, hidden))[1])
+    found = one_pass((0, 1, 2), tile_rows=tile_rows)
+    for name, value in want[0].items():
+        close(found[0][name], value, 1e-12, name)
+    for a, b in zip(found[1:], want[1:], strict=True):
+        close(a, b, 1e-12)
+    assert len(compared) > len(made) / 4  # of each tile the student's and up to three teachers' logits
+    if tile_rows == 100:
+        assert len(made) == 4
 
 
 @pytest.mark.parametrize("name", STATISTICS)

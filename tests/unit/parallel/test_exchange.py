@@ -14,6 +14,7 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.parallel.exchange import VocabularyExchange
 from nemo_xtoken.parallel.ownership import Ownership
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
+from nemo_xtoken.projection.matrix import ProjectionMatrix
 
 V_S, V_T, PAD_S = 21, 30, 24
 LAYOUTS = ("co_sharded", "even", "shuffled")
@@ -149,6 +150,49 @@ def test_one_process_sends_nothing():
     exchange = VocabularyExchange.co_sharded(matrix, VocabularyShard(V_S, PAD_S))
     assert exchange.crossing.tolist() == [0]
     assert exchange.bytes_a_chunk(4) == 0
+
+
+def classes_on(group=None, layout="even"):
+    """Of 0/1 rows, most of which are not in place: the sums of classes, REST, the way back, and which way was taken."""
+    matrix, p, g, g_rest = classes()
+    student = VocabularyShard(V_S, PAD_S, group)
+    ownership = ownership_of(layout, matrix, student)
+    exchange = VocabularyExchange(matrix, student, ownership)
+    started = exchange.start(columns(p, None, student))
+    q, rest = started.finish()
+    out, by_entry = started.pull(columns(g, ownership.order, ownership.shard), g_rest)
+    assert by_entry is None
+    return q.numpy(), rest.numpy(), out.numpy(), exchange.whole
+
+
+def classes():
+    random = np.random.default_rng(5)
+    ids = random.choice([3, 8, 21, 27], V_S).astype(np.int32)
+    ids[random.random(V_S) < 0.2] = -1
+    matrix = ProjectionMatrix(ids[:, None], (ids[:, None] >= 0).astype(np.float32), V_T, "", "")
+    return matrix, *problem(0.0)[1:]
+
+
+def classes_on_rank(layout):
+    return classes_on(dist.group.WORLD, layout)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_classes_equal_the_dense_matrix(ranks, layout):
+    matrix, p, g, g_rest = classes()
+    w = dense_w(matrix, V_S, V_T)
+    parts = [classes_on(layout=layout)] if ranks == 1 else run_ranks(ranks, classes_on_rank, layout)
+    assert all(part[3] for part in parts)
+    order = ownership_of(layout, matrix, PlannedShard(V_S, PAD_S, planned=ranks)).order
+    want = (p @ w).numpy()
+    q, pulled = (np.concatenate([part[i] for part in parts], 1) for i in (0, 2))
+    np.testing.assert_allclose(q[:, :V_T], want[:, order], rtol=1e-12, atol=1e-12)
+    for part in parts:
+        np.testing.assert_allclose(part[1], want[:, V_T], rtol=1e-12, atol=1e-12)
+    closed = torch.cat([g, g_rest[:, None]], 1)
+    np.testing.assert_allclose(pulled[:, :V_S], (closed @ w.T).numpy(), rtol=1e-12, atol=1e-12)
+    assert (pulled[:, V_S:] == 0).all()
 
 
 def test_pull_is_the_derivative_of_project():

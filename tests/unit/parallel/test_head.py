@@ -5,6 +5,7 @@ import torch
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.losses.base import ModelOutput
+from nemo_xtoken.objective import tiles
 from nemo_xtoken.objective.terms import cross_tokenizer_loss
 from nemo_xtoken.parallel import head as module
 from nemo_xtoken.parallel.head import FreeLogits, OutputHead, bf16_factors
@@ -99,10 +100,14 @@ def test_only_products_of_bf16_may_take_bf16_and_only_meanwhile(monkeypatch):
     assert torch.backends.mkldnn.fp32_precision == before
 
 
-def test_gradients_come_back_in_the_types_of_their_tensors():
+@pytest.mark.parametrize("tile_rows", [1, 2, 256])
+@pytest.mark.parametrize("block", [2**20, 4 * 12])
+def test_gradients_come_back_in_the_types_of_their_tensors(tile_rows, block, monkeypatch):
+    """From one product or several, of tiles that are compared at once or row by row."""
+    monkeypatch.setattr(tiles, "BLOCK_BYTES", block)
     hidden, weight = (x.requires_grad_() for x in tensors(torch.bfloat16))
     student = ModelOutput(hidden, OutputHead(weight, VocabularyShard(12, 12)))
-    cross_tokenizer_loss(student, torch.tensor([[3, 1, 9, 0, 3]])).objective.backward()
+    cross_tokenizer_loss(student, torch.tensor([[3, 1, 9, 0, 3]]), tile_rows=tile_rows).objective.backward()
     assert hidden.grad.dtype == weight.grad.dtype == torch.bfloat16
     whole = [x.detach().float().requires_grad_() for x in (hidden, weight)]
     z = whole[0] @ whole[1].t()

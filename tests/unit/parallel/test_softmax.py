@@ -29,6 +29,11 @@ def everything(size, group=None):
     for tau in (1.0, 2.5):
         out += softmax_and_picked(local, ids, shard, tau)
     assert torch.equal(local, before)
+    for tau, (p, log_p) in ((2.5, out[4:]), (1.0, out[2:4])):
+        spared = softmax_and_picked(local, ids, shard, tau, spare=True)
+        assert torch.equal(spared[0], p)
+        assert torch.equal(spared[1], log_p)
+        assert (spared[0].data_ptr() == local.data_ptr()) == (tau == 1 and shard.valid_rows > 0)
     return [x.numpy() for x in out]
 
 
