@@ -117,9 +117,7 @@ class Counts(TorchDispatchMode):
         elif name == "index_put_":
             self.touch(args[2])
         elif name not in PRODUCTS:
-            self.touch((args, kwargs or {}, out))
-        if name == "topk":  # which also writes what it has found in order
-            self.touch((*[args[0]] * args[0].element_size(), out, out))
+            self.touch((args, {key: x for key, x in (kwargs or {}).items() if key != "out"}, out))  # `out` is returned
         return out
 
     def touch(self, found: Any) -> None:

@@ -127,7 +127,9 @@ def leaf_arrays(
     leaf_pairs = np.argsort(plan["pair_leaf"], kind="stable")
     leaves = 2 * sum(len(level) for level in levels)
     order = np.argsort(plan["slot"], kind="stable")
-    entries = {name: np.concatenate([plan[f"{s}_{name}"] for s in ("student", "teacher")]) for name in ("row", "column")}
+    entries = {
+        name: np.concatenate([plan[f"{s}_{name}"] for s in ("student", "teacher")]) for name in ("row", "column")
+    }
     row_path = np.full(rows, -1)
     row_path[(firsts[of] + path - path_first)[: path_start[half]]] = path[: path_start[half]]
     chunk_of = np.full(plan["all_chunks"], -1)

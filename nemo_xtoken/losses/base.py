@@ -278,7 +278,7 @@ class ChunkDivergence(torch.nn.Module):
     def paired_terms(
         self, plan: Any, sides: tuple[TileLogits, TileLogits], temperature: float, coefficients: Tensor | None
     ) -> LaterTerms:
-        """:meth:`planned_terms` of a divergence with :meth:`column_pairs`, from the student's and the teacher's logits."""
+        """:meth:`planned_terms` of a divergence with :meth:`column_pairs`, from both sides' logits."""
         picked = _picked_of(sides[0], temperature), _picked_of(sides[1], temperature)
         return self.planned_terms(plan, picked, coefficients)
 

@@ -24,8 +24,8 @@ PASSES = 15
 BALANCE = 10
 #: A tile on a CPU has so many rows that the weights are at most one part in so many of its time.
 WEIGHTS_SHARE = 16
-#: Bytes of a tensor of logits that a CPU goes over at a time: some of these fit into its caches, and its allocator keeps
-#: their memory, where it gives larger blocks back to the system every time.
+#: Bytes of a tensor of logits that a CPU goes over at a time: caches like small ones, and its allocator keeps their
+#: memory, where it gives larger blocks back to the system every time.
 BLOCK_BYTES = 16 * 2**20
 
 
