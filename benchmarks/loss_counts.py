@@ -118,6 +118,8 @@ class Counts(TorchDispatchMode):
             self.touch(args[2])
         elif name not in PRODUCTS:
             self.touch((args, {key: x for key, x in (kwargs or {}).items() if key != "out"}, out))  # `out` is returned
+        if name == "topk":  # which also writes what it has found in order
+            self.touch((*[args[0]] * args[0].element_size(), out, out))
         return out
 
     def touch(self, found: Any) -> None:
@@ -207,9 +209,11 @@ def counts_of(
         "tiles": len(rows),
         "operations": sum(mode.operations.values()) / len(rows),
         "waits": sum(mode.waits.values()) / len(rows),
-        "student_passes": mode.touched["student"] / (sum(rows) * student.size),
-        "teacher_passes": mode.touched["teacher"] / (taught * teacher_rows),
-        "most": dict(mode.operations.most_common()),
+        **{
+            f"{part}_passes": mode.touched[part] / (count.get(part, len(batch.chunks)) * width)
+            for part, width in columns.items()
+        },
+        "most": dict(mode.operations.most_common(8)),
         "waiting": dict(mode.waits),
     }
 

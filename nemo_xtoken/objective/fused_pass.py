@@ -113,7 +113,7 @@ class FusedPass:
             (self.ce + w * s.config.temperature**2).to(dtype)
             for w, (s, _) in zip(self.kd_weights, self.teachers, strict=True)
         ]
-        groups = together(self._tiles(), self.tile_rows)
+        groups = together(self.cut, self.tile_rows)
         gradients = None
         if wanted:
             entries = [s.entry_weights for s, _ in self.teachers]

@@ -1,6 +1,6 @@
 """The output layer of a model as the losses see it: a sharded weight that turns hidden states into logits, by tile."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.parallel.bf16_products import product_into
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard, group_size
 
 __all__ = ["FreeLogits", "OutputHead", "accumulation_dtype", "bf16_factors", "multiplies_bf16"]
@@ -162,6 +163,9 @@ class OutputHead:
                 self._add_weight_gradient(dz, hidden, g_weight, 0 if fresh else 1)
             if self.weight.dtype == dtype:
                 return torch.mm(dz, self.weight)
+            by_hidden = hidden.new_empty(hidden.shape, dtype=dtype)
+            if product_into(by_hidden, dz, self.weight):
+                return by_hidden
             if dz.dtype == self.weight.dtype and group_size(self.shard.group) == 1:
                 return torch.mm(dz, self.weight).to(dtype)  # nobody adds to what was rounded
             out = hidden.new_zeros((dz.shape[0], self.weight.shape[1]), dtype=dtype)
@@ -170,6 +174,8 @@ class OutputHead:
             return out
 
     def _add_weight_gradient(self, dz: Tensor, hidden: Tensor, g_weight: Tensor, beta: int) -> None:
+        if product_into(g_weight, dz.t(), hidden, add=bool(beta)):
+            return
         if dz.dtype == g_weight.dtype:
             g_weight.addmm_(dz.t(), hidden.to(dz.dtype), beta=beta)
             return
@@ -234,5 +240,5 @@ class FreeLogits(OutputHead):
         return accumulation_dtype(hidden.dtype)
 
     def backward(self, dz: Tensor, hidden: Tensor, g_weight: Tensor | None, fresh: bool = False) -> Tensor:
-        """The gradient as it is."""
-        return dz
+        """The gradient as it is, in the accumulation type."""
+        return dz.to(accumulation_dtype(hidden.dtype))
