@@ -21,6 +21,7 @@ from typing import Any
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.files import digest_of
 from nemo_xtoken.leftovers import is_running, temporary_name
+from nemo_xtoken.progress import say
 
 __all__ = ["FILE", "Occupied"]
 
@@ -47,7 +48,7 @@ class Occupied:
 
     def __init__(self, folder: Path, first: bool = True, wait: bool = False) -> None:
         self.file, self.first, self.wait = folder / FILE, first, wait
-        self._beats = 0
+        self._beats, self._said = 0, False
         self._end = threading.Event()
         self._thread: threading.Thread | None = None
         self._me: dict[str, Any] = {}
@@ -135,6 +136,9 @@ class Occupied:
         self._remove(owner, f"no sign of life for {SILENCE:.0f} s")
 
     def _refuse(self, owner: dict[str, Any], reason: str) -> None:
+        if self.wait and not self._said:
+            self._said = True
+            say(f"{_who(self.file.parent, owner)}: waiting for its end")
         if not self.wait:
             raise InputError(
                 f"{_who(self.file.parent, owner)}: {reason}",

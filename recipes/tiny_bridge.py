@@ -30,7 +30,7 @@ from nemo_xtoken.training.watching.early_stopping import StopConfig
 from nemo_xtoken.training.watching.sample_settings import SampleConfig
 from nemo_xtoken.vocab.loading import load_vocabulary
 
-__all__ = ["distill_tiny", "llama"]
+__all__ = ["distill_tiny", "llama", "train_teacher"]
 
 
 def distill_tiny(
@@ -68,7 +68,7 @@ def distill_tiny(
     if teacher.path is None:
         parts.begin("training the teacher")
         tokenizer = teacher.tokenizer or tiny_text.teacher_tokenizer()
-        path = _train_teacher(tokenizer, data, trainer, optim, teacher_steps)
+        path = train_teacher(tokenizer, data, trainer, optim, teacher_steps)
         teacher = dataclasses.replace(teacher, tokenizer=tokenizer, path=path)
     folder = Path(log.log_dir) / log.name
     ce_only_log = dataclasses.replace(log, log_dir=str(folder), name="ce_only")
@@ -121,8 +121,17 @@ def llama(tokenizer: str, length: int, sizes: dict[str, int]) -> str:
     return str(folder)
 
 
-def _train_teacher(tokenizer: str, data: Data, trainer: Trainer, optim: Optional[Optimizer], steps: int) -> str:
-    """The checkpoints of a teacher trained on cross-entropy, in the cache; trained now if it is not there yet."""
+def train_teacher(tokenizer: str, data: Data, trainer: Trainer, optim: Optional[Optimizer], steps: int) -> str:
+    """The checkpoints of a teacher trained on cross-entropy, in the cache; trained now if it is not there yet.
+
+    Args:
+        tokenizer: its own, a folder.
+        data: the run's, whose teacher's length is that of its sequences.
+        trainer, optim: the run's, but for the number of ``steps``.
+
+    Raises:
+        InputError: see ``plugin.bridge.distill_bridge.distill``.
+    """
     length = data.text.lengths[1]
     architecture = llama(tokenizer, length, TEACHER)
     key = digest_of(load_vocabulary(tokenizer).digest, repr(data.text), repr((Path(architecture).name, steps)))[:16]
@@ -132,7 +141,10 @@ def _train_teacher(tokenizer: str, data: Data, trainer: Trainer, optim: Optional
         model = Student(TokenizerSource(tokenizer), architecture)
         text = dataclasses.replace(data, text=dataclasses.replace(data.text, student_length=length))
         longer = dataclasses.replace(trainer, max_steps=steps, val_check_interval=steps)
-        train_one(model, text, longer, None, ObjectiveConfig(scale=0.0), optim, log, Resume(), title="the teacher")
+        train_one(
+            model, text, longer, None, ObjectiveConfig(scale=0.0), optim, log, Resume(), title="the teacher",
+            shared=True,
+        )  # fmt: skip
     else:
         say("the teacher: was trained before", is_first())
     return str(checkpoints)

@@ -11,7 +11,7 @@ from nemo_xtoken.weights.configuration import readable_folder
 from nemo_xtoken.weights.folder import ModelFolder
 from nemo_xtoken.weights.tokenizer_files import copy_tokenizer
 
-__all__ = ["KINDS", "OF_BRIDGE", "logits", "tokenizer_of", "write_model"]
+__all__ = ["KINDS", "OF_BRIDGE", "SEEING", "logits", "tokenizer_of", "write_model", "write_seeing"]
 
 _SHAPE = {
     "hidden_size": 48,
@@ -149,6 +149,15 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
         },
     ),
 }
+_EYES = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+_QWEN_EYES = {"depth": 1, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "out_hidden_size": 48}
+#: Models that see images: name -> (model_type, the kind in `KINDS` of its language model, the vision tower's settings).
+SEEING: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "gemma3": ("gemma3", "gemma3", {"num_hidden_layers": 1, **_EYES}),
+    "mistral3": ("mistral3", "mistral", {"num_hidden_layers": 1, **_EYES}),
+    "qwen3_5": ("qwen3_5", "qwen3_5", _QWEN_EYES),
+    "qwen3_5_moe": ("qwen3_5_moe", "qwen3_5_moe", _QWEN_EYES),
+}
 _TOKENIZERS = {"tiktoken_json": "llama"}  # transformers has no use for a rank file
 
 
@@ -199,6 +208,30 @@ def write_model(
         copy_tokenizer(tokenizer, folder, vocabulary, loadable=False)
     else:
         write_folder(tokenizer, folder)
+    return folder
+
+
+def write_seeing(kind: str, folder: Path, alone: Path) -> Path:
+    """Writes a model that sees images, as transformers saves it, around a language model.
+
+    Args:
+        kind: of `SEEING`.
+        alone: the language model by itself, as `write_model` wrote it.
+    """
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    model_type, _, eyes = SEEING[kind]
+    inner = AutoModelForCausalLM.from_pretrained(alone)
+    tied = inner.config.tie_word_embeddings
+    config = CONFIG_MAPPING[model_type](
+        text_config=inner.config.to_dict(), vision_config=eyes, tie_word_embeddings=tied
+    )
+    whole = AutoModelForImageTextToText.from_config(config).eval()
+    whole.model.language_model.load_state_dict(inner.model.state_dict())
+    if not tied:
+        whole.lm_head.load_state_dict(inner.lm_head.state_dict())
+    whole.save_pretrained(folder)
+    copy_tokenizer(alone, folder, load_vocabulary(alone))
     return folder
 
 

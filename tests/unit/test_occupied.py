@@ -116,7 +116,8 @@ def test_an_owner_on_another_machine_lives_as_long_as_it_says_so(tmp_path, monke
     assert json.loads((tmp_path / FILE).read_text())["host"] == "node7"
 
 
-def test_who_waits_comes_after_the_other(tmp_path, monkeypatch):
+def test_who_waits_comes_after_the_other_and_says_once_for_whom(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "nemo_xtoken.progress")
     owner(tmp_path, pid=os.getppid(), start=occupied._start(os.getppid()))
     looks = []
 
@@ -128,6 +129,9 @@ def test_who_waits_comes_after_the_other(tmp_path, monkeypatch):
     monkeypatch.setattr(occupied.time, "sleep", sleep)
     with Occupied(tmp_path, wait=True):
         assert len(looks) == 3
+    [line] = caplog.messages
+    assert line.startswith(f"{tmp_path} is held by process {os.getppid()} ")
+    assert line.endswith(": waiting for its end")
 
 
 def test_a_sign_of_life_is_given(tmp_path):

@@ -142,12 +142,14 @@ def train_one(
     samples: SampleConfig | None = None,
     lora: LoraConfig | None = None,
     origin: Origin | None = None,
+    shared: bool = False,
 ) -> Path:
     """One training run without its report; several may follow each other in one process.
 
     Args:
         aligned_with, title, origin: see `configure`.
-        evaluate, track, stop, samples, lora: see `distill`; without the last no text is continued.
+        evaluate, track, stop, samples, lora: see `distill`; without samples no text is continued.
+        shared: other runs may want the same result, in the cache: they wait for each other.
 
     Raises:
         InputError: see `distill`.
@@ -168,7 +170,7 @@ def train_one(
     requests = StopRequests()
     requests.take_ctrl_c()
     try:
-        with Occupied(run.records.folder, is_first()), run.told, end_with_this_process():
+        with Occupied(run.records.folder, is_first(), wait=shared), run.told, end_with_this_process():
             behind = next(iter(bridge_checkpoints(run.records.folder)), 0) if run.resumed else 0
             if behind and (why := stopped_at(run.stop, read_history(run.records.folder), behind)) is not None:
                 run.told.was_stopped_early(behind, why)

@@ -5,9 +5,11 @@ import importlib
 import logging
 import os
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
@@ -15,9 +17,10 @@ from cpu_bridge import pretend_cuda, without_kernels
 from gradients import main_gradients, named_parameters
 from launcher import launch
 from tokenizer_zoo import TEXT, write_folder, zoo
-from toy_models import KINDS, write_model
+from torch import Tensor
+from toy_models import KINDS, SEEING, write_model, write_seeing
 
-from nemo_xtoken.data.batch import Inputs, collate
+from nemo_xtoken.data.batch import Batch, Inputs, collate
 from nemo_xtoken.data.config import DataConfig, Tokenization
 from nemo_xtoken.objective.scale import ObjectiveConfig
 from nemo_xtoken.plugin.bridge import distill_bridge, models
@@ -223,20 +226,25 @@ class KeptLogits:
         self.run = run
         self.found: list[dict[str, Any]] = []
 
-    def on_train_start(self, context: Any) -> None:
-        """After the run's own."""
+    def student(self, context: Any) -> tuple[Tensor, Batch]:
+        """``[T, V]`` of the student alone, with padding; the sample."""
         batch = collate([self.run.held_out.samples[0]])  # type: ignore[union-attr]
         model = context.model[0].eval()
         with torch.no_grad():
             model(**inputs.model_inputs(batch.student, inputs.context_layout(batch.student)))
             hidden, weight = self.run._tap.pop()  # type: ignore[union-attr]
         model.train()
+        return hidden @ weight.T, batch
+
+    def on_train_start(self, context: Any) -> None:
+        """After the run's own."""
+        logits, batch = self.student(context)
         [states] = self.run.teaching.teachers[0].states([batch.teachers[0]])
         head = self.run.teaching.lessons[0].head
         columns = head.columns  # the rows of the layer are in the order of the loss, and padded
         taught = torch.empty(states.hidden.shape[0], len(columns))  # type: ignore[arg-type,union-attr]
         taught[:, columns] = states.hidden @ head.weight[: len(columns)].T  # type: ignore[arg-type,index,union-attr]
-        sides = {"student": (hidden @ weight.T, batch.student), "teacher": (taught, batch.teachers[0])}
+        sides = {"student": (logits, batch.student), "teacher": (taught, batch.teachers[0])}
         real = {name: logits[side.documents[0] >= 0] for name, (logits, side) in sides.items()}
         self.found.append({name: logits.detach().numpy() for name, logits in real.items()})
 
@@ -255,7 +263,9 @@ def course(job: Job) -> dict[str, Any]:
 
     on_cpu()
     said = Said()
-    logging.getLogger("nemo_xtoken").addHandler(said)
+    package = logging.getLogger("nemo_xtoken")
+    package.addHandler(said)
+    package.setLevel(logging.INFO)
     if job.lengths:
         inputs.uses_packed_attention = models.uses_packed_attention = lambda: True  # in this fork alone
     container, run = configured(*job.arguments(), lora=LoraConfig(**job.lora))
@@ -280,14 +290,65 @@ def course(job: Job) -> dict[str, Any]:
 
 def distil(job: Job, **named: Any) -> list[dict[str, Any]]:
     """The same by the command's function, with its lock, its way to stop and its report."""
+    _as_a_command()
+    distill_bridge.distill(*job.arguments(), **named)
+    return read_history(Path(job.root, "runs", job.name))
+
+
+def command(words: list[str], run: str) -> dict[str, Any]:
+    """What ``nemo`` with these words does, in one process.
+
+    Args:
+        run: the folder of its run, which exports the student.
+
+    Returns:
+        ``status``, ``out`` and ``err`` of the command; of the first held-out sample without its padding the logits of
+        the ``trained`` student after the last step, and those that transformers computes of the ``exported`` one.
+    """
+    sys.argv = ["nemo", *words]  # by which this package's commands are found
+    from nemo_driver import drive
+
+    _as_a_command()
+    kept: list[tuple[Tensor, Batch]] = []
+
+    def watched(*arguments: Any, **named: Any) -> Any:
+        container, distillation = configured(*arguments, **named)
+        logits, end = KeptLogits(distillation), distillation.on_train_end
+
+        def on_train_end(_: Distillation, context: Any) -> None:
+            kept.append(logits.student(context))
+            end(context)
+
+        distillation.on_train_end = MethodType(on_train_end, distillation)
+        return container, distillation
+
+    distill_bridge.configure = watched
+    [done] = drive([words])
+    if not kept:
+        return done
+    [(trained, batch)] = kept
+    own = batch.student.documents[0] >= 0
+    exported = _transformers_logits(Path(run, "student"), batch.student)
+    return {**done, "trained": trained[own].detach().numpy(), "exported": exported[own.numpy()]}
+
+
+def cached_teacher(root: str, steps: int) -> str:
+    """Where the teacher of ``xtoken_tiny`` is, of this text; trained now if it is not there yet."""
+    from nemo_xtoken.recipes.tiny_bridge import train_teacher
+
+    _as_a_command()
+    _, data, trainer, _, _, optim, *_ = Job(root, "tiny").arguments()
+    return train_teacher(f"{root}/teacher", data, trainer, optim, steps)
+
+
+def _as_a_command() -> None:
+    """In this fork: what a command trains and exports is made here, and its log has what is said."""
     on_cpu()
     export_here()
     package = logging.getLogger("nemo_xtoken")  # pytest listens already; here it is to be in the log
     package.addHandler(logging.StreamHandler())
     package.setLevel(logging.INFO)
     distill_bridge.configure = configured
-    distill_bridge.distill(*job.arguments(), **named)
-    return read_history(Path(job.root, "runs", job.name))
 
 
 def export_here() -> None:
@@ -395,10 +456,12 @@ def export_and_compare(job: Job) -> list[Any]:
 
 
 def _transformers_logits(folder: str | Path, side: Inputs) -> Any:
-    """``[T, V]``, of each document by itself."""
-    from transformers import AutoModelForCausalLM
+    """``[T, V]``, of each document by itself; of a model that sees images, as the whole of it says."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").float().eval()
+    config = AutoConfig.from_pretrained(folder)
+    kind = AutoModelForCausalLM if config.get_text_config() is config else AutoModelForImageTextToText
+    model = kind.from_pretrained(folder, attn_implementation="eager").float().eval()
     rows = []
     for document in side.documents.unique_consecutive():  # each by itself, so that windows are transformers' own
         with torch.no_grad():
@@ -454,6 +517,13 @@ class World:
         if not folder.is_dir():
             tokenizer = "llama" if KINDS[kind][1] == "qwen" else None  # as transformers 5 reads the zoo's
             write_model(kind, folder, spare_rows=24, tokenizer=tokenizer, **changes)
+        return folder
+
+    def seeing(self, kind: str, **changes: Any) -> Path:
+        """The folder of a toy model of ``toy_models.SEEING``; ``changes`` of its language model."""
+        folder = self.root / f"seeing-{kind}"
+        if not folder.is_dir():
+            write_seeing(kind, folder, self.family(SEEING[kind][1], **changes))
         return folder
 
     def run(self, name: str, ranks: int = 1, **settings: Any) -> list[dict[str, Any]]:

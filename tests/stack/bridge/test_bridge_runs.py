@@ -135,6 +135,44 @@ def test_one_process_at_a_time_is_in_a_runs_folder(bridge_world):
     assert f"is held by process {os.getpid()}" in end.log
 
 
+def test_of_two_runs_that_want_one_cached_teacher_the_second_waits_for_it(bridge_world):
+    """The first stands still until the second has come; it is trained once."""
+    import os
+
+    from bridge_jobs import cached_teacher
+    from launcher import start
+
+    from nemo_xtoken.occupied import FILE
+
+    root, logs, steps, second = str(bridge_world.root), bridge_world.root / "logs", 4, []
+
+    def come(pids):
+        if not any(bridge_world.root.glob(f"cache/tiny/*/bridge-*/{FILE}")):
+            return False
+
+        def go_on(_):
+            log = logs / "tiny_second/log.0"
+            if not log.exists() or "waiting for its end" not in log.read_text():
+                return False
+            os.kill(pids[0], signal.SIGCONT)
+            return True
+
+        os.kill(pids[0], signal.SIGSTOP)
+        try:
+            second.extend(start(cached_teacher, root, steps, folder=logs / "tiny_second", when=go_on))
+        finally:
+            os.kill(pids[0], signal.SIGCONT)
+        return True
+
+    [first] = start(cached_teacher, root, steps, folder=logs / "tiny_first", when=come)
+    ended = [first, *second]
+    assert [end.status for end in ended] == [0, 0], [end.log[-3000:] for end in ended]
+    assert ended[0].result == ended[1].result
+    folder = Path(first.result).parent
+    assert [record["step"] for record in _steps(read_history(folder))] == [1, 2, 3, 4]
+    assert not (folder / FILE).exists()
+
+
 def test_checkpoints_are_evaluated_beside_training(bridge_world, tmp_path):
     from nemo_xtoken.evaluate.evaluation_config import EvaluationConfig
 
