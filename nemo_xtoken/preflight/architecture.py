@@ -24,6 +24,7 @@ def architecture(plan: Plan, side: ModelSpec) -> Iterator[Finding]:
         return
     where = f"in {side.path}" if side.path and side.problem is None else f"by {side.config_from}"
     config = side.config
+    where += f", the language model of a {config['inside']}" if config.get("inside") else ""
     experts = f", {config['num_moe_experts']} experts" if config.get("num_moe_experts") else ""
     if side.problem is None:
         yield green(

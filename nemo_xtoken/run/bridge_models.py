@@ -5,7 +5,7 @@ from typing import Any
 
 from nemo_xtoken.errors import InputError
 
-__all__ = ["replaced", "unknown"]
+__all__ = ["not_alone", "replaced", "unknown"]
 
 #: What Bridge and Megatron take of a rotary embedding's scaling whatever the model says, by the model's type.
 _SCALING: dict[str, tuple[str, dict[str, Any]]] = {
@@ -23,8 +23,14 @@ _SCALING: dict[str, tuple[str, dict[str, Any]]] = {
 }
 #: Of Gemma 3, a layer without a window after so many with one.
 _WINDOWED = 5
-#: Types that no version up to 0.6.2 converts, which this package's recipes name.
-_UNKNOWN = {"phi3": "Phi3ForCausalLM"}
+#: Types that no version up to 0.6.2 converts: of those that this package's recipes name, and of language models inside
+#: published models that see images.
+_UNKNOWN = {"phi3": "Phi3ForCausalLM", "llama4_text": "Llama4ForCausalLM", "ministral3": "Ministral3ForCausalLM"}
+#: Types of language models that transformers has inside others alone.
+_INSIDE = (
+    *("qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text", "qwen3_vl_text", "qwen3_vl_moe_text"),
+    *("mllama_text_model", "glm4v_text", "glm4v_moe_text"),
+)
 
 
 def replaced(text: Mapping[str, Any], source: str) -> InputError | None:
@@ -61,10 +67,28 @@ def unknown(text: Mapping[str, Any], source: str) -> InputError | None:
     Args:
         text, source: as of `replaced`.
     """
-    if (name := _UNKNOWN.get(str(text.get("model_type")))) is None:
+    kind = str(text.get("model_type"))
+    if kind in _INSIDE:
+        return not_alone(kind, source)
+    if (name := _UNKNOWN.get(kind)) is None:
         return None
     return InputError(
         f"{source} is a {name}, for which Megatron-Bridge has no conversion (0.6.2 and before)",
         "a Hugging Face model of an architecture that Bridge supports",
         "take another model, or an image with NeMo 2, whose adapter has one",
+    )
+
+
+def not_alone(kind: str, source: str) -> InputError:
+    """A model of several kinds of input whose language model is none that can be used by itself.
+
+    Args:
+        kind: the type of the language model.
+        source: of the whole model, for the message.
+    """
+    return InputError(
+        f"the language model of {source}, of type {kind}, for which transformers has no model of language alone",
+        "a language model, or a model of several kinds of input around one that transformers has by itself, such as "
+        "Gemma 3, Qwen3.5 and Mistral Small 3",
+        "take a model of the same family that reads text alone",
     )

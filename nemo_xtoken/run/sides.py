@@ -1,5 +1,6 @@
 """What a student or teacher is, read from what lies beside its weights: plain data, no code of it, no pickle."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from nemo_xtoken.run.arguments.signatures import class_defaults
 from nemo_xtoken.run.bridge_models import replaced, unknown
 from nemo_xtoken.run.layout import ParallelSizes
 from nemo_xtoken.run.lora.lora_settings import LoraConfig, unmerged
+from nemo_xtoken.run.nemo2_models import IMPORTED, not_imported
 from nemo_xtoken.run.settings import Settings, resolved
 from nemo_xtoken.run.spec import BRIDGE_ROWS_FIX, START, ModelSpec, RunSpec
 from nemo_xtoken.run.teaching import ELSEWHERE, THE_TEACHER, label_of
@@ -20,6 +22,7 @@ from nemo_xtoken.run.values import LORA, PARTS, made
 from nemo_xtoken.run.yaml_file import read_yaml
 from nemo_xtoken.weights.checkpoint_names import RUN_CONFIG, bridge_checkpoints, is_bridge_checkpoint
 from nemo_xtoken.weights.chosen import chosen_layers
+from nemo_xtoken.weights.language_model import is_inside, language_config
 
 __all__ = ["checkpoint_config", "lora_of", "processes_of", "run_of", "student_side", "teacher_side"]
 
@@ -231,16 +234,19 @@ def _checkpoint(path: Any, name: str, who: str, imports: bool = False) -> tuple[
     if not (folder / "weights").is_dir():
         hugging_face = (folder / "config.json").is_file()
         what = "a model in Hugging Face's format" if hugging_face else "no checkpoint"
-        error = InputError(
+        error: InputError | None = InputError(
             f"{what} in {folder} ({who})",
             "a folder with `weights` and `context`, as NeMo 2 saves them",
             _fix(str(folder), name),
         )
-        config = _hugging_face(folder) if hugging_face else {}
+        config = _hugging_face(_language_config(folder)) if hugging_face else {}
         if imports:  # an import makes a row for each id that the tokenizer has
             config.pop("vocab_size", None)
         found = {"config": config, "tokenizer": str(folder)} if hugging_face else {}
-        return found, f"{folder}/config.json" if hugging_face else "", None if hugging_face and imports else error
+        if hugging_face and imports:
+            kind = config["_target_"]
+            error = None if kind in IMPORTED else not_imported(kind)
+        return found, f"{folder}/config.json" if hugging_face else "", error
     if not any((folder / "weights").iterdir()):
         error = InputError(f"no weights in {folder / 'weights'} ({who})", "a whole checkpoint", _fix("MODEL", name))
         return {}, "", error
@@ -269,7 +275,8 @@ def _bridge_checkpoint(path: Any, name: str, who: str) -> tuple[dict[str, Any], 
     if not folder.exists() and not folder.is_absolute() and len(folder.parts) <= 2:
         return {"tokenizer": str(path)}, "", None  # on the hub
     if (folder / "config.json").is_file():
-        config, text = _hugging_face(folder), _text_config(folder)
+        text = _language_config(folder)
+        config = _hugging_face(text)
         further = next((text[name] for name in _FURTHER_TOKENS if text.get(name)), None)
         problem = replaced(text, str(folder)) or unknown(text, str(folder))
         found = {"config": config | {"mtp_num_layers": further}, "tokenizer": str(folder)}
@@ -312,21 +319,26 @@ def _tokenizer(settings: Any, folder: Path) -> str | None:
     return str(folder / name) if (folder / name).exists() else name
 
 
-def _text_config(folder: Path) -> dict[str, Any]:
-    """A configuration of Hugging Face's; of a model of several modalities that of its language model."""
+def _language_config(folder: Path) -> dict[str, Any]:
+    """Of a model in Hugging Face's format, that of its language model; ``inside``: the type of the model around it."""
     from nemo_xtoken.weights.folder import read_json
 
     config = read_json(folder / "config.json")
-    return {**config, **(config.get("text_config") or {})}
+    return language_config(config) | {"inside": config.get("model_type") if is_inside(config) else None}
 
 
-def _hugging_face(folder: Path) -> dict[str, Any]:
+def _hugging_face(text: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration of Hugging Face's by Megatron's names, for sizes alone: the model has to be imported yet."""
-    text = _text_config(folder)
+    if text.get("inside") and "num_attention_heads" not in text:  # Gemma 3 4B is published so: the rest is the class's
+        with contextlib.suppress(ImportError, KeyError):
+            from transformers import CONFIG_MAPPING
+
+            text = {**CONFIG_MAPPING[str(text.get("model_type"))]().to_dict(), **text}
     experts = text.get("num_local_experts") or text.get("num_experts")
     kind = str(text.get("model_type", ""))
     return {
         "_target_": kind,
+        "inside": text.get("inside"),
         "num_layers": text.get("num_hidden_layers"),
         "hidden_size": text.get("hidden_size"),
         "ffn_hidden_size": text.get("intermediate_size"),

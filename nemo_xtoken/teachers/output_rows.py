@@ -11,6 +11,7 @@ from torch import Tensor
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.files import tensor_places
 from nemo_xtoken.parallel.ownership import PIECE_BYTES, Ownership
+from nemo_xtoken.weights.language_model import language_tensors
 
 __all__ = ["MegatronRows", "OutputRows", "SafetensorsRows", "spread_output_rows"]
 
@@ -98,7 +99,7 @@ class MegatronRows:
 
 
 class SafetensorsRows:
-    """Of files in Hugging Face's format.
+    """Of files in Hugging Face's format; of a model of several kinds of input, its language model's.
 
     Args:
         files: ``*.safetensors`` of one model.
@@ -111,7 +112,9 @@ class SafetensorsRows:
     def __init__(self, files: Sequence[Path], tied: bool) -> None:
         wanted = HF_EMBEDDING if tied else HF_OUTPUT
         try:
-            found = [(f, n, place) for f in files for n, place in tensor_places(f)[0].items() if n.endswith(wanted)]
+            places = [(f, n, place) for f in files for n, place in tensor_places(f)[0].items()]
+            own = set(language_tensors(name for _, name, _ in places).values())
+            found = [(f, n, place) for f, n, place in places if n in own and n.endswith(wanted)]
             ((self._file, self._name, place),) = found
             rows, self.width = place.shape
         except (OSError, ValueError) as error:

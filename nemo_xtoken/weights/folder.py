@@ -13,10 +13,11 @@ from nemo_xtoken.files import atomic_path
 from nemo_xtoken.hub import hub_folder, is_hub_name
 from nemo_xtoken.leftovers import temporary_name, tidy
 from nemo_xtoken.weights.dtypes import FLOATS, widest
+from nemo_xtoken.weights.language_model import language_config
 from nemo_xtoken.weights.safetensors_file import SafetensorsFile
 from nemo_xtoken.weights.tokenizer_files import TOKENIZER_FILES
 
-__all__ = ["INDEX", "WEIGHTS", "ModelFolder", "check_out", "new_folder", "read_json", "write_json"]
+__all__ = ["INDEX", "WEIGHTS", "ModelFolder", "check_out", "new_folder", "read_config", "read_json", "write_json"]
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
@@ -43,6 +44,18 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: a {type(content).__name__}", "a JSON object", "copy the file again")
     return content
+
+
+def read_config(source: str) -> tuple[dict[str, Any], Path]:
+    """What the ``config.json`` of a folder or hub name says, and where it is.
+
+    Raises:
+        InputError: it cannot be read, or is not to be had.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = hub_folder(source, ["config.json"], "configuration", "a Hugging Face model")
+    return read_json(folder / "config.json"), folder / "config.json"
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -85,8 +98,7 @@ class ModelFolder:
     @property
     def text_config(self) -> dict[str, Any]:
         """The part of the configuration that describes the language model."""
-        inner = self.config.get("text_config")
-        return inner if isinstance(inner, dict) and inner else self.config
+        return language_config(self.config)
 
     @property
     def dtype(self) -> str | None:

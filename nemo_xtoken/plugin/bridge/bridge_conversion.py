@@ -16,6 +16,7 @@ from nemo_xtoken.vocab.loading import load_vocabulary
 from nemo_xtoken.weights.checkpoint_names import bridge_checkpoints
 from nemo_xtoken.weights.dtypes import FLOATS
 from nemo_xtoken.weights.folder import check_out, new_folder, read_json, write_json
+from nemo_xtoken.weights.language_model import is_inside
 from nemo_xtoken.weights.tokenizer_files import copy_tokenizer
 
 __all__ = ["export_model"]
@@ -96,10 +97,13 @@ def _bridge(checkpoint: Checkpoint, model: str) -> Any:
     """Of the model that the student started from; of its configuration alone where it had random weights."""
     from megatron.bridge import AutoBridge
 
+    from nemo_xtoken.plugin.bridge.hugging_face import bridge_of
+
     folder = Path(model)
-    if folder.is_dir() and not any(folder.glob("*.safetensors")) and hasattr(AutoBridge, "from_auto_config"):
+    weights = not folder.is_dir() or any(folder.glob("*.safetensors"))
+    if not weights and hasattr(AutoBridge, "from_auto_config") and not is_inside(read_json(folder / "config.json")):
         return AutoBridge.from_auto_config(checkpoint.source, model)
-    return AutoBridge.from_hf_pretrained(model, trust_remote_code=False)
+    return bridge_of(model, weights)
 
 
 def _cast(folder: Path, dtype: torch.dtype) -> None:

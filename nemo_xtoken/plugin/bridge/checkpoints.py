@@ -10,12 +10,12 @@ from nemo_xtoken.checksums import find_damage, write_checksums
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.hub import hub_folder
 from nemo_xtoken.plugin.safe_weights import check_weights, find_truncated
-from nemo_xtoken.run.bridge_models import replaced
 from nemo_xtoken.run.lora.lora_settings import unmerged
 from nemo_xtoken.teachers.output_rows import MegatronRows, OutputRows, SafetensorsRows
 from nemo_xtoken.training.lora.adapted import has_adapters
 from nemo_xtoken.weights.checkpoint_names import RUN_CONFIG, bridge_checkpoints
-from nemo_xtoken.weights.folder import read_json
+from nemo_xtoken.weights.folder import read_config
+from nemo_xtoken.weights.language_model import language_config
 from nemo_xtoken.weights.rotary import classic_rotary
 
 __all__ = ["Checkpoint", "has_checkpoint", "write_own_checksums"]
@@ -121,34 +121,14 @@ class Checkpoint:
             InputError: Bridge does not know the architecture, or would make another model of it; or the installed
                 transformers would read another one.
         """
-        from megatron.bridge import AutoBridge
         from megatron.bridge.training.model_load_save import load_model_config
-        from transformers import AutoConfig
 
         if self.bridge:
             return load_model_config(self.source)[0]
+        from nemo_xtoken.plugin.bridge.hugging_face import provider_of
+
         _check_rotary(self.source)
-        try:
-            config = AutoConfig.from_pretrained(self.source, trust_remote_code=False)
-            if (problem := replaced(config.get_text_config().to_dict(), self.source)) is not None:
-                raise problem
-            if random_weights:
-                bridge = AutoBridge.from_hf_config(config)
-            else:
-                bridge = AutoBridge.from_hf_pretrained(self.source, trust_remote_code=False)
-        except (ValueError, OSError) as error:
-            raise InputError(
-                f"{self.source} cannot be loaded by Megatron-Bridge ({error})",
-                "a Hugging Face model of an architecture that Bridge supports",
-                "see AutoBridge.list_supported_models() for the architectures",
-            ) from error
-        try:
-            return bridge.to_megatron_provider(load_weights=not random_weights)
-        except AttributeError:  # up to 0.5 the conversion of Gemma 3 asks for the model's place, which this has not
-            if not random_weights:
-                raise
-        bridge = AutoBridge.from_hf_pretrained(self.source, trust_remote_code=False)
-        return bridge.to_megatron_provider(load_weights=False)
+        return provider_of(self.source, random_weights)
 
     def tokenizer(self, override: str) -> str:
         """The tokenizer that belongs to it: a folder or hub name.
@@ -229,13 +209,8 @@ def _check_rotary(source: str) -> None:
 
     if int(transformers.__version__.partition(".")[0]) >= 5:
         return
-    folder = Path(source)
-    if not folder.is_dir():
-        folder = hub_folder(source, ["config.json"], "configuration", "a Hugging Face model")
-    file = folder / "config.json"
-    config = read_json(file)
-    text = config.get("text_config")
-    model = text if isinstance(text, dict) else config
+    config, file = read_config(source)
+    model = language_config(config)
     if classic_rotary(model, str(file)) != model:
         raise InputError(
             f"{file} is written by transformers 5, and transformers {transformers.__version__} is installed, which "

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from toy_models import SEEING
 
 pytestmark = pytest.mark.usefixtures("megatron", "bridge")
 
@@ -39,21 +40,45 @@ def _off(found, expected):
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_a_family_is_imported_trained_and_exported(bridge_world, kind):
     """As a student that learns from itself: logits are those of transformers before, of both, and after."""
+    _learns_from_itself(bridge_world, kind, bridge_world.family(kind, **FAMILIES[kind]))
+
+
+@pytest.mark.parametrize("kind", SEEING)
+def test_of_a_model_that_sees_images_the_language_model_is_used(bridge_world, kind):
+    """As student and as teacher; the reference is the whole model, which gets text alone.  The export is without it."""
+    import json
+
+    from nemo_xtoken.files import tensor_places
+
+    done = _learns_from_itself(bridge_world, kind, bridge_world.seeing(kind, **FAMILIES[SEEING[kind][1]]))
+    aside = [line for line in done["said"] if "its language model alone is used" in line]
+    assert len(aside) == 2  # of the student, and of the teacher
+    assert all("other weights" in line and ("vision_tower" in line or "model.visual" in line) for line in aside)
+    exported = bridge_world.root / "exported" / f"learned_seeing-{kind}"
+    names = tensor_places(exported / "model.safetensors")[0]
+    assert all(name.startswith(("model.layers", "model.embed", "model.norm", "lm_head")) for name in names)
+    assert json.loads((exported / "config.json").read_text())["architectures"][0].endswith("ForCausalLM")
+    assert not list(exported.glob("*processor*"))
+
+
+def _learns_from_itself(bridge_world, kind, folder):
+    """What `course` gives of two steps."""
     from bridge_jobs import Job, export_and_compare
     from launcher import launch
 
-    folder = bridge_world.family(kind, **FAMILIES[kind])
     settings = {"start": folder.name, "learn": folder.name, "steps": 2, "logits": True}
     settings |= {"teacher": {"loss": "same_tokenizer"}, "lengths": kind in RECURRENT}
-    [done] = bridge_world.courses(f"family_{kind}", **settings)
-    job = Job(str(bridge_world.root), f"family_{kind}", **settings)
-    [(start, exported)] = launch(export_and_compare, job, folder=bridge_world.root / "logs" / kind)
+    name = f"learned_{folder.name}"
+    [done] = bridge_world.courses(name, **settings)
+    job = Job(str(bridge_world.root), name, **settings)
+    [(start, exported)] = launch(export_and_compare, job, folder=bridge_world.root / "logs" / folder.name)
     before, after = done["logits"]
     assert _off(before["student"], start) < 1e-4
     assert _off(before["teacher"], start) < 1e-4
     assert _off(after["teacher"], start) < 1e-4  # nobody has trained it
     assert _off(after["student"], exported) < 1e-4
     assert _off(exported, start) > 1e-2
+    return done
 
 
 @pytest.fixture
@@ -88,6 +113,25 @@ def test_an_extra_head_is_left_out_of_a_teacher_and_refused_in_a_student(bridge_
     assert "the teacher predicts 1 more tokens by extra layers: they are left out" in done["said"]
     with pytest.raises(AssertionError, match=r"mtp_num_layers=1 \(student\)[^$]*num_nextn_predict_layers=0"):
         bridge_world.run("mtp_student", start=with_extra_head.name, **settings)
+
+
+@pytest.mark.parametrize(
+    ("whole", "text", "message"),
+    [
+        ("llama4", "llama4_text", r"its language model is a Llama4ForCausalLM\) cannot be loaded by Megatron-Bridge"),
+        ("qwen3_vl", "qwen3_vl_text", "of type qwen3_vl_text, for which transformers has no model of language alone"),
+    ],
+)
+def test_a_language_model_inside_another_that_bridge_does_not_know_is_refused(tmp_path, whole, text, message):
+    import json
+
+    from bridge_jobs import look_at
+    from launcher import launch
+
+    text = {"model_type": text, "hidden_size": 48, "num_attention_heads": 4, "num_hidden_layers": 2}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": whole, "text_config": text}))
+    with pytest.raises(AssertionError, match=f"(?s)InputError.*{message}"):
+        launch(look_at, str(tmp_path), folder=tmp_path / "log")
 
 
 @pytest.mark.parametrize(

@@ -131,3 +131,52 @@ def test_a_job_is_written_for_it(models, tmp_path, monkeypatch, capsys):
     words = ["recipe=xtoken_qwen3_llama1b", "slurm=venv", "out=job.sbatch", "executor.nodes=1", *_words(models)]
     assert main(["sbatch", *words]) == 0, capsys.readouterr().err
     assert "nemo llm distill --recipe xtoken_qwen3_llama1b" in (tmp_path / "job.sbatch").read_text()
+
+
+GEMMA_3_4B = {  # as published: what is not there is the class's
+    "hidden_size": 2560,
+    "intermediate_size": 10240,
+    "model_type": "gemma3_text",
+    "num_hidden_layers": 34,
+}
+
+
+@pytest.mark.parametrize("framework", ["bridge", "nemo2"])
+@pytest.mark.parametrize(
+    ("whole", "text", "refused"),
+    [
+        ("gemma3", GEMMA_3_4B, {}),
+        ("mistral3", {"model_type": "mistral"}, {}),
+        ("qwen3_5", {"model_type": "qwen3_5_text"}, {"nemo2": "a model of type 'qwen3_5_text'"}),
+        (
+            "llama4",
+            {"model_type": "llama4_text"},
+            {"bridge": "is a Llama4ForCausalLM, for which Megatron-Bridge has no", "nemo2": "of type 'llama4_text'"},
+        ),
+        (
+            "qwen3_vl",
+            {"model_type": "qwen3_vl_text"},
+            {"bridge": "of type qwen3_vl_text, for which transformers has no", "nemo2": "of type 'qwen3_vl_text'"},
+        ),
+    ],
+)
+def test_of_a_model_that_sees_images_the_language_model_is_looked_at(
+    models, capsys, tmp_path, framework, whole, text, refused
+):
+    """As teacher and as student of the recipe that takes any two folders."""
+    folder = tmp_path / whole
+    shutil.copytree(models / "student", folder)
+    own = {**json.loads((folder / "config.json").read_text()), "rope_parameters": None}
+    inner = text if len(text) > 1 else own | text
+    (folder / "config.json").write_text(json.dumps({"model_type": whole, "vision_config": {}, "text_config": inner}))
+    words = [f"student={folder}", f"teacher={folder}", f"data.text.paths=['{models}/text.txt']"]
+    main(["preflight", "recipe=xtoken", f"framework={framework}", "nodes=1", "gpus=1", "slurm=none", "--json", *words])
+    checks = [c for c in json.loads(capsys.readouterr().out)["checks"] if c["check"] in ("student", "teacher")]
+    if framework in refused:
+        red = [c["found"] for c in checks if c["status"] == "red"]
+        assert len(red) == 2
+        assert all(refused[framework] in found for found in red)
+        return
+    layers, width = inner["num_hidden_layers"], inner["hidden_size"]
+    found = [c["found"] for c in checks if c["status"] == "green"]
+    assert found == [f"{layers} layers of {width}, in {folder}, the language model of a {whole}"] * 2

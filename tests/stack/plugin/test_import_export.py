@@ -10,7 +10,7 @@ from launcher import launch
 from real_tokenizers import ASSETS
 from safetensors.torch import load_file, save_file
 from tokenizer_zoo import zoo
-from toy_models import KINDS, OF_BRIDGE, logits, nemo_logits, write_model
+from toy_models import KINDS, OF_BRIDGE, SEEING, logits, nemo_logits, write_model, write_seeing
 
 from nemo_xtoken.weights.configuration import writer_version
 
@@ -142,25 +142,32 @@ def test_types_and_files(tmp_path):
     assert read(tmp_path / "float32" / "config.json")["dtype"] == "float32"
 
 
-def test_the_language_model_inside_a_model_that_sees(tmp_path):
-    source = write_model("gemma3", tmp_path / "alone")
-    inside = shutil.copytree(source, tmp_path / "source")
-    config = read(source / "config.json")
-    (inside / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": config}))
-    weights = load_file(source / "model.safetensors")
-    inner = {k.replace("model.", "language_model.model.", 1): v for k, v in weights.items()}
-    inner["vision_tower.weight"] = weights["model.norm.weight"].clone()
-    save_file(inner, inside / "model.safetensors", {"format": "pt"})
-    in_rank(tmp_path, _convert, inside, tmp_path)
-    exported = load_file(tmp_path / "hf" / "model.safetensors")
+@pytest.mark.parametrize("kind", ["gemma3", "mistral3"])
+def test_the_language_model_inside_a_model_that_sees(tmp_path, kind):
+    """As transformers saves it; the student is exported as a language model alone."""
+    alone = write_model(SEEING[kind][1], tmp_path / "alone")
+    said = in_rank(tmp_path, _convert, write_seeing(kind, tmp_path / "source", alone), tmp_path)
+    [aside] = [line for line in said if "its language model alone is used" in line]
+    assert re.search(r"\d+ other weights \(.*vision_tower\) left aside", aside)
+    exported, weights = (load_file(tmp_path / name / "model.safetensors") for name in ("hf", "alone"))
     assert exported.keys() == weights.keys()
     assert all((exported[name] == weights[name]).all() for name in weights)
+    assert read(tmp_path / "hf" / "config.json")["architectures"] == read(alone / "config.json")["architectures"]
+
+
+def test_what_preflight_takes_for_importable_is():
+    from nemo_xtoken.plugin.nemo2.hf.families import FAMILIES
+    from nemo_xtoken.run.nemo2_models import IMPORTED
+
+    assert tuple(sorted(family.model_type for family in FAMILIES)) == IMPORTED
 
 
 def _convert(source, folder):
     from nemo_xtoken.plugin.nemo2.conversion import export_model, import_model
 
-    export_model(import_model(source, folder / "nemo"), folder / "hf")
+    stages = []
+    export_model(import_model(source, folder / "nemo", say=stages.append), folder / "hf")
+    return stages
 
 
 def test_quantised_experts_are_read(tmp_path):

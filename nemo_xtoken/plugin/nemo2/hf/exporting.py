@@ -23,6 +23,7 @@ from nemo_xtoken.weights.checkpoint_names import finished_checkpoints
 from nemo_xtoken.weights.configuration import writer_version
 from nemo_xtoken.weights.dtypes import FLOATS
 from nemo_xtoken.weights.folder import read_json, write_json
+from nemo_xtoken.weights.language_model import language_config
 from nemo_xtoken.weights.rotary import classic_rotary
 from nemo_xtoken.weights.safetensors_file import Entry, write_safetensors
 from nemo_xtoken.weights.shards import save_weights
@@ -163,8 +164,7 @@ def _original(tokenizer: Any, family: Family) -> tuple[dict[str, Any], dict[str,
     source = Path(getattr(tokenizer, "source", ""))
     if not isinstance(tokenizer, XTokenTokenizer) or not source.is_dir():
         return {}, {}
-    config = read_json(source / "config.json")
-    config = config.get("text_config") or config
+    config = language_config(read_json(source / "config.json"))
     if config.get("model_type") != family.model_type:
         return {}, {}
     return classic_rotary(config, str(source / "config.json")), read_json(source / "generation_config.json")

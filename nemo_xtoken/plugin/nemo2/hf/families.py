@@ -8,6 +8,7 @@ from nemo_xtoken.plugin.nemo2.hf.family import Family
 from nemo_xtoken.plugin.nemo2.hf.gemma3 import GEMMA3
 from nemo_xtoken.plugin.nemo2.hf.gpt_oss import GPT_OSS
 from nemo_xtoken.plugin.nemo2.hf.phi3 import PHI3
+from nemo_xtoken.run.nemo2_models import not_imported
 
 __all__ = ["FAMILIES", "family_of_config", "family_of_model_type"]
 
@@ -23,11 +24,7 @@ def family_of_model_type(model_type: str) -> Family:
     for family in FAMILIES:
         if family.model_type == model_type:
             return family
-    raise InputError(
-        f"a model of type {model_type!r}",
-        f"one of {', '.join(sorted(f.model_type for f in FAMILIES))} (the language model of gemma3 as well)",
-        "use one of these, or NeMo's own `nemo llm import` where it has a connector for this one",
-    )
+    raise not_imported(model_type)
 
 
 def family_of_config(config: Any) -> Family:

@@ -20,6 +20,7 @@ from nemo_xtoken.plugin.nemo2.tokenizer import XTokenTokenizer
 from nemo_xtoken.vocab.loading import load_vocabulary
 from nemo_xtoken.weights.configuration import check_numbers, configured, understood
 from nemo_xtoken.weights.folder import ModelFolder
+from nemo_xtoken.weights.language_model import left_aside
 from nemo_xtoken.weights.tokenizer_files import copy_tokenizer
 
 __all__ = ["HFImporter", "hf_text_config"]
@@ -57,6 +58,8 @@ class HFImporter(io.ModelConnector[Any, Any]):
         state = HFState(ModelFolder(str(self)), dtype)
         if state.mixed:
             say(state.mixed)
+        if (aside := left_aside(state.folder.config, state.folder.where)) is not None:
+            say(f"{state.folder.name} {aside}")
         with tempfile.TemporaryDirectory() as temporary:
             say("reading the tokenizer")
             tokenizer = _tokenizer(state.folder, Path(temporary) / "tokenizer")

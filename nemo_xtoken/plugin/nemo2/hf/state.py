@@ -11,11 +11,10 @@ from torch import Tensor
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.weights.dtypes import READABLE, widest
 from nemo_xtoken.weights.folder import ModelFolder
+from nemo_xtoken.weights.language_model import language_tensors
 
 __all__ = ["HFState"]
 
-#: Where a model of several kinds of input keeps its language model, longest first.
-PREFIXES = ("model.language_model.", "language_model.model.", "language_model.")
 TYPES = {code: getattr(torch, name) for code, name in READABLE.items()}
 PACKED = ("_blocks", "_scales")  # parts of what is stored in MXFP4
 
@@ -46,7 +45,7 @@ class HFState(Mapping[str, Tensor]):
                 "take the checkpoint that was not quantised",
             )
         self.folder = folder
-        self._names = _canonical(folder)
+        self._names = language_tensors(folder.where)
         embeddings = self._names.get("model.embed_tokens.weight")
         if embeddings is None:
             raise InputError(
@@ -94,17 +93,3 @@ class HFState(Mapping[str, Tensor]):
         with safe_open(self.folder.files[self.folder.where[name]].path, framework="pt") as f:
             tensor: Any = f.get_tensor(name)
         return tensor
-
-
-def _canonical(folder: ModelFolder) -> dict[str, str]:
-    """Name as a language model of its own would have it -> name in the files; the language model's tensors only."""
-    inside = any(name.startswith(PREFIXES) for name in folder.where)
-    out = {}
-    for name in folder.where:
-        prefix = next((p for p in PREFIXES if name.startswith(p)), None)
-        if prefix is not None:
-            rest = name.removeprefix(prefix)
-            out[rest if rest.startswith("lm_head") else f"model.{rest}"] = name
-        elif not inside or name.startswith("lm_head"):
-            out[name] = name
-    return out
