@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
+import rich
 import torch
 
 from nemo_xtoken.data.config import Tokenization
@@ -120,7 +121,8 @@ def distill(
         if export:
             start = resume.restore_config.path if resume is not None else None
             belongs_to = None if lora is None else lora.written_for(str(start))
-            print(f"student     {export_student(folder, adapter=belongs_to)}")
+            out = export_student(folder, adapter=belongs_to)
+            rich.get_console().print(f"student     {out}", soft_wrap=True)  # where the report is, and not in the log
     return folder
 
 

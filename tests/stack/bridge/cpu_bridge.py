@@ -151,6 +151,7 @@ def pretend_cuda() -> None:
     initialize.compile_helpers = lambda: None  # of Megatron's indexed data sets; the wheel has no makefile
     torch.cuda.is_available = lambda: True
     torch.cuda.set_device = lambda *_: None
+    torch.cuda.get_device_properties = lambda *_: types.SimpleNamespace(total_memory=80 << 30)
     without_streams()
     for name in ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"):
         setattr(torch.cuda, name, lambda *_: 0)

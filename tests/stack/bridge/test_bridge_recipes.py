@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import fiddle as fdl
+import numpy as np
 import pytest
 import yaml
 
@@ -139,3 +140,24 @@ def test_the_command_answers_where_bridge_is_there(tmp_path):
     assert "did you mean 'max_steps'?" in done["wrong"]["err"]
     assert "theirs" in done["swap"]["out"]
     assert "exec nemo llm distill --recipe xtoken_qwen3_llama1b\n" in done["slurm"]["out"]
+
+
+@pytest.mark.usefixtures("megatron", "bridge")
+def test_any_pair_goes_through_bridge_from_the_command_to_the_exported_student(bridge_world, monkeypatch):
+    """The recipe ``xtoken``, given two folders and a text; the layout is chosen as on a GPU."""
+    from bridge_jobs import command
+    from launcher import launch
+
+    root = bridge_world.root
+    words = ["llm", "distill", "--recipe", "xtoken", f"student={root}/student", f"teacher={root}/teacher"]
+    words += [f'data.text.paths=["{root}/text/*.txt"]', "data.text.student_length=64", "data.text.teacher_length=96"]
+    words += ["data.text.held_out=4", "data.global_batch_size=4", "data.loader_workers=0", "trainer.max_steps=2"]
+    words += ["trainer.plugins.precision=32", "optim.config.lr=1e-2", "optim.lr_scheduler.warmup_steps=0", "--yes"]
+    words += [f"log.log_dir={root}/runs"]
+    monkeypatch.chdir(root)
+    [done] = launch(command, words, f"{root}/runs/xtoken", folder=root / "logs/xtoken")
+    assert done["status"] == 0, done["out"] + done["err"]
+    trained, exported = done["trained"], done["exported"]
+    assert trained.shape == exported.shape
+    assert np.abs(trained - exported).max() < 1e-4 * exported.std()
+    assert f"student     {root}/runs/xtoken/student" in done["out"]
