@@ -32,7 +32,7 @@ def hosted_teacher(plan: TeacherPlan) -> AbstractContextManager[TeacherHost]:
         if (error.name or "").split(".")[0] not in ("nemo", "lightning"):
             raise
         try:
-            module = importlib.import_module("nemo_xtoken.plugin.bridge.bridge_teacher")
+            module = importlib.import_module("nemo_xtoken.plugin.bridge.models")
             importlib.import_module("megatron.bridge")
         except ModuleNotFoundError as other:
             raise InputError(

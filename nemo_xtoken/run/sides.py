@@ -10,10 +10,9 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.hub import hub_folder, is_hub_name
 from nemo_xtoken.run.arguments.short_names import short
 from nemo_xtoken.run.arguments.signatures import class_defaults
-from nemo_xtoken.run.bridge_models import replaced, unknown
+from nemo_xtoken.run.hf_models import IMPORTED, not_imported, replaced, unknown
 from nemo_xtoken.run.layout import ParallelSizes
 from nemo_xtoken.run.lora.lora_settings import LoraConfig, unmerged
-from nemo_xtoken.run.nemo2_models import IMPORTED, not_imported
 from nemo_xtoken.run.settings import Settings, resolved
 from nemo_xtoken.run.spec import BRIDGE_ROWS_FIX, START, ModelSpec, RunSpec
 from nemo_xtoken.run.teaching import ELSEWHERE, THE_TEACHER, label_of
@@ -234,7 +233,7 @@ def _checkpoint(path: Any, name: str, who: str, imports: bool = False) -> tuple[
     if not (folder / "weights").is_dir():
         hugging_face = (folder / "config.json").is_file()
         what = "a model in Hugging Face's format" if hugging_face else "no checkpoint"
-        error: InputError | None = InputError(
+        error = InputError(
             f"{what} in {folder} ({who})",
             "a folder with `weights` and `context`, as NeMo 2 saves them",
             _fix(str(folder), name),
@@ -244,8 +243,8 @@ def _checkpoint(path: Any, name: str, who: str, imports: bool = False) -> tuple[
             config.pop("vocab_size", None)
         found = {"config": config, "tokenizer": str(folder)} if hugging_face else {}
         if hugging_face and imports:
-            kind = config["_target_"]
-            error = None if kind in IMPORTED else not_imported(kind)
+            kind = str(config["_target_"])
+            return found, f"{folder}/config.json", None if kind in IMPORTED else not_imported(kind)
         return found, f"{folder}/config.json" if hugging_face else "", error
     if not any((folder / "weights").iterdir()):
         error = InputError(f"no weights in {folder / 'weights'} ({who})", "a whole checkpoint", _fix("MODEL", name))

@@ -6,7 +6,6 @@ own, which gets that model's configuration and its weights by the names that it 
 
 import copy
 import functools
-import inspect
 import os
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,11 @@ from torch import Tensor
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.progress import say
-from nemo_xtoken.run.bridge_models import not_alone, replaced
+from nemo_xtoken.run.hf_models import not_alone, replaced
 from nemo_xtoken.weights.folder import read_config
 from nemo_xtoken.weights.language_model import TIED, language_config, language_tensors, left_aside
 
 __all__ = ["bridge_of", "provider_of"]
-
-#: Where Megatron's module of experts without grouped kernels has them.
-EXPERTS = "local_experts"
 
 
 def provider_of(source: str, random_weights: bool) -> Any:
@@ -103,7 +99,6 @@ def _language_model(source: str) -> tuple[Any, bool]:
 
 
 def _bridge_of(source: str, config: Any, inside: bool, weights: bool = True) -> AutoBridge:
-    _number_experts()
     if not weights:
         return AutoBridge.from_hf_config(config)
     if not inside:
@@ -112,32 +107,6 @@ def _bridge_of(source: str, config: Any, inside: bool, weights: bool = True) -> 
     model = _Inside(source)
     model.config = config
     return AutoBridge(model)
-
-
-def _number_experts() -> None:
-    """Has Bridge's conversions count experts that are modules of their own over all expert-parallel ranks.
-
-    Up to 0.4 they count those of grouped kernels so, and give every rank the first rank's of the others (Megatron's
-    ``SequentialMLP``, which runs without grouped kernels).
-    """
-    from megatron.bridge.models.conversion import model_bridge
-
-    known = model_bridge._megatron_local_name_to_global
-    if EXPERTS in inspect.getsource(inspect.unwrap(known)) or known is not inspect.unwrap(known):
-        return
-
-    @functools.wraps(known)
-    def numbered(models: Any, config: Any, param_name: str, vp_stage: int | None = None) -> str:
-        name = str(known(models, config, param_name, vp_stage))
-        before, found, after = name.partition(f".{EXPERTS}.")
-        ranks = model_bridge._get_ep_group(models) if found else None
-        if ranks is None or ranks.size() == 1:
-            return name
-        local, _, rest = after.partition(".")
-        here = config.num_moe_experts // ranks.size()
-        return f"{before}{found}{here * ranks.rank() + int(local)}.{rest}"
-
-    model_bridge._megatron_local_name_to_global = numbered
 
 
 class _Inside(PreTrainedCausalLM):

@@ -1,18 +1,28 @@
 """Models under Megatron-Bridge: the student's provider made ready, a teacher loaded."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.plugin.bridge.bridge_config import Strategy
+from nemo_xtoken.plugin.bridge.bridge_config import Strategy, TeacherConfig
 from nemo_xtoken.plugin.bridge.checkpoints import Checkpoint
+from nemo_xtoken.plugin.bridge.older_versions import check_experts
 from nemo_xtoken.run.layout import ParallelSizes
 from nemo_xtoken.teachers.contract import TeacherHost
+from nemo_xtoken.training.alone.teacher_world import TeacherPlan, precision_of, teacher_world
 from nemo_xtoken.training.inputs import prepare_config, uses_packed_attention, vary_lengths
-from nemo_xtoken.training.teacher_settings import OF_ANOTHER_RUN, NamedTeacher, set_where_known, teacher_host
+from nemo_xtoken.training.teacher_settings import (
+    OF_ANOTHER_RUN,
+    THE_TEACHER,
+    NamedTeacher,
+    set_where_known,
+    teacher_host,
+)
 
-__all__ = ["BF16", "FP32", "host_teacher", "prepare_student"]
+__all__ = ["BF16", "FP32", "host_teacher", "hosted_teacher", "prepare_student"]
 
 BF16, FP32 = "bf16-mixed", "32"
 
@@ -26,7 +36,7 @@ def prepare_student(provider: Any, strategy: Strategy, precision: str, length: i
         length: T_S.
 
     Raises:
-        InputError: a precision that there is not.
+        InputError: a precision that there is not, or experts that would be loaded wrongly.
     """
     if precision not in (BF16, FP32):
         raise InputError(
@@ -34,6 +44,7 @@ def prepare_student(provider: Any, strategy: Strategy, precision: str, length: i
         )
     set_where_known(provider, OF_ANOTHER_RUN)
     sizes = ParallelSizes.of(strategy, experts=bool(provider.num_moe_experts))
+    check_experts(provider, sizes.expert)
     provider.tensor_model_parallel_size, provider.pipeline_model_parallel_size = sizes.tensor, sizes.pipeline
     provider.context_parallel_size, provider.expert_model_parallel_size = sizes.context, sizes.expert
     provider.expert_tensor_parallel_size = sizes.expert_tensor
@@ -72,6 +83,7 @@ def host_teacher(teacher: NamedTeacher, student: Any) -> TeacherHost:
 
             chunks = build_and_load_model(checkpoint.source, provider, skip_temp_dist_context=True)
         else:
+            check_experts(provider, provider.expert_model_parallel_size)
             provider.finalize()
             chunks = provider.provide_distributed_model(wrap_with_ddp=False, mixed_precision_wrapper=None)
         (module,) = unwrap_model(chunks)
@@ -86,3 +98,17 @@ def host_teacher(teacher: NamedTeacher, student: Any) -> TeacherHost:
         load,
         lambda: checkpoint.output_rows(tied),
     )
+
+
+@contextmanager
+def hosted_teacher(plan: TeacherPlan) -> Iterator[TeacherHost]:
+    """What the source ``colocated`` needs to load a teacher in processes of its own, as ``xtoken cache`` and ``xtoken
+    serve`` do; its process groups are gone afterwards.
+
+    Raises:
+        InputError: no checkpoint, or processes that are no whole number of copies.
+    """
+    config = TeacherConfig(**plan.settings())
+    named = NamedTeacher(THE_TEACHER, config, config.load_tokenizer(plan.where), config.loss)
+    with teacher_world(plan.sizes):
+        yield host_teacher(named, precision_of(plan))

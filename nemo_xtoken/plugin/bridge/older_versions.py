@@ -3,14 +3,16 @@
 Each is asked for by what is there, not by a version's number.
 """
 
+import inspect
 import os
 from pathlib import Path
 from typing import Any
 
 from nemo_xtoken.checksums import CHECKSUMS
+from nemo_xtoken.errors import InputError
 from nemo_xtoken.plugin.bridge.checkpoints import write_own_checksums
 
-__all__ = ["announces_checkpoints", "listen", "mark_spread", "sum_up"]
+__all__ = ["announces_checkpoints", "check_experts", "listen", "mark_spread", "sum_up"]
 
 
 def listen(state: Any) -> None:
@@ -44,6 +46,32 @@ def mark_spread(module: Any) -> None:
         if weight is not None and not getattr(weight, "tensor_model_parallel", False):
             weight.tensor_model_parallel, weight.partition_stride = True, 1
             weight.partition_dim = int(isinstance(layer, RowParallelLinear))
+
+
+def check_experts(provider: Any, ranks: int) -> None:
+    """Whether Bridge's conversions give every expert-parallel rank its own experts.
+
+    Up to 0.4 they count the experts of grouped kernels over all ranks, and others (Megatron's ``SequentialMLP``) on
+    each from 0, so that every rank would load the first rank's, without a word.
+
+    Args:
+        provider: Bridge's, of student or teacher.
+        ranks: expert parallel.
+
+    Raises:
+        InputError: they do not.
+    """
+    from megatron.bridge.models.conversion import model_bridge
+
+    if ranks == 1 or not provider.num_moe_experts or provider.moe_grouped_gemm:
+        return
+    if "local_experts" not in inspect.getsource(model_bridge._megatron_local_name_to_global):
+        raise InputError(
+            f"experts over {ranks} ranks without grouped kernels (moe_grouped_gemm=False), which this version of "
+            "Megatron-Bridge loads as those of the first rank on every rank",
+            "grouped kernels, expert_model_parallel_size=1, or Megatron-Bridge 0.5 or newer",
+            "take one of these",
+        )
 
 
 def announces_checkpoints() -> bool:

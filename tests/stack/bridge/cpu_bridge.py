@@ -9,6 +9,7 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import inspect
 import sys
 import types
 import typing
@@ -147,6 +148,7 @@ def pretend_cuda() -> None:
     torch.distributed.scatter = scatter_contiguous
     init = torch.distributed.init_process_group
     torch.distributed.init_process_group = lambda backend=None, **kwargs: init("gloo", **kwargs)
+    number_experts()
     mamba_mixer._check_mamba_sequence_packing_support = lambda **_: (True, None)  # asks for a package's version
     initialize.compile_helpers = lambda: None  # of Megatron's indexed data sets; the wheel has no makefile
     torch.cuda.is_available = lambda: True
@@ -157,6 +159,30 @@ def pretend_cuda() -> None:
         setattr(torch.cuda, name, lambda *_: 0)
     torch.cuda.memory_stats = lambda *_: {}
     torch.Tensor.pin_memory = lambda tensor, *_: tensor
+
+
+def number_experts():
+    """In this fork: experts without grouped kernels, which are those that a CPU has, are counted over all ranks.
+
+    Bridge up to 0.4 counts those of grouped kernels alone so.
+    """
+    from megatron.bridge.models.conversion import model_bridge
+
+    known = model_bridge._megatron_local_name_to_global
+    if "local_experts" in inspect.getsource(known):
+        return
+
+    def numbered(models, config, param_name, vp_stage=None):
+        name = known(models, config, param_name, vp_stage)
+        before, found, after = name.partition(".local_experts.")
+        ranks = model_bridge._get_ep_group(models) if found else None
+        if ranks is None or ranks.size() == 1:
+            return name
+        local, _, rest = after.partition(".")
+        here = config.num_moe_experts // ranks.size()
+        return f"{before}{found}{here * ranks.rank() + int(local)}.{rest}"
+
+    model_bridge._megatron_local_name_to_global = numbered
 
 
 def without_kernels(provider):

@@ -157,6 +157,24 @@ def test_a_rotary_embedding_that_transformers_4_would_not_see(config, refused, v
         _check_rotary(str(tmp_path))
 
 
+@pytest.mark.usefixtures("megatron", "bridge")
+def test_experts_that_bridge_would_load_as_those_of_the_first_rank_are_refused(monkeypatch):
+    from megatron.bridge.models.conversion import model_bridge
+
+    from nemo_xtoken.plugin.bridge.older_versions import check_experts
+
+    own, grouped = (SimpleNamespace(num_moe_experts=4, moe_grouped_gemm=found) for found in (False, True))
+
+    def as_before_0_5(models, config, param_name, vp_stage=None):
+        return param_name
+
+    monkeypatch.setattr(model_bridge, "_megatron_local_name_to_global", as_before_0_5)
+    with pytest.raises(InputError, match="loads as those of the first rank on every rank"):
+        check_experts(own, 2)
+    for provider, ranks in ((grouped, 2), (own, 1), (SimpleNamespace(num_moe_experts=None), 2)):
+        check_experts(provider, ranks)
+
+
 def test_why_there_is_no_virtual_pipeline_is_said_in_the_document_too():
     with pytest.raises(InputError) as found:
         check_virtual(2)

@@ -157,7 +157,7 @@ def test_the_language_model_inside_a_model_that_sees(tmp_path, kind):
 
 def test_what_preflight_takes_for_importable_is():
     from nemo_xtoken.plugin.nemo2.hf.families import FAMILIES
-    from nemo_xtoken.run.nemo2_models import IMPORTED
+    from nemo_xtoken.run.hf_models import IMPORTED
 
     assert tuple(sorted(family.model_type for family in FAMILIES)) == IMPORTED
 

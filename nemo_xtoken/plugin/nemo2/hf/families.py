@@ -8,7 +8,7 @@ from nemo_xtoken.plugin.nemo2.hf.family import Family
 from nemo_xtoken.plugin.nemo2.hf.gemma3 import GEMMA3
 from nemo_xtoken.plugin.nemo2.hf.gpt_oss import GPT_OSS
 from nemo_xtoken.plugin.nemo2.hf.phi3 import PHI3
-from nemo_xtoken.run.nemo2_models import not_imported
+from nemo_xtoken.run.hf_models import not_imported
 
 __all__ = ["FAMILIES", "family_of_config", "family_of_model_type"]
 

@@ -1,11 +1,17 @@
-"""What Megatron-Bridge would make of a Hugging Face model without a word: asked by the run, and by preflight before."""
+"""Which Hugging Face models the adapters take, and what Megatron-Bridge would make of one without a word.
+
+Asked by imports and runs, and by preflight before.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
 from nemo_xtoken.errors import InputError
 
-__all__ = ["not_alone", "replaced", "unknown"]
+__all__ = ["IMPORTED", "not_alone", "not_imported", "replaced", "unknown"]
+
+#: The types that the NeMo 2 adapter imports, those of the families in ``plugin.nemo2.hf.families``.
+IMPORTED = ("gemma3_text", "gpt_oss", "llama", "mistral", "phi3", "qwen2", "qwen3")
 
 #: What Bridge and Megatron take of a rotary embedding's scaling whatever the model says, by the model's type.
 _SCALING: dict[str, tuple[str, dict[str, Any]]] = {
@@ -91,4 +97,18 @@ def not_alone(kind: str, source: str) -> InputError:
         "a language model, or a model of several kinds of input around one that transformers has by itself, such as "
         "Gemma 3, Qwen3.5 and Mistral Small 3",
         "take a model of the same family that reads text alone",
+    )
+
+
+def not_imported(model_type: str) -> InputError:
+    """A model that the NeMo 2 adapter does not import.
+
+    Args:
+        model_type: of a language model; of one inside a model of several kinds of input, its own.
+    """
+    return InputError(
+        f"a model of type {model_type!r}",
+        f"one of {', '.join(IMPORTED)} (also as the language model inside a model that sees images)",
+        "use one of these, or an image with Megatron-Bridge where that converts it; or NeMo's own `nemo llm import` "
+        "where it has a connector for this one",
     )
