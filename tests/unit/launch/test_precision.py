@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from nemo_xtoken.launch.precision import FULL, HALF, begun_in, bf16_unit, choose_precision, processor_flags
-from nemo_xtoken.preflight import fitting
+from nemo_xtoken.preflight import checkup, fitting
 from nemo_xtoken.recipes import available_recipes
 from nemo_xtoken.run.records import PRECISION
 from nemo_xtoken.run.settings import Settings
@@ -101,3 +101,14 @@ def test_a_run_of_an_earlier_version_goes_on_as_that_chose(tmp_path, content):
     (tmp_path / "checkpoints" / "step_2-last" / "weights").mkdir(parents=True)
     assert begun_in(tmp_path, gpu=False) == FULL
     assert begun_in(tmp_path, gpu=True) == HALF
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_preflight_says_what_a_run_would_choose(monkeypatch, here):
+    """On the processor of a cluster's node, which is not that of this machine, it says nothing."""
+    monkeypatch.setattr(checkup, "processor_flags", lambda: frozenset(AMX.split()))
+    [found] = checkup._precision(Settings.read(RECIPES["xtoken_swap"]), 1, here)
+    assert (found.check, found.status) == ("precision", "green")
+    without = f"; without one {HALF}, as the processor has AMX" if here else ""
+    assert found.found == f"{HALF}, on a GPU{without} ({PRECISION})"
+    assert list(checkup._precision(Settings.read(RECIPES["xtoken_tiny"]), 1, here)) == []
