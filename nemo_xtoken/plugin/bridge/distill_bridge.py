@@ -371,30 +371,18 @@ def run_spec(
     """
     strategy = trainer.strategy
     own, default = data.text.lengths
+    sizes = ParallelSizes.of(strategy, experts=bool(provider.num_moe_experts))
     student = ModelSpec(
-        "student",
-        "trainer.strategy",
-        ParallelSizes.of(strategy, experts=bool(provider.num_moe_experts)),
-        own,
-        "data.text.student_length",
-        plain_config(provider),
-        ids=tokenizer.vocab_size,
-        rows_name="model.tokenizer",
-    )
+        "student", "trainer.strategy", sizes, own, "data.text.student_length", plain_config(provider),
+        ids=tokenizer.vocab_size, rows_name="model.tokenizer",
+    )  # fmt: skip
     theirs = [_provider_of(teacher) for teacher in teachers]
     taught_by = [teacher_spec(t, plain_config(c), strategy, default) for t, c in zip(teachers, theirs, strict=True)]
     return RunSpec(
-        student,
-        tuple(taught_by),
-        processes,
-        data.micro_batch_size,
-        data.global_batch_size,
-        trainer.max_steps,
-        strategy.sequence_parallel,
-        strategy.virtual_pipeline_model_parallel_size,
-        rows_fix=BRIDGE_ROWS_FIX,
+        student, tuple(taught_by), processes, data.micro_batch_size, data.global_batch_size, trainer.max_steps,
+        strategy.sequence_parallel, strategy.virtual_pipeline_model_parallel_size, rows_fix=BRIDGE_ROWS_FIX,
         engine=engine_version(),
-    )
+    )  # fmt: skip
 
 
 def _provider_of(teacher: NamedTeacher) -> Any:
