@@ -121,5 +121,6 @@ class _Loss:
         """The sum over all cases, differentiable with respect to the logits, and ``[K]``, that of each case."""
         self._pass.student = ModelOutput(student, self.head)
         total, zeros = self._pass.run(), student.new_zeros(len(self.scored))
-        terms = torch.cat([zeros[:0], *self._pass.terms[0]])
+        tau = self._pass.teachers[0][0].config.temperature
+        terms = tau**2 * torch.cat([zeros[:0], *self._pass.terms[0]])
         return total, zeros.index_add_(0, self._case, terms).detach()

@@ -46,7 +46,7 @@ class FusedPass:
 
     Attributes:
         terms: for each teacher those of its chunks, ``[k]`` of each tile in turn, of the last run; without their
-            gradients, and none of one that is compared by its logits.
+            gradients and the square of the temperature, and none of one that is compared by its logits.
     """
 
     student: ModelOutput
@@ -230,15 +230,9 @@ class FusedPass:
         return None if self.kernels.pairs is None else self.divergences[number].column_pairs()
 
     def _paired_teacher(
-        self,
-        number: int,
-        student: ScoredRows,
-        teacher: ScoredRows,
-        logits: Iterator[Tensor],
-        plan: Any,
-        sides: dict[float, TileSide],
-        wanted: bool,
-    ) -> None:
+        self, number: int, student: ScoredRows, teacher: ScoredRows, logits: Iterator[Tensor], plan: Any,
+        sides: dict[float, TileSide], wanted: bool,
+    ) -> None:  # fmt: skip
         """:meth:`_teacher` where both sides' logits are compared as they are."""
         (signal, _), pairs, kernels = self.teachers[number], self.paired[number], self.kernels.pairs
         assert pairs is not None
@@ -285,15 +279,9 @@ class FusedPass:
                 self.metrics[number][:3] += torch.stack([*rests, self.ce.new_full((), sent)])
 
     def _teacher(
-        self,
-        number: int,
-        student: ScoredRows,
-        teacher: ScoredRows,
-        logits: Iterator[Tensor],
-        plan: Any,
-        sides: dict[float, TileSide],
-        wanted: bool,
-    ) -> Tensor | None:
+        self, number: int, student: ScoredRows, teacher: ScoredRows, logits: Iterator[Tensor], plan: Any,
+        sides: dict[float, TileSide], wanted: bool,
+    ) -> Tensor | None:  # fmt: skip
         """Adds one teacher's terms of a tile up, and their gradients to its side; returns the one by W's entries."""
         signal, divergence = self.teachers[number][0], self.divergences[number]
         (merge, _), tau = signal.merges, signal.config.temperature
@@ -327,7 +315,7 @@ class FusedPass:
             terms, values = terms + later.values, torch.cat([values, later.metrics])
             if wanted:
                 side.add(later)
-        self.terms[number].append(tau**2 * terms)
+        self.terms[number].append(terms)
         self.kd[number] += tau**2 * terms.sum()
         self.metrics[number] += values[1:].sum(1)
         group = self.student.head.shard.group

@@ -17,10 +17,10 @@ RESULTS = json.loads(loss_counts_page.RESULTS.read_text("utf-8"))
 #: fewer values compared one by one than there are, as in a run.
 MOST = {
     "p_kl": (166, 0, 23.7, 27.3),
-    "prefix_kl": (217, 0, 22.8, 25.6),
-    "h_kl": (221, 0, 33.5, 28.1),
-    "gold": (210, 0, 33.5, 27.3),
-    "uld": (172, 0, 58.8, 7.7),
+    "prefix_kl": (217, 0, 23.8, 25.6),
+    "h_kl": (227, 0, 33.5, 28.1),
+    "gold": (216, 0, 33.5, 27.3),
+    "uld": (178, 0, 58.8, 7.7),
     "strict_1to1": (179, 1, 22.5, 12.2),
 }
 
