@@ -8,7 +8,7 @@ import pytest
 from login_node import on_login_node
 
 from nemo_xtoken.commands.cli import main
-from nemo_xtoken.launch.slurm_config import CACHE, TRITON_CACHE, SlurmConfig
+from nemo_xtoken.launch.slurm_config import BELOW_CACHE, CACHE, SlurmConfig
 
 ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "docs" / "clusters.md").read_text()
@@ -71,7 +71,7 @@ def test_it_begins_with_the_images_of_the_dockerfile():
 def test_a_container_started_by_hand_keeps_its_caches(row):
     """Its home folder is gone with it, and on another node there is another."""
     text = re.search(rf"^\| {row} \| (.*) \|$", TEXT, re.M)[1]
-    for name in (CACHE, TRITON_CACHE, "HF_HOME"):
+    for name in (CACHE, *BELOW_CACHE):
         assert re.search(rf"\b{name}=\$PWD/cache", text), name
 
 
