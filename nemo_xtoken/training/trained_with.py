@@ -106,9 +106,9 @@ def trained_with(
         found[PRECISION] = precision.removesuffix("-true")  # Lightning's name for what is not mixed
     for teacher in teachers:
         config = teacher.config
-        content = f"content {weights_sample(config.weight_files(teacher.where))[:12]}"
-        own = {"path": _place(config.path), "checkpoint": content, "loss": teacher.loss}
-        own["projection"] = _file(config.projection)
+        own = {"path": _place(config.path), "loss": teacher.loss, "projection": _file(config.projection)}
+        if config.path is not None:  # a source of one's own may need none
+            own["checkpoint"] = f"content {weights_sample(config.weight_files(teacher.where))[:12]}"
         own |= {name: getattr(config, name) for name in OF_TEACHER}
         for part in PARTS_OF_TEACHER:
             own |= {f"{part}.{name}": value for name, value in vars(getattr(config, part)).items()}

@@ -1,6 +1,7 @@
 """A command as a login node runs it: with the packages that docs/clusters.md installs there, and no others."""
 
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
@@ -50,4 +51,5 @@ def with_requirements(names):
 def on_login_node(words, folder=None):
     """The finished process of ``xtoken WORDS``."""
     program = [sys.executable, "-c", _PROGRAM, ",".join(with_requirements(named_packages())), *words]
-    return subprocess.run(program, capture_output=True, text=True, timeout=120, cwd=folder)
+    own = {name: value for name, value in os.environ.items() if not name.startswith("NEMO_XTOKEN_")}
+    return subprocess.run(program, capture_output=True, text=True, timeout=120, cwd=folder, env=own)

@@ -85,8 +85,7 @@ def test_every_teacher_teaches_and_is_aligned_with(name, tiny):
 @BOTH
 def test_the_teacher_trains_on_sequences_of_its_own_length(name, tiny):
     run = tiny(name)
-    train = run.module.train_teacher if name == "nemo2" else run.module._train_teacher
-    train(tiny_text.teacher_tokenizer(), run.data, run.trainer, None, 3)
+    run.module.train_teacher(tiny_text.teacher_tokenizer(), run.data, run.trainer, None, 3)
     [call] = run.calls
     assert call["data"].text.student_length == LENGTH
     if name == "nemo2":
