@@ -11,7 +11,7 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.parallel.bf16_products import product_into
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard, group_size
 
-__all__ = ["FreeLogits", "OutputHead", "accumulation_dtype", "bf16_factors", "multiplies_bf16"]
+__all__ = ["FreeLogits", "OutputHead", "accumulation_dtype", "add_weight_gradient", "bf16_factors", "multiplies_bf16"]
 
 #: Rows of a weight that are widened to float32 at a time where the device has no product that does it on the way.
 WIDENED_ROWS = 2048
@@ -45,6 +45,25 @@ def bf16_factors(dtype: torch.dtype) -> Iterator[None]:
     same = {"enabled": onednn.enabled, "deterministic": onednn.deterministic, "allow_tf32": onednn.allow_tf32}
     with onednn.flags(**same, fp32_precision="bf16"):
         yield
+
+
+def add_weight_gradient(by_output: Tensor, inputs: Tensor, g_weight: Tensor, fresh: bool = False) -> None:
+    """Adds the gradient of a linear layer's weight up, on a CPU; within `bf16_factors` where the inputs are bfloat16.
+
+    Args:
+        by_output: ``[n, out]``, the derivative with respect to the output.
+        inputs: ``[n, in]``.
+        g_weight: ``[out, in]``, in which it is summed.
+        fresh: nothing is in ``g_weight`` yet: it is overwritten.
+    """
+    if product_into(g_weight, by_output.t(), inputs, add=not fresh):
+        return
+    beta, wide = 0 if fresh else 1, inputs.to(g_weight.dtype)
+    if by_output.dtype == g_weight.dtype:
+        g_weight.addmm_(by_output.t(), wide, beta=beta)
+        return
+    for part, rows in zip(by_output.split(WIDENED_ROWS, 1), g_weight.split(WIDENED_ROWS), strict=True):
+        rows.addmm_(part.t().to(g_weight.dtype), wide, beta=beta)
 
 
 @dataclass(frozen=True)
@@ -160,7 +179,7 @@ class OutputHead:
             return torch.mm(narrow, self.weight.to(hidden.dtype), out_dtype=dtype)
         with bf16_factors(hidden.dtype):
             if g_weight is not None:
-                self._add_weight_gradient(dz, hidden, g_weight, 0 if fresh else 1)
+                add_weight_gradient(dz, hidden, g_weight, fresh)
             if self.weight.dtype == dtype:
                 return torch.mm(dz, self.weight)
             by_hidden = hidden.new_empty(hidden.shape, dtype=dtype)
@@ -172,16 +191,6 @@ class OutputHead:
             for part, rows in self._blocks(dz):
                 out.addmm_(part.to(dtype), rows.to(dtype))
             return out
-
-    def _add_weight_gradient(self, dz: Tensor, hidden: Tensor, g_weight: Tensor, beta: int) -> None:
-        if product_into(g_weight, dz.t(), hidden, add=bool(beta)):
-            return
-        if dz.dtype == g_weight.dtype:
-            g_weight.addmm_(dz.t(), hidden.to(dz.dtype), beta=beta)
-            return
-        wide = hidden.to(g_weight.dtype)
-        for part, rows in self._blocks(dz, g_weight):
-            rows.addmm_(part.t().to(g_weight.dtype), wide, beta=beta)
 
     def _product(self, hidden: Tensor) -> Tensor:
         dtype = accumulation_dtype(hidden.dtype)
@@ -198,10 +207,9 @@ class OutputHead:
                 torch.mm(wide, rows.to(dtype).t(), out=part)
         return z
 
-    def _blocks(self, z: Tensor, weight: Tensor | None = None) -> Iterable[tuple[Tensor, Tensor]]:
-        """Columns of z with the rows of the weight, or of its gradient, that belong to them."""
-        rows = self.weight if weight is None else weight
-        return zip(z.split(WIDENED_ROWS, 1), rows.split(WIDENED_ROWS), strict=True)
+    def _blocks(self, z: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+        """Columns of z with the rows of the weight that belong to them."""
+        return zip(z.split(WIDENED_ROWS, 1), self.weight.split(WIDENED_ROWS), strict=True)
 
 
 class FreeLogits(OutputHead):

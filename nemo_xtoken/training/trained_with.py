@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class Origin:
 
         return cls(model, files, layers)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Of the contents of the files, see `weights_sample`, and of the layers.
 

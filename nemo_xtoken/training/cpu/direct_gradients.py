@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo_xtoken.parallel.bf16_products import product_into
-from nemo_xtoken.parallel.head import bf16_factors
+from nemo_xtoken.parallel import head
 
 __all__ = ["add_weight_gradient", "embedding"]
 
@@ -23,10 +22,8 @@ def add_weight_gradient(inputs: Tensor, by_output: Tensor, main_grad: Tensor) ->
         by_output: ``[n, out]``, the derivative with respect to its output.
         main_grad: ``[out, in]``; added to.
     """
-    if product_into(main_grad, by_output.t(), inputs, add=True):
-        return
-    with bf16_factors(inputs.dtype):
-        main_grad.addmm_(by_output.t().to(main_grad.dtype), inputs.to(main_grad.dtype))
+    with head.bf16_factors(inputs.dtype):
+        head.add_weight_gradient(by_output, inputs, main_grad)
 
 
 def embedding(ids: Tensor, weight: Tensor) -> Tensor:
