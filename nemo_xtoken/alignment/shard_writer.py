@@ -23,6 +23,7 @@ from nemo_xtoken.alignment.aligned import DIGEST_BYTES, AlignedBatch, bytes_of, 
 from nemo_xtoken.alignment.shard_file import COLUMNS, FORMAT_VERSION, DamagedShard, Shard, table_checksum
 from nemo_xtoken.alignment.told import Told
 from nemo_xtoken.files import atomic_path, tensor_places
+from nemo_xtoken.held_signals import held_signals
 
 __all__ = ["Settle", "ShardWriter"]
 
@@ -112,7 +113,7 @@ class _Unfinished:
 
 
 class ShardWriter:
-    """For the one process that writes to a folder.
+    """For the one process that writes to a folder.  Between its methods all is consistent, and signals wait for that.
 
     Args:
         folder: where the shards go.
@@ -150,6 +151,7 @@ class ShardWriter:
 
     # --- documents
 
+    @held_signals()
     def add(self, batch: AlignedBatch) -> None:
         """Documents, or a part of one; a shard that is full is written."""
         self._tokens += batch.tokens
@@ -254,6 +256,7 @@ class ShardWriter:
 
     # --- files
 
+    @held_signals()
     def keep(self) -> bool:
         """Puts what is there into a file, which outlives this process; not in the middle of a document."""
         if self._part is not None or not len(self._table):
@@ -265,6 +268,7 @@ class ShardWriter:
         self._begin()
         return True
 
+    @held_signals()
     def adopt(self) -> None:
         """Makes a shard of what a killed writer had put into files; what is damaged of it is removed."""
         for path in sorted(self.folder.glob(f"{_OPEN}*.safetensors")):
@@ -275,6 +279,7 @@ class ShardWriter:
                 path.unlink(missing_ok=True)
         self.publish()
 
+    @held_signals()
     def publish(self) -> None:
         """One shard of all whole documents that are not in one yet."""
         if self._part is not None:  # an interrupted document: not a part of it
