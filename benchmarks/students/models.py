@@ -16,7 +16,7 @@ from nemo_xtoken.weights.transplant import transplant
 
 from .plan import Arm, Setting
 
-__all__ = ["Stored", "Trainer", "load", "precision", "states_of", "student_folder"]
+__all__ = ["Stored", "Trainer", "freeze_all_but_embeddings", "load", "precision", "states_of", "student_folder"]
 
 
 def student_folder(setting: Setting, arm: Arm, assets: Path, made: Path) -> Path:
@@ -61,6 +61,13 @@ def states_of(model: Any, tokens: Tensor) -> Tensor:
     return states
 
 
+def freeze_all_but_embeddings(model: Any) -> None:
+    """Only the embeddings are trained from here on, and the output layer where it is not tied to them."""
+    trained = {id(layer.weight) for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in trained)
+
+
 class Stored:
     """A teacher's hidden states of texts: each text is read once, whatever is trained on it.
 
@@ -101,7 +108,7 @@ class Stored:
 
 
 class Trainer:
-    """AdamW on fp32 copies of a model's weights.
+    """AdamW on fp32 copies of those of a model's weights that are trained.
 
     Args:
         model: its weights follow the copies; those in float32 are the copies.
@@ -109,7 +116,7 @@ class Trainer:
     """
 
     def __init__(self, model: Any, rate: float, steps: int) -> None:
-        self.parameters = dict(model.named_parameters())
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.copies = {
             name: p if p.dtype == torch.float32 else p.detach().float() for name, p in self.parameters.items()
         }

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Run",
     "Setting",
     "runs_of",
+    "same_settings",
     "settings_of",
 ]
 
@@ -87,6 +88,9 @@ class Arm:
         loss: of the product's losses; None: cross-entropy alone.
         scale, ce_weight: of the objective ``ce_weight * CE + scale * KD``.
         boundary: of the loss's options.
+        embeddings: only the embeddings are trained, and the output layer where it is not tied to them.
+        rate_factor: what the setting's learning rate is multiplied by.
+        steps_share: of the length's steps; the learning rate's schedule is as much shorter.
         same: the student keeps the teacher's tokenizer: a ceiling, where such a student is not the teacher itself.
         trained: False: only measured.
         original: the teacher itself, only measured.
@@ -97,6 +101,9 @@ class Arm:
     scale: float | str = "dynamic"
     ce_weight: float = 1.0
     boundary: bool = False
+    embeddings: bool = False
+    rate_factor: float = 1.0
+    steps_share: float = 1.0
     same: bool = False
     trained: bool = True
     original: bool = False
@@ -114,6 +121,9 @@ ARMS = {
         Arm("prefix_kl_scale1", "prefix_kl", scale=1.0),
         Arm("prefix_kl_scale3", "prefix_kl", scale=3.0),
         Arm("prefix_kl_alone", "prefix_kl", scale=1.0, ce_weight=0.0),
+        Arm("prefix_kl_half", "prefix_kl", steps_share=0.5),
+        Arm("ce_embeddings", embeddings=True, rate_factor=10.0),
+        Arm("prefix_kl_embeddings", "prefix_kl", scale=1.0, ce_weight=0.0, embeddings=True, rate_factor=10.0),
         Arm("same_ce", same=True),
         Arm("same_kl", "same_tokenizer", same=True),
     )
@@ -177,6 +187,16 @@ class Run:
 
     def __str__(self) -> str:
         return f"{self.setting}/{self.stem}"
+
+
+#: Of an arm: what files that were written before there was such a setting mean.
+_LATER = {field.name: field.default for field in fields(Arm) if field.name in ("embeddings", "rate_factor", "steps_share")}
+
+
+def same_settings(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether a run's file has these settings, as `settings_of` gives them."""
+    arm = {"of_arm": _LATER | found.get("of_arm", {})}
+    return all((found | arm).get(name) == value for name, value in wanted.items())
 
 
 def settings_of(run: Run, length: Length) -> dict[str, Any]:

@@ -81,14 +81,15 @@ def _setting(name: str, found: Mapping[str, Results]) -> str:
 
 def _heading(name: str, length: str, results: Results, runs: Mapping[str, Any]) -> str:
     trained = [run for arm in runs for run in runs[arm].values() if ARMS[arm].trained]
-    tokens, size = (sorted({run[key] for run in trained}) for key in ("tokens", "bytes"))
+    whole = [run for run in trained if ARMS[run["arm"]].steps_share == 1] or trained
+    tokens, size = (sorted({run[key] for run in whole}) for key in ("tokens", "bytes"))
     rates = {r["rate"]: _mean(r["bits"]) for r in results if r["setting"] == name and r["seed"] == TUNING_SEED}
     tried = ", ".join(f"{rate:g}: {bits:.3f}" for rate, bits in sorted(rates.items()))
     chosen = sorted({run["rate"] for run in trained})
     machine = trained[0]["machine"]
     seeds = max(len(of) for of in runs.values())
     return (
-        f"`--length {length}`: {trained[0]['steps']} steps, {_range(tokens)} student tokens ({_range(size)} bytes) a "
+        f"`--length {length}`: {whole[0]['steps']} steps, {_range(tokens)} student tokens ({_range(size)} bytes) a "
         f"run, {seeds} seed{'s' if seeds > 1 else ''}, {machine['device']} in {machine['precision']}. Learning rate "
         f"{', '.join(f'{rate:g}' for rate in chosen)}, the best for cross-entropy alone of those tried (bits per byte "
         f"after {_tuning_steps(results, name)} steps: {tried}).\n"
@@ -137,7 +138,7 @@ def _reached(name: str, arm: str, runs: Mapping[str, Mapping[int, Mapping[str, A
         end = _mean(runs["ce"][seed]["looks"][-1]["bits"])
         run = runs[arm][seed]
         at = [look["step"] for look in run["looks"] if _mean(look["bits"]) <= end]
-        shares.append(f"{100 * at[0] / run['steps']:.0f}%" if at else "not reached")
+        shares.append(f"{100 * at[0] / runs['ce'][seed]['steps']:.0f}%" if at else "not reached")
     return ", ".join(shares)
 
 

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from nemo_xtoken.files import atomic_path
 
 from .corpora import Texts
-from .plan import ARMS, LENGTHS, SETTINGS, TUNING_SEED, Length, Run, settings_of
+from .plan import ARMS, LENGTHS, SETTINGS, TUNING_SEED, Length, Run, same_settings, settings_of
 
 __all__ = ["Study", "read_results"]
 
@@ -38,8 +38,7 @@ class Study:
             found: dict[str, Any] = json.loads(self.file(run).read_text("utf-8"))
         except FileNotFoundError:
             return None
-        wanted = settings_of(run, self.length)
-        if {name: found.get(name) for name in wanted} != wanted:
+        if not same_settings(found, settings_of(run, self.length)):
             return None
         chosen = self.rate(run) if run.rate is None and ARMS[run.arm].trained else None
         return found if chosen in (None, found["rate"]) else None

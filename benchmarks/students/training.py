@@ -105,12 +105,15 @@ def train(
         return {kind: round(bits_per_byte(model, vocabulary, pieces[kind]), 5) for kind in pieces}
 
     found: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
-    steps = length.tuning_steps if tuning else length.steps
+    steps = length.tuning_steps if tuning else round(arm.steps_share * length.steps)
     if arm.trained:
         at = [texts.to_train_on(kind, sizes[kind], run.seed) for kind in setting.trained]
         watched = (lambda: {}) if tuning else (lambda: measure(watch))
         key = digest_of(json.dumps([settings_of(run, length), rate, str(models.precision(device))]))[:16]
-        found |= _steps(run, arm, model, folder, rate, steps, length.looks, at, texts, work, device, watched, say, key)
+        if arm.embeddings:
+            models.freeze_all_but_embeddings(model)
+        looks = max(1, round(arm.steps_share * length.looks))
+        found |= _steps(run, arm, model, folder, arm.rate_factor * rate, steps, looks, at, texts, work, device, watched, say, key)
     else:
         found["looks"] = [{"step": 0, "bits": measure(watch)}]
     found["bits"] = measure(last)
