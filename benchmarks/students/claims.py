@@ -58,8 +58,8 @@ CLAIMS = (
     ),
     Claim("C7", "language", "`prefix_kl` forgets less than cross-entropy of what it knew", "prefix_kl", "ce", "others"),
     Claim(
-        "C8", "compression", "`prefix_kl` trained for half of the steps, its learning rate's schedule with them, ends at "
-        "or below where cross-entropy ends, on the kinds trained on", "prefix_kl_half", "ce", "trained",
+        "C8", "compression", "`prefix_kl` trained for half of the steps, its learning rate's schedule with them, ends "
+        "at or below where cross-entropy ends, on the kinds trained on", "prefix_kl_half", "ce", "trained",
     ),
     Claim(
         "C9", "swap", "`prefix_kl` on the embeddings alone regains 80% of the bits lost on every kind",

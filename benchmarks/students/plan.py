@@ -190,7 +190,7 @@ class Run:
 
 
 #: Of an arm: what files that were written before there was such a setting mean.
-_LATER = {field.name: field.default for field in fields(Arm) if field.name in ("embeddings", "rate_factor", "steps_share")}
+_LATER = {f.name: f.default for f in fields(Arm) if f.name in ("embeddings", "rate_factor", "steps_share")}
 
 
 def same_settings(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:

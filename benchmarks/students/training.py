@@ -112,8 +112,8 @@ def train(
         key = digest_of(json.dumps([settings_of(run, length), rate, str(models.precision(device))]))[:16]
         if arm.embeddings:
             models.freeze_all_but_embeddings(model)
-        looks = max(1, round(arm.steps_share * length.looks))
-        found |= _steps(run, arm, model, folder, arm.rate_factor * rate, steps, looks, at, texts, work, device, watched, say, key)
+        looks, rate = max(1, round(arm.steps_share * length.looks)), arm.rate_factor * rate
+        found |= _steps(run, arm, model, folder, rate, steps, looks, at, texts, work, device, watched, say, key)
     else:
         found["looks"] = [{"step": 0, "bits": measure(watch)}]
     found["bits"] = measure(last)
