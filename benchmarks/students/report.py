@@ -248,5 +248,5 @@ def draw(found: Mapping[str, Results], path: Path) -> None:
 
 _COLORS = (
     "#d55e00", "#0072b2", "#cc79a7", "#009e73", "#e69f00", "#56b4e9", "#000000", "#8c564b", "#17becf", "#9467bd",
-    "#7f7f7f", "#bcbd22", "#1f77b4", "#ff9896",
+    "#7f7f7f", "#bcbd22", "#1f77b4", "#ff9896", "#2ca02c", "#aec7e8", "#c49c94",
 )  # fmt: skip
