@@ -10,7 +10,8 @@ kind.  Inside of a chunk, where only the student has a position, it has its own 
 - yardstick: the exact KL in the student's tokens, of the student without and with the noise.  Nothing has to be
   carried from one tokenizer to the other; its angle is what the other embeddings make by themselves.
 - changed: the angle of what the noise changes in a loss's gradient: of the one with noise less the one without.  What
-  a loss wants of new embeddings that do not fit, where the layers are sound, is not in it.
+  a loss wants of new embeddings that do not fit, where the layers are sound, is not in it.  Of a loss whose target does
+  not depend on the student it is the yardstick's, whatever the target: no measure of a loss, kept for the claim on it.
 
 What is claimed was written down before the measurement (``fidelity_page.py``), which fills docs/method.md from its
 file: --page.

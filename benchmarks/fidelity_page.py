@@ -111,8 +111,9 @@ def made(results: Mapping[str, Any]) -> dict[str, str]:
     texts = _texts(found)
     head = (
         f"Degrees, of {counts['all'][0]:,} chunks in {shape['pieces']} pieces of text, measured "
-        f"{results['machine']['date'][:10]}, those of a kind in brackets; plus or minus the standard deviation over other draws of chunks. The noise, "
-        f"{shape['noise']:g} times a matrix's root mean square, means a KL of {shape['KL']:.2f} nats a chunk. "
+        f"{results['machine']['date'][:10]}, those of a kind in brackets; plus or minus the standard deviation over "
+        f"other draws of chunks. The noise, {shape['noise']:g} times a matrix's root mean square, means a KL of "
+        f"{shape['KL']:.2f} nats a chunk. "
         "Empty: not compared."
     )
 
@@ -132,12 +133,22 @@ def made(results: Mapping[str, Any]) -> dict[str, str]:
         )
         for claim in CLAIMS
     )
+    order = sorted((loss for loss in found if loss != YARDSTICK), key=lambda loss: _degrees(found, loss, "all"))
+    nearest = {kind: min(order, key=lambda loss: _degrees(found, loss, kind)) for kind in enough}
+    own = [kind for kind, loss in nearest.items() if loss.startswith("prefix_kl")]
+    first, second = ((loss, _degrees(found, loss, "all")) for loss in order[:2])
+    said = (
+        f"Over all chunks `{first[0]}` is the nearest ({first[1]:.0f} degrees), then `{second[0]}` ({second[1]:.0f}); "
+        f"`prefix_kl` ({_degrees(found, 'prefix_kl', 'all'):.0f}) is number {order.index('prefix_kl') + 1} of "
+        f"{len(order)}, and of the kinds with at least {ENOUGH} chunks nearest in {', '.join(own) or 'none'}. The "
+        f"furthest is `{order[-1]}` ({_degrees(found, order[-1], 'all'):.0f}; 90 is no direction at all)."
+    )
     parts = (
         textwrap.fill(head, 120),
         table(by_kind, "degrees"),
-        "The same by kind of text, and of what the noise changes alone:",
-        table(by_text, "degrees").strip() + "\n",
-        table(by_kind, "changed"),
+        "By text:",
+        table(by_text, "degrees"),
+        textwrap.fill(said, 120),
         "Claimed before it was measured:",
         claims,
     )
