@@ -255,7 +255,7 @@ def measured(arguments: Any) -> Iterator[dict[str, Any]]:
     names = load_vocabulary(str(given)), load_vocabulary(str(model))
     loaded = [AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval() for folder in (given, model)]
     assert all(m.config.tie_word_embeddings for m in loaded)
-    embeddings = [m.get_input_embeddings().weight.detach() for m in loaded]
+    embeddings = [m.get_input_embeddings().weight.detach()[: v.size] for m, v in zip(loaded, names, strict=True)]
     rest = loaded.pop().base_model
     loaded.clear()
     moved = disturbed(rest, arguments.noise, arguments.seed)
