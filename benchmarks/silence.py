@@ -1,8 +1,8 @@
 """Which share of the student's tokens gets no signal from the teacher: pairs of tokenizers, five kinds of text.
 
 By the chunks that the losses select, as `losses.text_coverage` counts them: for ``prefix_kl`` a token is silent if it
-is in no chunk, or in one whose first tokens have no prefix class.  Beside it ``strict_1to1``, which scores chunks of one equal
-token on either side alone, and ``p_kl``, which scores all chunks: what it leaves out is in no chunk.
+is in no chunk, or in one whose first tokens have no prefix class.  Beside it ``strict_1to1``, which scores chunks of
+one equal token on either side alone, and ``p_kl``, which scores all chunks: what it leaves out is in no chunk.
 
 A token that the other tokenizer writes in some way has a class; so most texts need none of the seconds that the classes
 of a pair take.  They are made where a chunk's first token is not such a one, and for every pair by --whole, which gives
