@@ -1,8 +1,10 @@
 """Whether a model is where it should be, and is the one that the settings describe."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from nemo_xtoken.hub import is_hub_name
 from nemo_xtoken.preflight.findings import Finding, green, left_out, red, yellow
 from nemo_xtoken.preflight.plan import Plan
 from nemo_xtoken.run.arguments.signatures import class_defaults
@@ -19,8 +21,15 @@ def architecture(plan: Plan, side: ModelSpec) -> Iterator[Finding]:
     if side.model is None and not side.known:
         if side.problem is None:
             made = side.path is None and side.label != "student"
-            why = "the recipe trains it itself" if made else f"its architecture is not known from {side.config_from}"
-            yield left_out(side.label, why, "" if made else "with NeMo installed here its class says it")
+            if made:
+                yield left_out(side.label, "the recipe trains it itself")
+            elif side.path and is_hub_name(side.path) and not Path(side.path).exists():
+                yield left_out(
+                    side.label, f"the architecture of {side.path} is on the hub", "name a folder that has it"
+                )
+            else:
+                why = f"its architecture is not known from {side.config_from}"
+                yield left_out(side.label, why, "with NeMo installed here its class says it")
         return
     where = f"in {side.path}" if side.path and side.problem is None else f"by {side.config_from}"
     config = side.config

@@ -5,7 +5,7 @@ from typing import Any
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.launch.slurm_config import SlurmConfig
-from nemo_xtoken.preflight.findings import Finding, green, left_out, red, yellow
+from nemo_xtoken.preflight.findings import Finding, green, left_out, red, rounded, yellow
 from nemo_xtoken.preflight.plan import Plan
 from nemo_xtoken.run.estimates.loss_time import GIB
 from nemo_xtoken.run.estimates.memory import worst_stage
@@ -65,7 +65,7 @@ def time(plan: Plan, slurm: SlurmConfig | InputError | None, figures: dict[str, 
     seconds = step * plan.max_steps
     figures |= {"step_seconds": step, "run_seconds": seconds, "step_parts": parts}
     shares = ", ".join(f"{name} {value / step:.0%}" for name, value in parts.items() if value)
-    text = f"about {step:.2g} s a step ({shares}), {_readable(seconds)} in all, on H100s; not measured on a GPU"
+    text = f"about {rounded(step, 2)} s a step ({shares}), {_readable(seconds)} in all, on H100s; not measured on a GPU"
     if not isinstance(slurm, SlurmConfig):
         yield green("time", text)
         return

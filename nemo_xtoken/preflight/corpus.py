@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.preflight.findings import Finding, green, left_out, yellow
+from nemo_xtoken.preflight.findings import Finding, green, left_out, rounded, yellow
 from nemo_xtoken.preflight.plan import Plan
 from nemo_xtoken.run.arguments.names import MARKS
 from nemo_xtoken.run.settings import resolved
@@ -49,13 +49,13 @@ def data(plan: Plan, figures: dict[str, Any]) -> Iterator[Finding]:
     tokens = sum(known) * rate
     figures |= {"data_bytes": sum(known), "data_tokens": round(tokens), "tokens_per_byte": rate}
     figures["cache_bytes"] = round(tokens * _cached_bytes(plan))
-    found += f"; about {tokens:.3g} student tokens, {1 / rate:.1f} bytes each"
+    found += f"; about {rounded(tokens)} student tokens, {1 / rate:.1f} bytes each"
     if not (wanted := figures.get("tokens")):
         yield green("data", found)
         return
     epochs = wanted / tokens
     figures["epochs"] = epochs
-    found += f", {epochs:.2g} epoch{'s' * (epochs >= 1.95)} of it"
+    found += f", {rounded(epochs, 2)} epoch{'s' * (epochs >= 1.95)} of it"
     if epochs > EPOCHS:
         yield yellow(
             "data", found, f"up to {EPOCHS}: more often it is learnt by heart", "more data, or lower trainer.max_steps"

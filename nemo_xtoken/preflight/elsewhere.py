@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nemo_xtoken.preflight.findings import Finding, green, left_out, yellow
+from nemo_xtoken.preflight.findings import Finding, green, left_out, rounded, yellow
 from nemo_xtoken.preflight.plan import Plan
 from nemo_xtoken.run.estimates.loss_time import BF16, FP32
 from nemo_xtoken.run.estimates.step_time import Gpu, step_time
@@ -57,10 +57,10 @@ def source(plan: Plan, side: ModelSpec, figures: dict[str, Any]) -> Iterator[Fin
         nodes = math.ceil(gpus / plan.gpus)
         found |= {"teacher_gpus": gpus, "teacher_nodes": nodes, "network_bytes_a_second": positions * row / step}
         texts.append(
-            f"about {gpus:,} GPUs, {nodes:,} nodes of {plan.gpus}, keep a step of {step:.2g} s from waiting "
-            f"({by}); {positions * row / step / GB:.2g} GB/s leave the teacher's nodes and "
-            f"{positions * row / step / receivers / GB:.2g} GB/s reach each of the student's, which hold "
-            f"{held / GB:.2g} GB of states"
+            f"about {gpus:,} GPUs, {nodes:,} nodes of {plan.gpus}, keep a step of {rounded(step, 2)} s from waiting "
+            f"({by}); {rounded(positions * row / step / GB, 2)} GB/s leave the teacher's nodes and "
+            f"{rounded(positions * row / step / receivers / GB, 2)} GB/s reach each of the student's, which hold "
+            f"{rounded(held / GB, 2)} GB of states"
         )
     problem = ""
     if name in CACHED:
@@ -70,14 +70,14 @@ def source(plan: Plan, side: ModelSpec, figures: dict[str, Any]) -> Iterator[Fin
         size = tokens * (of_width * width + beside + BESIDE)
         found |= {"states_bytes": size, "read_bytes_a_second": positions * (of_width * width + beside + BESIDE) / step}
         texts.append(
-            f"{size / GB:,.3g} GB of states for {tokens:.3g} tokens on disk, "
-            f"{found['read_bytes_a_second'] / GB:.2g} GB/s to read"
-            + (f", by nodes which hold {held / GB:.2g} GB of them" if name == "cached" else "")
+            f"{rounded(size / GB)} GB of states for {rounded(tokens)} tokens on disk, "
+            f"{rounded(found['read_bytes_a_second'] / GB, 2)} GB/s to read"
+            + (f", by nodes which hold {rounded(held / GB, 2)} GB of them" if name == "cached" else "")
         )
         folder = Path(str(cache.get("folder") or ".")).expanduser()
         there = next((path for path in (folder, *folder.absolute().parents) if path.is_dir()), None)
         if name != "cached" and there is not None and (free := shutil.disk_usage(there).free) < size:
-            problem = f"{free / GB:,.3g} GB are free in {there}"
+            problem = f"{rounded(free / GB)} GB are free in {there}"
     figures.setdefault("sources", {})[side.label] = {key: float(value) for key, value in found.items()}
     if problem:
         fix = f"set {side.where}.cache.format=fp8, or another folder"

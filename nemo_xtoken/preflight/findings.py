@@ -6,10 +6,24 @@ from typing import Any
 
 from nemo_xtoken.errors import InputError
 
-__all__ = ["GREEN", "LEFT_OUT", "RED", "YELLOW", "Finding", "Report", "green", "guarded", "left_out", "red", "yellow"]
+__all__ = [
+    "GREEN",
+    "LEFT_OUT",
+    "RED",
+    "YELLOW",
+    "Finding",
+    "Report",
+    "green",
+    "guarded",
+    "left_out",
+    "red",
+    "rounded",
+    "yellow",
+]
 
 GREEN, YELLOW, RED, LEFT_OUT = "green", "yellow", "red", "left out"
 _ORDER = (LEFT_OUT, GREEN, YELLOW, RED)
+_LARGE = ((1e12, " trillion"), (1e9, " billion"), (1e6, " million"))
 
 
 @dataclass(frozen=True)
@@ -49,6 +63,14 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {"status": self.status, "checks": [asdict(f) for f in self.findings], "figures": self.figures}
+
+
+def rounded(value: float, digits: int = 3) -> str:
+    """A number as people write it, never with an exponent: 0.83, 840, 313,000, 94.4 billion."""
+    value = float(f"{value:.{digits - 1}e}")
+    size, word = next(((size, word) for size, word in _LARGE if value >= size), (1.0, ""))
+    shown = f"{value / size:,.6f}"
+    return shown.rstrip("0").rstrip(".") + word
 
 
 def green(check: str, found: str) -> Finding:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from nemo_xtoken.preflight.findings import Finding, green, red, yellow
+from nemo_xtoken.preflight.findings import Finding, green, red, rounded, yellow
 from nemo_xtoken.preflight.plan import Plan
 from nemo_xtoken.run.layout import ParallelSizes
 from nemo_xtoken.run.run_checks import layout_problems, unsupported_settings
@@ -81,7 +81,7 @@ def steps(plan: Plan, figures: dict[str, Any]) -> Iterator[Finding]:
     yield green(
         "steps",
         f"{total:,} steps of {plan.global_batch:,} x {plan.student.length:,} = {per_step:,} student tokens, "
-        f"{per_step * total:.3g} in all",
+        f"{rounded(per_step * total)} in all",
     )
     if warm_up >= total:
         yield yellow(

@@ -189,8 +189,9 @@ def cache_place(settings: Settings, slurm: SlurmConfig) -> Iterator[Finding]:
         return
     own = str(settings.get("data.text.cache_dir") or "")
     handed_on = "ALL" in slurm.pass_env or CACHE in slurm.pass_env
-    outside = (os.environ.get(CACHE) if handed_on else None) or slurm.cache
-    places = {f"{CACHE} of env_vars": slurm.env_vars.get(CACHE) or outside, "data.text.cache_dir": own}
+    of_shell = os.environ.get(CACHE) if handed_on and not slurm.env_vars.get(CACHE) else None
+    named = f"{CACHE} of {'this shell' if of_shell else 'env_vars'}"
+    places = {named: of_shell or slurm.env_vars.get(CACHE) or slurm.cache, "data.text.cache_dir": own}
     for name, place in places.items():
         if not place or "$" in place:
             continue
@@ -202,7 +203,7 @@ def cache_place(settings: Settings, slurm: SlurmConfig) -> Iterator[Finding]:
             InputError(
                 f"the cache folder {place} ({name}) lies inside the container: another one on each node, and gone with "
                 "the job",
-                f"a folder below one of {', '.join(mount.split(':')[1] for mount in slurm.mounts)}",
+                f"a folder below {' or '.join(mount.split(':')[1] for mount in slurm.mounts)}",
                 f"executor.env_vars.{CACHE}=/SHARED/cache, and /SHARED in executor.container_mounts",
             ),
         )

@@ -54,9 +54,9 @@ def visible(settings: Settings, slurm: SlurmConfig | InputError | None) -> Itera
         else:
             continue
         folder = place if os.path.isdir(place) or key in WRITTEN else os.path.dirname(place)
-        targets = ", ".join(mount.split(":")[1] for mount in slurm.mounts)
+        targets = " or ".join(mount.split(":")[1] for mount in slurm.mounts)
         fix = f"add {folder}:{folder} to executor.container_mounts"
-        yield red("mounts", InputError(problem, f"a path below one of {targets}", fix))
+        yield red("mounts", InputError(problem, f"a path below {targets}", fix))
     if seen:
         yield green("mounts", f"{seen} path{'s' * (seen > 1)} of the run, seen in the container")
 

@@ -87,7 +87,7 @@ def sum_up(checkpoints: Path, step: int, again: bool = False) -> None:
     Args:
         checkpoints: the folder of a run's checkpoints.
         step: of the checkpoint; there may be none.
-        again: though it has some: Bridge 0.3 saves the last one twice.
+        again: though it has some, which may be those of an earlier writing of the same step.
     """
     folder, rank = checkpoints / f"iter_{step:07d}", int(os.environ.get("RANK", "0"))
     if not folder.is_dir() or announces_checkpoints():
