@@ -7,6 +7,8 @@ install() { if python -m pip --version >/dev/null 2>&1; then python -m pip "$@";
 install freeze | sort > "$here/before"
 install install --no-cache-dir --no-deps "$here"/*.whl
 xtoken env --missing > "$here/missing"
+# For a teacher on other nodes.
+grep -qiE '^pyzmq( @|==)' "$here/before" || echo 'pyzmq>=25' >> "$here/missing"
 if [ -s "$here/missing" ]; then install install --no-cache-dir --no-deps --requirement "$here/missing"; fi
 install freeze | sort > "$here/after"
 changed=$(comm -23 "$here/before" "$here/after")

@@ -145,6 +145,7 @@ def image(wheel, tmp_path):
         for version in ("14", "15"):
             _package(tmp_path, "rich", version)
         _package(tmp_path, "torch", "99")
+        _package(tmp_path, "pyzmq", "27")
         (tmp_path / "tmp/wheel").mkdir(parents=True)
         shutil.copy(wheel, tmp_path / "tmp/wheel")
         shutil.copy(ROOT / "docker/install.sh", tmp_path / "tmp/wheel")
@@ -161,7 +162,7 @@ def test_the_package_goes_into_an_image_beside_what_is_there(image, tmp_path, st
     done = _execute(script, tmp_path, venv / "bin", PIP_FIND_LINKS=str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     new = {path.name for path in site.glob("*.dist-info")} - before
-    assert new == {"rich-15.dist-info", "nemo_xtoken-0.1.0.dist-info"}
+    assert new == {"rich-15.dist-info", "pyzmq-27.dist-info", "nemo_xtoken-0.1.0.dist-info"}
     assert before <= {path.name for path in site.glob("*.dist-info")}
     framework = {"nemo2": ("NeMo", "2.6.0"), "bridge": ("Megatron-Bridge", "0.6.1")}[stage]
     assert re.search(rf"^  {framework[0]} +{framework[1]}\b", done.stdout, re.M), done.stdout

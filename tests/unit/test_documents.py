@@ -6,28 +6,13 @@ import re
 import runpy
 import subprocess
 from functools import cache
-from pathlib import Path
 
 import pytest
 import yaml
+from pages import CODE, DOCUMENTS, ROOT, TEXTS
 
 import nemo_xtoken
 from nemo_xtoken.commands.verbs import all_verbs
-
-ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
-DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
-TEXTS = {path: path.read_text() for path in DOCUMENTS}
-
-
-def _code(text):
-    """The text of all code spans, indented and fenced blocks; continued lines are joined."""
-    fenced = re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S)
-    indented = re.findall(r"^(?:    |\t)((?:.*\\\n)*.*)", text, re.M)
-    spans = re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
-    return [re.sub(r"\s*\\\n\s*", " ", part) for part in [*fenced, *indented, *spans]]
-
-
-CODE = [(path.name, line) for path, text in TEXTS.items() for part in _code(text) for line in part.splitlines()]
 
 #: Settings that decide which pieces of documents are read.
 READ = ("student_length", "teacher_length", "held_out", "seed", "pack")
