@@ -22,6 +22,8 @@ STYLES = {"green": "green", "yellow": "yellow", "red": "bold red", "left out": "
 #: Settings that the packaged default leaves to the user are not errors of a run that does not use Slurm.
 NO_SLURM = "none"
 BRIDGE = "bridge"
+#: What a job has beside the run and its own configuration.
+OF_JOB = ("teacher.nodes=", "executor.teacher.")
 
 
 def _run(arguments: Mapping[str, Any]) -> int:
@@ -32,6 +34,12 @@ def _run(arguments: Mapping[str, Any]) -> int:
 
     if bool(arguments["recipe"]) == bool(arguments["yaml"]):
         raise InputError("not one of recipe= and yaml=", "exactly one of them", "see `xtoken preflight --help`")
+    if of_job := [word for word in arguments["rest"] if word.startswith(OF_JOB)]:
+        raise InputError(
+            f"{' '.join(of_job)}: nodes of the teacher, which `xtoken sbatch` adds to a job",
+            "the student's nodes alone, and that its teacher is elsewhere",
+            "teacher.source=remote teacher.service.folder=FOLDER instead; the table says how many nodes it needs",
+        )
     words = [word for word in arguments["rest"] if not word.startswith(PREFIX)]
     of_slurm = [word for word in arguments["rest"] if word.startswith(PREFIX)]
     recipe, given_nodes = None, arguments["nodes"]
@@ -202,6 +210,7 @@ VERB = Verb(
     run=_run,
     rest=(
         "executor.KEY=VALUE changes the Slurm configuration, every other key=value the run, as with sbatch and "
-        "`nemo llm distill`."
+        "`nemo llm distill`. For a teacher on nodes of its own say teacher.source=remote and "
+        "teacher.service.folder=FOLDER; teacher.nodes is of sbatch alone."
     ),
 )
