@@ -1,8 +1,11 @@
 """Temporary files and folders: names that say whose they are, and the removal of those that a killed process left.
 
-A name is ``.NAME.HOST-PID-RANDOM.tmp``, beside NAME.  It is removed by the process that made it; after a kill by the
-next one that writes into the folder: at once where the maker ran on this machine and runs no more, else after a day.
-Nobody so takes a file away from a process that writes it, on this machine or on another that shares the folder.
+A name is ``.NAME.HOST-PID-SPACE-RANDOM.tmp``, beside NAME.  It is removed by the process that made it; after a kill by
+the next one that writes into the folder: at once where the maker ran on this machine and runs no more, else after a
+day.  Nobody so takes a file away from a process that writes it, on this machine or on another that shares the folder.
+
+SPACE tells containers of one machine apart, which may all bear its name (``docker run --network host``) and count their
+processes by themselves: that a number is free in this one says nothing about another.
 """
 
 import contextlib
@@ -17,7 +20,9 @@ from pathlib import Path
 __all__ = ["host_name", "is_running", "temporary_name", "tidy"]
 
 OLD = 86400.0  # seconds after which nobody writes to a temporary file any more
-_NAME = re.compile(r"\.(?P<name>.+)\.(?P<host>[A-Za-z0-9_]+)-(?P<pid>\d+)-[0-9a-f]{8}\.(?P<kind>tmp|old)")
+_NAME = re.compile(
+    r"\.(?P<name>.+)\.(?P<host>[A-Za-z0-9_]+)-(?P<pid>\d+)(-(?P<space>\d+))?-[0-9a-f]{8}\.(?P<kind>tmp|old)"
+)
 
 
 def host_name() -> str:
@@ -31,8 +36,16 @@ def temporary_name(name: str, kind: str = "tmp") -> str:
     Args:
         kind: "tmp"; "old" for what is set aside while another takes its place.
     """
-    ending = f".{host_name()}-{os.getpid()}-{secrets.token_hex(4)}.{kind}"
+    ending = f".{host_name()}-{os.getpid()}-{_space()}-{secrets.token_hex(4)}.{kind}"
     return f".{name.encode()[: 254 - len(ending)].decode(errors='ignore')}{ending}"  # a name has at most 255 bytes
+
+
+def _space() -> int:
+    """The system's number of what counts this process: a container, or the machine; 0 where it does not say."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
 
 
 def is_running(pid: int) -> bool:
@@ -76,7 +89,8 @@ def tidy(folder: Path) -> list[Path]:
 
 
 def _is_left(found: re.Match[str], modified: float) -> bool:
-    ended = found["host"] == host_name() and not is_running(int(found["pid"]))
+    here = found["host"] == host_name() and found["space"] in (None, str(_space()))  # None: an earlier version's
+    ended = here and not is_running(int(found["pid"]))
     return ended or time.time() - modified > OLD
 
 

@@ -61,6 +61,24 @@ def test_only_what_nobody_writes_any_more_is_removed(tmp_path, host, running, ag
     assert path.exists() != removed
 
 
+@pytest.mark.parametrize("kind", ["tmp", "old"])
+def test_containers_of_one_machine_leave_each_other_alone(tmp_path, monkeypatch, kind):
+    """They may bear one name, and each has processes of the other's numbers, or has none of them."""
+    monkeypatch.setattr(os, "getpid", dead)
+    monkeypatch.setattr(leftovers, "_space", lambda: 4026532000)
+    other = tmp_path / temporary_name("model.json", kind)
+    (other / "model.json").mkdir(parents=True)
+    monkeypatch.undo()
+    assert tidy(tmp_path) == []
+    assert (other / "model.json").is_dir()
+    then = time.time() - 2 * 86400
+    os.utime(other, (then, then))
+    assert tidy(tmp_path) == [other]
+    own = tmp_path / temporary_name("model.json", kind).replace(f"-{os.getpid()}-", f"-{dead()}-")
+    own.touch()
+    assert tidy(tmp_path) == [own]
+
+
 @pytest.mark.parametrize("replaced", [False, True])
 def test_a_model_that_was_set_aside_comes_back_if_nothing_took_its_place(tmp_path, replaced):
     aside = tmp_path / name(dead(), kind="old")
