@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["MODEL", "VERB", "plan_of"]
 
 PREFIX = "data."
+#: Settings of the data that are arguments by themselves as well.
+OWN = ("paths", "student_length", "teacher_length")
 
 
 def _run(arguments: Mapping[str, Any]) -> int:
@@ -60,12 +62,13 @@ def data_config(arguments: Mapping[str, Any]) -> "DataConfig":
         name, _, value = word.partition("=")
         if not name.startswith(PREFIX):
             raise UsageError(f"'cache' has no argument {name!r}; settings of the data are {PREFIX}NAME=VALUE")
-        values[name.removeprefix(PREFIX).removeprefix("text.")] = _value(value)
+        short = name.removeprefix(PREFIX).removeprefix("text.")
+        if short in values or (short in OWN and arguments[short] is not None):
+            raise UsageError(f"{short} is given twice, the second time as {word}")
+        values[short] = _value(value)
     values["paths"] = [part.strip() for part in arguments["paths"].split(",")]
-    values["teacher_length"] = arguments["teacher_length"]
-    if arguments["student_length"] is not None:
-        values["student_length"] = arguments["student_length"]
-    values["progress"] = os.environ.get("RANK", "0") == "0"
+    values |= {name: arguments[name] for name in OWN[1:] if arguments[name] is not None}
+    values["progress"] = os.environ.get("RANK", "0") == "0" and values.get("progress", True)
     text = made("nemo_xtoken.data.config.DataConfig", values, "data")
     assert isinstance(text, DataConfig)
     return text
