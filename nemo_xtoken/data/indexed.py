@@ -63,6 +63,11 @@ class IndexedFile:
         """Documents."""
         return max(len(self._bounds) - 1, 0)
 
+    @property
+    def tokens(self) -> int:
+        """Ids, of all documents."""
+        return int(self._lengths.sum(dtype=np.int64))
+
     def document(self, number: int) -> np.ndarray:
         """int64 ids."""
         first, end = int(self._bounds[number]), int(self._bounds[number + 1])

@@ -37,9 +37,9 @@ def data(plan: Plan, figures: dict[str, Any]) -> Iterator[Finding]:
     sizes = [_text_bytes(source) for source in sources]
     some = ", ".join(Path(source.name).name for source in sources[:3]) + ", .." * (len(sources) > 3)
     found = f"{len(sources)} source{'s' * (len(sources) > 1)}: {some}"
-    texts = _first(sources[0]) if sources[0].kind != "hub" else []
-    if not texts and sources[0].kind != "hub":
-        raise InputError(f"no text at the beginning of {sources[0].name}", "documents", "see the file and text_key")
+    texts = next(filter(None, (_first(source) for source in sources if source.kind != "hub")), [])
+    if not texts and all(source.kind != "hub" for source in sources):
+        raise InputError(f"no document with any text in {some}", "documents", "see the files and text_key")
     rate = _measure(plan, texts)
     known = [size for size in sizes if size is not None]
     if rate is None or len(known) < len(sizes):
@@ -128,11 +128,26 @@ def _text_bytes(source: "Source") -> float | None:
             return None
         case "parquet":
             return float(_parquet_bytes(source))
+        case "indexed":
+            return _indexed_bytes(source)
         case "saved":
             return float(sum(file.stat().st_size for file in Path(source.name).rglob("*.arrow")))
         case _:
             size = os.path.getsize(source.name)
             return size * (COMPRESSION if source.name.lower().endswith((".gz", ".bz2", ".zst", ".xz")) else 1.0)
+
+
+def _indexed_bytes(source: "Source") -> float:
+    """By the number of ids, and the text that the first of them stand for."""
+    from nemo_xtoken.data.indexed import IndexedFile, read_indexed
+
+    file, ids, size = IndexedFile(source.name), 0, 0
+    texts = read_indexed(source.name, source.reading.indexed_tokenizer or "")
+    for number, text in enumerate(itertools.islice(texts, SAMPLE_DOCUMENTS)):
+        ids, size = ids + len(file.document(number)), size + len(text.encode())
+        if size >= SAMPLE_CHARACTERS:
+            break
+    return file.tokens * size / max(ids, 1)
 
 
 def _parquet_bytes(source: "Source") -> int:
