@@ -24,6 +24,7 @@ __all__ = [
     "Found",
     "Stack",
     "find_stack",
+    "missing_package",
     "missing_requirements",
     "unloadable_nemo",
     "without_launcher",
@@ -171,6 +172,46 @@ def missing_requirements(distribution: str = "nemo_xtoken") -> list[str]:
         except importlib.metadata.PackageNotFoundError:
             missing.append(requirement)
     return missing
+
+
+#: What to install for a module of another name, or one that comes with a part of this package's requirements.
+_BROUGHT_BY = {
+    "yaml": "pyyaml",
+    "lm_eval": "'nemo_xtoken[evaluate]'",
+    "accelerate": "'nemo_xtoken[evaluate]'",
+    "zmq": "'nemo_xtoken[service]'",
+    **dict.fromkeys(("lightning", "megatron", "modelopt", "nemo", "nemo_run"), "'nemo_xtoken[nemo]'"),
+}
+
+
+def missing_package(error: BaseException, what: str) -> InputError | None:
+    """What to say of an import that failed since a package is not installed; None for errors of other kinds.
+
+    Args:
+        what: needs it: ``xtoken bits``.
+    """
+    name = error.name if isinstance(error, ModuleNotFoundError) else None
+    top = (name or "").split(".")[0]
+    if name is None or top == __name__.split(".")[0]:
+        return None
+    if top in sys.stdlib_module_names:
+        return InputError(
+            f"{what} needs Python's own module {top}, which {sys.executable} was built without",
+            "a Python that has all of its modules",
+            "use another Python, or build it again where the libraries that it needs are installed",
+        )
+    if name != top and _has(top):
+        return InputError(
+            f"{what} needs {name}, which the package {top} that is installed here does not have",
+            f"another version of {top}, or all of its parts",
+            "`xtoken env` says which versions are here, and with which the tests ran",
+        )
+    package = _BROUGHT_BY.get(top, top)
+    return InputError(
+        f"{what} needs the package {top}, which is not installed here",
+        f"{top}; other verbs may do without",
+        f"pip install {package}, or start it where that is installed (in the job's container, on a compute node)",
+    )
 
 
 def unloadable_nemo(error: Exception) -> InputError:

@@ -30,7 +30,14 @@ def hub_folder(name: str, patterns: Iterable[str], what: str, expected: str) -> 
     """
     try:
         from huggingface_hub import snapshot_download
-
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{name!r} is not a file or folder here, and without the package {error.name} the Hugging Face hub cannot "
+            "be asked for it",
+            expected,
+            "correct the path, or pip install huggingface_hub",
+        ) from error
+    try:
         return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except Exception as error:  # of the network, the hub, the cache
         reason = " ".join(str(error).split())[:300]

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 import nemo_xtoken
 from nemo_xtoken.commands.verb import Option, UsageError, Verb, keep_inputs, parse_arguments
 from nemo_xtoken.commands.verbs import all_verbs
+from nemo_xtoken.environment import missing_package
 from nemo_xtoken.errors import InputError, nearest
 from nemo_xtoken.file_errors import check_target, file_problem
 
@@ -80,7 +81,7 @@ def _main(words: list[str], program: str) -> int:
         report_error("interrupted")
         return 130
     except Exception as error:
-        problem = file_problem(error)
+        problem = file_problem(error) or missing_package(error, f"{program} {verb.name}")
         if problem is None and isinstance(error, FileNotFoundError) and error.filename is not None:
             problem = InputError(
                 f"{error.filename} is not there, and cannot be made", "a place for files", "correct the path"

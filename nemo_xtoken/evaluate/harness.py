@@ -149,6 +149,8 @@ class Harness:
                     max_length=min(self.settings.max_length, _longest(folder)),
                     trust_remote_code=False,
                 )
+            except ModuleNotFoundError:
+                raise
             except Exception as error:  # of transformers, the hub, the device
                 reason = " ".join(str(error).split())[:300]
                 raise InputError(

@@ -60,11 +60,13 @@ def library_reason(error: BaseException) -> str:
     """What a tokenizer library says went wrong, in one line.
 
     Raises:
-        BaseException: ``error`` itself, where it is no such library's: bad input that was recognised, an interruption.
+        BaseException: ``error`` itself, where it is no such library's: bad input that was recognised, an interruption,
+            a library that is not there.
     """
     # A panic in the libraries' Rust code is no Exception.
     panic = type(error).__name__ == "PanicException"
-    if isinstance(error, (InputError, MemoryError, NotImplementedError)) or not (panic or isinstance(error, Exception)):
+    others = (InputError, MemoryError, NotImplementedError, ModuleNotFoundError)
+    if isinstance(error, others) or not (panic or isinstance(error, Exception)):
         raise error
     return " ".join(str(error).split())[:300] or type(error).__name__
 

@@ -37,7 +37,7 @@ def converted(function: str, **arguments: Any) -> Any:
             with terminal.captured():
                 stages.begin("loading NeMo or Megatron-Bridge")
                 return _function(function, arguments.get("run"))(say=stages.begin, **arguments)
-        except InputError:
+        except (InputError, ModuleNotFoundError):
             raise
         except Exception:
             terminal.show_log()
