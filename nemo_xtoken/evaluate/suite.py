@@ -168,11 +168,13 @@ def evaluate_checkpoint(
             before = read_scores(out)
             if before is not None and before.identity != checkpoint.identity:  # the run has been started again
                 out.unlink()
-            scores = evaluate_model(
-                str(checkpoint.path), columns, settings, out, again, checkpoint.identity, prepare, say
-            )
-            if not keep:
-                shutil.rmtree(model, ignore_errors=True)
+            try:
+                scores = evaluate_model(
+                    str(checkpoint.path), columns, settings, out, again, checkpoint.identity, prepare, say
+                )
+            finally:  # one that failed too: beside a run that goes on each would fill the disk with a model
+                if not keep:
+                    shutil.rmtree(model, ignore_errors=True)
             asked = {column.key: scores.columns[column.key] for column in columns}
             add_evaluations(run, checkpoint.steps, asked, settings.limit)
             return scores

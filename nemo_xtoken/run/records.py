@@ -4,6 +4,7 @@ The trainer's callbacks and the evaluation write them, the report reads them.
 """
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -106,8 +107,14 @@ def teacher_names(records: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def append_record(folder: Path, record: dict[str, Any]) -> None:
     """Adds a record."""
-    with open(folder / HISTORY, "a") as file:
-        file.write(json.dumps(record) + "\n")
+    _append(folder / HISTORY, json.dumps(record) + "\n")
+
+
+def _append(path: Path, lines: str) -> None:
+    """Adds lines to a file; one that a crash has cut short is ended first, or it would take the next along."""
+    with open(path, "ab+") as file:
+        torn = file.tell() > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
+        file.write(b"\n" * torn + lines.encode())
 
 
 def add_evaluations(run: Path, step: int, columns: Mapping[str, Mapping[str, Any]], limit: float | None) -> None:
@@ -117,28 +124,43 @@ def add_evaluations(run: Path, step: int, columns: Mapping[str, Mapping[str, Any
         columns: by key, each with ``task, metric, score, stderr, samples, shots``.
         limit: questions asked of every task, when not all.
     """
-    there = {(r["step"], r["column"]): r for r in read_evaluations(run)}
+    there = _evaluations(run)
     lines = []
     for key, scores in columns.items():
         names = ("task", "metric", "score", "stderr", "samples", "shots")
         record = {"step": step, "column": key, **{name: scores.get(name) for name in names}, "limit": limit}
-        if there.get((step, key)) != record:
+        if there.get((step, key, limit)) != record:
             lines.append(json.dumps(record) + "\n")
-    with open(run / EVALUATIONS, "a") as file:
-        file.write("".join(lines))
+    _append(run / EVALUATIONS, "".join(lines))
 
 
 def read_evaluations(run: Path) -> list[dict[str, Any]]:
-    """The scores of the run, by step; of one column and step the last, and a line cut short by a crash is left out."""
+    """The scores of the run, by step; a line cut short by a crash is left out.
+
+    Of one column and step it is the last score, and one of all questions where there is any: a trial on some of them
+    (``limit``) does not take its place.
+    """
     found: dict[tuple[int, str], dict[str, Any]] = {}
+    for (step, column, limit), record in _evaluations(run).items():
+        before = found.get((step, column))
+        if limit is None or before is None or before.get("limit") is not None:
+            found[step, column] = record
+    return [found[key] for key in sorted(found, key=lambda key: key[0])]
+
+
+def _evaluations(run: Path) -> dict[tuple[int, str, float | None], dict[str, Any]]:
+    """The last score of each step, column and number of questions, in the order in which they were written."""
+    found: dict[tuple[int, str, float | None], dict[str, Any]] = {}
     path = run / EVALUATIONS
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:
             record = json.loads(line)
-            found[record["step"], record["column"]] = record
-        except (ValueError, KeyError, TypeError):
+            key = record["step"], record["column"], record.get("limit")
+            found.pop(key, None)
+            found[key] = record
+        except (ValueError, KeyError, TypeError, AttributeError):
             continue
-    return [found[key] for key in sorted(found, key=lambda key: key[0])]
+    return found
 
 
 def curve_records(run: Path) -> list[dict[str, Any]]:

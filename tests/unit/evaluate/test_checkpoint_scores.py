@@ -18,7 +18,13 @@ from nemo_xtoken.evaluate.evaluation_config import EvaluationConfig
 from nemo_xtoken.evaluate.results import identity_of
 from nemo_xtoken.evaluate.task_settings import Settings
 from nemo_xtoken.report.summary import report_runs
-from nemo_xtoken.run.records import add_evaluations, curve_records, read_evaluations
+from nemo_xtoken.run.records import (
+    add_evaluations,
+    append_record,
+    curve_records,
+    read_evaluations,
+    read_history,
+)
 from nemo_xtoken.weights.checkpoint_names import UNFINISHED, finished_checkpoints, steps_of
 
 
@@ -225,6 +231,53 @@ def test_an_export_that_fails(run, monkeypatch):
     with pytest.raises(InputError) as error:
         runs.export_checkpoint(run / "checkpoints" / "gone", run / "out")
     assert "save_top_k=-1" in error.value.fix
+
+
+def test_an_evaluation_that_fails_leaves_no_model(run, data, tmp_path):
+    """Nor one of which the model cannot be loaded, again and again while a run goes on."""
+    settings = Settings(data=str(data), device="cpu", limit=2)
+    [first] = runs.chosen(runs.find_checkpoints(run), step=10)
+
+    def export(source, out):
+        out.mkdir()
+        (out / "config.json").write_text("{}")
+
+    arguments = {"settings": settings, "export": export, "columns": read_columns("winogrande")}
+    folder = run / "evaluations" / "step=10" / "model"
+    for keep in (False, True):
+        with pytest.raises(InputError, match="with a model_type"):
+            runs.evaluate_checkpoint(run, first, keep=keep, **arguments)
+        assert folder.is_dir() == keep
+
+
+def test_a_trial_does_not_take_the_place_of_scores(tmp_path):
+    def add(score, limit):
+        found = {"task": "mmlu", "metric": "acc,none", "score": score, "stderr": None, "samples": 9, "shots": 3}
+        add_evaluations(tmp_path, 5, {"mmlu": found}, limit)
+        return [(r["score"], r["limit"]) for r in read_evaluations(tmp_path)]
+
+    assert add(10.0, 5) == [(10.0, 5)]
+    assert add(11.0, 20) == [(11.0, 20)]
+    assert add(12.0, None) == [(12.0, None)]
+    assert add(13.0, 20) == [(12.0, None)]
+    assert add(14.0, None) == [(14.0, None)]
+    lines = (tmp_path / "evaluations.jsonl").read_text()
+    assert add(13.0, 20) == add(14.0, None) == [(14.0, None)]
+    assert (tmp_path / "evaluations.jsonl").read_text() == lines
+
+
+def test_a_line_cut_short_takes_no_other_along(tmp_path):
+    found = {"task": "mmlu", "metric": "acc,none", "score": 1.0, "stderr": None, "samples": 9, "shots": 3}
+    for name, add, read in (
+        ("evaluations.jsonl", lambda n: add_evaluations(tmp_path, n, {"mmlu": found}, None), read_evaluations),
+        ("history.jsonl", lambda n: append_record(tmp_path, {"step": n}), read_history),
+    ):
+        add(1)
+        with open(tmp_path / name, "a") as file:
+            file.write('{"step": 2, "col')  # a crash
+        add(3)
+        add(4)
+        assert [record["step"] for record in read(tmp_path)] == [1, 3, 4]
 
 
 def test_scores_are_in_the_report(tmp_path, monkeypatch):
