@@ -159,8 +159,9 @@ def load_splits(files: Mapping[str, list[str]], **_: Any) -> Any:
                 from pyarrow import parquet
 
                 return Dataset(parquet.read_table(file))
-            text = Path(file).read_text("utf-8")
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()] if file.endswith("l") else None
+            text = Path(file).read_text("utf-8-sig")
+            # Not `splitlines`, which also cuts at characters that a text in JSON may hold as they are, such as U+2028.
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()] if file.endswith("l") else None
             return Dataset.from_list(json.loads(text) if rows is None else rows)
         except Exception as error:  # each format has its own
             raise InputError(

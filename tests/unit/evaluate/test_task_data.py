@@ -74,6 +74,18 @@ def test_numbered_files_and_kinds(sources, tmp_path):
     assert load_splits({"test": [str(f) for f in files]})["test"]["question"][:] == ["q"]
 
 
+def test_lines_end_at_line_breaks_alone(tmp_path):
+    """JSON may hold what Unicode calls ends of lines as they are, and files may begin with a byte-order mark."""
+    items = [{"question": f"a{character}b"} for character in "\u2028\u2029\x85\x0b\x0c\x1c\r"]
+    for number, (end, mark) in enumerate((("\n", b""), ("\r\n", b"\xef\xbb\xbf"))):
+        path = tmp_path / f"{number}.jsonl"
+        path.write_bytes(mark + "".join(json.dumps(i, ensure_ascii=False) + end for i in items).encode())
+        assert list(load_splits({"test": [str(path)]})["test"]) == items
+    path = tmp_path / "2.json"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(items, ensure_ascii=False).encode())
+    assert list(load_splits({"test": [str(path)]})["test"]) == items
+
+
 def test_missing_and_broken_files(sources, tmp_path):
     source = one(sources, "gsm8k")
     with pytest.raises(InputError, match="no data of split 'train' for task gsm8k"):
