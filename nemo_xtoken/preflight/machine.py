@@ -10,7 +10,7 @@ from typing import Any
 
 from nemo_xtoken.environment import find_stack
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.files import cache_root
+from nemo_xtoken.files import cache_root, tensor_places
 from nemo_xtoken.launch.sbatch import unset_names
 from nemo_xtoken.launch.slurm_config import CACHE, SlurmConfig
 from nemo_xtoken.preflight.findings import Finding, green, left_out, red, yellow
@@ -127,10 +127,9 @@ def _on_hub(name: str) -> bool:
 
 def disk(plan: Plan, figures: dict[str, Any]) -> Iterator[Finding]:
     """Room for aligned text and for checkpoints."""
-    cache = Path(plan.settings.get("data.text.cache_dir") or cache_root())
+    cache = Path(plan.settings.get("data.text.cache_dir") or cache_root()).expanduser()
     if need := figures.get("cache_bytes"):
-        there = cache / "alignment"
-        kept = sum(f.stat().st_size for f in there.rglob("*.safetensors")) if there.is_dir() else 0
+        kept = _aligned_bytes(cache / "alignment", plan)
         yield _room("tokenised and aligned text", need, cache, kept, "set NEMO_XTOKEN_CACHE to a folder with room")
     elif not os.access(_existing(cache), os.W_OK):
         yield red("disk", _not_writable(cache, "set NEMO_XTOKEN_CACHE"))
@@ -142,6 +141,22 @@ def disk(plan: Plan, figures: dict[str, Any]) -> Iterator[Finding]:
         figures["checkpoint_bytes"] = round(size)
         fix = "set log.log_dir to a folder with room, or lower log.ckpt.save_top_k"
         yield _room(f"{copies} checkpoints of {size / GIB:.1f} GiB", copies * size, plan.run_folder, 0, fix)
+
+
+def _aligned_bytes(folder: Path, plan: Plan) -> int:
+    """Of text that is there for these tokenizers; that of others takes nothing off what the run needs."""
+    student = plan.student.vocabulary.digest if plan.student.vocabulary is not None else ""
+    teachers = {side.vocabulary.digest for side in plan.teachers if side.vocabulary is not None} or {student}
+    size = 0
+    for pair in folder.glob("*"):
+        files = list(pair.rglob("*.safetensors"))
+        try:
+            about = tensor_places(files[0])[1] if files else {}
+            if about.get("student_digest") == student and about.get("teacher_digest") in teachers:
+                size += sum(file.stat().st_size for file in files)
+        except (OSError, ValueError):  # written, removed or damaged just now
+            continue
+    return size
 
 
 def _room(what: str, need: float, folder: Path, kept: float, fix: str) -> Finding:
