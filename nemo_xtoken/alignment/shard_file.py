@@ -57,7 +57,6 @@ class Shard:
     Attributes:
         path: the file.
         digests: ``[n]`` of ``S16``.
-        student_lengths, teacher_lengths, chunk_counts: int64 ``[n]``.
         scored: int32 ``[n]``, chunks with a predictor on both sides.
         metadata: its header.
 
@@ -98,13 +97,26 @@ class Shard:
         self._tensors, self.metadata = tensors, metadata
         self._verified = np.zeros(n, bool)
         self.digests = tensors["digests"].view(f"S{DIGEST_BYTES}").reshape(n)
-        self.student_lengths = np.diff(tensors["student_offsets"])
-        self.teacher_lengths = np.diff(tensors["teacher_offsets"])
-        self.chunk_counts = np.diff(tensors["chunk_offsets"])
         self.scored = tensors["scored"]
 
     def __len__(self) -> int:
         return len(self.digests)
+
+    # Made when they are asked for: of short documents, the files that a process has open may hold a thousand million.
+    @property
+    def student_lengths(self) -> np.ndarray:
+        """int64 ``[n]``."""
+        return np.diff(self._tensors["student_offsets"])
+
+    @property
+    def teacher_lengths(self) -> np.ndarray:
+        """int64 ``[n]``."""
+        return np.diff(self._tensors["teacher_offsets"])
+
+    @property
+    def chunk_counts(self) -> np.ndarray:
+        """int64 ``[n]``."""
+        return np.diff(self._tensors["chunk_offsets"])
 
     @property
     def checksums(self) -> np.ndarray:

@@ -1,5 +1,6 @@
 import pickle
 import subprocess
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -47,6 +48,24 @@ def test_what_is_written_is_found_and_read_back(cache):
     assert cache.shards[0].student_lengths.tolist() == [0, 1, 2, 3, 4]
     assert cache.shards[0].chunk_counts.tolist() == [0, 0, 1, 1, 2]
     assert cache.shards[0].scored.tolist() == [0, 0, 0, 0, 1]  # those that start at token 0 are not
+
+
+def test_an_open_file_takes_little_memory_for_each_of_its_documents(tmp_path):
+    """A reader keeps a thousand open, of which each may hold millions of short documents."""
+    one, documents = document(3), 50_000
+    many = [one._replace(digest=number.to_bytes(16, "big")) for number in range(documents)]
+    cache = AlignmentCache(tmp_path / "pair", "abc")
+    with cache.lock():
+        path = cache.write(many)
+    tracemalloc.start()
+    try:
+        shard = Shard(path, "abc")
+        assert [len(shard.document(row).student_ids) for row in (0, documents - 1)] == [3, 3]
+        assert tracemalloc.get_traced_memory()[0] < 4 * documents
+        assert shard.student_lengths.sum() == 3 * documents
+        assert tracemalloc.get_traced_memory()[0] < 4 * documents
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_shard_needs_nothing_but_itself(cache):

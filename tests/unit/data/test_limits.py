@@ -2,12 +2,17 @@
 
 import gzip
 import itertools
+import tracemalloc
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from tokenizer_zoo import write_folder
 
+from nemo_xtoken.alignment.told import Told
 from nemo_xtoken.data import jinja_environment
 from nemo_xtoken.data.conversation.chat import Message
+from nemo_xtoken.data.prepare import told_lines
 from nemo_xtoken.data.readers import stored_files
 from nemo_xtoken.data.sources import Reading, resolve_sources
 from nemo_xtoken.data.templates import ChatTemplate
@@ -15,6 +20,29 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.vocab import load_vocabulary
 
 TALK = [Message("user", "what?"), Message("assistant", "100% of **it**")]
+
+
+def test_what_templates_leave_out_is_told_in_little_memory():
+    """Whether a document is among those of the run is not asked of an object for each of them."""
+    digests = np.arange(2 * 200_000, dtype=np.uint64).view("S16")
+    told = Told()
+    told.add("it leaves out something", bytes(digests[-1]).ljust(16, b"\0"))
+    told.add("it leaves out another thing", b"x" * 16)
+    none = np.zeros(1, np.int64)
+    shards = [SimpleNamespace(metadata=told.header())]
+    prepared = SimpleNamespace(
+        digests=digests, shards=lambda: shards, student_lengths=none + 5, teacher_lengths=none + 5
+    )
+    tracemalloc.start()
+    try:
+        lines = told_lines(prepared, [])
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
+    assert lines == [
+        "1 conversations it leaves out another thing",
+        "1 conversations it leaves out something (a document)",
+    ]
 
 
 @pytest.fixture(scope="module")
