@@ -27,8 +27,8 @@ _MOST_OPEN = 65536  # some programs close every descriptor that there could be
 def cache_root() -> Path:
     """The folder for everything that can be rebuilt: ``$NEMO_XTOKEN_CACHE``, else ``$XDG_CACHE_HOME/nemo_xtoken``."""
     if explicit := os.environ.get("NEMO_XTOKEN_CACHE"):
-        return Path(explicit)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "nemo_xtoken"
+        return Path(explicit).expanduser()  # a shell leaves ``~`` as it is within a word, and so does a YAML file
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")).expanduser() / "nemo_xtoken"
 
 
 def raise_open_files() -> None:

@@ -220,6 +220,8 @@ def _convert(option: Option, text: str) -> Any:
         return words[text.lower()]
     if not text and not option.empty:
         raise UsageError(f"{option.name}= is empty: give it a value, or leave it out")
+    if option.writes:  # where not every shell does it, as in --out=~/w.safetensors
+        return os.path.expanduser(text)
     try:
         value = option.kind(text)
         if isinstance(value, int | float) and not option.holds(value):

@@ -245,10 +245,9 @@ def told_lines(prepared: PreparedDocuments, sources: Sequence[Source]) -> list[s
         InputError: they can render none of the conversations.
     """
     told = Told.sum(Told.of(shard.metadata) for shard in prepared.shards())
-    own = set(prepared.digests.tolist())
     lines: list[str] = []
     for sentence, count, digest in told:
-        known = digest.rstrip(b"\0") in own and len(lines) < _PLACES  # numpy drops zeros at the end
+        known = len(lines) < _PLACES and bool((prepared.digests == np.array(digest, prepared.digests.dtype)).any())
         place = place_of(sources, digest) if known else ""
         lines.append(f"{count:,} conversations {sentence}" + (f" ({place})" if place else ""))
     refused = is_refused(prepared.student_lengths, prepared.teacher_lengths)
@@ -286,7 +285,7 @@ def survey_folder(cache_dir: str | os.PathLike[str] | None) -> Path:
 
 
 def _folder(cache_dir: str | os.PathLike[str] | None) -> Path:
-    return Path(cache_dir) if cache_dir is not None else cache_root()
+    return Path(cache_dir).expanduser() if cache_dir is not None else cache_root()
 
 
 def _prepare(
@@ -361,9 +360,16 @@ def _write_shards(
                 enough = tokens >= _KEEP_TOKENS or time.monotonic() - since >= _KEEP_SECONDS
                 if enough and writer.keep():
                     tokens, since = 0, time.monotonic()
-        except (KeyboardInterrupt, SystemExit, BrokenExecutor):  # what has been aligned so far is good
+        except (KeyboardInterrupt, SystemExit, BrokenExecutor) as stop:  # what has been aligned so far is good
             writer.publish()
-            raise
+            if not isinstance(stop, BrokenExecutor):
+                raise
+            raise InputError(
+                "a worker process ended before its work was done: killed, as where the memory is full, or by an error "
+                "of its own, which it has printed",
+                "memory for all of them; each has both tokenizers",
+                "start again with fewer workers, or a job with more memory; what is already aligned is kept",
+            ) from stop
         writer.publish()
     cache.refresh()
     return total

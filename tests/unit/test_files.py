@@ -9,9 +9,21 @@ import threading
 import pytest
 
 from nemo_xtoken.commands.verb import Option, Verb, keep_inputs
+from nemo_xtoken.data.prepare import survey_folder
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.files import atomic_path, file_digest
+from nemo_xtoken.files import atomic_path, cache_root, file_digest
 from nemo_xtoken.weights.folder import new_folder
+
+
+def test_the_cache_may_be_named_below_the_home_folder(monkeypatch):
+    """In a YAML file, or by ``env NEMO_XTOKEN_CACHE=~/cache``, no shell says where that is."""
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.setenv("NEMO_XTOKEN_CACHE", "~/own")
+    assert str(cache_root()) == "/home/somebody/own"
+    assert str(survey_folder("~/other")) == "/home/somebody/other/surveys"
+    monkeypatch.delenv("NEMO_XTOKEN_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/.caches")
+    assert str(cache_root()) == "/home/somebody/.caches/nemo_xtoken"
 
 
 def write(target, text="new"):

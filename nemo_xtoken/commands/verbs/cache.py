@@ -107,7 +107,7 @@ def _cache(arguments: Mapping[str, Any], text: "DataConfig", part: int, parts: i
         text,
         student,
         beside,
-        Path(arguments["out"]),
+        Path(arguments["out"]).expanduser(),
         arguments["format"],
         arguments["micro_batch_size"],
         part,
@@ -137,7 +137,7 @@ def _print(report: Any) -> None:
 def _inspect(arguments: Mapping[str, Any]) -> int:
     from nemo_xtoken.teachers.store.store_report import inspect_store
 
-    folder = Path(arguments["out"])
+    folder = Path(arguments["out"]).expanduser()
     found = inspect_store(folder, arguments["verify"])
     covered = _coverage(arguments, folder, found.fingerprint.tokenizer) if arguments["paths"] else None
     if arguments["json"]:

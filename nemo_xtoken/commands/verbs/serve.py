@@ -20,7 +20,7 @@ def _run(arguments: Mapping[str, Any]) -> int:
 
     adopt_slurm_ranks(os.environ)
     asked: list[int] = []
-    until = Path(arguments["until"]) if arguments["until"] else None
+    until = Path(arguments["until"]).expanduser() if arguments["until"] else None
 
     def stop(number: int, _: Any) -> None:
         asked.append(number)
@@ -30,7 +30,7 @@ def _run(arguments: Mapping[str, Any]) -> int:
         standalone = importlib.import_module("nemo_xtoken.plugin.standalone")  # loads torch and Megatron
         tokens = standalone.serve_teacher(
             plan_of(arguments),
-            Path(arguments["folder"]),
+            Path(arguments["folder"]).expanduser(),
             arguments["name"] or f"{socket.gethostname()}-{os.getpid()}",
             arguments["length"],
             arguments["credits"],

@@ -7,7 +7,7 @@ import pytest
 from tokenizer_zoo import write_folder
 
 from nemo_xtoken.commands.cli import main
-from nemo_xtoken.commands.verb import Option
+from nemo_xtoken.commands.verb import Option, parse_arguments
 from nemo_xtoken.commands.verbs import all_verbs
 from nemo_xtoken.file_errors import check_target, file_problem
 
@@ -67,6 +67,16 @@ def test_numbers_have_an_end(verb, option, refused):
     for value in (option.kind(option.most * 10), 10**30):
         message = refused(verb, *_others(verb, option.name), f"{option.name}={value}")
         assert f"{option.name}={value}: {option.range} is expected" in message
+
+
+@pytest.mark.parametrize(("verb", "option"), WRITTEN, ids=[f"{verb}-{o.name}" for verb, o in WRITTEN])
+def test_what_is_written_below_the_home_folder_goes_there(verb, option, monkeypatch):
+    """What is checked beforehand is so the place that is written."""
+    monkeypatch.setenv("HOME", "/home/somebody")
+    given = [word for word in _others(verb, option.name) if not word.startswith(f"{option.name}=")]
+    for words in ([f"--{option.name}=~/x.pt"], [f"--{option.name}", "~/x.pt"], [f"{option.name}=~/x.pt"]):
+        needed = [f"{option.goes_with}=x"] * bool(option.goes_with)
+        assert parse_arguments(all_verbs()[verb], [*given, *needed, *words])[option.name] == "/home/somebody/x.pt"
 
 
 def test_ranges_are_said_to_the_last_digit():

@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import pickle
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -247,6 +248,25 @@ def test_an_error_in_a_worker_arrives(tmp_path, data):
     long.write_text("x" * 9000)
     with pytest.raises(InputError, match="8192"):
         prepared(long, tmp_path, Aligner(STUDENT, TEACHER, "dp"), workers=1)
+
+
+class KilledAligner(Aligner):
+    """Ends its process as the system does where memory is short, once a text says so."""
+
+    def align_many(self, student_ids, student_lengths, teacher_ids, teacher_lengths):
+        if b"memory" in self.student.decode_bytes(student_ids):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().align_many(student_ids, student_lengths, teacher_ids, teacher_lengths)
+
+
+def test_a_worker_that_is_killed_is_one_error(tmp_path):
+    path = tmp_path / "t.jsonl"
+    texts = [f"text {number}" for number in range(2000)]  # as many as a worker gets at a time
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*texts, "memory"]))
+    with pytest.raises(InputError, match="worker process ended") as error:
+        prepared(path, tmp_path, KilledAligner(STUDENT, TEACHER), workers=1)
+    assert "fewer workers" in error.value.fix
+    assert len(prepared(path, tmp_path)) == 2001
 
 
 def test_the_view_can_be_pickled_and_selected(data, tmp_path):
