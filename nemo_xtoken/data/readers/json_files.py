@@ -1,5 +1,6 @@
 """JSON: an object on each line (JSON Lines), a list of objects, or one object."""
 
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -52,9 +53,19 @@ def read_json(path: str, column: Column) -> Iterator[Row]:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
+        if _has_rows(path):  # JSON Lines with a first line that is none
+            yield from read_jsonl(path, column)
+            return
         raise _no_json(path, error, "a list of JSON objects, or one object on each line") from error
     for number, value in enumerate(found if isinstance(found, list) else [found]):
         yield _row(value, f"row {number} of {path}", column)
+
+
+def _has_rows(path: str) -> bool:
+    """Whether the second line that is not blank is an object by itself."""
+    lines = (line for _, line in read_lines(path) if isinstance(line, InputError) or line.strip())
+    second = next(itertools.islice(lines, 1, None), "")
+    return not isinstance(second, InputError) and second.lstrip().startswith("{") and _is_whole(second)
 
 
 def _is_whole(line: str) -> bool:

@@ -14,6 +14,7 @@ from nemo_xtoken.errors import InputError
 
 __all__ = ["read_arrow", "read_dataset", "read_parquet"]
 
+_DEFAULT_SPLIT = "train"  # of `Reading`
 _BATCH_BYTES = 2**20  # of a column in memory at a time: documents may have megabytes each
 
 
@@ -80,6 +81,8 @@ def read_dataset(name: str, hub: bool, split: str, column: Column) -> Iterator[R
                 "set split",
             )
         found = found[split]
+    elif (own := str(found.split or split).partition("[")[0]) != split and split != _DEFAULT_SPLIT:
+        raise InputError(f"the data set {name} is the split {own!r} alone", f"its split {split!r}", "correct split")
     way = column.check(name, found.features.arrow_schema)
     more = column.beside(name, found.column_names)
     wanted = [way[0], *([more] if more else [])]

@@ -81,6 +81,42 @@ def test_the_split_of_a_saved_dictionary(tmp_path):
         texts_of(tmp_path / "d", split="dev")
 
 
+def test_the_split_of_a_saved_data_set_that_is_one(tmp_path):
+    """One that is asked for by name, and is not what was saved, is not to be replaced without a word."""
+    for number, (own, asked, right) in enumerate(
+        (
+            ("train", "train", True),
+            ("test", "train", True),  # nobody has named one
+            ("test", "test", True),
+            ("test[:10%]", "test", True),
+            (None, "test", True),  # whatever it is
+            ("train", "test", False),
+            ("validation[5:]", "test", False),
+        )
+    ):
+        found = datasets.Dataset.from_dict({"text": TEXTS[:2]}, split=own and datasets.NamedSplit(own))
+        found.save_to_disk(tmp_path / str(number))
+        if right:
+            assert texts_of(tmp_path / str(number), split=asked) == TEXTS[:2]
+        else:
+            with pytest.raises(InputError, match=rf"is the split '{own.partition('[')[0]}' alone"):
+                texts_of(tmp_path / str(number), split=asked)
+
+
+def test_a_first_line_that_is_none_does_not_hide_the_others(tmp_path):
+    """Of JSON Lines in a file called .json: such rows can be left out, and are named, wherever they are."""
+    lines = [json.dumps({"text": text}) for text in TEXTS[:2]]
+    for number, at in ((1, 0), (2, 1), (3, 2)):
+        (tmp_path / "a.json").write_text("\n".join([*lines[:at], '{"text": broken}', *lines[at:]]))
+        assert texts_of(tmp_path / "a.json", on_error="skip") == TEXTS[:2]
+        with pytest.raises(InputError, match=f"line {number} of .*a.json is not JSON"):
+            texts_of(tmp_path / "a.json")
+    for whole in ('{"text":\n{"a": 1}\n', '[\n{"text": "a"}\n{"text": "b"}', '{"text": "a"\n"b"}'):
+        (tmp_path / "a.json").write_text(whole)
+        with pytest.raises(InputError, match="is not JSON"):
+            texts_of(tmp_path / "a.json")
+
+
 def test_a_saved_data_set_keeps_its_selection(tmp_path):
     whole = datasets.Dataset.from_dict({"text": TEXTS})
     whole.select([3, 1]).save_to_disk(tmp_path / "d")
