@@ -49,6 +49,7 @@ class Occupied:
     def __init__(self, folder: Path, first: bool = True, wait: bool = False) -> None:
         self.file, self.first, self.wait = folder / FILE, first, wait
         self._beats, self._said = 0, False
+        self._watched: list[Any] | None = None  # who was last said to be watched
         self._end = threading.Event()
         self._thread: threading.Thread | None = None
         self._me: dict[str, Any] = {}
@@ -98,7 +99,8 @@ class Occupied:
             self._beats += 1
             try:
                 if _owner(_read(self.file)) == _owner(self._me):
-                    self.file.write_text(self._text(), "utf-8")
+                    with open(self.file, "r+", encoding="utf-8") as file:  # never empty in between, nor on a full disk
+                        file.write(self._text())
                 else:
                     logger.error("another process has taken %s away from this one: both write there", self.file.parent)
                     return
@@ -123,7 +125,9 @@ class Occupied:
 
     def _watch(self, owner: dict[str, Any], sleep: Callable[[float], None]) -> None:
         """Of an owner on another machine."""
-        logger.warning("%s: waiting up to %.0f s for a sign of life", _who(self.file.parent, owner), SILENCE)
+        if self._watched != _owner(owner):  # who waits for its end looks again and again
+            self._watched = _owner(owner)
+            logger.warning("%s: waiting up to %.0f s for a sign of life", _who(self.file.parent, owner), SILENCE)
         looks = int(SILENCE / WAIT)
         for _ in range(looks):
             sleep(WAIT)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -114,6 +115,41 @@ def test_an_owner_on_another_machine_lives_as_long_as_it_says_so(tmp_path, monke
     with pytest.raises(InputError, match=r"on node7.*a sign of life"), Occupied(tmp_path):
         pass
     assert json.loads((tmp_path / FILE).read_text())["host"] == "node7"
+
+
+def test_a_disk_that_is_full_takes_the_folder_from_nobody(tmp_path, caplog):
+    """What is said there stays, and is said again when there is room: an empty file would be one of the dead."""
+    with Occupied(tmp_path):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+        try:
+            time.sleep(0.2)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        said = json.loads((tmp_path / FILE).read_text())
+        assert said["pid"] == os.getpid()
+        time.sleep(0.2)
+        assert json.loads((tmp_path / FILE).read_text())["beats"] > said["beats"]
+    assert not list(tmp_path.iterdir())
+    assert "taken" not in caplog.text
+
+
+def test_who_waits_for_another_machine_is_told_of_it_once(tmp_path, monkeypatch, caplog):
+    me = owner(tmp_path, system="another machine", host="node7")
+    beats = iter(range(8, 200))
+
+    def sleep(seconds):
+        number = next(beats, None)
+        if number is None:
+            (tmp_path / FILE).unlink(missing_ok=True)
+        else:
+            (tmp_path / FILE).write_text(json.dumps({**me, "beats": number}))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(occupied.time, "sleep", sleep)
+        with Occupied(tmp_path, wait=True):
+            pass
+    assert caplog.text.count("for a sign of life") == 1
 
 
 def test_who_waits_comes_after_the_other_and_says_once_for_whom(tmp_path, monkeypatch, caplog):
