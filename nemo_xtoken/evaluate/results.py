@@ -1,5 +1,6 @@
 """Scores of one model on disk: a JSON file, rewritten when a column has ended, so that no column is run twice."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.evaluate.benchmark_columns import PAPER_COLUMNS
 from nemo_xtoken.evaluate.task_settings import Settings
 from nemo_xtoken.files import atomic_path, digest_of
+from nemo_xtoken.sharing.file_lock import file_lock
 
 __all__ = ["Scores", "average", "fresh", "identity_of", "read_scores"]
 
@@ -60,6 +62,19 @@ class Scores:
             "columns": self.columns,
             "average": average(self.columns),
         }
+
+    def add(self, path: Path, key: str, found: dict[str, Any]) -> None:
+        """Adds a column to the file, and to these scores what other processes have added to it meanwhile."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError, NotImplementedError):  # a file system without locks
+                stack.enter_context(file_lock(path.with_name(f".{path.name}.lock")))
+            with contextlib.suppress(InputError):
+                there = read_scores(path)
+                if there is not None and not there.same_run(self):
+                    self.columns |= there.columns
+            self.columns[key] = found
+            self.save(path)
 
     def save(self, path: Path) -> None:
         """Writes the file; it is whole or as it was."""

@@ -87,6 +87,5 @@ def evaluate_model(
         say(f"running {column.title}")
         found = harness.run(column)
         if harness.first:
-            scores.columns[column.key] = found
-            scores.save(out)
+            scores.add(out, column.key, found)
     return scores

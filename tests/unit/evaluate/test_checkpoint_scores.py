@@ -15,7 +15,7 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.evaluate import suite as runs
 from nemo_xtoken.evaluate.benchmark_columns import read_columns
 from nemo_xtoken.evaluate.evaluation_config import EvaluationConfig
-from nemo_xtoken.evaluate.results import identity_of
+from nemo_xtoken.evaluate.results import fresh, identity_of, read_scores
 from nemo_xtoken.evaluate.task_settings import Settings
 from nemo_xtoken.report.summary import report_runs
 from nemo_xtoken.run.records import (
@@ -248,6 +248,31 @@ def test_an_evaluation_that_fails_leaves_no_model(run, data, tmp_path):
         with pytest.raises(InputError, match="with a model_type"):
             runs.evaluate_checkpoint(run, first, keep=keep, **arguments)
         assert folder.is_dir() == keep
+
+
+def test_jobs_that_share_a_file_of_scores_lose_none(tmp_path):
+    """As where each task of the harness is a job by itself: all of them have read the file before one has ended."""
+    out, settings = tmp_path / "new" / "evaluation.json", Settings()
+    jobs = {name: fresh("model", "1", settings, "0.4") for name in "abcd"}
+
+    def run(name):
+        for number in range(10):
+            jobs[name].add(out, f"{name}{number}", {"score": float(number)})
+
+    threads = [threading.Thread(target=run, args=name) for name in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(read_scores(out).columns) == {f"{name}{number}" for name in jobs for number in range(10)}
+    jobs["a"].add(out, "b3", {"score": 7.0})  # again
+    assert read_scores(out).columns["b3"] == {"score": 7.0}
+    other = fresh("model", "2", settings, "0.4")
+    other.add(out, "x", {"score": 1.0})  # of another model, as --again asks for
+    assert set(read_scores(out).columns) == {"x"}
+    out.write_text("cut sh")
+    other.add(out, "y", {"score": 1.0})
+    assert set(read_scores(out).columns) == {"x", "y"}
 
 
 def test_a_trial_does_not_take_the_place_of_scores(tmp_path):
