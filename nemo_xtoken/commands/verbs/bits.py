@@ -14,11 +14,12 @@ __all__ = ["VERB"]
 
 
 def _run(arguments: Mapping[str, Any]) -> int:
-    from nemo_xtoken.data.sources import Reading, resolve_sources
+    from nemo_xtoken.data.sources import Reading, check_settings_used, resolve_sources
     from nemo_xtoken.evaluate.bits import bits_per_byte, take_bytes
 
     reading = Reading(text_key=arguments["text_key"], text_split=arguments["text_split"])
     sources = resolve_sources([arguments["text"]], reading)
+    check_settings_used(sources)
     texts = take_bytes((text for source in sources for text in source.texts()), arguments["bytes"])
     with Phase("measuring", len(texts), "documents", announced=False) as phase:
         found = bits_per_byte(

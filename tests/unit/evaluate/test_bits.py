@@ -188,3 +188,5 @@ def test_the_verb(toy, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert (found["documents"], found["size"]) == (3, sum(len(text.encode()) for text in DOCUMENTS))
     assert found["per_byte"] == pytest.approx(bits_per_byte(toy, DOCUMENTS).per_byte, rel=1e-6)
+    assert main([*words, "text_split=line"]) == 2  # what lines of JSON have no use for
+    assert "text_split=line for data of the kind jsonl" in capsys.readouterr().err
