@@ -20,10 +20,10 @@ from typing import IO
 import numpy as np
 
 from nemo_xtoken.alignment.aligned import DIGEST_BYTES, AlignedBatch, bytes_of, checksum, offsets_of
+from nemo_xtoken.alignment.held_signals import held_signals
 from nemo_xtoken.alignment.shard_file import COLUMNS, FORMAT_VERSION, DamagedShard, Shard, table_checksum
 from nemo_xtoken.alignment.told import Told
 from nemo_xtoken.files import atomic_path, tensor_places
-from nemo_xtoken.held_signals import held_signals
 
 __all__ = ["Settle", "ShardWriter"]
 

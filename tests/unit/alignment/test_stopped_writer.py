@@ -10,7 +10,7 @@ import pytest
 from nemo_xtoken.alignment import shard_writer
 from nemo_xtoken.alignment.aligned import AlignedBatch, AlignedDocument, Part
 from nemo_xtoken.alignment.cache import AlignmentCache, text_digest
-from nemo_xtoken.held_signals import held_signals
+from nemo_xtoken.alignment.held_signals import held_signals
 
 
 def document(number: int) -> AlignedDocument:
