@@ -12,6 +12,7 @@ from nemo_xtoken.run.lora.lora_checks import lora_parameters
 from nemo_xtoken.run.settings import Settings
 from nemo_xtoken.run.spec import ModelSpec, RunSpec
 from nemo_xtoken.run.teaching import ELSEWHERE
+from nemo_xtoken.run.unsupported import AHEAD
 
 if TYPE_CHECKING:
     from nemo_xtoken.vocab import Vocabulary
@@ -153,7 +154,10 @@ class Plan:
             config = self.settings.teachers()[side.where]
             elsewhere, loss = config.get("source") in ELSEWHERE, str(config.get("loss", DEFAULT_LOSS))
             own = own and not elsewhere
-            teachers.append(TeacherSizes(side.model, side.sizes, own, side.length, shares, side.ids, elsewhere, loss))
+            ahead = bool(side.own.get(AHEAD))
+            teachers.append(
+                TeacherSizes(side.model, side.sizes, own, side.length, shares, side.ids, elsewhere, loss, ahead)
+            )
         return Training(
             student=student,
             sizes=self.student.sizes,

@@ -5,13 +5,14 @@ Every function raises `InputError` with what was found, what divides, and which 
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nemo_xtoken.errors import InputError
 
 __all__ = [
     "ParallelSizes",
+    "check_ahead",
     "check_batches",
     "check_divisible",
     "check_experts",
@@ -199,6 +200,27 @@ def check_virtual(virtual: int | None) -> None:
             "one module and one iterator, where it asks for a list with one for each chunk",
             "leave it out; use tensor, pipeline, context and data parallelism",
         )
+
+
+def check_ahead(side: str, where: str, own: ParallelSizes, student: ParallelSizes, experts: int | None) -> None:
+    """Whether a teacher's forward pass can run beside the student's backward pass.
+
+    Args:
+        where: what its settings are called on the command line.
+        own, student: layouts.
+        experts: that it has.
+    """
+    found = None
+    if experts:
+        found, expected = f"{experts} experts", "none: to send tokens to experts the host waits for the device"
+    elif student.pipeline > 1 or own.pipeline > 1:
+        found = f"pipeline_model_parallel_size={max(student.pipeline, own.pipeline)}"
+        expected = "1: with stages the teacher reads all micro-batches of a step before the student's schedule begins"
+    elif own != replace(student, expert=1, expert_tensor=1):
+        found = "a layout of its own"
+        expected = "the student's layout: in another one its copies share the micro-batches of a step out before it"
+    if found:
+        raise InputError(f"{where}.ahead=true ({side}) with {found}", expected, f"set {where}.ahead=false")
 
 
 def padded_rows(ids: int, divisor: int | None, tensor: int) -> int:

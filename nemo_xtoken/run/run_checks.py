@@ -10,7 +10,7 @@ from nemo_xtoken.run.lora.lora_checks import lora_problems
 from nemo_xtoken.run.settings import Settings
 from nemo_xtoken.run.sides import run_of
 from nemo_xtoken.run.spec import ModelSpec, RunSpec
-from nemo_xtoken.run.unsupported import UNKNOWN, refused
+from nemo_xtoken.run.unsupported import AHEAD, UNKNOWN, refused
 from nemo_xtoken.run.values import value_checks
 
 __all__ = [
@@ -63,6 +63,9 @@ def layout_problems(run: RunSpec) -> Iterator[InputError]:
             yield from _found(_check_divisible, side)
         ranks = side.sizes.tensor if run.sequence_parallel else 1
         yield from _found(layout.check_length, side.label, side.length, side.length_name, side.sizes.context, ranks)
+        if side.own.get(AHEAD):
+            side_experts = side.config.get("num_moe_experts")
+            yield from _found(layout.check_ahead, side.label, side.where, side.sizes, own.sizes, side_experts)
 
 
 def _check_divisible(side: ModelSpec) -> None:

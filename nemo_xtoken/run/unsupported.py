@@ -11,7 +11,7 @@ from typing import Any
 
 from nemo_xtoken.errors import InputError
 
-__all__ = ["CONFIG", "OF_A_RUN", "REFUSALS", "TEACHER", "TRAINER", "UNKNOWN", "Case", "Refusal", "refused"]
+__all__ = ["AHEAD", "CONFIG", "OF_A_RUN", "REFUSALS", "TEACHER", "TRAINER", "UNKNOWN", "Case", "Refusal", "refused"]
 
 #: The version of a Transformer Engine that there will be and cannot be looked at from here.
 UNKNOWN = (0,)
@@ -170,8 +170,10 @@ REFUSALS = (
 TRAINER = tuple(r.setting for r in REFUSALS if r.of_trainer)
 #: Of a model's configuration, what belongs to the run that it was made for and not to the model.
 OF_A_RUN = tuple(r.setting for r in REFUSALS if not (r.of_trainer or r.of_teacher or r.versions))
-#: What the table asks of a frozen teacher's own settings.
-TEACHER = tuple(dict.fromkeys(r.setting for r in REFUSALS if r.of_teacher))
+#: A frozen teacher's own setting that its layout is checked against, see ``layout.check_ahead``.
+AHEAD = "ahead"
+#: What the checks ask of a frozen teacher's own settings.
+TEACHER = (*dict.fromkeys(r.setting for r in REFUSALS if r.of_teacher), AHEAD)
 #: What the table asks of a model's configuration.
 CONFIG = (*(r.setting for r in REFUSALS if not (r.of_trainer or r.of_teacher)), "cp_comm_type")
 

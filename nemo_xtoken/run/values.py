@@ -17,6 +17,7 @@ from nemo_xtoken.run.records import check_run_name
 from nemo_xtoken.run.settings import Settings
 from nemo_xtoken.run.spec import START
 from nemo_xtoken.run.teaching import name_of
+from nemo_xtoken.run.unsupported import AHEAD
 
 __all__ = ["check_range", "check_rates", "check_teacher", "made", "value_checks"]
 
@@ -132,17 +133,23 @@ def check_rates(highest: Any, lowest: Any) -> None:
 
 
 def check_teacher(where: str, values: Mapping[str, Any]) -> None:
-    """The numbers of one teacher.
+    """The values of one teacher.
 
     Args:
         where: what its settings are called on the command line.
         values: its settings.
 
     Raises:
-        InputError: one is out of range.
+        InputError: one is out of range, or does not go with another.
     """
     for name, rule in OF_TEACHER.items():
         check_range(f"{where}.{name}", values.get(name), rule)
+    if values.get(AHEAD) and (source := values.get("source")) not in (None, "colocated"):
+        raise InputError(
+            f"{where}.{AHEAD}=true with {where}.source={source}",
+            "a teacher in the student's processes and layout",
+            f"leave {where}.{AHEAD} out; teachers elsewhere read ahead by {where}.service.ahead",
+        )
 
 
 def value_checks(settings: Settings) -> Iterator[tuple[str, Check]]:

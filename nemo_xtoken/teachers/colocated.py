@@ -1,6 +1,7 @@
 """A teacher in the student's own processes: same ranks, same tensor and pipeline parallel groups, no gradients."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,10 @@ from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 from nemo_xtoken.teachers.contract import InputForm, States, Teacher, TeacherHost
 from nemo_xtoken.teachers.output import HiddenStateTap, output_head
 
-__all__ = ["ColocatedTeacher"]
+__all__ = ["ColocatedTeacher", "ModelInputs"]
+
+#: A micro-batch as the model takes it: which positions this rank holds, and the keyword arguments.
+ModelInputs = tuple[ContextLayout, dict[str, Any]]
 
 
 class ColocatedTeacher(Teacher):
@@ -87,37 +91,66 @@ class ColocatedTeacher(Teacher):
     @torch.no_grad()
     def states(self, sides: Sequence[Inputs]) -> list[States | None]:
         """See `Teacher.states`.  Under context parallelism a rank has the rows that its part of the model computes."""
-        from megatron.core.pipeline_parallel import get_forward_backward_func
-
-        size, length = self.form.schedule_shape(*sides[0].tokens.shape)
-        taken = get_forward_backward_func()(
-            forward_step_func=self._forward_step,
-            data_iterator=iter(sides),
-            model=[self.model],
-            num_microbatches=len(sides),
-            seq_length=length,
-            micro_batch_size=size,
-            forward_only=True,
-            collect_non_loss_data=True,
-        )
+        # one by one, as the schedule asks for them: a mask is large
+        taken = self._run(map(self._prepare, sides), len(sides), sides[0].tokens.shape)
         if not self.last_stage:
             return [None] * len(sides)
         for inputs, states in zip(sides, taken, strict=True):
-            self._check_finite(states, inputs)
+            self._check_numbers(self._no_numbers(states), states.layout, inputs)
         return list(taken)
 
-    def _forward_step(self, batches: Iterator[Inputs], model: Any) -> tuple[Tensor, Any]:
-        inputs = next(batches)
+    def _prepare(self, inputs: Inputs) -> ModelInputs:
         layout = self.form.context_layout(inputs)
-        return model(**self.form.model_inputs(inputs, layout)), partial(self._take, layout)
+        return layout, self.form.model_inputs(inputs, layout)
+
+    def _run(self, prepared: Iterable[ModelInputs], number: int, shape: Sequence[int]) -> list[States]:
+        """The states of micro-batches, on the last stage.
+
+        Args:
+            number: of them.
+            shape: of their tokens.
+        """
+        from megatron.core.pipeline_parallel import get_forward_backward_func
+
+        size, length = self.form.schedule_shape(*shape)
+        with _random_numbers_kept():
+            taken: list[States] = get_forward_backward_func()(
+                forward_step_func=self._forward_step,
+                data_iterator=iter(prepared),
+                model=[self.model],
+                num_microbatches=number,
+                seq_length=length,
+                micro_batch_size=size,
+                forward_only=True,
+                collect_non_loss_data=True,
+            )
+        return taken
+
+    def _forward_step(self, prepared: Iterator[ModelInputs], model: Any) -> tuple[Tensor, Any]:
+        layout, arguments = next(prepared)
+        return model(**arguments), partial(self._take, layout)
 
     def _take(self, layout: ContextLayout, _output: Tensor, non_loss_data: bool = True) -> States:
         assert self.tap is not None
         return States(self.tap.pop()[0], layout)
 
-    def _check_finite(self, states: States, inputs: Inputs) -> None:
-        bad = torch.nonzero(~torch.isfinite(states.hidden).all(dim=1)).squeeze(1)
-        rows = states.layout.local[bad]  # this rank's positions in the batch
+    @staticmethod
+    def _no_numbers(states: States) -> Tensor:
+        """bool ``[n]``, which rows are not finite."""
+        return ~torch.isfinite(states.hidden).all(dim=1)
+
+    def _check_numbers(self, bad: Tensor, layout: ContextLayout, inputs: Inputs) -> None:
+        """
+        Args:
+            bad: see `_no_numbers`; on any device.
+            layout: of the states.
+            inputs: that they are of.
+
+        Raises:
+            InputError: some rows are, and not of padding.
+        """
+        at = torch.nonzero(bad).squeeze(1)
+        rows = layout.local[at.to(layout.local.device)]  # this rank's positions in the batch
         rows = rows[rows >= 0]  # what is padding counts for nothing
         if not rows.numel():
             return
@@ -128,3 +161,21 @@ class ColocatedTeacher(Teacher):
             "check the teacher's weights and precision (bf16 rather than fp16), and the text of that sample; "
             "the last checkpoint of the student is intact",
         )
+
+
+@contextmanager
+def _random_numbers_kept() -> Iterator[None]:
+    """Inside, the numbers that are drawn are not missed afterwards.
+
+    Fused attention moves the generator on even where nothing is dropped.  When a teacher runs, and how often, is not to
+    decide what the student drops.
+    """
+    from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+
+    tracker, state = get_cuda_rng_tracker(), torch.cuda.get_rng_state()
+    states = tracker.get_states()
+    try:
+        yield
+    finally:
+        torch.cuda.set_rng_state(state)
+        tracker.set_states(states)

@@ -188,6 +188,17 @@ class Teacher(abc.ABC):
     def announce(self, sides: Sequence[TeacherSide]) -> None:  # noqa: B027 (nothing by default)
         """The micro-batches of a step that will be asked for, in the order of the steps; see ``ahead``."""
 
+    def begin_next(self) -> None:  # noqa: B027 (nothing by default)
+        """The student has been through a micro-batch of training, and its way back comes next: a teacher may begin on
+        what it was announced.  Called on all ranks at the same place, where there are no pipeline stages."""
+
+    def check_given(self) -> None:  # noqa: B027 (nothing by default)
+        """After a step, whose sums are known: what `states` has given in it and could not look at at once.
+
+        Raises:
+            InputError: states that are not numbers.
+        """
+
     def wait(self, sides: Sequence[TeacherSide]) -> None:  # noqa: B027 (nothing by default)
         """Until the states of a step's micro-batches are at hand; called before the step begins.
 

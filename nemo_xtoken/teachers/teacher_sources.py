@@ -2,6 +2,7 @@
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.imported import import_class
+from nemo_xtoken.teachers.ahead.ahead_teacher import AheadTeacher
 from nemo_xtoken.teachers.cached import CachedTeacher
 from nemo_xtoken.teachers.colocated import ColocatedTeacher
 from nemo_xtoken.teachers.contract import Teacher, TeacherHost
@@ -70,5 +71,7 @@ def open_teacher(host: TeacherHost, name: str | None) -> Teacher:
     Raises:
         InputError: it is not to be had.
     """
+    if host.settings.ahead:  # in the student's processes: ``run.values`` refuses other sources
+        return AheadTeacher.open(host)
     default = "colocated" if host.sizes == host.student_sizes else "own_layout"
     return source_named(name or default).open(host)

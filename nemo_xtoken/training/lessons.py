@@ -20,7 +20,7 @@ from nemo_xtoken.projection.build import load_or_build
 from nemo_xtoken.teachers.contract import Teacher, TeacherHost
 from nemo_xtoken.teachers.output import HiddenStateTap, main_grad_of, output_head
 from nemo_xtoken.teachers.teacher_sources import open_teacher
-from nemo_xtoken.training.micro_batch import MicroBatch
+from nemo_xtoken.training.micro_batch import MicroBatch, in_step
 from nemo_xtoken.training.teacher_settings import NamedTeacher, one_model_each
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
@@ -65,6 +65,24 @@ class Teaching:
     selections: tuple[torch.nn.Module | None, ...] = ()
     beginnings: tuple[bool, ...] = ()
     lessons: tuple[Lesson, ...] = ()
+
+    def begin_next(self) -> None:
+        """Where the student's loss of a micro-batch is computed and its backward pass comes next; see ``Teacher``."""
+        for teacher in self.teachers:
+            teacher.begin_next()
+
+    def check_given(self, step: int) -> None:
+        """After a step: see ``Teacher.check_given``.
+
+        Args:
+            step: its number, for the message.
+
+        Raises:
+            InputError: states that are not numbers.
+        """
+        for teacher in self.teachers:
+            with in_step(step):
+                teacher.check_given()
 
     def close(self) -> None:
         """Closes the teachers, when the run ends or fails."""

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +14,7 @@ from nemo_xtoken.losses.chunks import scored_chunks
 from nemo_xtoken.objective.scale import StepCounts
 from nemo_xtoken.teachers.contract import States, Teacher
 
-__all__ = ["MicroBatch", "global_counts", "on_device", "select_chunks", "with_states"]
+__all__ = ["MicroBatch", "global_counts", "in_step", "on_device", "select_chunks", "with_states"]
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,14 @@ def with_states(
 
 
 def _states(step: int, teacher: Teacher, side: int, batches: Sequence[Batch]) -> list[States | None]:
-    try:
+    with in_step(step):
         return teacher.states([batch.teachers[side] for batch in batches])
+
+
+@contextmanager
+def in_step(step: int) -> Iterator[None]:
+    """Inside, an `InputError` names the step."""
+    try:
+        yield
     except InputError as error:
         raise InputError(f"step {step}: {error.found}", error.expected, error.fix) from None

@@ -155,15 +155,20 @@ def take_in(objective: ObjectiveState, totals: Mapping[str, float], seconds: flo
 _GRADIENTS = {"found NaN in": "not a number", "found Inf in": "infinite", "found unexpectedly large": "far too large"}
 
 
-def explained(error: Exception, step: int) -> Exception:
+def explained(error: Exception, step: int, teaching: Teaching) -> Exception:
     """An error of Megatron's about a gradient in the words of this package; any other as it is.
 
     Args:
         step: that was going on.
+        teaching: the teachers, one of which may be the reason.
     """
     found = next((said for text, said in _GRADIENTS.items() if f"{text} " in str(error) and "grad" in str(error)), None)
     if found is None or isinstance(error, InputError):
         return error
+    try:
+        teaching.check_given(step)
+    except InputError as reason:
+        return reason
     return InputError(
         f"step {step}: a gradient is {found}",
         "finite gradients",

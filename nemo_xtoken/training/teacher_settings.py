@@ -113,6 +113,9 @@ class TeacherSettings:
             it gives are in the run's precision.  The positions of a micro-batch are to be a multiple of 8 on each
             tensor-parallel rank.  Elsewhere: its states are to be those of ``xtoken serve .. fp8=true``, or of ``xtoken
             cache .. fp8=true``.
+        ahead: of a teacher in the student's processes and layout: its forward pass of the next micro-batch runs beside
+            the student's backward pass, on a CUDA stream of its own (docs/teachers.md#ahead).  It takes the memory of a
+            forward pass and of one more micro-batch of states.
         source: where its hidden states come from: ``colocated`` (in the student's processes and layout), ``own_layout``
             (in the same processes, in process groups of its own), ``cached`` (on disk: the folder ``cache.folder``),
             ``remote`` (in other processes, which ``xtoken serve`` starts), ``remote+cached`` (the same, kept on disk:
@@ -139,6 +142,7 @@ class TeacherSettings:
     context_parallel_size: Optional[int] = None
     expert_model_parallel_size: Optional[int] = None
     fp8: bool = False
+    ahead: bool = False
     source: Optional[str] = None
     cache: CacheConfig = field(default_factory=CacheConfig)
     service: ServiceConfig = field(default_factory=ServiceConfig)
@@ -296,6 +300,7 @@ def one_model_each(teachers: Sequence[NamedTeacher]) -> list[int]:
             t.config.context_parallel_size,
             t.config.expert_model_parallel_size,
             t.config.fp8,
+            t.config.ahead,
             t.config.source,
             repr(t.config.cache),
             repr(t.config.service),

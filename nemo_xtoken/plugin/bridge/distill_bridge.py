@@ -180,7 +180,7 @@ def train_one(
             try:
                 pretrain(container, run, callbacks=[run])
             except Exception as error:
-                raise explained(error, run.done + 1) from error
+                raise explained(error, run.done + 1, run.teaching) from error
             except SystemExit as end:  # Bridge has saved
                 if end.code not in (None, 0):
                     raise

@@ -173,6 +173,7 @@ class Distillation:
         """The terms of a micro-batch; in the report every entry is ``[sum, count]``, as Bridge averages them."""
         if training:
             terms = distillation_terms(self.teaching.lessons, self.objective, micro_batch, found)
+            self.teaching.begin_next()
         else:
             terms = held_out_terms(self.teaching.lessons, self.objective, micro_batch, found)
         loss, tokens, report = terms
@@ -266,6 +267,7 @@ class Distillation:
         step = context.state.train_state.step + 1  # Bridge counts it later
         totals = from_last_stage(add_up(self._reports) if self._tap is not None else {})
         seconds = time.perf_counter() - self._started
+        self.teaching.check_given(step)
         outcome = take_in(self.objective, totals, seconds, step)
         self.done = step
         self.told.step(self.records.write_step(step, totals, seconds, outcome.used), _learning_rate(context))

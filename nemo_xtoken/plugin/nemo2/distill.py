@@ -284,7 +284,7 @@ def train_one(
             try:
                 llm.train(model, data, trainer, optim=optim, log=log, resume=resume)
             except Exception as error:
-                raise explained(error, trainer.global_step + 1) from error
+                raise explained(error, trainer.global_step + 1, model.teaching) from error
             except SystemExit as error:
                 if isinstance(error.__context__, KeyboardInterrupt):  # Lightning ends with status 1 there
                     raise error.__context__ from None

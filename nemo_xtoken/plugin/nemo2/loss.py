@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nemo_xtoken.objective.objective_state import ObjectiveState
 from nemo_xtoken.objective.shares import Held
-from nemo_xtoken.training.lessons import Lesson
+from nemo_xtoken.training.lessons import Lesson, Teaching
 from nemo_xtoken.training.loss_terms import Report, add_up, distillation_terms, held_out_terms, kd_means
 from nemo_xtoken.training.micro_batch import MicroBatch
 
@@ -30,17 +30,19 @@ class DistillationLoss(StepSums):
     """Cross-entropy and distillation: see ``training.loss_terms.distillation_terms``.
 
     Args:
-        lessons: of the teachers.
+        teaching: the teachers.
         objective: the run's.
     """
 
-    def __init__(self, lessons: Sequence[Lesson], objective: ObjectiveState) -> None:
+    def __init__(self, teaching: Teaching, objective: ObjectiveState) -> None:
         super().__init__()
-        self.lessons, self.objective = tuple(lessons), objective
+        self.teaching, self.objective = teaching, objective
 
     def forward(self, batch: MicroBatch, output: Held) -> tuple[Tensor, Tensor, Report]:
         """``(loss, tokens, report)`` as Megatron's schedule expects them with ``calculate_per_token_loss``."""
-        return distillation_terms(self.lessons, self.objective, batch, output)
+        terms = distillation_terms(self.teaching.lessons, self.objective, batch, output)
+        self.teaching.begin_next()
+        return terms
 
     def reduce(self, losses_reduced_per_micro_batch: Sequence[Report]) -> Tensor:
         """The step's objective, for the log."""
@@ -56,7 +58,8 @@ class HeldOutLoss(StepSums):
     """Cross-entropy, next-token accuracy and distances: see ``training.loss_terms.held_out_terms``.
 
     Args:
-        lessons, objective: as of `DistillationLoss`.
+        lessons: of the teachers.
+        objective: the run's.
     """
 
     def __init__(self, lessons: Sequence[Lesson], objective: ObjectiveState) -> None:

@@ -103,7 +103,7 @@ class DistillationModel(llm.GPTModel):
         lessons = self.teaching.lessons
         learned = with_learned(self.module, lessons, resumed)
         self._learned = [] if learned is None else [learned]
-        self._training_loss_reduction = DistillationLoss(lessons, self.objective)
+        self._training_loss_reduction = DistillationLoss(self.teaching, self.objective)
         self._validation_loss_reduction = HeldOutLoss(lessons, self.objective)
 
     def on_train_start(self) -> None:

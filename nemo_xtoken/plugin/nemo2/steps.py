@@ -82,6 +82,7 @@ class DistillationSteps(pl.Callback):
         self.seconds = time.perf_counter() - self._started
         if step.forward_only:
             return
+        model.teaching.check_given(step.step_i + 1)
         outcome = take_in(self.objective, self.totals, self.seconds, step.step_i + 1)
         self.used = outcome.used
         for name, value in outcome.values.items():

@@ -62,6 +62,7 @@ class TeacherSizes:
         ids: V_T; None: as many as its output layer has rows.
         elsewhere: no process of the run has a part of it but for its output layer.
         loss: its name.
+        ahead: whether it reads the next micro-batch while the student goes back through one.
     """
 
     model: Model
@@ -72,6 +73,7 @@ class TeacherSizes:
     ids: int | None = None
     elsewhere: bool = False
     loss: str = "prefix_kl"
+    ahead: bool = False
 
     def columns(self, tensor: int) -> int:
         """Of its output layer in the order of W, on one of so many ranks."""
@@ -160,7 +162,7 @@ def memory_of(run: Training, stage: int) -> dict[str, float]:
 def _kept(run: Training, teacher: TeacherSizes) -> float:
     """Micro-batches whose hidden states are there at a time: all of a step where stages wait for each other."""
     at_once = teacher.elsewhere or (run.sizes.pipeline == 1 and not teacher.own_layout)
-    return 1.0 if at_once else run.micro_batches
+    return 1.0 + teacher.ahead if at_once else run.micro_batches
 
 
 def _states(run: Training, part: Part) -> float:

@@ -1,0 +1,1 @@
+"""A teacher in the student's processes that reads the next micro-batch while the student goes back through one."""
