@@ -111,7 +111,6 @@ class Watched(TorchDispatchMode):
             self._writes(tensor, stream, name)
         for tensor in _tensors(out):
             if self._key(tensor) not in before:
-                self._home[self._key(tensor)] = stream.name
                 self._writes(tensor, stream, name)
         return out
 
@@ -136,6 +135,7 @@ class Watched(TorchDispatchMode):
         key = storage._cdata
         if key not in self._known:
             self._known[key] = weakref.finalize(storage, self._gone, key)
+            self._home[key] = self.cuda.current_stream().name  # some memory is made by no operator
         return key
 
     def _gone(self, key: int) -> None:

@@ -132,11 +132,11 @@ class AheadTeacher(ColocatedTeacher):
     @torch.no_grad()
     def _launch(self, side: Inputs, inputs: ModelInputs) -> _Given:
         workspace = nullcontext() if self._workspace is None else self._workspace.active()
+        rows = inputs[0].local
+        found = torch.empty(rows.shape, dtype=torch.bool, device="cpu", pin_memory=rows.is_cuda)
         with self._stream.beside(_tensors(inputs[1])), self.groups.active(), workspace:
             [states] = self._run([inputs], 1, side.tokens.shape)
-            bad = self._no_numbers(states)
-            found = torch.empty(bad.shape, dtype=bad.dtype, device="cpu", pin_memory=bad.is_cuda)
-            found.copy_(bad, non_blocking=True)
+            found.copy_(self._no_numbers(states), non_blocking=True)
         return _Given(states, found)
 
 

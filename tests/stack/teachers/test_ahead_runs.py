@@ -115,22 +115,17 @@ def test_the_order_of_launches(world):
 
     job = world.distillation("ahead_order", watchers=(Order(),), validate=2, **AHEAD)
     [result] = launch(jobs.train, job, folder=world.root / "logs" / job.name)
-    order = result["order"]
-    order = order[order.index("asked 0") :]
-    trained = [line.split()[1] for line in order if line.startswith("launch")]
-    first = order[0].split()[1]
-    expected, numbers = [], [first, *trained]
-    assert len(set(numbers)) == 6
-    for at, one in enumerate(numbers):
+    assert result["order"].count("held out") > 1
+    order = _without_evaluations(result["order"])
+    trained = [line.split()[1] for line in order if line.startswith("student")]
+    assert len(set(trained)) == 6
+    expected = []
+    for at, one in enumerate(trained):
         expected += [f"asked {one}", f"student {one}"]
-        expected += [f"launch {numbers[at + 1]}"] if at + 1 < len(numbers) else []
+        expected += [f"launch {trained[at + 1]}"] if at + 1 < len(trained) else []
         expected += ["back", *(["step"] if at % 2 else [])]
-    held_out = [line for line in order if line not in expected]
-    assert held_out.count("held out") == 2
-    assert not any(line.startswith(("launch", "back")) for line in held_out)
-    kept = [line for line in order if line in expected]
-    without_held_out = kept if len(kept) == len(expected) else _without_evaluations(order)
-    assert without_held_out == expected
+    assert order == expected
+    assert sum(line.startswith("launch") for line in result["order"]) == 5
 
 
 def _without_evaluations(order):
@@ -227,14 +222,17 @@ def test_a_run_that_is_stopped_goes_on_with_the_batch_after_its_last(world):
 
 @pytest.mark.parametrize("weight", [False, True])
 def test_states_that_are_no_numbers_stop_the_run_in_their_step(world, weight):
-    """They are seen when the step is over; the message is that of a teacher that is not ahead."""
+    """They are seen when the step is over; the message is that of a teacher that is not ahead.
+
+    The poisoned sample is of the second micro-batch that is prepared from step 2 on, the first of step 3.
+    """
     import jobs
     from watchers import Poison
 
     job = world.distillation(f"ahead_poisoned_{weight}", watchers=(Poison(2, weight),), steps=3, **AHEAD)
     [ended] = start(jobs.train, job, folder=world.root / "logs" / job.name)
     assert isinstance(ended.error, InputError), ended.log[-3000:]
-    assert "step 2: the teacher's output is not a number for sample" in ended.error.found
+    assert f"step {2 if weight else 3}: the teacher's output is not a number for sample" in ended.error.found
     if not weight:
         [sample] = [line.split()[-1] for line in ended.log.splitlines() if line.startswith("poisoned sample")]
         assert f"for sample {sample} of the data set" in ended.error.found

@@ -32,6 +32,7 @@ from nemo_xtoken.vocab import load_vocabulary
 RECIPE = next(f for f in Path(__file__).parents if (f / "pyproject.toml").is_file()) / "conf" / "xtoken.yaml"
 #: Layers, hidden size, feed-forward size, heads, query groups.
 SIZES = {"small": (30, 576, 1536, 8, 4), "large": (32, 4096, 14336, 32, 8), "huge": (80, 8192, 28672, 64, 8)}
+AHEAD = "teacher.ahead=true"
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,12 @@ def need(settings, nodes, gpus):
     sizes = plan.training()
     assert sizes is not None
     return sum(worst_stage(sizes).values()) / GIB
+
+
+def test_a_teacher_ahead_needs_the_states_of_one_more_micro_batch(models):
+    layout = [f"{TENSOR}=1", f"{PIPELINE}=1", f"{MICRO}=2", "data.text.teacher_length=4096"]
+    plain, ahead = (need(settings_of(models, "small", "large", *layout, *word), 1, 8) for word in ([], [AHEAD]))
+    assert ahead - plain == pytest.approx(2 * 4096 * SIZES["large"][1] * 2 / GIB)
 
 
 @pytest.mark.parametrize(

@@ -224,6 +224,17 @@ RED = {
         ["trainer.plugins.fp8=hybrid", "trainer.strategy.context_parallel_size=2"], "settings",
         "trainer.plugins.fp8=hybrid (student) with a context-parallel size of 2",
     ),
+    "ahead of stages": (
+        ["teacher.ahead=true", "trainer.strategy.pipeline_model_parallel_size=2"], "layout",
+        "teacher.ahead=true (teacher) with pipeline_model_parallel_size=2",
+    ),
+    "ahead in another layout": (
+        ["teacher.ahead=true", "teacher.tensor_model_parallel_size=2"], "layout", "with a layout of its own",
+    ),
+    "ahead with experts": (["teacher.ahead=true", "teacher.path={world}/experts"], "layout", "with 4 experts"),
+    "ahead and elsewhere": (
+        ["teacher.ahead=true", "teacher.source=cached"], "settings", "teacher.ahead=true with teacher.source=cached",
+    ),
     "begun": (
         ["log.name=begun", "resume.resume_if_exists=false"], "run folder",
         "/begun and resume.resume_if_exists=false",
