@@ -113,9 +113,8 @@ class TeacherSettings:
             it gives are in the run's precision.  The positions of a micro-batch are to be a multiple of 8 on each
             tensor-parallel rank.  Elsewhere: its states are to be those of ``xtoken serve .. fp8=true``, or of ``xtoken
             cache .. fp8=true``.
-        ahead: of a teacher in the student's processes and layout: its forward pass of the next micro-batch runs beside
-            the student's backward pass, on a CUDA stream of its own (docs/teachers.md#ahead).  It takes the memory of a
-            forward pass and of one more micro-batch of states.
+        ahead: in the student's processes and layout its forward pass of the next micro-batch runs beside the student's
+            backward pass, which takes more memory (docs/teachers.md#ahead).
         source: where its hidden states come from: ``colocated`` (in the student's processes and layout), ``own_layout``
             (in the same processes, in process groups of its own), ``cached`` (on disk: the folder ``cache.folder``),
             ``remote`` (in other processes, which ``xtoken serve`` starts), ``remote+cached`` (the same, kept on disk:
@@ -299,11 +298,8 @@ def one_model_each(teachers: Sequence[NamedTeacher]) -> list[int]:
             t.config.pipeline_model_parallel_size,
             t.config.context_parallel_size,
             t.config.expert_model_parallel_size,
-            t.config.fp8,
-            t.config.ahead,
-            t.config.source,
-            repr(t.config.cache),
-            repr(t.config.service),
+            (t.config.fp8, t.config.ahead, t.config.source),
+            repr((t.config.cache, t.config.service)),
         )
         for t in teachers
     ]

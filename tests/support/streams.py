@@ -83,6 +83,12 @@ class Watched(TorchDispatchMode):
         self._home: dict[int, str] = {}
         self._recorded: dict[int, set[str]] = {}
         self._known: dict[int, Any] = {}
+        self._host: set[int] = set()
+
+    def in_host_memory(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The same tensor, which a GPU's machine has in the host's memory, as it has what follows from such alone."""
+        self._host.add(self._key(tensor))
+        return tensor
 
     def record(self, tensor: torch.Tensor, stream: Stream) -> None:
         """``Tensor.record_stream``."""
@@ -91,8 +97,6 @@ class Watched(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         stream, name = self.cuda.current_stream(), func._schema.name.partition("::")[2]
-        if name in WAITING:
-            self.cuda.waits[stream.name] += 1
         reads, writes = [], []
         for argument, value in zip(func._schema.arguments, args, strict=False):
             (writes if _written(argument) else reads).extend(_tensors(value))
@@ -100,7 +104,12 @@ class Watched(TorchDispatchMode):
         for key, value in kwargs.items():
             (writes if _written(named[key]) else reads).extend(_tensors(value))
         before = {self._key(tensor) for tensor in (*reads, *writes)}
+        on_host = bool(before) and before <= self._host
+        if name in WAITING and not on_host:
+            self.cuda.waits[stream.name] += 1
         out = func(*args, **kwargs)
+        if on_host:
+            self._host.update(self._key(tensor) for tensor in _tensors(out))
         if func.is_view:
             return out
         stream.given += 1
@@ -146,6 +155,7 @@ class Watched(TorchDispatchMode):
             used[written[0]] = max(written[1], used.get(written[0], 0))
         recorded = self._recorded.pop(key, set())
         self._known.pop(key, None)
+        self._host.discard(key)
         for name, number in used.items():
             through = self.cuda.streams[home].seen[name] >= number
             if name != home and name not in recorded and not through:

@@ -151,6 +151,8 @@ class Streams(Watcher):
         cuda = teacher._stream._cuda
         self.watched = Watched(cuda)
         torch.Tensor.record_stream = lambda tensor, stream: self.watched.record(tensor, stream)
+        state = torch.get_rng_state  # Megatron compares it around each dropout, on the host
+        torch.get_rng_state = lambda: self.watched.in_host_memory(state())
         self.watched.__enter__()
 
     def on_train_end(self, trainer, pl_module):

@@ -174,6 +174,8 @@ def test_the_host_never_waits_for_a_stream(cuda):
     stream.stream.synchronize()
     with stream.beside([]):
         torch.ones(3).nonzero()
+        on_host = cuda.watched.in_host_memory(torch.ones(3))
+        assert bool((on_host == 1).all())
     assert cuda.waits == {"side1": 2}
 
 

@@ -23,6 +23,7 @@ def teacher(**settings):
     [
         ("path", "hub/other"),
         ("fp8", True),
+        ("ahead", True),
         ("length", 7),
         ("tensor_model_parallel_size", 2),
         ("pipeline_model_parallel_size", 2),
