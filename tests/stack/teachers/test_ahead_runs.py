@@ -82,6 +82,27 @@ def test_the_same_bits_of_several_teachers(course, world):
     assert_same_bits(found[0], found[2])
 
 
+class Draws(Watcher):
+    """The teacher draws random numbers, as fused attention does on a GPU even where nothing is dropped."""
+
+    def on_train_start(self, trainer, pl_module):
+        [teacher] = pl_module.teaching.teachers
+        teacher.model.register_forward_pre_hook(lambda *_: self.result.update(drawn=float(torch.rand(1))))
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_what_a_teacher_draws_changes_nothing(course, world, ahead):
+    import jobs
+    from watchers import Weights
+
+    [plain] = course("dropout", **LAYOUTS["dropout"][1])
+    settings = {"text": {"pack": False}, "dropout": 0.1, **(AHEAD if ahead else {})}
+    job = world.distillation(f"ahead_draws_{ahead}", watchers=(Weights(), Draws()), **settings)
+    [found] = launch(jobs.train, job, folder=world.root / "logs" / job.name)
+    assert 0 <= found["drawn"] < 1
+    assert found["weights"] == plain["weights"]
+
+
 class Order(Watcher):
     """``order``: what the teacher and the student do, by the sample that a micro-batch begins with."""
 
