@@ -193,12 +193,18 @@ def on_streams(job):
     return train(job)
 
 
-@pytest.mark.parametrize(("name", "ranks", "settings"), [("one", 1, {}), ("tp2", 2, {"tp": 2}), ("cp2", 2, {"cp": 2})])
-def test_no_race_on_a_gpu_and_no_wait_of_the_host(world, name, ranks, settings):
+#: Ranks, layout, and waits of the host in each launch: torch's attention over context-parallel ranks, which stands in
+#: for Transformer Engine's, has one in each of the teacher's four layers, to put the keys in order.
+STREAMS = {"one": (1, {}, 0), "tp2": (2, {"tp": 2}, 0), "cp2": (2, {"cp": 2}, 4)}
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_no_race_on_a_gpu_and_no_wait_of_the_host(world, name):
+    ranks, settings, waits = STREAMS[name]
     job = world.distillation(f"ahead_streams_{name}", watchers=(Streams(),), **AHEAD, **settings)
     for result in launch(on_streams, job, ranks=ranks, folder=world.root / "logs" / job.name):
         assert result["races"] == []
-        assert "side1" not in result["waits"]
+        assert result["waits"].get("side1", 0) == 5 * waits
         assert not any("the host waits" in call for call in result["calls"])
         assert result["operators"]["side1"] > 5 * 50  # of five micro-batches of six
         assert result["calls"].count("side1 waits for main") == 5
