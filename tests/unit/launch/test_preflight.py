@@ -233,7 +233,7 @@ RED = {
     ),
     "ahead with experts": (["teacher.ahead=true", "teacher.path={world}/experts"], "layout", "with 4 experts"),
     "ahead and elsewhere": (
-        ["teacher.ahead=true", "teacher.source=cached"], "settings", "teacher.ahead=true with teacher.source=cached",
+        ["teacher.ahead=true", "teacher.source=cached"], "W, teacher", "teacher.ahead=true with teacher.source=cached",
     ),
     "begun": (
         ["log.name=begun", "resume.resume_if_exists=false"], "run folder",
