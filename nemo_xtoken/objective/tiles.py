@@ -1,5 +1,6 @@
 """Cutting a micro-batch into tiles: runs of student rows with the teachers' rows of the chunks in them."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -168,10 +169,18 @@ def tile_cuts(scored: Sequence[ScoredRows], tile_rows: int) -> Iterator[tuple[sl
 
 
 def together(blocks: Sequence[Tile], tile_rows: int) -> list[list[Tile]]:
-    """Tiles one after the other whose logits are made at once: at most ``tile_rows`` rows, or one tile."""
+    """Tiles one after the other whose logits are made at once: at most ``tile_rows`` rows, or one tile.
+
+    About equal numbers of rows, as few times as that allows: each time takes the whole output weight and its gradient.
+    """
+    if not blocks:
+        return []
+    first, total = blocks[0].rows.start, blocks[-1].rows.stop - blocks[0].rows.start
+    goal = total / max(1, math.ceil(total / tile_rows))
     found: list[list[Tile]] = []
     for block in blocks:
-        if found and block.rows.stop - found[-1][0].rows.start <= tile_rows:
+        middle = (block.rows.start + block.rows.stop) / 2 - first
+        if found and block.rows.stop - found[-1][0].rows.start <= tile_rows and middle <= len(found) * goal:
             found[-1].append(block)
         else:
             found.append([block])

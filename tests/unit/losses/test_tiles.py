@@ -6,7 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nemo_xtoken.losses.base import ModelOutput
 from nemo_xtoken.objective.terms import cross_tokenizer_loss
-from nemo_xtoken.objective.tiles import rows_within
+from nemo_xtoken.objective.tiles import Tile, rows_within, together
 from nemo_xtoken.parallel.head import OutputHead
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 
@@ -49,6 +49,23 @@ def test_what_is_set_is_kept_to(device):
         row = 4 * (5 * 128_256 + 6 * 151_680)
         for mib in (1, 20, 300, 5000):
             assert rows_within(mib, student, [teacher]) * row <= max(row, mib * 2**20)
+
+
+@pytest.mark.parametrize(("blocks", "tile_rows", "sizes"), [
+    ([32] * 16, 318, [256, 256]),
+    ([30, 31, 32, 29] * 5, 620, [610]),
+    ([30] * 50, 620, [510, 480, 510]),
+    ([7, 40, 7], 10, [7, 40, 7]),
+    ([5], 10, [5]),
+    ([], 10, []),
+])  # fmt: skip
+def test_blocks_are_taken_together_in_equal_parts(blocks, tile_rows, sizes):
+    """A few rows that are left over would take the whole weight and its gradient as many do."""
+    stops = [sum(blocks[: number + 1]) for number in range(len(blocks))]
+    given = [Tile(slice(stop - size, stop), ()) for size, stop in zip(blocks, stops, strict=True)]
+    groups = together(given, tile_rows)
+    assert [block for group in groups for block in group] == given
+    assert [group[-1].rows.stop - group[0].rows.start for group in groups] == sizes
 
 
 def test_float16_gradients_are_rounded_after_the_loss_scale():
