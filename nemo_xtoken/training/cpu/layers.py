@@ -27,6 +27,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 
 from nemo_xtoken.parallel.context_parallel import ContextLayout
 from nemo_xtoken.training.cpu.extra_state import NoExtraState
+from nemo_xtoken.training.cpu.rms_norm import rms_norm
 
 
 def _add_norm(module, config, size, prefix):
@@ -41,6 +42,8 @@ def _add_norm(module, config, size, prefix):
 
 def _norm(x, config, weight, bias, eps):
     if config.normalization == "RMSNorm":
+        if x.dtype == weight.dtype == torch.bfloat16:
+            return rms_norm(x, weight, eps, 1.0 if config.layernorm_zero_centered_gamma else 0.0)
         wide = torch.promote_types(x.dtype, torch.float32)  # float64 stays what it is
         y = x.to(wide)
         y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + eps)
