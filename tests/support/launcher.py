@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ports import free_port
+from thread_writers import write_in_threads
 
 __all__ = ["Ended", "fork_ranks", "launch", "log_to", "start"]
 
@@ -61,12 +62,13 @@ def start(
     Args:
         folder: for logs and results.
         env: environment on top of torchrun's.
-        when: called about every 10 ms with the ranks' process ids until it returns True: for signals.
+        when: called about every 10 ms with the ranks' process ids until it returns True: for signals.  Without it no
+            rank starts processes to write a checkpoint: nothing can happen to them.
     """
     pids: list[int] = []
     status: dict[int, int] = {}
     try:
-        pids += fork_ranks(function, *args, ranks=ranks, folder=folder, env=env)
+        pids += fork_ranks(function, *args, ranks=ranks, folder=folder, env=env, threads=when is None)
         end = time.monotonic() + timeout
         while len(status) < ranks and time.monotonic() < end:
             if when is not None and when(pids):
@@ -90,9 +92,18 @@ def start(
 
 
 def fork_ranks(
-    function: Callable[..., Any], *args: Any, ranks: int, folder: Path, env: dict[str, str] | None = None
+    function: Callable[..., Any],
+    *args: Any,
+    ranks: int,
+    folder: Path,
+    env: dict[str, str] | None = None,
+    threads: bool = False,
 ) -> list[int]:
-    """Starts the ranks, as `start` does, and returns at once: their process ids, leaders of sessions of their own."""
+    """Starts the ranks, as `start` does, and returns at once: their process ids, leaders of sessions of their own.
+
+    Args:
+        threads: write checkpoints, instead of processes that each rank forks for each.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     sys.stdout.flush()
@@ -101,7 +112,7 @@ def fork_ranks(
     for rank in range(ranks):
         pid = os.fork()
         if pid == 0:
-            _rank(rank, ranks, port, folder, env or {}, function, args)
+            _rank(rank, ranks, port, folder, env or {}, threads, function, args)
         pids.append(pid)
     return pids
 
@@ -123,7 +134,14 @@ def _ended(folder: Path, rank: int, status: int) -> Ended:
 
 
 def _rank(
-    rank: int, ranks: int, port: int, folder: Path, env: dict[str, str], function: Callable[..., Any], args: Any
+    rank: int,
+    ranks: int,
+    port: int,
+    folder: Path,
+    env: dict[str, str],
+    threads: bool,
+    function: Callable[..., Any],
+    args: Any,
 ) -> None:
     code = 1
     try:
@@ -145,6 +163,8 @@ def _rank(
             **env,
         }.items():
             os.environ[name] = str(value)
+        if threads:
+            write_in_threads()
         outcome: tuple[Any, Any] = (None, None)
         try:
             outcome = (function(*args), None)
