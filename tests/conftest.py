@@ -100,8 +100,11 @@ def pytest_collection_finish(session):
 def import_nemo():
     """Imports the NeMo stack (10 to 20 s), so that forks share its memory."""
     gc.disable()
+    from asked_before import ask_before
+
     import nemo_xtoken.plugin.nemo2.distill  # noqa: F401
 
+    ask_before()
     gc.enable()
 
 
