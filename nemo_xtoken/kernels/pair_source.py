@@ -8,6 +8,7 @@ Rows are contiguous; offsets are 64 bits wide.  What a column is made of, its bi
 import triton
 import triton.language as tl
 
+from nemo_xtoken.kernels.largest_source import is_largest
 from nemo_xtoken.kernels.source import divergence_terms
 
 __all__ = ["chunk_terms", "compare_pairs", "pair_gradient", "row_statistics", "spread_entries"]
@@ -19,6 +20,7 @@ TEACHER_TABLE = tl.constexpr(8)
 STUDENT_REST = tl.constexpr(16)
 TEACHER_REST = tl.constexpr(32)
 STUDENT_ENTRIES = tl.constexpr(64)
+STUDENT_LARGEST = tl.constexpr(128)
 
 
 @triton.jit
@@ -151,22 +153,26 @@ def _later(log_p, first, tokens, there):
 
 @triton.jit(do_not_specialize=["chunks"])
 def chunk_terms(
-    first_s, tokens_s, first_t, tokens_t, log_p_s, log_p_t, sums, weight, values, by_chunk, chunks,
+    first_s, tokens_s, first_t, tokens_t, log_p_s, log_p_t, sums, beside, weight, values, by_chunk, chunks,
     DIRECTION: tl.constexpr, SMALLEST: tl.constexpr, NEAREST: tl.constexpr, CHAIN: tl.constexpr, REST: tl.constexpr,
-    BLOCK: tl.constexpr,
+    COLUMNS: tl.constexpr, BESIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """What each chunk adds, and what its rows' gradients take from it.
 
     ``values [3, chunks]``: the term, the teacher's and the student's mass in REST.  ``by_chunk [4, chunks]``: the
     coefficient of its divergence, of REST's slope (with it), of the sum over the vocabulary (with it), and the
-    derivative with respect to the log-probability of each later label.
+    derivative with respect to the log-probability of each later label.  With BESIDE there is more than columns, whose own
+    value is put in its third row; without COLUMNS there is nothing else.
     """
     k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     there = k < chunks
-    divergence = tl.load(sums + k, mask=there, other=0)
-    inner = tl.load(sums + chunks + k, mask=there, other=0)
-    p = tl.load(sums + 2 * chunks + k, mask=there, other=0)
-    q = tl.load(sums + 3 * chunks + k, mask=there, other=0)
+    none = tl.zeros([BLOCK], values.dtype.element_ty)
+    divergence, inner, p, q = none, none, none, none
+    if COLUMNS:
+        divergence += tl.load(sums + k, mask=there, other=0)
+        inner += tl.load(sums + chunks + k, mask=there, other=0)
+        p += tl.load(sums + 2 * chunks + k, mask=there, other=0)
+        q += tl.load(sums + 3 * chunks + k, mask=there, other=0)
     coefficient = tl.zeros_like(p) + tl.load(weight)
     rest_slope = tl.zeros_like(p)
     if REST == "compared":
@@ -176,6 +182,11 @@ def chunk_terms(
     if REST == "conditioned":
         inside = tl.maximum(1 - p, 0)
         divergence -= tl.where(inside == 0, 0, inside * tl.log(tl.where(inside == 0, 1, inside)))
+    if BESIDE:
+        tl.store(beside + 2 * chunks + k, divergence, mask=there)
+        inner += tl.load(beside + k, mask=there, other=0)
+        rest_slope += tl.load(beside + chunks + k, mask=there, other=0)
+        divergence += tl.load(beside + 3 * chunks + k, mask=there, other=0)
     by_later = tl.zeros_like(p)
     if CHAIN:
         n_s, n_t = tl.load(tokens_s + k, mask=there, other=0), tl.load(tokens_t + k, mask=there, other=0)
@@ -202,16 +213,18 @@ def chunk_terms(
 @triton.jit(do_not_specialize=["chunks"])
 def pair_gradient(
     zs, zt, norms_s, norms_t, labels, chunk, first_s, first_t, more_inner, by_chunk,
-    kinds, slots_s, slots_t, table_s, table_t, row_slots, row_starts, weights, by_row, slopes, dz,
-    settings, start, chunks, distinct_s, distinct_t, distinct, valid, width_s, width_t,
+    kinds, slots_s, slots_t, table_s, table_t, row_slots, row_starts, weights, by_row, slopes,
+    limits, last, starts, by_largest, dz,
+    settings, start, chunks, distinct_s, distinct_t, distinct, valid, width_s, width_t, room,
     TEACHER: tl.constexpr, DIRECTION: tl.constexpr, SMALLEST: tl.constexpr, TEMPERATURE: tl.constexpr,
     TABLE: tl.constexpr, GATHERED: tl.constexpr, ENTRIES: tl.constexpr, INNER: tl.constexpr, SOFTCAP: tl.constexpr,
-    MORE: tl.constexpr, BLOCK: tl.constexpr,
+    LARGEST: tl.constexpr, MORE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """``(h - p * (by_label + sum of h) + onehot(label) * by_label) / temperature`` times the logit's slope, with h the
     derivative with respect to log p; with MORE added to what is there.
 
-    Columns in place take their slope from both tiles, others from the table of slopes.  ``settings`` are the derivative
+    Columns in place take their slope from both tiles, others from the table of slopes; with LARGEST the largest of the
+    row have one each, in order of their columns.  ``settings`` are the derivative
     with respect to each label's log-probability, the logits' scale and their bound.
     """
     row = tl.program_id(0).to(tl.int64)
@@ -228,15 +241,16 @@ def pair_gradient(
         if k >= 0:
             if tl.load(first_s + k) == row:
                 inner += tl.load(by_chunk + 2 * chunks + k)
-                other = tl.load(first_t + k)
                 kind = tl.load(kinds + at, mask=at < valid, other=0)
-                y = tl.load(zt + other * width_t + at, mask=at < width_t, other=float("-inf")) / TEMPERATURE
-                p, q, _ = _pair(
-                    probability, tl.exp(y - tl.load(norms_t + other)), kind, at, slots_s, slots_t, table_s, table_t,
-                    k, distinct_s, distinct_t, TABLE, GATHERED,
-                )  # fmt: skip
-                _, slope = divergence_terms(p, q, DIRECTION, SMALLEST)
-                value = tl.where((kind & STUDENT_OWN) != 0, slope, 0)
+                if DIRECTION != "none":
+                    other = tl.load(first_t + k)
+                    y = tl.load(zt + other * width_t + at, mask=at < width_t, other=float("-inf")) / TEMPERATURE
+                    p, q, _ = _pair(
+                        probability, tl.exp(y - tl.load(norms_t + other)), kind, at, slots_s, slots_t, table_s, table_t,
+                        k, distinct_s, distinct_t, TABLE, GATHERED,
+                    )  # fmt: skip
+                    _, slope = divergence_terms(p, q, DIRECTION, SMALLEST)
+                    value = tl.where((kind & STUDENT_OWN) != 0, slope, 0)
                 if TABLE:
                     has = (kind & STUDENT_ENTRIES) != 0
                     part = tl.load(row_slots + at, mask=has, other=0)
@@ -248,6 +262,12 @@ def pair_gradient(
                         token = tl.load(by_row + entry, mask=known, other=0)
                         weight = tl.load(weights + entry, mask=known, other=0).to(value.dtype)
                         value += weight * tl.load(slopes + k * distinct + token, mask=known, other=0)
+                if LARGEST:
+                    kept = (kind & STUDENT_LARGEST) != 0
+                    kept = kept & is_largest(z, at, tl.load(limits + k), tl.load(last + k))
+                    before = tl.load(starts + k * tl.num_programs(1) + tl.program_id(1))
+                    place = before + tl.cumsum(kept.to(tl.int32), axis=0) - 1
+                    value += tl.load(by_largest + k * room + place, mask=kept, other=0)
                 value *= tl.load(by_chunk + k)
                 value += tl.where((kind & STUDENT_REST) != 0, tl.load(by_chunk + chunks + k), 0)
             else:

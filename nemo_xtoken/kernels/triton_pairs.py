@@ -7,9 +7,16 @@ import torch
 import triton
 from torch import Tensor
 
-from nemo_xtoken.kernels import leaf_source, pair_source
+from nemo_xtoken.kernels import largest_source, leaf_source, pair_source
 from nemo_xtoken.kernels.leaf_arrays import LeafArrays
-from nemo_xtoken.kernels.pair_kernels import ColumnPlan, PairGradient, PairKernels, PairRows, TileLogits
+from nemo_xtoken.kernels.pair_kernels import (
+    ColumnPlan,
+    Largest,
+    PairGradient,
+    PairKernels,
+    PairRows,
+    TileLogits,
+)
 from nemo_xtoken.kernels.tile_kernels import smallest
 
 __all__ = ["TritonPairs"]
@@ -18,6 +25,8 @@ __all__ = ["TritonPairs"]
 CHUNKS, ENTRIES = 32, 16
 #: What a program on a slot, a path, a leaf or a chunk takes at a time.
 LEAVES = 128
+#: Values of two sides that a program compares at a time, sorted and chosen ones.
+SORTED, CHOSEN = 1024, 64
 
 
 class TritonPairs(PairKernels):
@@ -78,20 +87,90 @@ class TritonPairs(PairKernels):
         plan: ColumnPlan,
         sides: tuple[TileLogits, TileLogits],
         rows: tuple[PairRows, PairRows],
-        sums: Tensor,
+        sums: Tensor | None,
         weight: Tensor,
         chain_rule: bool,
+        beside: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        k = sums.shape[1]
-        out = sums.new_empty((7, k))
+        z, k = sides[0].z, rows[0].first.numel()
+        out = z.new_empty((7, k))
         values, by_chunk = out[:3], out[3:]
         self.launch(
             pair_source.chunk_terms, (triton.cdiv(k, CHUNKS),), rows[0].first, rows[0].tokens, rows[1].first,
-            rows[1].tokens, sides[0].log_p, sides[1].log_p, sums, weight, values, by_chunk, k,
-            DIRECTION=plan.direction, SMALLEST=smallest(sums), NEAREST=-torch.finfo(sums.dtype).eps / 2,
-            CHAIN=chain_rule, REST=plan.rest, BLOCK=CHUNKS, num_warps=1,
+            rows[1].tokens, sides[0].log_p, sides[1].log_p, out if sums is None else sums,
+            out if beside is None else beside, weight, values, by_chunk, k,
+            DIRECTION=plan.direction, SMALLEST=smallest(z), NEAREST=-torch.finfo(z.dtype).eps / 2, CHAIN=chain_rule,
+            REST=plan.rest, COLUMNS=sums is not None, BESIDE=beside is not None, BLOCK=CHUNKS, num_warps=1,
         )  # fmt: skip
         return values, by_chunk
+
+    def largest(
+        self, side: TileLogits, first: Tensor, mask: Tensor, keep: int, room: int, temperature: float, search: bool
+    ) -> Largest:
+        k, blocks = first.numel(), triton.cdiv(side.z.shape[1], self.block)
+        limits, left, values = side.z.new_empty(k), side.z.new_empty(k), side.z.new_empty((k, room))
+        last, starts, columns = (first.new_empty(n, dtype=torch.int32) for n in ((k,), (k, blocks), (k, room)))
+        self.launch(
+            largest_source.largest_of_rows, (k,), side.z, side.norms, first, mask, limits, last, starts, values,
+            columns, left, keep, side.valid, side.z.shape[1], room, blocks, TEMPERATURE=temperature, SEARCH=search,
+            BITS=8 * side.z.itemsize, BLOCK=self.block,
+        )  # fmt: skip
+        return Largest(limits, last, starts, values, columns, left)
+
+    def sorted_distance(
+        self,
+        sides: tuple[TileLogits, TileLogits],
+        first: tuple[Tensor, Tensor],
+        ranked: tuple[Tensor, Tensor],
+        order: Tensor,
+        left: tuple[Tensor, Tensor] | None,
+        count: int,
+        room: int,
+        own: int,
+        temperature: float,
+        beyond: bool,
+    ) -> tuple[Tensor, Tensor]:
+        (a, b), k = ranked, first[0].numel()
+        terms, slopes = a.new_empty((5, k)), a.new_empty((k, room))
+        self.launch(
+            largest_source.sorted_distance, (k,), a, b, order, sides[0].norms, sides[1].norms, *first,
+            *((a, a) if left is None else left), terms, slopes, k, a.shape[1], b.shape[1],
+            max(a.shape[1], b.shape[1]), count, room, own,
+            TEMPERATURE=temperature, BEYOND=beyond, TAILS=left is not None, BLOCK=SORTED,
+        )  # fmt: skip
+        return terms, slopes
+
+    def partners(
+        self, teacher: TileLogits, first: Tensor, tokens: Tensor, partner: Tensor, temperature: float
+    ) -> Tensor:
+        out = teacher.z.new_empty(tokens.shape)
+        self.launch(
+            largest_source.partners_of_largest, (len(tokens),), teacher.z, teacher.norms, first, tokens, partner, out,
+            tokens.shape[1], teacher.start, teacher.valid, teacher.z.shape[1],
+            TEMPERATURE=temperature, BLOCK=CHOSEN, num_warps=1,
+        )  # fmt: skip
+        return out
+
+    def restricted_reverse(
+        self,
+        student: TileLogits,
+        first: Tensor,
+        chosen: Tensor,
+        partners: Tensor,
+        order: Tensor | None,
+        room: int,
+        own: int,
+        temperature: float,
+    ) -> tuple[Tensor, Tensor]:
+        k, limits = first.numel(), torch.finfo(chosen.dtype)
+        sums, slopes = chosen.new_empty((4, k)), chosen.new_empty((k, room))
+        self.launch(
+            largest_source.restricted_reverse, (k,), chosen, partners, first if order is None else order,
+            student.norms, first, sums, slopes, k, partners.shape[1], chosen.shape[1], room, own,
+            TEMPERATURE=temperature, ORDERED=order is not None, SMALLEST=smallest(chosen),
+            LEAST=limits.tiny * limits.eps, FAR=limits.tiny / limits.eps, BLOCK=CHOSEN, num_warps=1,
+        )  # fmt: skip
+        return sums, slopes
 
     def leaves(
         self,
@@ -164,21 +243,24 @@ class TritonPairs(PairKernels):
         if pair is None:
             # nothing of these is looked at
             other, rows, widths = (norms, norms), (student.labels,) * 3, (0,) * 4
-            by_chunk, slopes, k, entries = norms, norms, 0, 0
+            by_chunk, slopes, k, entries, largest = norms, norms, 0, 0, None
             columns: tuple[Tensor, ...] = (norms,) * 9
             constants: dict[str, Any] = {"DIRECTION": "", "SMALLEST": 0.0, "TEMPERATURE": temperature}
             constants |= {"TABLE": False, "GATHERED": False}
         else:
-            plan, by_chunk, slopes = pair.plan, pair.by_chunk, pair.slopes
+            plan, by_chunk, slopes, largest = pair.plan, pair.by_chunk, pair.slopes, pair.largest
             other = pair.teacher.z, pair.teacher.norms
             rows = pair.rows[0].chunk, pair.rows[0].first, pair.rows[1].first
             columns = *_columns(plan, pair.tables), plan.row_slots, plan.row_starts, plan.weights, plan.by_row
             widths = *_widths(pair.tables), slopes.shape[1], other[0].shape[1]
             k, entries, constants = by_chunk.shape[1], plan.entries, _constants(plan, pair.tables, z, temperature)
+        of_largest = (norms,) * 4 if largest is None else (*largest.of[:3], largest.slopes)
+        room = of_largest[3].shape[-1]
         self.launch(
             pair_source.pair_gradient, (z.shape[0], triton.cdiv(z.shape[1], self.block)),
             z, other[0], norms, other[1], student.labels, *rows, norms if inner is None else inner, by_chunk,
-            *columns, slopes, dz, settings, student.start, k, *widths[:3], student.valid, z.shape[1], widths[3],
+            *columns, slopes, *of_largest, dz, settings, student.start, k, *widths[:3], student.valid, z.shape[1],
+            widths[3], room, LARGEST=largest is not None and room > 0,
             TEACHER=pair is not None, **constants, ENTRIES=entries, INNER=inner is not None,
             SOFTCAP=softcap, MORE=more, BLOCK=self.block,
         )  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from nemo_xtoken.kernels.pair_kernels import STUDENT_LARGEST, Beside, PairKernels, PairRows, TileLogits
 from nemo_xtoken.kernels.reference import TORCH
 from nemo_xtoken.kernels.tile_kernels import TileKernels
 from nemo_xtoken.losses.base import ChunkDivergence, Comparison, LossForm
@@ -17,13 +18,15 @@ from nemo_xtoken.losses.options import DivergenceOptions
 from nemo_xtoken.losses.pair import VocabularyPair
 from nemo_xtoken.losses.partial_kl import check_partial_kl, make_partial_kl
 from nemo_xtoken.losses.sorted_l1 import DEFAULT_CAP, SortedL1
+from nemo_xtoken.losses.top_k import ComparesLargest
+from nemo_xtoken.parallel.column_pairs import ColumnPairs
 from nemo_xtoken.parallel.common_set import CommonSet
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 
 __all__ = ["Gold"]
 
 
-class Gold(ChunkDivergence):
+class Gold(ChunkDivergence, ComparesLargest):
     """The partial KL over C and the sorted L1 distance of the remainders.
 
     Args:
@@ -66,6 +69,9 @@ class Gold(ChunkDivergence):
         self.ownership = exchange.ownership
         outside = common.student_outside, common.teacher_outside
         self.remainder = self.remainder_type(*outside, student, self.ownership, cap)
+        self._pairs = self.common.column_pairs()
+        if self._pairs is not None:
+            self._pairs.kinds[self.remainder.student.columns] |= STUDENT_LARGEST
 
     @classmethod
     def of(
@@ -86,6 +92,20 @@ class Gold(ChunkDivergence):
     def common_sets(cls, pair: VocabularyPair) -> tuple[CommonSet, ...]:
         """C."""
         return (pair.strict,)
+
+    def column_pairs(self) -> ColumnPairs | None:
+        """The pairs of C; None with a top-k."""
+        return self._pairs
+
+    def compare_largest(
+        self,
+        kernels: PairKernels,
+        sides: tuple[TileLogits, TileLogits],
+        rows: tuple[PairRows, PairRows],
+        temperature: float,
+    ) -> Beside:
+        """The distance of the remainders, which are REST's columns; metrics: it, the partial KL and what the cap hides."""
+        return self.remainder.compare_largest(kernels, sides, rows, temperature)._replace(metrics=3)
 
     def start(self, p_student: Tensor, entry_weights: Tensor | None = None) -> tuple[Any, Any]:
         """Begins both parts."""

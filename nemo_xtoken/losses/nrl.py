@@ -225,6 +225,7 @@ class NrlGold(Gold):
         shorter = min(int(outside.sum()) for outside in (common.student_outside, common.teacher_outside))
         super().__init__(common, student, "paper", min(cap, shorter), kernels=kernels)
         self.common = PublishedPartialKL(common.exchange(student, kernels), direction)
+        self._pairs = None  # means of logarithms are compared by probabilities
 
     @classmethod
     def of(

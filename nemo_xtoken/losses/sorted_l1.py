@@ -17,11 +17,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.kernels.pair_kernels import Beside, Largest, LargestSlopes, PairKernels, PairRows, TileLogits
+from nemo_xtoken.kernels.reference import TORCH
 from nemo_xtoken.kernels.tile_kernels import TileKernels
 from nemo_xtoken.losses.base import ChunkDivergence, Comparison
 from nemo_xtoken.losses.pair import VocabularyPair
+from nemo_xtoken.losses.top_k import ComparesLargest, LargestColumns, first_of_rank, ranked_over_ranks
+from nemo_xtoken.parallel.column_pairs import ColumnPairs
 from nemo_xtoken.parallel.ownership import Ownership
 from nemo_xtoken.parallel.softmax import all_reduce_sum
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard, group_rank, group_size
@@ -36,6 +41,7 @@ class _SortedSide(torch.nn.Module):
     """The probabilities of one side that take part, and their order over all ranks."""
 
     columns: Tensor
+    mask: Tensor
 
     def __init__(self, taking_part: np.ndarray, shard: VocabularyShard, cap: int) -> None:
         super().__init__()
@@ -47,12 +53,21 @@ class _SortedSide(torch.nn.Module):
             )
         mine = taking_part[shard.start : shard.start + shard.valid_rows]
         self.register_buffer("columns", torch.from_numpy(np.flatnonzero(mine)), persistent=False)
+        mask = np.zeros(shard.rows, dtype=np.uint8)
+        mask[: len(mine)] = mine
+        self.register_buffer("mask", torch.from_numpy(mask), persistent=False)
+        self.taking_part = int(mine.sum())
         by_rank = np.zeros(shard.padded, dtype=bool)
         by_rank[: shard.size] = taking_part
         self.group, self.cap = shard.group, cap
         #: Values that each rank shares: all ranks must share as many, so it follows from the whole mask.
         self.width = min(cap, int(by_rank.reshape(group_size(shard.group), -1).sum(axis=1).max(initial=0)))
         self.whole = int(taking_part.sum()) <= cap
+
+    def largest(self, kernels: PairKernels, side: TileLogits, first: Tensor, temperature: float) -> Largest:
+        """What :meth:`sort` keeps of the rows ``first [k]`` of logits, in order of the columns."""
+        keep = min(self.width, self.taking_part)
+        return kernels.largest(side, first, self.mask, keep, self.width, temperature, self.taking_part > keep)
 
     def sort(self, p: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Orders this side's probabilities; of equal ones the smaller id comes first, whatever the layout.
@@ -105,7 +120,7 @@ def _largest(values: Tensor, count: int) -> Tensor:
     return torch.topk(key, count, dim=1).indices
 
 
-class SortedL1(ChunkDivergence):
+class SortedL1(ChunkDivergence, ComparesLargest):
     """The distance and its subgradient: the sign of the sorted difference, at the token that stands there.
 
     Args:
@@ -114,6 +129,7 @@ class SortedL1(ChunkDivergence):
         student: layout of its output layer.
         ownership: of the teacher's tokens.
         cap: values of a side that are compared one by one, see above.
+        kernels: what goes over the tiles.
 
     Raises:
         InputError: a cap below 1, or masks of another size than the vocabularies.
@@ -130,6 +146,7 @@ class SortedL1(ChunkDivergence):
         student: VocabularyShard,
         ownership: Ownership,
         cap: int = DEFAULT_CAP,
+        kernels: TileKernels = TORCH,
     ) -> None:
         super().__init__()
         if cap < 1 and self.beyond_cap:
@@ -140,6 +157,44 @@ class SortedL1(ChunkDivergence):
         self.teacher = _SortedSide(_by_owner(teacher_tokens, ownership), ownership.shard, cap)
         self.group = student.group
         self.exact = self.student.whole and self.teacher.whole
+        self._pairs = None
+        if kernels.pairs is not None:
+            self._pairs = LargestColumns(self.student.columns, True, kernels.pairs, student)
+
+    def column_pairs(self) -> ColumnPairs | None:
+        """None of them is compared but by :meth:`compare_largest`."""
+        return self._pairs
+
+    def compare_largest(
+        self,
+        kernels: PairKernels,
+        sides: tuple[TileLogits, TileLogits],
+        rows: tuple[PairRows, PairRows],
+        temperature: float,
+    ) -> Beside:
+        """The distance from both sides' logits; what is not among the largest has the slope of REST's columns.
+
+        Collectives: those of :meth:`start` and :meth:`finish`.
+        """
+        parts, first = (self.student, self.teacher), (rows[0].first, rows[1].first)
+        found = [
+            part.largest(kernels, side, at, temperature) for part, side, at in zip(parts, sides, first, strict=True)
+        ]
+        (a, order), (b, order_t) = (ranked_over_ranks(x.values, self.group) for x in found)
+        room, own, left = self.student.width, first_of_rank(self.student.width, self.group), None
+        cap = self.student.cap
+        if not self.exact:
+            left = found[0].left, found[1].left
+            if group_size(self.group) > 1:
+                masses = torch.stack(left)  # and what a rank has found, but all together leave out
+                for mass, x, where, side, at in zip(masses, (a, b), (order, order_t), sides, first, strict=True):
+                    mass += _own_beyond(x, where, side, at, cap, temperature, self.group)
+                masses = all_reduce_sum(masses, self.group)
+                left = masses[0], masses[1]
+        terms, slopes = kernels.sorted_distance(
+            sides, first, (a, b), order, left, cap, room, own, temperature, self.beyond_cap
+        )
+        return Beside(LargestSlopes(found[0], slopes), terms=terms, metrics=len(SortedL1.metric_names))
 
     def start(self, p_student: Tensor, entry_weights: Tensor | None = None) -> tuple[Tensor, Any]:
         """The student's side in order.  Collectives: an all-gather of ``[k, cap]``."""
@@ -183,20 +238,40 @@ class UniversalLogitDistance(SortedL1):
         student: layout of its output layer.
         teacher_size: tokens of the teacher, which is laid out evenly.
         cap: values of a side that are compared one by one (see ``sorted_l1``).
+        kernels: what goes over the tiles.
     """
 
     options: ClassVar[Mapping[str, Any]] = {"sorted_cap": DEFAULT_CAP}
 
-    def __init__(self, student: VocabularyShard, teacher_size: int, cap: int = DEFAULT_CAP) -> None:
+    def __init__(
+        self, student: VocabularyShard, teacher_size: int, cap: int = DEFAULT_CAP, kernels: TileKernels = TORCH
+    ) -> None:
         every = np.ones(student.size, dtype=bool), np.ones(teacher_size, dtype=bool)
-        super().__init__(*every, student, Ownership.even(teacher_size, student.group), cap)
+        super().__init__(*every, student, Ownership.even(teacher_size, student.group), cap, kernels)
 
     @classmethod
     def of(
         cls, pair: VocabularyPair, student: VocabularyShard, options: Mapping[str, Any], kernels: TileKernels
     ) -> "UniversalLogitDistance":
         """Over the whole vocabularies."""
-        return cls(student, pair.teacher.size, options["sorted_cap"])
+        return cls(student, pair.teacher.size, options["sorted_cap"], kernels)
+
+
+def _own_beyond(
+    ranked: Tensor,
+    order: Tensor,
+    side: TileLogits,
+    first: Tensor,
+    cap: int,
+    temperature: float,
+    group: ProcessGroup | None,
+) -> Tensor:
+    """``[k]``, the probability of those of this rank's values that are not among the ``cap`` largest of all ranks."""
+    width = ranked.shape[1] // group_size(group)
+    entry = order[:, cap:] - first_of_rank(width, group)
+    own = (entry >= 0) & (entry < width)
+    p = torch.exp(ranked[:, cap:] / temperature - side.norms[first].unsqueeze(1))
+    return torch.where(own, p, 0).sum(1)
 
 
 def _by_owner(tokens: np.ndarray, ownership: Ownership) -> np.ndarray:

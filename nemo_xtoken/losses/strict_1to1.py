@@ -8,19 +8,29 @@ probable, by default 16, and renormalised; their reverse KL is the loss.  Nothin
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from nemo_xtoken.kernels.pair_kernels import Beside, LargestSlopes, PairKernels, PairRows, TileLogits
 from nemo_xtoken.kernels.reference import TORCH
 from nemo_xtoken.kernels.tile_kernels import TileKernels
 from nemo_xtoken.losses.base import ChunkDivergence, Comparison
 from nemo_xtoken.losses.directions import DIRECTIONS
 from nemo_xtoken.losses.pair import VocabularyPair
+from nemo_xtoken.losses.top_k import (
+    ComparesLargest,
+    LargestColumns,
+    first_of_rank,
+    ranked_over_ranks,
+    side_by_side,
+)
+from nemo_xtoken.parallel.column_pairs import ColumnPairs
 from nemo_xtoken.parallel.common_set import CommonSet
 from nemo_xtoken.parallel.exchange import Projection
 from nemo_xtoken.parallel.softmax import all_reduce_sum
 from nemo_xtoken.parallel.top_k_over_ranks import top_k_mask
-from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard, group_size
 
 __all__ = ["DEFAULT_TOP_K", "ExactPairs", "StrictOneToOne"]
 
@@ -57,7 +67,7 @@ class ExactPairs(torch.nn.Module):
         return single & (wanted >= 0) & (wanted == teacher_labels[sample, at_teacher])
 
 
-class StrictOneToOne(ChunkDivergence):
+class StrictOneToOne(ChunkDivergence, ComparesLargest):
     """``KL(s || t)`` of the student's and the teacher's distribution over the student's top tokens in C.
 
     With A the k tokens of C that the student finds most probable (of equal ones the smaller student id),
@@ -78,6 +88,8 @@ class StrictOneToOne(ChunkDivergence):
     metric_names: tuple[str, ...] = ("teacher_left_out", "student_left_out", "exchange_bytes")
     columns: Tensor
     student_ids: Tensor
+    in_common: Tensor
+    partner_column: Tensor
 
     def __init__(
         self, common: CommonSet, student: VocabularyShard, top_k: int = DEFAULT_TOP_K, kernels: TileKernels = TORCH
@@ -92,6 +104,25 @@ class StrictOneToOne(ChunkDivergence):
         self.register_buffer("columns", columns, persistent=False)
         tokens = torch.from_numpy(self.ownership.local_tokens)
         self.register_buffer("student_ids", partner[tokens[columns]], persistent=False)
+        self._by_logits(common, student)
+
+    def _by_logits(self, common: CommonSet, student: VocabularyShard) -> None:
+        """What kernels that work on logits need: the student's tokens in C, and where their partners lie."""
+        mine = common.student[(common.student >= student.start) & (common.student < student.start + student.rows)]
+        columns = torch.from_numpy(mine - student.start)
+        mask = torch.zeros(student.rows, dtype=torch.uint8)
+        mask[columns] = 1
+        partner = torch.full((common.student_size,), -1)
+        partner[torch.from_numpy(common.student)] = torch.from_numpy(self.ownership.owned[common.teacher])
+        self.register_buffer("in_common", mask, persistent=False)
+        self.register_buffer("partner_column", partner, persistent=False)
+        by_rank = np.bincount(common.student // student.rows, minlength=1)
+        #: Tokens that each rank finds: all find as many, some of them none.
+        self.room = min(self.top_k, int(by_rank.max(initial=0)))
+        self.keep = min(self.room, len(mine))
+        self.search = len(mine) > self.keep
+        pairs = self.exchange.kernels.pairs
+        self._pairs = None if pairs is None else LargestColumns(columns, False, pairs, student)
 
     @classmethod
     def of(
@@ -109,6 +140,36 @@ class StrictOneToOne(ChunkDivergence):
     def common_sets(cls, pair: VocabularyPair) -> tuple[CommonSet, ...]:
         """C."""
         return (pair.strict,)
+
+    def column_pairs(self) -> ColumnPairs | None:
+        """None of them is compared but by :meth:`compare_largest`."""
+        return self._pairs
+
+    def compare_largest(
+        self,
+        kernels: PairKernels,
+        sides: tuple[TileLogits, TileLogits],
+        rows: tuple[PairRows, PairRows],
+        temperature: float,
+    ) -> Beside:
+        """The divergence from both sides' logits.
+
+        Of tokens whose probabilities are 0 for the type of the numbers the larger logit decides.  Collectives: two
+        all-gathers and an all-reduce of ``[k, top_k]``.
+        """
+        (student, teacher), group = sides, self.exchange.group
+        first, first_t = rows[0].first, rows[1].first
+        found = kernels.largest(student, first, self.in_common, self.keep, self.room, temperature, self.search)
+        values, tokens, order = found.values, found.columns, None
+        if group_size(group) > 1:
+            values, order = ranked_over_ranks(values, group)
+            tokens = torch.where(tokens < 0, -1, tokens + student.start)
+            tokens = side_by_side(tokens, group).gather(1, order[:, : self.top_k]).contiguous()
+        partners = kernels.partners(teacher, first_t, tokens, self.partner_column, temperature)
+        partners = all_reduce_sum(partners, group)
+        own = first_of_rank(self.room, group)
+        sums, slopes = kernels.restricted_reverse(student, first, values, partners, order, self.room, own, temperature)
+        return Beside(LargestSlopes(found, slopes), sums)
 
     def start(self, p_student: Tensor, entry_weights: Tensor | None = None) -> Projection:
         """The pairs' probabilities on their way to the teacher's columns; see ``VocabularyExchange.start``."""

@@ -1,16 +1,43 @@
-"""Putting classes together: the teacher's most probable tokens stay, all others are one class, REST, on both sides.
+"""The most probable tokens of a side: as the only classes beside REST, and as what kernels find in a row of logits.
 
-A divergence of distributions over such classes is one again: not negative, 0 where they agree, never above the whole
-one, and the whole one when no token is left out.  A top-k without REST is none of that.
+`TopKClasses` puts classes together: the teacher's most probable tokens stay, all others are one class, REST, on both
+sides.  A divergence of distributions over such classes is one again: not negative, 0 where they agree, never above the
+whole one, and the whole one when no token is left out.  A top-k without REST is none of that.
 """
 
+from abc import ABC, abstractmethod
+
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
+from nemo_xtoken.kernels.pair_kernels import (
+    NO_COLUMNS,
+    STUDENT_LARGEST,
+    STUDENT_REST,
+    Beside,
+    PairKernels,
+    PairRows,
+    TileLogits,
+)
+from nemo_xtoken.losses.base import ChunkDivergence
+from nemo_xtoken.losses.chunks import ScoredRows
+from nemo_xtoken.parallel.column_pairs import ColumnPairs
 from nemo_xtoken.parallel.ownership import Ownership
+from nemo_xtoken.parallel.softmax import all_reduce_sum
 from nemo_xtoken.parallel.top_k_over_ranks import top_k_mask
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard, group_rank, group_size
 
-__all__ = ["TopKClasses"]
+__all__ = [
+    "ComparesLargest",
+    "LargestColumns",
+    "TopKClasses",
+    "compared",
+    "first_of_rank",
+    "ranked_over_ranks",
+    "side_by_side",
+]
 
 
 class TopKClasses(torch.nn.Module):
@@ -45,3 +72,87 @@ class TopKClasses(torch.nn.Module):
         p.mul_(kept)
         q.mul_(kept)
         return kept, tails
+
+
+class ComparesLargest(ABC):
+    """A divergence that looks at the largest of a row, beside its ``column_pairs`` or in their place."""
+
+    @abstractmethod
+    def compare_largest(
+        self,
+        kernels: PairKernels,
+        sides: tuple[TileLogits, TileLogits],
+        rows: tuple[PairRows, PairRows],
+        temperature: float,
+    ) -> Beside:
+        """What is added to the columns."""
+
+
+def compared(
+    divergence: ChunkDivergence,
+    pairs: ColumnPairs,
+    kernels: PairKernels,
+    sides: tuple[TileLogits, TileLogits],
+    scored: tuple[ScoredRows, ScoredRows],
+    tables: tuple[Tensor, Tensor | None],
+    temperature: float,
+) -> tuple[tuple[PairRows, PairRows], Tensor | None, Tensor, Beside]:
+    """A tile's columns, and what there is beside them.
+
+    Args:
+        pairs: the divergence's.
+        scored: the student's and the teacher's rows.
+        tables: of :meth:`ColumnPairs.finish`.
+
+    Returns:
+        ``(the rows, [4, k] over all ranks and [k, d]: of PairKernels.compare, what the divergence adds)``.
+    """
+    student, teacher = (PairRows(side.first, side.tokens, side.chunk) for side in scored)
+    rows, beside = (student, teacher), Beside(None)
+    if isinstance(divergence, ComparesLargest):
+        beside = divergence.compare_largest(kernels, sides, rows, temperature)
+    if pairs.direction == NO_COLUMNS:
+        return rows, beside.sums, tables[0], beside
+    sums, slopes = kernels.compare(pairs.plan, sides, rows, tables, temperature)
+    return rows, all_reduce_sum(sums, divergence.ownership.shard.group), slopes, beside
+
+
+class LargestColumns(ColumnPairs):
+    """No columns that are compared: what a divergence has that looks at the largest of the student alone.
+
+    Args:
+        columns: int64, this rank's columns of the student that take part.
+        rest: those that are not among the largest have a slope as well, the same for all.
+        kernels: the passes.
+        student: layout of its output layer.
+    """
+
+    def __init__(self, columns: Tensor, rest: bool, kernels: PairKernels, student: VocabularyShard) -> None:
+        super().__init__(NO_COLUMNS, "open", kernels, None)
+        kinds = torch.zeros(student.rows, dtype=torch.uint8)
+        kinds[columns] = STUDENT_LARGEST | (STUDENT_REST if rest else 0)
+        self._keep(kinds, *(torch.zeros(0, dtype=torch.int32) for _ in range(2)))
+
+
+def side_by_side(x: Tensor, group: ProcessGroup | None) -> Tensor:
+    """``[k, ranks * w]`` of each rank's ``[k, w]``.  Collectives: an all-gather."""
+    ranks = group_size(group)
+    if ranks == 1 or not x.shape[1]:
+        return x
+    gathered = x.new_empty((ranks, *x.shape))
+    dist.all_gather_into_tensor(gathered.view(-1), x.reshape(-1), group=group)
+    return gathered.transpose(0, 1).reshape(x.shape[0], -1)
+
+
+def first_of_rank(width: int, group: ProcessGroup | None) -> int:
+    """Where this rank's columns begin in what `side_by_side` returns."""
+    return group_rank(group) * width if group_size(group) > 1 else 0
+
+
+def ranked_over_ranks(values: Tensor, group: ProcessGroup | None) -> tuple[Tensor, Tensor]:
+    """Every rank's ``[k, w]`` in descending order, and where each stood among them; of equal ones the first first.
+
+    Collectives: an all-gather.
+    """
+    found = torch.sort(side_by_side(values, group), dim=1, descending=True, stable=True)
+    return found.values, found.indices

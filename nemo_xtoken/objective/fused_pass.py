@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo_xtoken.kernels.pair_kernels import PairGradient, PairRows
+from nemo_xtoken.kernels.pair_kernels import PairGradient
 from nemo_xtoken.kernels.tile_kernels import TileKernels
 from nemo_xtoken.losses.base import ChunkDivergence, LossSum, ModelOutput, Picked, TeacherSignal
 from nemo_xtoken.losses.chunks import ScoredRows
+from nemo_xtoken.losses.top_k import compared
 from nemo_xtoken.objective.merge import continuation, merge_rows, spread_gradient, sum_later_tokens, to_later_tokens
 from nemo_xtoken.objective.teacher_weights import sum_statistic
 from nemo_xtoken.objective.tile_side import TileSide, gradient_by_product
@@ -243,21 +244,21 @@ class FusedPass:
         other = tile_logits(next(logits), head.columns_of(teacher.labels), head.shard, tau, kernels)
         tables = pairs.finish(started, other, teacher.first, tau)
         both = side.logits, other
-        rows = (
-            PairRows(student.first, student.tokens, student.chunk),
-            PairRows(teacher.first, teacher.tokens, teacher.chunk),
-        )
-        sums, slopes = kernels.compare(pairs.plan, both, rows, tables, tau)
-        all_reduce_sum(sums, head.shard.group)
-        values, by_chunk = kernels.chunk_terms(pairs.plan, both, rows, sums, weight, signal.merges[0] == "chain_rule")
+        divergence, scored = self.divergences[number], (student, teacher)
+        rows, sums, slopes, beside = compared(divergence, pairs, kernels, both, scored, tables, tau)
+        chain_rule = signal.merges[0] == "chain_rule"
+        values, by_chunk = kernels.chunk_terms(pairs.plan, both, rows, sums, weight, chain_rule, beside.terms)
         self.by_chunk[number].append(values)
+        if beside.terms is not None:
+            self.later[number].append((values[0, :0], beside.terms[-beside.metrics :]))
         if plan is not None:
-            later = self.divergences[number].paired_terms(plan, both, tau, by_chunk[0] if wanted else None)
+            later = divergence.paired_terms(plan, both, tau, by_chunk[0] if wanted else None)
             self.later[number].append((later.values, later.metrics))
             if wanted:
                 side.add(later)
         if wanted:
-            side.pairs.append(PairGradient(pairs.plan, other, rows, tables, by_chunk, pairs.back(slopes)))
+            back = pairs.back(slopes)
+            side.pairs.append(PairGradient(pairs.plan, other, rows, tables, by_chunk, back, beside.largest))
 
     def _finish(self) -> None:
         """Sums what the tiles have left: log-probabilities, and of the teachers that are compared by their logits."""
@@ -274,7 +275,7 @@ class FusedPass:
                 found = torch.cat(metrics, dim=1).sum(1)
                 self.metrics[number][-len(found) :] += found
             self.kd[number] += signal.config.temperature**2 * term
-            if signal.divergence.metric_names:
+            if len(signal.divergence.metric_names) > len(rests):
                 sent = pairs.bytes_a_chunk(self.ce.itemsize) * signal.chunks.shape[0]
                 self.metrics[number][:3] += torch.stack([*rests, self.ce.new_full((), sent)])
 
