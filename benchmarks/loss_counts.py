@@ -7,7 +7,8 @@ loss has to make.
 
 Losses that sort are counted with a small cap on the values that are compared one by one, so that these tensors, and
 those of the tokens that are sorted, are told from whole vocabularies; the estimates put the real sizes in.  A top-k
-counts as what torch does on a GPU: a reading for each byte of a number, by which it finds the k-th, and one to collect.
+counts as what torch does on a GPU: a reading for each byte of a number, by which it finds the k-th, and one to collect;
+so does the kernel that finds the largest logits.  Sorting 4,096 values of a row is one reading, as torch does it there.
 
 The texts hold numerals, so that the small tokenizers of xtoken_tiny have chunks of several tokens; all of them lie in
 one tile.  Triton's kernels, which a GPU takes, run in Triton's interpreter here; a launch of one counts as an operation
@@ -148,6 +149,8 @@ def _count_launches(kernels: TileKernels, mode: Counts) -> None:
                 mode.operations[kernel.__name__] += 1
                 if not kernel.__name__.startswith("leaf_"):  # those look at single elements
                     mode.touch(arguments)
+                if constants.get("SEARCH"):  # a reading for each byte finds the least, the last takes all
+                    mode.touch(arguments[:1] * (constants["BITS"] // 8))
             with _disable_current_modes():
                 launch(kernel, *arguments, **constants)
 

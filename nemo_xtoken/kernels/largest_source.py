@@ -46,15 +46,14 @@ def largest_of_rows(
     if SEARCH:
         bins = tl.arange(0, BINS)
         for digit in tl.static_range(BITS // 8):
-            shift: tl.constexpr = BITS - 8 - 8 * digit
             counts = tl.zeros([BINS], tl.int32)
             for begin in range(0, valid, BLOCK):
                 at = begin + lane
                 there = tl.load(mask + at, mask=at < valid, other=0) != 0
                 key = _key(tl.load(z + row * width + at, mask=there, other=0), BITS)
                 if digit > 0:
-                    there = there & ((key >> (shift + 8)) == prefix)
-                counts += tl.histogram(((key >> shift) & 255).to(tl.int32), BINS, mask=there)
+                    there = there & ((key >> (BITS - 8 * digit)) == prefix)
+                counts += tl.histogram(((key >> (BITS - 8 - 8 * digit)) & 255).to(tl.int32), BINS, mask=there)
             from_there = tl.sum(counts, axis=0) - tl.cumsum(counts, axis=0) + counts
             found = tl.max(tl.where(from_there >= ties, bins, 0), axis=0)
             ties -= tl.sum(tl.where(bins > found, counts, 0), axis=0)

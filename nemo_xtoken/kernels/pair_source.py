@@ -161,8 +161,9 @@ def chunk_terms(
 
     ``values [3, chunks]``: the term, the teacher's and the student's mass in REST.  ``by_chunk [4, chunks]``: the
     coefficient of its divergence, of REST's slope (with it), of the sum over the vocabulary (with it), and the
-    derivative with respect to the log-probability of each later label.  With BESIDE there is more than columns, whose own
-    value is put in its third row; without COLUMNS there is nothing else.
+    derivative with respect to the log-probability of each later label.
+
+    With BESIDE there is more than columns, whose own value is put in its third row; without COLUMNS nothing else.
     """
     k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     there = k < chunks

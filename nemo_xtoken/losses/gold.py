@@ -104,7 +104,7 @@ class Gold(ChunkDivergence, ComparesLargest):
         rows: tuple[PairRows, PairRows],
         temperature: float,
     ) -> Beside:
-        """The distance of the remainders, which are REST's columns; metrics: it, the partial KL and what the cap hides."""
+        """The distance of the remainders, which are REST's columns; metrics: the last three."""
         return self.remainder.compare_largest(kernels, sides, rows, temperature)._replace(metrics=3)
 
     def start(self, p_student: Tensor, entry_weights: Tensor | None = None) -> tuple[Any, Any]:
