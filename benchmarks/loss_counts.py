@@ -11,8 +11,8 @@ counts as what torch does on a GPU: a reading for each byte of a number, by whic
 so does the kernel that finds the largest logits.  Sorting 4,096 values of a row is one reading, as torch does it there.
 
 The texts hold numerals, so that the small tokenizers of xtoken_tiny have chunks of several tokens; all of them lie in
-one tile.  Triton's kernels, which a GPU takes, run in Triton's interpreter here; a launch of one counts as an operation
-that touches the tiles it is given.
+one tile.  Of Triton's kernels, which a GPU takes, a launch counts as an operation that touches the tiles it is given;
+those that compare probabilities run in Triton's interpreter, on whose results something may depend.
 
 examples:
   python benchmarks/loss_counts.py
@@ -41,10 +41,11 @@ from nemo_xtoken.kernels.reference import TORCH
 from nemo_xtoken.kernels.tile_kernels import TileKernels
 from nemo_xtoken.losses.options import DivergenceOptions
 from nemo_xtoken.losses.pair import VocabularyPair
-from nemo_xtoken.losses.registry import loss_named
+from nemo_xtoken.losses.registry import loss_named, make_divergence
 from nemo_xtoken.objective.cross_tokenizer import CrossTokenizerLoss
 from nemo_xtoken.objective.fused_pass import FusedPass
 from nemo_xtoken.objective.text_batch import TextBatch
+from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 from nemo_xtoken.projection import build_projection
 from nemo_xtoken.run.estimates.loss_time import FP32, LossSizes, rows_on_gpu
 from nemo_xtoken.run.estimates.loss_traffic import LossTraffic, traffic_of
@@ -140,8 +141,13 @@ def _tensors(found: Any) -> Iterator[Tensor]:
             yield from _tensors(one)
 
 
-def _count_launches(kernels: TileKernels, mode: Counts) -> None:
-    """Lets what Triton launches count as one operation each, whatever its interpreter does for it."""
+def _count_launches(kernels: TileKernels, mode: Counts, run: bool) -> None:
+    """Lets what Triton launches count as one operation each, whatever its interpreter does for it.
+
+    Args:
+        run: the kernels run.  Those that compare logits need not: what they make is looked at by kernels alone, or
+            summed, and no operation depends on it.
+    """
 
     def counted(launch: Callable[..., None]) -> Callable[..., None]:
         def one(kernel: Any, *arguments: Any, **constants: Any) -> None:
@@ -150,9 +156,10 @@ def _count_launches(kernels: TileKernels, mode: Counts) -> None:
                 if not kernel.__name__.startswith("leaf_"):  # those look at single elements
                     mode.touch(arguments)
                 if constants.get("SEARCH"):  # a reading for each byte finds the least, the last takes all
-                    mode.touch(arguments[:1] * (constants["BITS"] // 8))
+                    mode.touch([next(_tensors(arguments))] * (constants["BITS"] // 8))
             with _disable_current_modes():
-                launch(kernel, *arguments, **constants)
+                if run:
+                    launch(kernel, *arguments, **constants)
 
         return one
 
@@ -201,7 +208,9 @@ def counts_of(
     columns = columns_of(loss, pair)
     mode = Counts({width: part for part, width in reversed(columns.items())})  # where all are sorted: vocabularies
     if kernels.pairs is not None:
-        _count_launches(kernels, mode)
+        shard = VocabularyShard(student.size, student.size)
+        paired = make_divergence(loss, pair, shard, DivergenceOptions(**sorting), kernels).column_pairs()
+        _count_launches(kernels, mode, run=paired is None)
     with _within_tiles(mode) as rows:
         made(batch, hidden, normal(*batch.teacher_tokens.shape, 8), weight, teacher_weight).backward()
     count = {"student": sum(rows), "teacher": int(batch.chunks[:, 4].sum())}
