@@ -19,8 +19,8 @@ class LossTraffic:
     Attributes:
         student, teacher: full reads or writes of ``[n, V_S/tp]`` and ``[m, V_T/tp]`` in float32, for n student rows and
             m teacher rows.
-        student_sorted, teacher_sorted: the same of the columns that are sorted, for K chunks; of ULD's student, which
-            sorts all, they count with the vocabulary.
+        student_sorted, teacher_sorted: the same of the columns that are sorted, for K chunks, where they are copied
+            first; Triton's kernels find the largest of them in the whole rows.
         largest: the same of the largest values, ``[K, SORTED_CAP]`` of each rank.
         sorted_shares: which share of the student's and of the teacher's tokens is sorted, of Llama-3 and Qwen3.
         summed: numbers of a chunk that go through all-reduces.
@@ -40,9 +40,9 @@ class LossTraffic:
 #: Of prefix_kl; P-KL reads the teacher's once less.
 COMMON = LossTraffic(5.0, 4.0)
 _TRAFFIC = {
-    "h_kl": LossTraffic(25.7, 13.0, 37.0, 34.0, 106.0, (0.145, 0.277), exchanges=False),
-    "gold": LossTraffic(25.7, 12.1, 37.0, 34.0, 106.0, (0.146, 0.278), exchanges=False),
-    "uld": LossTraffic(50.7, 6.8, 0.0, 34.0, 106.0, (1.0, 1.0), summed=3, exchanges=False),
+    "h_kl": LossTraffic(10.0, 8.0, largest=18.0, sorted_shares=(0.145, 0.277), exchanges=False),
+    "gold": LossTraffic(10.0, 8.0, largest=18.0, sorted_shares=(0.146, 0.278), exchanges=False),
+    "uld": LossTraffic(8.0, 7.0, largest=18.0, sorted_shares=(1.0, 1.0), summed=3, exchanges=False),
 }
 
 
