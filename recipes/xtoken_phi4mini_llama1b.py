@@ -17,7 +17,7 @@ Settings, data
 
 GPUs
     1, 2, 8 or 16 nodes of 8 H100 (80 GB): as many as the job has, or ``--recipe "xtoken_phi4mini_llama1b(nodes=8)"``.
-    Estimated, not measured (docs/recipes.md): 42 GiB of a GPU and 7.7 days on 1 node, 31 GiB and 12 h on 16.
+    Estimated, not measured (docs/recipes.md): 42 GiB of a GPU and 6.3 days on 1 node, 31 GiB and 9 h on 16.
 """
 
 from typing import Optional

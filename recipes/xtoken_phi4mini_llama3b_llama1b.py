@@ -18,7 +18,7 @@ Settings, data
 GPUs
     1, 2, 8 or 16 nodes of 8 H100 (80 GB): as many as the job has, or
     ``--recipe "xtoken_phi4mini_llama3b_llama1b(nodes=8)"``.
-    Estimated, not measured (docs/recipes.md): 49 GiB of a GPU and 10.3 days on 1 node, 38 GiB and 15 h on 16.
+    Estimated, not measured (docs/recipes.md): 49 GiB of a GPU and 8.9 days on 1 node, 38 GiB and 13 h on 16.
 """
 
 from typing import Optional
