@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from nemo_xtoken.losses.base import ModelOutput
+from nemo_xtoken.objective.spare_rows import with_spare_rows
 from nemo_xtoken.objective.terms import cross_tokenizer_loss
 from nemo_xtoken.objective.tiles import rows_within
 from nemo_xtoken.parallel.head import OutputHead
@@ -24,7 +25,7 @@ CONTINUED = 40
 
 def head_of(model: Any, vocabulary: Vocabulary) -> OutputHead:
     """The output layer as the losses see it."""
-    weight = model.get_output_embeddings().weight
+    weight = with_spare_rows(model.get_output_embeddings().weight, vocabulary)
     return OutputHead(weight, VocabularyShard.of_local_rows(vocabulary.size, weight.shape[0], None))
 
 

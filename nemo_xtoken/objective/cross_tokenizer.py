@@ -27,6 +27,7 @@ from nemo_xtoken.losses.options import DEFAULT_LOSS, DivergenceOptions
 from nemo_xtoken.losses.pair import VocabularyPair
 from nemo_xtoken.losses.registry import chunk_selection, make_divergence
 from nemo_xtoken.objective.scale import DynamicScale, ObjectiveConfig, StepCounts, kd_weights
+from nemo_xtoken.objective.spare_rows import with_spare_rows
 from nemo_xtoken.objective.terms import cross_tokenizer_loss
 from nemo_xtoken.objective.text_batch import TextBatch
 from nemo_xtoken.objective.tiles import rows_within
@@ -126,7 +127,8 @@ class CrossTokenizerLoss:
             teacher: ``[b, T_T, H_T]``, or without ``teacher_weight`` the logits.  Hidden states need a small part of
                 the memory of logits.  A model that scales, caps or shifts its logits has to give these.
             student_weight, teacher_weight: ``[V, H]``, the output layers, which may have more rows than the tokenizer
-                has tokens (of the group: this rank's rows).
+                has tokens (of the group: this rank's rows), and without a group fewer by tokens that no text has, see
+                ``with_spare_rows``.
 
         Returns:
             the mean over the batch's tokens and chunks.  Collectives: those of ``cross_tokenizer_loss``.
@@ -136,6 +138,10 @@ class CrossTokenizerLoss:
         """
         _check_devices(student=student, teacher=teacher, student_weight=student_weight, teacher_weight=teacher_weight)
         batch = batch.to(student.device)
+        if group_size(self.group) == 1:
+            student, student_weight = _whole(student, student_weight, self.student)
+            if teacher_weight is None:
+                teacher, _ = _whole(teacher, None, self.teacher)
         _check("student", student, batch.student_tokens, student_weight)
         _check("teacher", teacher, batch.teacher_tokens, teacher_weight)
         head = self._student_head(student, student_weight)
@@ -198,8 +204,11 @@ class CrossTokenizerLoss:
             _check_logits("teacher", states, self.teacher, self.group)
             return FreeLogits(own.shard, columns, torch.from_numpy(own.order).to(states.device), states.device)
         if self._ordered is None or self._ordered[0] is not weight or self._ordered[1] != weight._version:
-            held = VocabularyShard.of_local_rows(self.teacher.size, weight.shape[0], self.group)
-            head = OutputHead(reorder_rows(weight.detach(), held, own), own.shard, columns)
+            rows = weight.detach()
+            if group_size(self.group) == 1:
+                rows = with_spare_rows(rows, self.teacher)
+            held = VocabularyShard.of_local_rows(self.teacher.size, rows.shape[0], self.group)
+            head = OutputHead(reorder_rows(rows, held, own), own.shard, columns)
             self._ordered = weight, weight._version, head
         return self._ordered[2]
 
@@ -223,6 +232,13 @@ class CrossTokenizerLoss:
 def _positions(tokens: Tensor, starts: Tensor) -> Tensor:
     """int64 ``[b, T]``, from 0 on where a text begins."""
     return torch.arange(tokens.shape[1], device=tokens.device) - starts.unsqueeze(1)
+
+
+def _whole(states: Tensor, weight: Tensor | None, vocabulary: Vocabulary) -> tuple[Tensor, Tensor | None]:
+    """The same, with an entry for each id in the output layer, or in the logits where there is none."""
+    if weight is None:
+        return with_spare_rows(states, vocabulary, -1), None
+    return states, with_spare_rows(weight, vocabulary)
 
 
 def _check_devices(**tensors: Tensor | None) -> None:

@@ -216,6 +216,46 @@ def test_what_does_not_belong_together_is_refused(change, message):
         loss(batch, *change(*models(batch)))
 
 
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_ids_that_no_text_has_may_lack_a_row(side):
+    """As Gemma 3's id for pictures: the mean of the rows stands for it, and of the logits."""
+    names = {"student": STUDENT, "teacher": TEACHER, side: zoo()["tiktoken"]}
+    name = names[side]
+    short = max(n for n, data in enumerate(name.token_bytes) if data is not None) + 1
+    assert short < name.size
+    loss = CrossTokenizerLoss(names["student"], names["teacher"], scale=1.0)
+    batch = loss.batch(TEXTS)
+    random = torch.Generator().manual_seed(0)
+    normal = lambda *shape: torch.randn(*shape, generator=random, dtype=torch.float64)  # noqa: E731
+    states = {"student": normal(*batch.student_tokens.shape, 5), "teacher": normal(*batch.teacher_tokens.shape, 5)}
+    states["student"].requires_grad_()
+    rows = {key: normal(of.size, 5) for key, of in names.items()}
+    cut = rows[side][:short].clone().requires_grad_(side == "student")
+    rows[side] = torch.cat([cut.detach(), cut.detach().mean(0, keepdim=True).expand(name.size - short, -1)])
+    rows["student"].requires_grad_()
+
+    def value(weights, *logits):
+        found = loss(batch, *(logits or states.values()), *weights)
+        wanted = [states["student"], *([weights[0]] if weights else [])]
+        return found.detach(), torch.autograd.grad(found, wanted)
+
+    known, (of_states, of_rows) = value([*rows.values()])
+    found, (of_cut_states, of_cut) = value([*(rows | {side: cut}).values()])
+    close(found, known)
+    close(of_cut_states, of_states)
+    close(of_cut, of_rows[: len(of_cut)])
+    logits = (states[key] @ (rows | {side: cut})[key].T for key in names)
+    close(value((), *logits)[0], known)
+
+
+def test_a_token_of_texts_needs_its_row():
+    loss = CrossTokenizerLoss(STUDENT, TEACHER)
+    batch = loss.batch(TEXTS)
+    student, teacher, w, v = models(batch)
+    with pytest.raises(InputError, match=f"an output layer of {TEACHER.size - 1} rows"):
+        loss(batch, student, teacher, w, v[: TEACHER.size - 1])
+
+
 def test_devices_that_do_not_go_together_or_cannot_are_refused():
     loss = CrossTokenizerLoss(STUDENT, TEACHER)
     batch = loss.batch(TEXTS)
