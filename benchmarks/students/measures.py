@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from nemo_xtoken.losses.base import ModelOutput
-from nemo_xtoken.objective.spare_rows import with_spare_rows
+from nemo_xtoken.objective.cross_tokenizer import with_spare_rows
 from nemo_xtoken.objective.terms import cross_tokenizer_loss
 from nemo_xtoken.objective.tiles import rows_within
 from nemo_xtoken.parallel.head import OutputHead

@@ -27,7 +27,6 @@ from nemo_xtoken.losses.options import DEFAULT_LOSS, DivergenceOptions
 from nemo_xtoken.losses.pair import VocabularyPair
 from nemo_xtoken.losses.registry import chunk_selection, make_divergence
 from nemo_xtoken.objective.scale import DynamicScale, ObjectiveConfig, StepCounts, kd_weights
-from nemo_xtoken.objective.spare_rows import with_spare_rows
 from nemo_xtoken.objective.terms import cross_tokenizer_loss
 from nemo_xtoken.objective.text_batch import TextBatch
 from nemo_xtoken.objective.tiles import rows_within
@@ -39,7 +38,7 @@ from nemo_xtoken.projection.matrix import ProjectionMatrix
 from nemo_xtoken.vocab.loading import load_vocabulary
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
-__all__ = ["CrossTokenizerLoss"]
+__all__ = ["CrossTokenizerLoss", "with_spare_rows"]
 
 
 class CrossTokenizerLoss:
@@ -232,6 +231,24 @@ class CrossTokenizerLoss:
 def _positions(tokens: Tensor, starts: Tensor) -> Tensor:
     """int64 ``[b, T]``, from 0 on where a text begins."""
     return torch.arange(tokens.shape[1], device=tokens.device) - starts.unsqueeze(1)
+
+
+def with_spare_rows(x: Tensor, vocabulary: Vocabulary, dim: int = 0) -> Tensor:
+    """An output layer, or logits, with an entry for every id where those that are missing stand for no text.
+
+    Gemma 3's small models have no row for the id of pictures, the last one of their tokenizer.  What is added is the
+    mean of the others, as an import into NeMo 2 adds it, and gets no gradient.  All else is as it was: with too few
+    entries for the tokens of texts it is refused where it is used.
+
+    Args:
+        x: ``[V, H]``, or logits ``[.., V]`` with ``dim=-1``; of all ids, not of a part.
+    """
+    have = x.shape[dim]
+    missing = vocabulary.token_bytes[have : vocabulary.size]
+    if not have or not missing or any(of is not None for of in missing):
+        return x
+    mean = x.detach().mean(dim, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32)).to(x.dtype)
+    return torch.cat([x, mean.repeat_interleave(len(missing), dim)], dim)
 
 
 def _whole(states: Tensor, weight: Tensor | None, vocabulary: Vocabulary) -> tuple[Tensor, Tensor | None]:

@@ -30,7 +30,7 @@ def started(megatron, tmp_path, monkeypatch):
         beside=None,
         resumed=False,
         stopped=None,
-        teaching=SimpleNamespace(close=lambda: closed.append(True)),
+        teaching=SimpleNamespace(close=lambda: closed.append(True), check_given=lambda step: None),
     )
     container = SimpleNamespace(checkpoint=SimpleNamespace(save=str(folder / "checkpoints")))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -88,7 +88,12 @@ def test_a_source_that_cannot_be(source, message):
     from nemo_xtoken.run.layout import ParallelSizes
     from nemo_xtoken.teachers.teacher_sources import check_source, open_teacher
 
-    host = SimpleNamespace(label="teacher", sizes=ParallelSizes(2), student_sizes=ParallelSizes())
+    host = SimpleNamespace(
+        label="teacher",
+        sizes=ParallelSizes(2),
+        student_sizes=ParallelSizes(),
+        settings=SimpleNamespace(ahead=False),
+    )
 
     def teach():
         check_source(None, source, "teacher")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -154,11 +155,19 @@ def test_readers_outlive_a_signal_to_all_but_not_their_parent():
     ],
 )
 def test_a_gradient_is_named_as_such(text, part):
-    found = explained(RuntimeError(f"Rank 0, node n, device 0, iteration 7: {text}"), 8)
+    error = RuntimeError(f"Rank 0, node n, device 0, iteration 7: {text}")
+    found = explained(error, 8, SimpleNamespace(check_given=lambda step: None))
     assert isinstance(found, InputError)
     assert f"step 8: a gradient is {part}" in str(found)
+    reason = InputError("step 8: the teacher's states are not numbers", "numbers", "see the teacher")
+
+    def check_given(step):
+        assert step == 8
+        raise reason
+
+    assert explained(error, 8, SimpleNamespace(check_given=check_given)) is reason
 
 
 def test_other_errors_stay_as_they_are():
     for error in (RuntimeError("found NaN in the soup"), InputError("a", "b", "c"), ValueError("grad")):
-        assert explained(error, 1) is error
+        assert explained(error, 1, None) is error  # no teacher is asked
