@@ -57,7 +57,7 @@ def load(folder: Path, device: str) -> Any:
 
 def states_of(model: Any, tokens: Tensor) -> Tensor:
     """``[b, T, H]``, the last hidden states, after the final norm."""
-    states: Tensor = model.base_model(tokens, use_cache=False).last_hidden_state
+    states: Tensor = model.get_decoder()(tokens, use_cache=False).last_hidden_state
     return states
 
 
