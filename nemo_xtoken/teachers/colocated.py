@@ -17,7 +17,7 @@ from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 from nemo_xtoken.teachers.contract import InputForm, States, Teacher, TeacherHost
 from nemo_xtoken.teachers.output import HiddenStateTap, output_head
 
-__all__ = ["ColocatedTeacher", "ModelInputs"]
+__all__ = ["ColocatedTeacher", "ModelInputs", "random_numbers_kept"]
 
 #: A micro-batch as the model takes it: which positions this rank holds, and the keyword arguments.
 ModelInputs = tuple[ContextLayout, dict[str, Any]]
@@ -113,7 +113,7 @@ class ColocatedTeacher(Teacher):
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
         size, length = self.form.schedule_shape(*shape)
-        with _random_numbers_kept():
+        with random_numbers_kept():
             taken: list[States] = get_forward_backward_func()(
                 forward_step_func=self._forward_step,
                 data_iterator=iter(prepared),
@@ -164,18 +164,19 @@ class ColocatedTeacher(Teacher):
 
 
 @contextmanager
-def _random_numbers_kept() -> Iterator[None]:
+def random_numbers_kept() -> Iterator[None]:
     """Inside, the numbers that are drawn are not missed afterwards.
 
-    Fused attention moves the generator on even where nothing is dropped.  When a teacher runs, and how often, is not to
-    decide what the student drops.
+    Fused attention moves the generator on even where nothing is dropped.  When a model runs that is not trained, and
+    how often, is not to decide what the student drops.
     """
     from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
-    tracker, state = get_cuda_rng_tracker(), torch.cuda.get_rng_state()
-    states = tracker.get_states()
+    tracker, states = get_cuda_rng_tracker(), (torch.get_rng_state(), torch.cuda.get_rng_state())
+    by_name = tracker.get_states()
     try:
         yield
     finally:
-        torch.cuda.set_rng_state(state)
-        tracker.set_states(states)
+        torch.set_rng_state(states[0])
+        torch.cuda.set_rng_state(states[1])
+        tracker.set_states(by_name)

@@ -20,6 +20,7 @@ from nemo_xtoken.objective.shares import Held
 from nemo_xtoken.objective.token_statistics import most_probable
 from nemo_xtoken.parallel.context_parallel import move_rows
 from nemo_xtoken.parallel.vocabulary_shard import group_size
+from nemo_xtoken.teachers.colocated import random_numbers_kept
 from nemo_xtoken.training.inputs import schedule_shape
 from nemo_xtoken.training.watching.sample_settings import SampleConfig
 from nemo_xtoken.training.watching.samples import Continuation, Prompt
@@ -119,20 +120,14 @@ def _best(held: Held | None, wanted: Tensor) -> Tensor:
 @contextmanager
 def in_evaluation(module: torch.nn.Module) -> Iterator[None]:
     """Without gradients and dropout; afterwards modes and random numbers are those of before."""
-    from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
-
     modes = {one: one.training for one in module.modules()}
-    generators = torch.get_rng_state(), torch.cuda.get_rng_state(), get_cuda_rng_tracker().get_states()
     module.eval()
     try:
-        with torch.no_grad():
+        with random_numbers_kept(), torch.no_grad():
             yield
     finally:
         for one, training in modes.items():
             one.training = training
-        torch.set_rng_state(generators[0])
-        torch.cuda.set_rng_state(generators[1])
-        get_cuda_rng_tracker().set_states(generators[2])
 
 
 def spoken(
