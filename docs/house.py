@@ -11,6 +11,7 @@ import html
 import re
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
+from math import fsum
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,7 +59,8 @@ def floors(graph: dict[str, set[str]]) -> list[list[str]]:
     for _ in range(8):  # rooms stand over what they import, so that few arrows cross
         for n, row in enumerate(rows[1:], 1):
             at = {room: (i + 0.5) / len(below) for below in rows[:n] for i, room in enumerate(below)}
-            row.sort(key=lambda room: (sum(at[o] for o in graph[room]) / max(len(graph[room]), 1), room))
+            # fsum: sets of names have another order in each process, and a sum must not depend on it
+            row.sort(key=lambda room: (fsum(at[o] for o in graph[room]) / max(len(graph[room]), 1), room))
     return rows
 
 

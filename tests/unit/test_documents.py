@@ -2,6 +2,7 @@
 
 import ast
 import builtins
+import random
 import re
 import runpy
 import subprocess
@@ -55,6 +56,17 @@ def _anchors(file):
 def test_the_drawing_of_the_rooms_is_that_of_the_code():
     house = runpy.run_path(str(ROOT / "docs" / "house.py"))
     assert house["PICTURE"].read_text() == house["draw"](house["imports"]()), "run `python docs/house.py`"
+
+
+def test_the_drawing_does_not_depend_on_the_order_of_sets():
+    """Sets of names have another order in each process."""
+    house = runpy.run_path(str(ROOT / "docs" / "house.py"))
+    graph, chance = house["imports"](), random.Random(0)
+    orders = [
+        house["floors"]({room: chance.sample(sorted(graph[room]), len(graph[room])) for room in graph})
+        for _ in range(200)
+    ]
+    assert all(order == orders[0] for order in orders)
 
 
 def test_the_version_of_today_is_not_spoken_of_as_a_past_one():
