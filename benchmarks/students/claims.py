@@ -65,6 +65,8 @@ CLAIMS = (
         "C9", "swap", "`prefix_kl` on the embeddings alone regains 80% of the bits lost on every kind",
         "prefix_kl_embeddings", "none", "all", regained=True,
     ),
+    Claim("C10", "compression", f"{_BELOW} CSD on kinds never trained on", "prefix_kl", "csd", "others"),
+    Claim("C11", "compression", f"{_BELOW} BPM on kinds never trained on", "prefix_kl", "bpm", "others"),
 )  # fmt: skip
 
 
