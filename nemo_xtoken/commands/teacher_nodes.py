@@ -9,8 +9,9 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.launch.job import distillation
 from nemo_xtoken.launch.slurm_config import SlurmConfig
 from nemo_xtoken.launch.teacher_steps import TeacherSteps, teacher_steps
+from nemo_xtoken.run.settings import Settings
 
-__all__ = ["TeacherNodes"]
+__all__ = ["TeacherNodes", "of_student"]
 
 ELSEWHERE = ("remote", "remote+cached")
 SOURCE, FOLDER = "teacher.source", "teacher.service.folder"
@@ -66,17 +67,22 @@ class TeacherNodes:
         folders = tuple(one.folders[0] for one in found)
         if len(set(folders)) < len(folders):
             raise InputError("one teacher.service.folder for several tasks", "one each", "leave it out")
-        words = [*words, "teacher.source=remote"] if not _given(words, SOURCE) else list(words)
         if not sweep:
-            return first, words if _given(words, FOLDER) else [*words, f"{FOLDER}={folders[0]}"], []
+            return first, of_student(words, folders[0]), []
         each = [[*task, f"{FOLDER}={folder}"] for task, folder in zip(tasks, folders, strict=True)]
-        return replace(first, folders=folders), words, each
+        return replace(first, folders=folders), of_student(words), each
 
-    def _task(self, config: SlurmConfig, recipe: str | None, yaml: str | None, words: Sequence[str]) -> TeacherSteps:
-        found = find_recipe(recipe) if recipe else None
-        path = str(config.folder / Path(yaml).expanduser()) if yaml else None
-        run = read_settings(found, path, words, config.nodes)
-        name = recipe or Path(str(yaml)).stem
+    def of_run(self, run: Settings, name: str, words: Sequence[str]) -> TeacherSteps:
+        """The teacher's steps beside one run.
+
+        Args:
+            run: its settings.
+            name: of its recipe or file, for a run that names no folder of its own.
+            words: its overrides.
+
+        Raises:
+            InputError: a teacher that is not elsewhere, or see ``teacher_steps``.
+        """
         folder = _given(words, FOLDER) or str((run.run_folder or Path("runs", name)) / "service")
         half = "32" not in str(run.get("trainer.plugins.precision") or "bf16-mixed").split("-")
         of_run = dict(run.part("teacher"))
@@ -87,6 +93,23 @@ class TeacherNodes:
                 f"teacher.nodes={self.nodes} with {SOURCE}={source}", " or ".join(ELSEWHERE), "leave one of them out"
             )
         return steps
+
+    def _task(self, config: SlurmConfig, recipe: str | None, yaml: str | None, words: Sequence[str]) -> TeacherSteps:
+        found = find_recipe(recipe) if recipe else None
+        path = str(config.folder / Path(yaml).expanduser()) if yaml else None
+        run = read_settings(found, path, words, config.nodes)
+        return self.of_run(run, recipe or Path(str(yaml)).stem, words)
+
+
+def of_student(words: Sequence[str], folder: str = "") -> list[str]:
+    """The words of a run, with where its student finds a teacher elsewhere as far as they leave that open.
+
+    Args:
+        folder: of the service; empty: said elsewhere.
+    """
+    more = [] if _given(words, SOURCE) else [f"{SOURCE}=remote"]
+    more += [f"{FOLDER}={folder}"] if folder and not _given(words, FOLDER) else []
+    return [*words, *more]
 
 
 def _given(words: Sequence[str], key: str) -> str:

@@ -10,7 +10,7 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.launch.job import Job, quote
 from nemo_xtoken.launch.slurm_config import PREFIX, SlurmConfig, load_config
 
-__all__ = ["TEACHER_PREFIX", "TeacherSteps", "split_words", "teacher_steps"]
+__all__ = ["NODES", "TEACHER_PREFIX", "TeacherSteps", "split_words", "teacher_steps"]
 
 NODES = "teacher.nodes"
 TEACHER_PREFIX = f"{PREFIX}teacher."

@@ -6,6 +6,7 @@ from typing import Any
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.launch.precision import begun_in, choose_precision, processor_flags
 from nemo_xtoken.launch.slurm_config import SlurmConfig
+from nemo_xtoken.launch.teacher_steps import TeacherSteps
 from nemo_xtoken.preflight import architecture, budget, elsewhere, layouts, machine, mounts, tokenizers
 from nemo_xtoken.preflight import corpus as texts
 from nemo_xtoken.preflight.findings import Finding, Report, green, guarded, red
@@ -30,6 +31,7 @@ def check(
     asked_for_slurm: bool = False,
     say: Callable[[str], None] = lambda stage: None,
     measured: Measured | None = None,
+    teacher: TeacherSteps | InputError | None = None,
 ) -> Report:
     """Looks at everything; nothing of what goes wrong in one check keeps the others from being made.
 
@@ -41,6 +43,7 @@ def check(
         asked_for_slurm: whether the user named it, so that a wrong one is an error.
         say: told what is being looked at.
         measured: speeds that are known, for the size of teachers elsewhere.
+        teacher: its part of the job, on nodes of its own, or why it can have none; None: it has no nodes.
     """
     report = Report()
 
@@ -72,6 +75,8 @@ def check(
     add("time", "adding up", budget.time(plan, slurm, report.figures))
     for side in plan.teachers:
         add(f"source, {side.label}", "adding up", elsewhere.source(plan, side, report.figures))
+    if teacher is not None:
+        add("teacher's nodes", "adding up", elsewhere.nodes_of_job(teacher, report.figures))
     add("disk", "looking for space", machine.disk(plan, report.figures))
     add("run folder", "looking for space", machine.run_folder(plan))
     add("open files", "looking for limits", machine.descriptors())

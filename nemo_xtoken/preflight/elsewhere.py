@@ -6,15 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from nemo_xtoken.errors import InputError
+from nemo_xtoken.launch.teacher_steps import NODES, TeacherSteps
 from nemo_xtoken.preflight.findings import Finding, green, left_out, rounded, yellow
 from nemo_xtoken.preflight.plan import Plan
 from nemo_xtoken.run.estimates.loss_time import BF16, FP32
 from nemo_xtoken.run.estimates.step_time import Gpu, step_time
 from nemo_xtoken.run.spec import ModelSpec
-from nemo_xtoken.run.teaching import CACHED, ELSEWHERE
+from nemo_xtoken.run.teaching import CACHED, ELSEWHERE, THE_TEACHER
 from nemo_xtoken.teachers.source_settings import FORMAT_BYTES
 
-__all__ = ["source"]
+__all__ = ["nodes_of_job", "source"]
 
 GB = 1e9
 BESIDE = 4  # bytes of a token's id
@@ -84,3 +86,26 @@ def source(plan: Plan, side: ModelSpec, figures: dict[str, Any]) -> Iterator[Fin
         yield yellow(check, f"{'; '.join(texts)}; {problem}", "room for the states", fix)
     else:
         yield green(check, f"{name}: {'; '.join(texts)}")
+
+
+def nodes_of_job(teacher: TeacherSteps | InputError, figures: dict[str, Any]) -> Iterator[Finding]:
+    """Whether the nodes that a job adds for its teacher keep the student from waiting.
+
+    Args:
+        teacher: its part of the job, or why it can have none.
+        figures: with those of `source`.
+    """
+    if isinstance(teacher, InputError):
+        raise teacher
+    gpus = teacher.config.nodes * teacher.config.gpus_per_node
+    needed = int(figures.get("sources", {}).get(THE_TEACHER, {}).get("teacher_gpus", 0))
+    if gpus and needed > gpus:
+        nodes = math.ceil(needed / teacher.config.gpus_per_node)
+        yield yellow(
+            "teacher's nodes",
+            f"{teacher.shape}: the student waits for it",
+            f"about {needed:,} GPUs",
+            f"{NODES}={nodes}, or a measured teacher_speed=",
+        )
+    else:
+        yield green("teacher's nodes", teacher.shape)

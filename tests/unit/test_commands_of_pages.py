@@ -7,7 +7,6 @@ from functools import cache
 import pytest
 from pages import CODE, ROOT, TEXTS
 
-from nemo_xtoken.commands.cli import main
 from nemo_xtoken.commands.run_settings import find_recipe, read_settings
 from nemo_xtoken.commands.verbs import all_verbs
 from nemo_xtoken.errors import InputError
@@ -103,13 +102,6 @@ def test_a_setting_that_does_not_exist_would_be_found():
     assert _problem("README.md", "trainer.max_stepz")
     assert _problem("README.md", "executor.account_name")
     assert SETTING.findall("a `trainer.max_stepz=1` and trainer.x.y")
-
-
-@pytest.mark.parametrize("word", ["teacher.nodes=1", "executor.teacher.partition=a100"])
-def test_preflight_says_what_stands_for_nodes_of_a_teacher(word, capsys):
-    """The page on clusters says that it does not take them."""
-    assert main(["preflight", "recipe=xtoken_tiny", "slurm=none", word]) == 2
-    assert "teacher.source=remote teacher.service.folder=FOLDER" in capsys.readouterr().err
 
 
 def test_flags():

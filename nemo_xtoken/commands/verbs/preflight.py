@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_xtoken.commands.verb import Option, Verb
@@ -9,7 +10,9 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.limits import MOST_NODES
 
 if TYPE_CHECKING:
+    from nemo_xtoken.commands.teacher_nodes import TeacherNodes
     from nemo_xtoken.launch.slurm_config import SlurmConfig
+    from nemo_xtoken.launch.teacher_steps import TeacherSteps
     from nemo_xtoken.preflight.findings import Report
     from nemo_xtoken.run.settings import Settings
 
@@ -22,46 +25,52 @@ STYLES = {"green": "green", "yellow": "yellow", "red": "bold red", "left out": "
 #: Settings that the packaged default leaves to the user are not errors of a run that does not use Slurm.
 NO_SLURM = "none"
 BRIDGE = "bridge"
-#: What a job has beside the run and its own configuration.
-OF_JOB = ("teacher.nodes=", "executor.teacher.")
 
 
 def _run(arguments: Mapping[str, Any]) -> int:
     from nemo_xtoken.commands.run_settings import find_recipe, nodes_of_recipe, read_settings
+    from nemo_xtoken.commands.teacher_nodes import TeacherNodes
     from nemo_xtoken.launch.slurm_config import PREFIX
+    from nemo_xtoken.launch.teacher_steps import split_words
     from nemo_xtoken.preflight.checkup import check
     from nemo_xtoken.preflight.plan import Measured
 
     if bool(arguments["recipe"]) == bool(arguments["yaml"]):
         raise InputError("not one of recipe= and yaml=", "exactly one of them", "see `xtoken preflight --help`")
-    if of_job := [word for word in arguments["rest"] if word.startswith(OF_JOB)]:
+    source = arguments["slurm"] or "default"
+    teacher_nodes, of_teacher, rest = split_words(arguments["rest"])
+    if teacher_nodes is not None and source == NO_SLURM:
         raise InputError(
-            f"{' '.join(of_job)}: nodes of the teacher, which `xtoken sbatch` adds to a job",
-            "the student's nodes alone, and that its teacher is elsewhere",
-            "teacher.source=remote teacher.service.folder=FOLDER instead; the table says how many nodes it needs",
+            f"teacher.nodes={teacher_nodes} with slurm={NO_SLURM}",
+            "the configuration of the job that has these nodes",
+            f"leave slurm={NO_SLURM} out; a teacher that is started otherwise is teacher.source=remote "
+            "teacher.service.folder=FOLDER",
         )
-    words = [word for word in arguments["rest"] if not word.startswith(PREFIX)]
-    of_slurm = [word for word in arguments["rest"] if word.startswith(PREFIX)]
+    words = [word for word in rest if not word.startswith(PREFIX)]
+    of_slurm = [word for word in rest if word.startswith(PREFIX)]
     recipe, given_nodes = None, arguments["nodes"]
     if arguments["recipe"]:
         recipe, of_recipe = find_recipe(arguments["recipe"]), nodes_of_recipe(arguments["recipe"])
         given_nodes = given_nodes if given_nodes is not None else of_recipe
     if given_nodes is not None and given_nodes < 1:
         raise InputError(f"recipe={arguments['recipe']}", "1 node or more", "correct it")
-    source = arguments["slurm"] or "default"
     slurm = _slurm(source, of_slurm, given_nodes) if source != NO_SLURM else None
     nodes, gpus = given_nodes, arguments["gpus"]
     if slurm is not None and not isinstance(slurm, InputError):
         nodes, gpus = nodes or slurm.nodes, gpus or slurm.tasks
     settings = read_settings(recipe, arguments["yaml"], words, nodes, _takes_bridge(arguments["framework"]))
+    teacher = None
+    if teacher_nodes is not None:
+        theirs = TeacherNodes(source, _of_job(of_slurm, given_nodes), of_teacher, teacher_nodes)
+        teacher = _beside(theirs, slurm, settings, arguments["recipe"] or Path(arguments["yaml"]).stem, words)
     nodes = nodes or int(settings.number("trainer.num_nodes", 1))
     gpus = gpus or _devices(settings)
     stages = None if arguments["json"] else _progress()
     try:
         say = stages.update if stages is not None else lambda stage: None
-        asked = bool(arguments["slurm"] or of_slurm)
+        asked = bool(arguments["slurm"] or of_slurm or teacher_nodes)
         measured = Measured(arguments["step_seconds"], arguments["teacher_speed"])
-        report = check(settings, nodes, gpus, arguments["gpu_memory"], slurm, asked, say, measured)
+        report = check(settings, nodes, gpus, arguments["gpu_memory"], slurm, asked, say, measured, teacher)
     finally:
         if stages is not None:
             stages.stop()
@@ -102,9 +111,36 @@ def _slurm(source: str, words: list[str], nodes: int | None) -> "SlurmConfig | I
     from nemo_xtoken.launch.slurm_config import load_config
 
     try:
-        return load_config(source, [*words, *([f"nodes={nodes}"] if nodes else [])])
+        return load_config(source, _of_job(words, nodes))
     except InputError as error:
         return error
+
+
+def _of_job(words: list[str], nodes: int | None) -> list[str]:
+    return [*words, *([f"nodes={nodes}"] if nodes else [])]
+
+
+def _beside(
+    theirs: "TeacherNodes", slurm: "SlurmConfig | InputError | None", settings: "Settings", name: str, words: list[str]
+) -> "TeacherSteps | InputError | None":
+    """The teacher's part of the job, or why there is none; None where the job's configuration is what is wrong.
+
+    Args:
+        settings: of the run; they get what its student has to know, as in the job.
+        name, words: see ``TeacherNodes.of_run``.
+    """
+    from nemo_xtoken.commands.teacher_nodes import of_student
+
+    teacher, folder = None, "service"
+    if not isinstance(slurm, InputError):
+        try:
+            teacher = theirs.of_run(settings, name, words)
+            folder = teacher.folders[0]
+        except InputError as error:
+            teacher = error
+    for word in of_student(words, folder)[len(words) :]:
+        settings.override(word)
+    return teacher
 
 
 def _progress() -> Any:
@@ -206,11 +242,15 @@ VERB = Verb(
             "for scripts; the words after the recipe are those of nemo llm distill",
         ),
         ("preflight yaml=mine.yaml nodes=16 gpu_memory=141", "a run from a file, on H200s"),
+        (
+            "preflight recipe=xtoken_tiny slurm=venv teacher.path=nemo/teacher teacher.nodes=2",
+            "with two more nodes for the teacher, as in a job of sbatch",
+        ),
     ),
     run=_run,
     rest=(
         "executor.KEY=VALUE changes the Slurm configuration, every other key=value the run, as with sbatch and "
-        "`nemo llm distill`. For a teacher on nodes of its own say teacher.source=remote and "
-        "teacher.service.folder=FOLDER; teacher.nodes is of sbatch alone."
+        "`nemo llm distill`; so do teacher.nodes=N and executor.teacher.KEY=VALUE, for nodes of the teacher in the "
+        "same job."
     ),
 )
