@@ -4,6 +4,7 @@ The processes need not have met: this is used before ``torch.distributed`` start
 work may take.  They need a folder that all of them see.
 """
 
+import contextlib
 import os
 import re
 import time
@@ -129,8 +130,9 @@ def made_by_first(
 def _make(path: Path, doing: str, make: Callable[[], dict[str, Any]], launch: Launch) -> dict[str, Any]:
     path.parent.mkdir(parents=True, exist_ok=True)
     for old in path.parent.glob("*.json"):
-        if time.time() - old.stat().st_mtime > OLD:
-            old.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # removed by another just now, or another user's
+            if time.time() - old.stat().st_mtime > OLD:
+                old.unlink()
     heart = Heartbeat(path, doing, kept=True).start()
     try:
         result = make()

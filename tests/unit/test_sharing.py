@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -244,6 +245,28 @@ def test_an_error_of_the_first_is_told_and_raised(tmp_path):
         made_by_first(Launch(0, 2, "job"), tmp_path, "key", "work", lambda: {"a": {}["x"]})
     (path,) = tmp_path.glob("*.json")
     assert read_beat(path).state == "failed"
+
+
+@pytest.mark.parametrize(
+    ("method", "error"), [("stat", FileNotFoundError), ("unlink", FileNotFoundError), ("unlink", PermissionError)]
+)
+def test_old_files_that_another_removes_or_owns_do_not_stop_the_first(tmp_path, monkeypatch, method, error):
+    """Files of earlier launches, tidied by several at once or left by another user in a folder that all share."""
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.json").write_text("{}")
+        os.utime(tmp_path / f"{name}.json", (1, 1))
+    original, met = getattr(Path, method), []
+
+    def of_another(path, *arguments, **named):
+        if path.name == "a.json":
+            met.append(path)
+            raise error(2, "gone", str(path))
+        return original(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, method, of_another)
+    assert made_by_first(Launch(0, 2, "job"), tmp_path, "key", "work", lambda: {"a": 1}) == {"a": 1}
+    assert met
+    assert not (tmp_path / "b.json").exists()
 
 
 def test_a_heart_beats_by_itself_and_stops(tmp_path, monkeypatch):
