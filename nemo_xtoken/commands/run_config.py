@@ -8,6 +8,7 @@ What ``--to-yaml`` itself loses stays lost: tuples are lists in the file, one ob
 import dataclasses
 import importlib
 import inspect
+import os
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +19,7 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.run.arguments.trusted_names import check_called, check_content_trusted, check_named
 from nemo_xtoken.run.renamed_paths import current_path
 
-__all__ = ["add_named", "config_from_dict", "plain"]
+__all__ = ["add_named", "config_from_dict", "expand_home", "plain"]
 
 
 def config_from_dict(content: Mapping[str, Any], source: str, trust: bool = True) -> Any:
@@ -95,6 +96,30 @@ def plain(config: Any) -> Any:
 
 def _full_name(target: Any) -> str:
     return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', target)}"
+
+
+def expand_home(value: Any) -> Any:
+    """A configuration in which every text ``~/..`` names the home folder, which a shell leaves as it is within a word.
+
+    Some of those whose settings these are take ``~`` for the name of a folder.
+
+    Args:
+        value: a configuration, which is changed in place, or what one holds.
+    """
+    if isinstance(value, run.Config | run.Partial):
+        for name, argument in list(value.__arguments__.items()):
+            if (expanded := expand_home(argument)) is not argument:
+                setattr(value, name, expanded)
+    elif isinstance(value, dict):
+        value.update({name: expand_home(item) for name, item in value.items()})
+    elif isinstance(value, list):
+        value[:] = map(expand_home, value)
+    elif isinstance(value, tuple) and type(value) is tuple:
+        expanded = tuple(map(expand_home, value))
+        return expanded if expanded != value else value
+    elif isinstance(value, str) and (value == "~" or value.startswith("~/")):
+        return os.path.expanduser(value)
+    return value
 
 
 def add_named(config: Any, overrides: Sequence[str]) -> None:

@@ -18,12 +18,12 @@ from nemo_run.cli.config import ConfigSerializer
 from nemo_run.cli.lazy import LazyEntrypoint
 
 from nemo_xtoken.commands.cli import report_error
-from nemo_xtoken.commands.run_config import add_named, config_from_dict, plain
+from nemo_xtoken.commands.run_config import add_named, config_from_dict, expand_home, plain
 from nemo_xtoken.commands.run_header import describe_run
 from nemo_xtoken.commands.run_settings import check_call
 from nemo_xtoken.commands.teacher_nodes import TeacherNodes
 from nemo_xtoken.commands.terminal import Terminal, wants_verbose
-from nemo_xtoken.environment import find_stack
+from nemo_xtoken.environment import find_stack, missing_package
 from nemo_xtoken.errors import InputError, nearest
 from nemo_xtoken.file_errors import check_target, file_problem
 from nemo_xtoken.launch.job import distillation, read_sweep
@@ -101,7 +101,7 @@ class RecipeRunContext(RunContext):
                 report_error("interrupted")
                 raise SystemExit(INTERRUPTED) from None
             except Exception as error:  # nemo_run would show the message alone
-                problem = file_problem(error) or _refusal(error)
+                problem = file_problem(error) or _refusal(error) or missing_package(error, "this run")
                 if problem is None:
                     self.terminal.unexpected(error)
                     raise SystemExit(1) from error
@@ -177,8 +177,11 @@ class RecipeRunContext(RunContext):
             with self.terminal.captured():  # what the imports of a recipe print, also where the run is only shown
                 config = super().parse_fn(fn, args, **default_kwargs)
             fit_trainer(config, args, os.environ)
+            here = self.slurm_words is None and not (self.to_yaml or self.to_toml or self.to_json)
+            if here:
+                expand_home(config)
             self._settings = Settings(plain(config), "the command line")
-            if self.slurm_words is None and not (self.to_yaml or self.to_toml or self.to_json):
+            if here:
                 chosen = lay_out_here(config, self._settings), settle_precision(config, self._settings)
                 self._chosen = "; ".join(filter(None, chosen))
             if given is not None:

@@ -17,13 +17,17 @@ WRITTEN = ("log.log_dir",)
 
 
 def on_this_machine(settings: Settings, slurm: SlurmConfig | InputError | None) -> Settings:
-    """The settings with every absolute path below a mount's target as the machine has it; a copy where there is one."""
-    if not isinstance(slurm, SlurmConfig) or slurm.container_image is None:
-        return settings
+    """The settings with every path as the machine has it; a copy.
+
+    Below the home folder that is its full name, as the run takes it; below a mount's target the place of the mount.
+    """
     found = Settings(copy.deepcopy(settings.content), settings.source)
+    inside = slurm if isinstance(slurm, SlurmConfig) and slurm.container_image is not None else None
     for name, path in _paths(settings.content):
-        if os.path.isabs(path) and (outside := slurm.outside(path)) is not None and outside != path:
-            _put(found.content, name, outside)
+        place = os.path.expanduser(path)
+        outside = inside.outside(place) if inside is not None and os.path.isabs(place) else None
+        if path != (place := outside or place):
+            _put(found.content, name, place)
     return found
 
 

@@ -163,7 +163,7 @@ class Settings:
         if not log:
             return None
         folder = Path(log.get("log_dir") or "nemo_experiments") / str(log.get("name") or "default")
-        return Path(log.get("explicit_log_dir") or folder)
+        return Path(log.get("explicit_log_dir") or folder).expanduser()
 
     def teachers(self) -> dict[str, dict[str, Any]]:
         """Settings of those that are to teach, by what each is called on the command line."""

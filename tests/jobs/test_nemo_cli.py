@@ -29,9 +29,11 @@ def _drive_without_nemo(folder, third_party, *groups):
     """The results of each group, and which frameworks it has loaded."""
     lines = [[_words(words) for words in group.values()] for group in groups]
     (folder / "groups.json").write_text(json.dumps(lines))
+    environment = _environment(third_party)
+    environment["PYTHONPATH"] += f"{os.pathsep}{folder}"
     subprocess.run(
         [sys.executable, SUPPORT / "nemo_driver.py", "groups.json", "results.json"],
-        env={**os.environ, **_environment(third_party)},
+        env={**os.environ, **environment},
         cwd=folder,
         stdin=subprocess.DEVNULL,
         check=True,
@@ -299,12 +301,24 @@ def without_nemo(tmp_path_factory, third_party):
     """What the two ranks of a job say, and a process that is in none."""
     alone = {"list": ["distill", "--list-recipes"], "run": [*RECIPE, "trainer.max_steps=20"], "no": ["distill"]}
     alone["neither"] = ["distill", "--recipe", "xtoken_qwen3_llama1b"]
+    folder = tmp_path_factory.mktemp("without")
+    for name, package in (("missing", "absent_package"), ("of_our_own", "nemo_xtoken.absent")):
+        (folder / f"run_of_{name}.py").write_text(f"def distill(scale: float = 1.0):\n    import {package}\n")
+        (folder / f"{name}.yaml").write_text(f"_target_: run_of_{name}.distill\nscale: 1.0\n")
+        alone[name] = ["distill", "--yaml", f"{name}.yaml", "trust=true"]
+    home = {"HOME": str(folder / "home")}
+    alone["home"] = [home, *RECIPE, "log=~/runs/mine"]
+    alone["home in yaml"] = [home, *RECIPE, "--to-yaml", "home.yaml", "log=~/runs/mine"]
+    alone["home on slurm"] = [home, *RECIPE, "--executor", "slurm", "slurm=venv", "log=~/runs/mine", "--dryrun"]
     ranks = []
     for rank in ("0", "5"):
         step = {**UNDER_SRUN, "SLURM_PROCID": rank}
         commands = {"run": [step, *RECIPE, "trainer.max_steps=20"], "conflict": [step, *RECIPE, "trainer.devices=8"]}
         ranks.append(commands)
-    return _drive_without_nemo(tmp_path_factory.mktemp("without"), third_party, alone, *ranks)
+    found = _drive_without_nemo(folder, third_party, alone, *ranks)
+    found[0][0]["yaml of home"] = (folder / "home.yaml").read_text()
+    found[0][0]["folder"] = folder
+    return found
 
 
 @pytest.mark.parametrize("rank", [0, 5])
@@ -389,6 +403,26 @@ def test_without_nemo_the_command_is_ours(without_nemo):
         for part in ("error: nothing to train with", "Megatron-Bridge is absent", "expected: NeMo 2", "pip install"):
             assert part in results["neither"]["err"], results["neither"]
         assert "Traceback" not in results["neither"]["err"]
+
+
+def test_a_package_that_is_missing_is_one_message(without_nemo):
+    """A module of ours that is missing is a fault of this package, and keeps its traceback."""
+    results, _ = without_nemo[0]
+    assert results["missing"]["status"] == 2, results["missing"]
+    error = results["missing"]["err"]
+    assert "this run needs the package absent_package, which is not installed here" in error
+    assert error.count("error: ") == error.count("expected: ") == error.count("to fix: ") == 1
+    assert "Traceback" not in results["missing"]["out"] + error
+    assert results["of_our_own"]["status"] == 1
+    assert "Traceback" in results["of_our_own"]["out"] + results["of_our_own"]["err"]
+
+
+def test_the_home_folder_is_meant_by_a_tilde(without_nemo):
+    """Where the run is; a file and a job that are written here may be of another's."""
+    results, _ = without_nemo[0]
+    assert _ran(2, 500, f"{results['folder'] / 'home'}/runs/mine", 1.0) in results["home"]["out"], results["home"]
+    assert "log: ~/runs/mine" in results["yaml of home"]
+    assert "'log=~/runs/mine'" in results["home on slurm"]["out"], results["home on slurm"]
 
 
 def test_nemo_xtoken_is_the_console_script(third_party):

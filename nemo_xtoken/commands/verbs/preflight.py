@@ -131,7 +131,8 @@ def _beside(
     """
     from nemo_xtoken.commands.teacher_nodes import of_student
 
-    teacher, folder = None, "service"
+    teacher: TeacherSteps | InputError | None = None
+    folder = "service"
     if not isinstance(slurm, InputError):
         try:
             teacher = theirs.of_run(settings, name, words)

@@ -582,3 +582,18 @@ def test_paths_of_the_container_are_looked_up_on_this_machine(look, world):
     assert not {"student", "teacher", "data", "mounts", "vocabularies"} & set(named), named
     _, report = look(*in_container(world, mounts[1]), *there)
     assert {"data", "teacher"} & {c["check"] for c in of_status(report, "red")}
+
+
+def test_paths_below_the_home_folder_are_those_of_the_run(look, world, monkeypatch):
+    """Every one of them, as a run has them; in a container they have to be below a mount."""
+    monkeypatch.setenv("HOME", str(world))
+    words = [
+        "teacher.path=~/teacher", "resume.restore_config.path=~/student", "log.log_dir=~/",
+        "data.text.paths=['~/*.jsonl']", "teacher.tokenizer=~/teacher/context/tokenizer",
+    ]  # fmt: skip
+    status, report = look(*words)
+    assert (status, of_status(report, "red")) == (0, [])
+    assert any(c["check"] == "run folder" and c["found"] == f"{world}/run" for c in of_status(report, "green"))
+    _, report = look(*in_container(world, f"{world}/student:{world}/student"), *words)
+    named = {c["found"].partition("=")[0] for c in of_status(report, "red") if c["check"] == "mounts"}
+    assert {"teacher.path", "log.log_dir", "data.text.paths.0"} <= named
