@@ -7,12 +7,11 @@ stay in the shards.
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors.numpy import save
 
 from nemo_xtoken.alignment.aligned import DIGEST_BYTES
 from nemo_xtoken.alignment.shard_file import OpenShards, map_tensors
@@ -25,6 +24,8 @@ from nemo_xtoken.files import atomic_path, digest_of
 __all__ = ["read_index", "write_index"]
 
 _VERSION = "1"
+_DTYPES = {"I64": "<i8", "I32": "<i4", "U8": "u1"}
+_PIECE = 1 << 20  # bytes
 _LENGTHS = ("student_lengths", "teacher_lengths", "chunk_counts", "scored")
 
 
@@ -34,17 +35,18 @@ def write_index(folder: Path, prepared: Sequence[PreparedDocuments], pieces: Pie
     Raises:
         OSError: it cannot be written.
     """
-    tensors: dict[str, np.ndarray] = {
-        "digests": np.ascontiguousarray(prepared[0].digests).view(np.uint8).reshape(-1, DIGEST_BYTES),
-        "table": pieces.table,
-        "first": pieces.first,
-    }
+    digests = np.ascontiguousarray(prepared[0].digests).view(np.uint8).reshape(-1, DIGEST_BYTES)
+    tensors = [
+        _Tensor("table", "I64", pieces.table),
+        _Tensor("first", "I64", pieces.first),
+        _Tensor("digests", "U8", digests),
+    ]
     shards = []
     for number, documents in enumerate(prepared):
         paths, shard, row = documents.places()
         shards.append([str(path) for path in paths])
-        tensors |= {f"shard{number}": shard, f"row{number}": row}
-        tensors |= {f"{name}{number}": getattr(documents, name).astype(np.int32) for name in _LENGTHS}
+        tensors += [_Tensor(f"shard{number}", "I32", shard), _Tensor(f"row{number}", "I64", row)]
+        tensors += [_Tensor(f"{name}{number}", "I32", getattr(documents, name)) for name in _LENGTHS]
     about = {
         "version": _VERSION,
         "fingerprint": fingerprint,
@@ -54,9 +56,44 @@ def write_index(folder: Path, prepared: Sequence[PreparedDocuments], pieces: Pie
     }
     path = folder / f"samples-{digest_of(*about.values())[:32]}.safetensors"
     if not path.is_file():
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(save(tensors, about))  # unlike the library's, its errors are the system's
+        _write(path, tensors, about)
     return path
+
+
+class _Tensor(NamedTuple):
+    """What goes into the file, as its type there; of another type it is converted piece by piece."""
+
+    name: str
+    kind: str
+    array: np.ndarray
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(_DTYPES[self.kind])
+
+
+def _write(path: Path, tensors: Sequence[_Tensor], about: Mapping[str, str]) -> None:
+    """A safetensors file, a piece of a tensor at a time: the table of much text is as large as the memory that is left.
+
+    Raises:
+        OSError: the system's, unlike those of the library.
+    """
+    tensors = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)  # so that all are aligned
+    header: dict[str, object] = {"__metadata__": dict(about)}
+    at = 0
+    for name, kind, array in tensors:
+        size = array.size * np.dtype(_DTYPES[kind]).itemsize
+        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors:
+            rows = max(1, _PIECE // max(1, tensor.array[:1].nbytes))
+            for begin in range(0, len(tensor.array), rows):
+                piece = np.ascontiguousarray(tensor.array[begin : begin + rows], tensor.dtype)
+                file.write(piece.data.cast("B") if piece.size else b"")
 
 
 def read_index(path: Path) -> tuple[list[PreparedDocuments], Pieces, str]:

@@ -3,12 +3,19 @@
 import json
 import multiprocessing
 import os
+import tracemalloc
 
+import numpy as np
 import pytest
 from fakes import STUDENT, TEACHER, TEACHER_BOS
+from safetensors.numpy import load_file
 from small_disk import small_disk
 
+from nemo_xtoken.alignment.shard_file import OpenShards
 from nemo_xtoken.data import DataConfig, Tokenization, documents, prepare, sample_index
+from nemo_xtoken.data.packing import Pieces
+from nemo_xtoken.data.packing_report import PackingReport
+from nemo_xtoken.data.prepared import PreparedDocuments
 from nemo_xtoken.data.sample_index import read_index
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.sharing.first_process import Launch
@@ -102,6 +109,39 @@ def test_the_file_has_what_a_data_set_is_and_maps_it(config, tmp_path):
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(InputError, match="cannot be read"):
         read_index(path)
+
+
+def test_writing_the_file_takes_no_memory_of_its_size(tmp_path):
+    """Nor of that of a column whose type is another in the file."""
+    n, sides = 250_000, 2
+    ids = np.arange(n)
+    shards = OpenShards([tmp_path / "shard"], "pair")
+    digests = ids.astype("S16")
+    one = PreparedDocuments.placed(shards, digests, ids.astype(np.int32), ids, ids + 1, ids + 2, ids + 3, ids + 4)
+    table = np.arange(n * (3 + 4 * sides)).reshape(n, -1)
+    counts = PackingReport(**dict.fromkeys(PackingReport.__dataclass_fields__, 0) | {"teachers": ()})
+    pieces = Pieces(table, ids, counts)
+    tracemalloc.start()
+    try:
+        path = sample_index.write_index(tmp_path, [one, one], pieces, "fingerprint")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert path.stat().st_size > 40_000_000
+    assert peak < 8_000_000
+    (first, second), found, fingerprint = read_index(path)
+    assert fingerprint == "fingerprint"
+    assert (found.table == table).all()
+    assert (found.first == ids).all()
+    for read in (first, second):
+        assert (read.digests == digests).all()
+        assert [array.tolist() == ids.tolist() for array in read.places()[1:]] == [True, True]
+        for number, name in enumerate(sample_index._LENGTHS):
+            assert getattr(read, name).dtype == np.int32
+            assert (getattr(read, name) == ids + number + 1).all()
+    assert load_file(path).keys() == {"table", "first", "digests"} | {
+        f"{name}{number}" for name in ("shard", "row", *sample_index._LENGTHS) for number in range(2)
+    }
 
 
 def test_a_full_disk_leaves_no_half_file(config, tmp_path):
