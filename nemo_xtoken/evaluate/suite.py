@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 POLL_SECONDS = 10.0
+SUBMITTING = ".submitting"  # of a checkpoint: where one of several watchers at a time submits it
 Say = Callable[[str], None]
 
 
@@ -185,7 +186,7 @@ def evaluate_checkpoint(
 
 def submit(run: Path, checkpoint: Checkpoint, words: Sequence[str], command: str, say: Say) -> None:
     """Hands the evaluation of one checkpoint to a command whose last argument is a command line, such as ``sbatch
-    --gpus=1 --wrap``, once.  What the command says is kept in ``evaluations/step=N/submitted``.
+    --gpus=1 --wrap``, once, also where several watch.  What the command says is kept in ``evaluations/step=N/submitted``.
 
     Args:
         words: of `xtoken evaluate`, beside the run and the step.
@@ -194,8 +195,14 @@ def submit(run: Path, checkpoint: Checkpoint, words: Sequence[str], command: str
     Raises:
         InputError: the command cannot be started, or fails.
     """
-    marker = run / FOLDER / f"step={checkpoint.steps}" / "submitted"
-    if marker.exists() and marker.read_text().startswith(checkpoint.identity):
+    folder = run / FOLDER / f"step={checkpoint.steps}"
+    # Not the folder's own lock: the job that the command starts takes that.
+    with exclusive(folder / SUBMITTING, f"submitting step {checkpoint.steps}", lambda who: say(f"waiting for {who}")):
+        _submit(run, checkpoint, folder / "submitted", words, command, say)
+
+
+def _submit(run: Path, checkpoint: Checkpoint, marker: Path, words: Sequence[str], command: str, say: Say) -> None:
+    if marker.exists() and marker.read_text().splitlines()[:1] == [checkpoint.identity]:
         return
     job = [sys.executable, "-m", "nemo_xtoken", "evaluate", f"run={run.resolve()}", f"step={checkpoint.steps}", *words]
     try:

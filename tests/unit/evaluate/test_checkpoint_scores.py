@@ -1,5 +1,6 @@
 """The checkpoints of a run: which are evaluated, once, and where the scores go."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -206,6 +207,26 @@ def test_submitting_gives_a_command_to_a_command(run, tmp_path, capsys):
     for command in ("false", "no-such-command-here", "'"):
         assert main(["evaluate", f"run={run}", f"submit={command}"]) == 2
         assert "was not submitted by" in capsys.readouterr().err
+
+
+def test_two_watchers_submit_a_checkpoint_once(run, tmp_path):
+    """The second comes while the first one's command runs; that of another checkpoint does not wait."""
+    taker = tmp_path / "take.sh"
+    taker.write_text('echo x >> "$(dirname "$0")/taken"; sleep 1; echo "job 7"\n')
+    (first, second, _), said = runs.find_checkpoints(run), []
+
+    def watch(checkpoint):
+        runs.submit(run, checkpoint, [], f"sh {taker}", said.append)
+
+    watchers = [threading.Thread(target=watch, args=(checkpoint,)) for checkpoint in (first, first, second)]
+    for watcher in watchers:
+        watcher.start()
+    for watcher in watchers:
+        watcher.join(60)
+    assert (tmp_path / "taken").read_text().split() == ["x", "x"]
+    assert sorted(text for text in said if "job 7" in text) == ["step 10: job 7", "step 20: job 7"]
+    runs.submit(run, dataclasses.replace(first, identity=first.identity[:-1]), [], f"sh {taker}", said.append)
+    assert len((tmp_path / "taken").read_text().split()) == 3  # another checkpoint of that name
 
 
 @pytest.mark.parametrize("trust", [False, True])
