@@ -40,7 +40,7 @@ class SlurmConfig:
 
     Attributes:
         account, partition, qos, constraint, mem, exclusive, cpus_per_task, comment: sbatch's options of these names.
-        time: limit per job, ``minutes``, ``HH:MM:SS`` or ``D-HH:MM:SS``.
+        time: limit per job, ``minutes``, ``HH:MM:SS`` or ``D-HH:MM:SS``; 0: none.
         nodes: machines.
         gpus_per_node: GPUs of each; 0 for a job on CPUs.
         gpu_request: how they are asked for: ``gpus-per-node``, ``gres``, or ``none`` where nodes are given whole.
@@ -104,7 +104,9 @@ class SlurmConfig:
             raise _wrong("gpu_request", self.gpu_request, "gpus-per-node, gres or none")
         if not TIME.fullmatch(self.time):
             raise _wrong("time", self.time, "minutes, HH:MM:SS or D-HH:MM:SS")
-        if not 0 <= self.stop_seconds <= self.seconds // WALLTIME_MARGIN:
+        if self.stop_seconds < 0:
+            raise _wrong("stop_seconds", self.stop_seconds, "0 or more")
+        if self.seconds and self.stop_seconds > self.seconds // WALLTIME_MARGIN:
             raise _wrong("stop_seconds", self.stop_seconds, f"at most half of the time limit ({self.time})")
         for mount in self.container_mounts:
             if not re.fullmatch(r"[^:,]+:/[^:,]*(:[^:,]+)?", mount):
@@ -152,7 +154,7 @@ class SlurmConfig:
 
     @property
     def seconds(self) -> int:
-        """The time limit."""
+        """The time limit; 0: there is none, as Slurm has it."""
         days, _, clock = self.time.rpartition("-")
         parts = [int(part) for part in clock.split(":")]
         if days:  # D-HH[:MM[:SS]]
@@ -162,6 +164,11 @@ class SlurmConfig:
         else:  # MM[:SS]
             hours, (minutes, seconds) = 0, (*parts, 0)[:2]
         return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds
+
+    @property
+    def limit(self) -> str:
+        """The time limit, as readable text."""
+        return self.time if self.seconds else "no time limit"
 
     @property
     def xtoken(self) -> str:

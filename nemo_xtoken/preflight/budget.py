@@ -69,7 +69,7 @@ def time(plan: Plan, slurm: SlurmConfig | InputError | None, figures: dict[str, 
     if not isinstance(slurm, SlurmConfig):
         yield green("time", text)
         return
-    jobs = -(-seconds // max(1, slurm.seconds - slurm.stop_seconds))
+    jobs = -(-seconds // max(1, slurm.seconds - slurm.stop_seconds)) if slurm.seconds else 1
     figures["jobs"] = int(jobs)
     if jobs > slurm.chain and not slurm.requeue:
         yield yellow(
@@ -79,7 +79,7 @@ def time(plan: Plan, slurm: SlurmConfig | InputError | None, figures: dict[str, 
             f"executor.chain={jobs:.0f}, executor.requeue=true, or a longer executor.time",
         )
     else:
-        yield green("time", f"{text}: {jobs:.0f} job{'s' * (jobs > 1)} of {slurm.time}")
+        yield green("time", f"{text}: {jobs:.0f} job{'s' * (jobs > 1)} of {slurm.limit}")
 
 
 def _readable(seconds: float) -> str:

@@ -245,7 +245,7 @@ def slurm_job(slurm: SlurmConfig | InputError, asked: bool) -> Iterator[Finding]
         return
     yield green(
         "Slurm",
-        f"{slurm.shape}, {slurm.time}, account {slurm.account or 'by default'}, "
+        f"{slurm.shape}, {slurm.limit}, account {slurm.account or 'by default'}, "
         f"partition {slurm.partition or 'by default'}, logs in {slurm.log_folder}",
     )
     if not slurm.account or not slurm.partition:

@@ -337,6 +337,20 @@ def test_nodes_and_gpus_are_the_jobs(look):
     assert report["figures"]["processes"] == 24
 
 
+@pytest.mark.parametrize("none", ["0", "0:00", "00:00:00", "0-0"])
+def test_a_job_without_a_time_limit_is_one_job(look, none):
+    words = ["slurm=venv", "executor.gpus_per_node=8", "executor.requeue=false", "trainer.max_steps=100000000"]
+    _, report = look(*words, "executor.time=10")
+    assert report["figures"]["jobs"] > 1
+    assert [c["status"] for c in report["checks"] if c["check"] == "time"] == ["yellow"]
+    _, report = look(*words, f"executor.time={none}")
+    assert report["figures"]["jobs"] == 1
+    [found] = [c for c in report["checks"] if c["check"] == "time"]
+    assert found["status"] == "green"
+    assert found["found"].endswith("1 job of no time limit")
+    assert any("no time limit" in c["found"] for c in report["checks"] if c["check"] == "Slurm")
+
+
 # --- what the machine is like
 
 

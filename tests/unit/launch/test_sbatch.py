@@ -350,6 +350,13 @@ def test_time_limits_are_read_as_slurm_does(time, seconds):
     assert SlurmConfig(time=time).seconds == seconds
 
 
+def test_without_a_time_limit_there_is_no_half_of_it():
+    assert SlurmConfig(time="0", stop_seconds=300).limit == "no time limit"
+    assert SlurmConfig(time="10:00", stop_seconds=300).limit == "10:00"
+    with pytest.raises(InputError, match="stop_seconds=-1"):
+        SlurmConfig(time="0", stop_seconds=-1)
+
+
 def test_the_working_folder_is_mounted_once():
     assert SlurmConfig(workdir="/lustre/me", container_mounts=("/lustre:/lustre",)).mounts == ("/lustre:/lustre",)
     assert SlurmConfig(workdir="/l/me", container_mounts=("/l:/x",)).mounts == ("/l:/x", "/l/me:/l/me")
