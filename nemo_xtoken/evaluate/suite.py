@@ -186,7 +186,9 @@ def evaluate_checkpoint(
 
 def submit(run: Path, checkpoint: Checkpoint, words: Sequence[str], command: str, say: Say) -> None:
     """Hands the evaluation of one checkpoint to a command whose last argument is a command line, such as ``sbatch
-    --gpus=1 --wrap``, once, also where several watch.  What the command says is kept in ``evaluations/step=N/submitted``.
+    --gpus=1 --wrap``, once, also where several watch.
+
+    What the command says is kept in ``evaluations/step=N/submitted``.
 
     Args:
         words: of `xtoken evaluate`, beside the run and the step.
