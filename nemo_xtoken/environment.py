@@ -12,7 +12,7 @@ import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from nemo_xtoken.errors import InputError
@@ -29,6 +29,10 @@ __all__ = [
     "unloadable_nemo",
     "without_launcher",
 ]
+
+
+#: The mark of a requirement that is of an extra alone, in each way that tools write it; 2: its name.
+_EXTRA = re.compile(r"""\s*(;|\band)\s*extra\s*==\s*["']([\w.-]+)["']""")
 
 
 @dataclass(frozen=True)
@@ -157,20 +161,27 @@ class Stack:
         return "\n".join(lines)
 
 
-def missing_requirements(distribution: str = "nemo_xtoken") -> list[str]:
-    """What a distribution requires, without its extras, and is not installed in any version.
+#: An extra whose packages are small and leave what else there is as it is, so that nothing speaks against having it.
+SERVICE = "service"
+
+
+def missing_requirements(distribution: str = "nemo_xtoken", extras: Collection[str] = (SERVICE,)) -> list[str]:
+    """What a distribution requires and is not installed in any version.
 
     For an installation with ``--no-deps`` into an image whose own packages are to stay as they are.
+
+    Args:
+        extras: of it that are asked for as well; of the others nothing is.
     """
     missing = []
     for requirement in importlib.metadata.requires(distribution) or ():
-        name = re.match(r"[\w.-]+", requirement)
-        if name is None or "extra ==" in requirement:
+        name, extra = re.match(r"[\w.-]+", requirement), _EXTRA.search(requirement)
+        if name is None or (extra is not None and extra[2] not in extras):
             continue
         try:
             importlib.metadata.version(name[0])
         except importlib.metadata.PackageNotFoundError:
-            missing.append(requirement)
+            missing.append(_EXTRA.sub("", requirement).strip())  # pip would pass over it
     return missing
 
 

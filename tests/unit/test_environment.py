@@ -1,5 +1,6 @@
 """What is said about the installed stack."""
 
+import importlib.metadata
 import json
 import logging
 import re
@@ -136,6 +137,38 @@ def test_what_no_deps_left_out(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     assert missing_requirements("half") == [wanted[1]]  # of numpy there is one, which is to stay
     assert missing_requirements() == []
+
+
+@pytest.mark.parametrize(
+    ("line", "missing"),
+    [
+        ('not-there>=25; extra == "service"', ["not-there>=25"]),
+        ("not-there>=25 ; extra == 'service'", ["not-there>=25"]),
+        ("not-there>=25; python_version > '3' and extra == 'service'", ["not-there>=25; python_version > '3'"]),
+        ('not-there>=25; extra == "services"', []),
+        ('numpy>=99; extra == "service"', []),
+    ],
+)
+def test_what_a_teacher_elsewhere_needs_is_not_left_out(tmp_path, monkeypatch, line, missing):
+    """In a form that pip installs: it passes over what it takes to be of an extra."""
+    _install(tmp_path, "half", "1.0")
+    metadata = tmp_path / "half-1.0.dist-info" / "METADATA"
+    metadata.write_text(f"{metadata.read_text()}Requires-Dist: {line}\nProvides-Extra: service\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert missing_requirements("half") == missing
+
+
+def test_pyzmq_is_named_where_it_is_missing(monkeypatch, capsys):
+    version = importlib.metadata.version
+
+    def without(name):
+        if name == "pyzmq":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", without)
+    assert main(["env", "--missing"]) == 0
+    assert capsys.readouterr().out == "pyzmq>=25\n"
 
 
 def test_there_is_no_other_attribute():

@@ -31,7 +31,12 @@ VERB = Verb(
         "In Python it is nemo_xtoken.stack; a run writes it to its log in one line."
     ),
     options=(
-        Option("missing", "print what this package requires and is not installed, a line each for pip", bool, False),
+        Option(
+            "missing",
+            "print what this package and a teacher elsewhere require and is not installed, a line each for pip",
+            bool,
+            False,
+        ),
         Option("json", "print JSON", bool, False),
     ),
     examples=(("env", "the list"), ("env --missing", "what an installation with --no-deps left out")),
