@@ -14,10 +14,12 @@ from nemo_xtoken.preflight.budget import COMFORT, CONTEXT
 from nemo_xtoken.preflight.plan import Plan
 from nemo_xtoken.run.estimates.loss_time import GIB
 from nemo_xtoken.run.estimates.memory import worst_stage
+from nemo_xtoken.run.lora.lora_checks import lora_problems
 from nemo_xtoken.run.records import PRECISION
 from nemo_xtoken.run.run_checks import layout_problems
 from nemo_xtoken.run.settings import Settings
 from nemo_xtoken.run.sides import processes_of, run_of
+from nemo_xtoken.run.spec import RunSpec
 
 __all__ = ["Fit", "fit_layout", "lay_out_here", "leaves_precision_open", "left_open", "settle_precision"]
 
@@ -69,6 +71,7 @@ def fit_layout(settings: Settings, nodes: int, gpus: int, gib: float | None) -> 
         return Fit(chosen, "micro-batch 1, on the CPU (data.micro_batch_size)" if chosen else "")
     known = _known(Plan(settings, run_of(settings, nodes * gpus), nodes, gpus, gib))
     best: tuple[dict[str, Any], float] | None = None
+    refused = ""
     for chosen in _candidates(settings, open_, gpus, nodes * gpus):
         _set(settings, chosen)
         run = run_of(settings, nodes * gpus)
@@ -76,8 +79,11 @@ def fit_layout(settings: Settings, nodes: int, gpus: int, gib: float | None) -> 
         for side in plan.sides:
             if side.where in known:
                 plan.know(side, known[side.where])
-        sizes = plan.training()
-        if sizes is None or any(True for _ in layout_problems(plan.run)):
+        if (sizes := plan.training()) is None:
+            continue
+        if (problem := next(_problems(plan.run), None)) is not None:
+            if chosen.get(MICRO, 1) == 1:  # the least that can be asked for
+                refused = refused or problem.found
             continue
         need = sum(worst_stage(sizes).values()) / GIB
         if best is None or need < best[1]:
@@ -88,7 +94,8 @@ def fit_layout(settings: Settings, nodes: int, gpus: int, gib: float | None) -> 
     if best is None:
         chosen = {MICRO: 1} if MICRO in open_ else {}
         _set(settings, chosen)
-        return Fit(chosen, "nothing by memory: the models' sizes are not known here")
+        why = f"no layout can be, as {refused}" if refused else "the models' sizes are not known here"
+        return Fit(chosen, f"nothing by memory: {why}")
     _set(settings, best[0])
     return Fit(best[0], _said(best[0], best[1], gib))
 
@@ -154,6 +161,12 @@ def _known(plan: Plan) -> dict[str, Any]:
             except InputError:  # the run says so
                 continue
     return found
+
+
+def _problems(run: RunSpec) -> Iterator[InputError]:
+    """What the run would refuse of a layout."""
+    yield from layout_problems(run)
+    yield from lora_problems(run.lora, run.student.config, run.student.sizes, run.starts)
 
 
 def _candidates(settings: Settings, left: list[str], gpus: int, processes: int) -> Iterator[dict[str, Any]]:

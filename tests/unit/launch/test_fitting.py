@@ -24,7 +24,7 @@ from nemo_xtoken.preflight.fitting import (
 from nemo_xtoken.preflight.plan import Plan
 from nemo_xtoken.run.estimates.loss_time import GIB
 from nemo_xtoken.run.estimates.memory import worst_stage
-from nemo_xtoken.run.run_checks import row_problems
+from nemo_xtoken.run.run_checks import layout_problems, row_problems, unsupported_settings
 from nemo_xtoken.run.settings import Settings
 from nemo_xtoken.run.sides import run_of
 from nemo_xtoken.vocab import load_vocabulary
@@ -95,6 +95,33 @@ def test_it_fits_and_less_would_not(models, student, teacher, nodes, gpus, gib):
         settings.set(MICRO, 1)
         settings.set(TENSOR, tensor // 2)
         assert need(settings, nodes, gpus) > room
+
+
+@pytest.mark.parametrize(
+    ("words", "freely"),
+    [
+        ([AHEAD], {PIPELINE: 2}),  # whose passes are all before a pipeline's
+        (["lora.rank=6", f"{PIPELINE}=1"], {TENSOR: 4}),  # adapters are cut along their rank
+    ],
+)
+def test_what_the_run_would_refuse_is_not_chosen(models, words, freely):
+    """Where it would be chosen by memory alone."""
+    bare = [word for word in words if not word.startswith(("teacher", "lora"))]
+    chosen = fit_layout(settings_of(models, "large", "huge", *bare), 2, 4, 40).settings
+    assert freely.items() <= chosen.items()
+    settings = settings_of(models, "large", "huge", *words)
+    fit = fit_layout(settings, 2, 4, 40)
+    assert fit.settings.keys() == chosen.keys()
+    run = run_of(settings, 8)
+    assert list(layout_problems(run)) == []
+    assert [error for error, certain in unsupported_settings(run) if certain] == []
+
+
+def test_why_no_layout_can_be_is_said(models):
+    words = [AHEAD, "teacher.pipeline_model_parallel_size=2"]
+    fit = fit_layout(settings_of(models, "large", "huge", *words), 2, 4, 40)
+    assert fit.settings == {MICRO: 1}
+    assert "as teacher.ahead=true (teacher) with pipeline_model_parallel_size=2" in fit.said
 
 
 def test_what_is_given_stays(models):
