@@ -26,6 +26,7 @@ from nemo_xtoken.commands.terminal import Terminal, wants_verbose
 from nemo_xtoken.environment import find_stack, missing_package
 from nemo_xtoken.errors import InputError, nearest
 from nemo_xtoken.file_errors import check_target, file_problem
+from nemo_xtoken.launch.connections import choose_connections
 from nemo_xtoken.launch.job import distillation, read_sweep
 from nemo_xtoken.launch.ranks import adopt_slurm_ranks, check_accelerator, fit_trainer
 from nemo_xtoken.launch.sbatch import unset_names
@@ -145,9 +146,15 @@ class RecipeRunContext(RunContext):
             theirs = TeacherNodes(words.get("slurm", "default"), settings, of_teacher, nodes)
             teacher, overrides, sweep = theirs.steps(config, recipe, yaml, overrides, sweep)
         job = distillation(config, recipe, yaml, overrides, sweep)
+        runs = []
         for task in sweep or [[]]:
             self.factory, self.yaml = recipe, yaml  # parse_fn replaces them by what it read
             self.parse_fn(fn, [*overrides, *task])
+            runs.append(self._settings)
+        connections = choose_connections(config, settings, runs)
+        config = connections.config
+        if connections.said:
+            logger.log(logging.INFO if connections.overlaps else logging.WARNING, connections.said)
         for name in unset_names(config):
             logger.warning("%s is in pass_env and not set in this shell: the job will not have it", name)
         if self.dryrun or self._should_continue(self.skip_confirmation):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.launch.connections import Connections
 from nemo_xtoken.launch.precision import begun_in, choose_precision, processor_flags
 from nemo_xtoken.launch.slurm_config import SlurmConfig
 from nemo_xtoken.launch.teacher_steps import TeacherSteps
@@ -32,6 +33,7 @@ def check(
     say: Callable[[str], None] = lambda stage: None,
     measured: Measured | None = None,
     teacher: TeacherSteps | InputError | None = None,
+    connections: Connections | None = None,
 ) -> Report:
     """Looks at everything; nothing of what goes wrong in one check keeps the others from being made.
 
@@ -44,6 +46,7 @@ def check(
         say: told what is being looked at.
         measured: speeds that are known, for the size of teachers elsewhere.
         teacher: its part of the job, on nodes of its own, or why it can have none; None: it has no nodes.
+        connections: what was chosen for the job; None: there is none.
     """
     report = Report()
 
@@ -85,6 +88,8 @@ def check(
         add("mounts", "reading the Slurm configuration", mounts.visible(inside, slurm))
     if slurm is not None:
         add("Slurm", "reading the Slurm configuration", machine.slurm_job(slurm, asked_for_slurm))
+    if connections is not None:
+        add("ahead", "reading the Slurm configuration", machine.overlap(connections))
     report.figures |= _summary(plan)
     return report
 

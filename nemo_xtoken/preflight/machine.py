@@ -11,6 +11,7 @@ from typing import Any
 from nemo_xtoken.environment import find_stack
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.files import cache_root, tensor_places
+from nemo_xtoken.launch.connections import VARIABLE, Connections
 from nemo_xtoken.launch.sbatch import unset_names
 from nemo_xtoken.launch.slurm_config import CACHE, SlurmConfig
 from nemo_xtoken.preflight.findings import Finding, green, left_out, red, yellow
@@ -20,7 +21,18 @@ from nemo_xtoken.run.settings import Settings
 from nemo_xtoken.run.unsupported import UNKNOWN
 from nemo_xtoken.weights.checkpoint_names import bridge_checkpoints, check_without_checkpoints, finished_checkpoints
 
-__all__ = ["attention", "cache_place", "descriptors", "disk", "engine", "hub", "run_folder", "slurm_job", "versions"]
+__all__ = [
+    "attention",
+    "cache_place",
+    "descriptors",
+    "disk",
+    "engine",
+    "hub",
+    "overlap",
+    "run_folder",
+    "slurm_job",
+    "versions",
+]
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 TOKEN = "HF_TOKEN"
@@ -262,4 +274,17 @@ def slurm_job(slurm: SlurmConfig | InputError, asked: bool) -> Iterator[Finding]
             f"{name} is in pass_env and not set in this shell",
             "a value",
             f"`export {name}=VALUE` before you submit",
+        )
+
+
+def overlap(connections: Connections) -> Iterator[Finding]:
+    """Whether the device lets a teacher's pass run beside the student's, as ``ahead`` asks for."""
+    if connections.said and connections.overlaps:
+        yield green("ahead", connections.said)
+    elif connections.said:
+        yield yellow(
+            "ahead",
+            connections.said,
+            f"another {VARIABLE}, or no teacher ahead",
+            f"executor.env_vars.{VARIABLE}=8 where that is worth more, or set ahead=false",
         )

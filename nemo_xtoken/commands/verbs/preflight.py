@@ -30,6 +30,7 @@ BRIDGE = "bridge"
 def _run(arguments: Mapping[str, Any]) -> int:
     from nemo_xtoken.commands.run_settings import find_recipe, nodes_of_recipe, read_settings
     from nemo_xtoken.commands.teacher_nodes import TeacherNodes
+    from nemo_xtoken.launch.connections import choose_connections
     from nemo_xtoken.launch.slurm_config import PREFIX
     from nemo_xtoken.launch.teacher_steps import split_words
     from nemo_xtoken.preflight.checkup import check
@@ -63,6 +64,9 @@ def _run(arguments: Mapping[str, Any]) -> int:
     if teacher_nodes is not None:
         theirs = TeacherNodes(source, _of_job(of_slurm, given_nodes), of_teacher, teacher_nodes)
         teacher = _beside(theirs, slurm, settings, arguments["recipe"] or Path(arguments["yaml"]).stem, words)
+    connections = None
+    if slurm is not None and not isinstance(slurm, InputError):
+        connections = choose_connections(slurm, of_slurm, [settings])
     nodes = nodes or int(settings.number("trainer.num_nodes", 1))
     gpus = gpus or _devices(settings)
     stages = None if arguments["json"] else _progress()
@@ -70,7 +74,9 @@ def _run(arguments: Mapping[str, Any]) -> int:
         say = stages.update if stages is not None else lambda stage: None
         asked = bool(arguments["slurm"] or of_slurm or teacher_nodes)
         measured = Measured(arguments["step_seconds"], arguments["teacher_speed"])
-        report = check(settings, nodes, gpus, arguments["gpu_memory"], slurm, asked, say, measured, teacher)
+        report = check(
+            settings, nodes, gpus, arguments["gpu_memory"], slurm, asked, say, measured, teacher, connections
+        )
     finally:
         if stages is not None:
             stages.stop()

@@ -14,12 +14,14 @@ from nemo_xtoken.errors import InputError
 if TYPE_CHECKING:
     from nemo_xtoken.launch.job import Job
     from nemo_xtoken.launch.slurm_config import SlurmConfig
+    from nemo_xtoken.run.settings import Settings
 
 __all__ = ["VERB"]
 
 
 def _run(arguments: Mapping[str, Any]) -> int:
     from nemo_xtoken.files import atomic_path
+    from nemo_xtoken.launch.connections import choose_connections
     from nemo_xtoken.launch.job import read_sweep
     from nemo_xtoken.launch.sbatch import render, submit_lines, unset_names
     from nemo_xtoken.launch.slurm_config import PREFIX, load_config
@@ -39,7 +41,11 @@ def _run(arguments: Mapping[str, Any]) -> int:
             raise InputError("teacher.nodes with command=", "a run, by recipe= or yaml=", "leave one out")
         theirs = TeacherNodes(arguments["slurm"], settings, of_teacher, nodes)
         teacher, words, sweep = theirs.steps(config, arguments["recipe"], arguments["yaml"], words, sweep)
-    job = _job(config, arguments, words, sweep)
+    job, runs = _job(config, arguments, words, sweep)
+    connections = choose_connections(config, settings, runs)
+    config = connections.config
+    if connections.said:
+        print(f"{'note' if connections.overlaps else 'warning'}: {connections.said}", file=sys.stderr)
     script = render(config, job, teacher)
     for name in unset_names(config):
         print(f"warning: {name} is in pass_env and not set in this shell: the job will not have it", file=sys.stderr)
@@ -66,8 +72,10 @@ def _run(arguments: Mapping[str, Any]) -> int:
         raise InputError("no bash on this machine", "a login node", "submit there") from error
 
 
-def _job(config: "SlurmConfig", arguments: Mapping[str, Any], overrides: list[str], sweep: list[list[str]]) -> "Job":
-    """The job that the arguments name."""
+def _job(
+    config: "SlurmConfig", arguments: Mapping[str, Any], overrides: list[str], sweep: list[list[str]]
+) -> "tuple[Job, list[Settings]]":
+    """The job that the arguments name, and the settings of its run, or of each task, where they are known here."""
     from nemo_xtoken.launch.job import Job, distillation
 
     recipe, yaml, command = (arguments[name] for name in ("recipe", "yaml", "command"))
@@ -76,7 +84,7 @@ def _job(config: "SlurmConfig", arguments: Mapping[str, Any], overrides: list[st
     if command:
         words = shlex.split(command)
         name = config.job_name or re.sub(r"[^\w.-]+", "-", "-".join(Path(word).name for word in words[:2]))
-        return Job(name, (*words, *overrides), tuple(map(tuple, sweep)))
+        return Job(name, (*words, *overrides), tuple(map(tuple, sweep))), []
     job = distillation(config, recipe, yaml, overrides, sweep)
     unknown = _unknown(config, recipe, yaml)
     if unknown:
@@ -86,10 +94,8 @@ def _job(config: "SlurmConfig", arguments: Mapping[str, Any], overrides: list[st
             f"`nemo llm distill {what} --dryrun` does",
             file=sys.stderr,
         )
-        return job
-    for words in sweep or [[]]:
-        _check_settings(config, recipe, yaml, [*overrides, *words])
-    return job
+        return job, []
+    return job, [_checked_settings(config, recipe, yaml, [*overrides, *words]) for words in sweep or [[]]]
 
 
 def _unknown(config: "SlurmConfig", recipe: str | None, yaml: str | None) -> str:
@@ -105,8 +111,8 @@ def _unknown(config: "SlurmConfig", recipe: str | None, yaml: str | None) -> str
     return f"there is no {path} here" if path is not None and not path.is_file() else ""
 
 
-def _check_settings(config: "SlurmConfig", recipe: str | None, yaml: str | None, overrides: list[str]) -> None:
-    """What the run would refuse."""
+def _checked_settings(config: "SlurmConfig", recipe: str | None, yaml: str | None, overrides: list[str]) -> "Settings":
+    """Those of a run; what it would refuse is refused."""
     from nemo_xtoken.commands.run_settings import find_recipe, read_settings
     from nemo_xtoken.run.run_checks import check_settings
 
@@ -114,6 +120,7 @@ def _check_settings(config: "SlurmConfig", recipe: str | None, yaml: str | None,
     settings = read_settings(find_recipe(recipe) if recipe else None, path, overrides, config.nodes)
     settings.set("trainer.devices", config.tasks)
     check_settings(settings, config.nodes * config.tasks)
+    return settings
 
 
 VERB = Verb(
