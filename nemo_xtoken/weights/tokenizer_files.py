@@ -10,8 +10,10 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.hub import hub_folder, is_hub_name
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
-__all__ = ["TOKENIZER_FILES", "copy_tokenizer", "link_tokenizer", "special_ids", "translated_ids"]
+__all__ = ["SPARE_IDS", "TOKENIZER_FILES", "copy_tokenizer", "link_tokenizer", "special_ids", "translated_ids"]
 
+#: A tokenizer may have a few ids that its model has no row for (Gemma 3: one); with more it is another model's.
+SPARE_IDS = 256
 #: What a folder may hold of a tokenizer.
 TOKENIZER_FILES = (
     "tokenizer.json",

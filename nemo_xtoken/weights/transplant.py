@@ -30,7 +30,7 @@ from nemo_xtoken.weights.folder import INDEX, ModelFolder, new_folder, read_json
 from nemo_xtoken.weights.rotary import classic_rotary
 from nemo_xtoken.weights.safetensors_file import Entry, SafetensorsFile, from_float, to_float, write_safetensors
 from nemo_xtoken.weights.shards import adding_up
-from nemo_xtoken.weights.tokenizer_files import copy_tokenizer, translated_ids
+from nemo_xtoken.weights.tokenizer_files import SPARE_IDS, copy_tokenizer, translated_ids
 
 __all__ = ["Transplant", "transplant"]
 
@@ -39,7 +39,6 @@ MEAN = ProjectionRule(beta=1.0, gamma=1.0, max_pieces=64, overflow="truncate")
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", "tok_embeddings.weight")
 OUTPUTS = ("lm_head.weight", "lm_head.bias", "embed_out.weight", "output.weight")
 BLOCK = 2048  # rows made at a time
-SPARE_IDS = 256  # a tokenizer may have a few ids that its model has no row for (Gemma 3: one)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from toy_models import write_model
 
 from nemo_xtoken.commands.cli import main
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.weights import transplant as transplant_module
 from nemo_xtoken.weights.configuration import writer_version
 from nemo_xtoken.weights.transplant import transplant
 
@@ -250,3 +252,10 @@ def test_the_verb_loads_no_torch(toy, llama, tmp_path):
     words = ["transplant", f"model={toy}", f"tokenizer={llama}", f"out={tmp_path / 'out'}"]
     run = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, timeout=120)
     assert "LOADED 0 []" in run.stdout, run.stdout + run.stderr
+
+
+def test_how_many_ids_may_have_no_row_is_said_in_one_place():
+    """An import and a transplant take the same models."""
+    package = Path(transplant_module.__file__).parents[1]
+    told = re.compile(r"^SPARE_IDS\b.*=", re.MULTILINE)
+    assert [p.name for p in package.rglob("*.py") if told.search(p.read_text("utf-8"))] == ["tokenizer_files.py"]

@@ -21,11 +21,9 @@ from nemo_xtoken.vocab.loading import load_vocabulary
 from nemo_xtoken.weights.configuration import check_numbers, configured, understood
 from nemo_xtoken.weights.folder import ModelFolder
 from nemo_xtoken.weights.language_model import left_aside
-from nemo_xtoken.weights.tokenizer_files import copy_tokenizer
+from nemo_xtoken.weights.tokenizer_files import SPARE_IDS, copy_tokenizer
 
 __all__ = ["HFImporter", "hf_text_config"]
-
-SPARE_IDS = 256  # a tokenizer may have a few ids that its model has no row for (Gemma 3: one)
 
 
 class HFImporter(io.ModelConnector[Any, Any]):
