@@ -13,14 +13,9 @@ from nemo_xtoken.plugin.bridge.older_versions import check_experts
 from nemo_xtoken.run.layout import ParallelSizes
 from nemo_xtoken.teachers.contract import TeacherHost
 from nemo_xtoken.training.alone.teacher_world import TeacherPlan, precision_of, teacher_world
+from nemo_xtoken.training.hosting.teacher_host import OF_ANOTHER_RUN, set_where_known, teacher_host
 from nemo_xtoken.training.inputs import prepare_config, uses_packed_attention, vary_lengths
-from nemo_xtoken.training.teacher_settings import (
-    OF_ANOTHER_RUN,
-    THE_TEACHER,
-    NamedTeacher,
-    set_where_known,
-    teacher_host,
-)
+from nemo_xtoken.training.teacher_settings import THE_TEACHER, NamedTeacher
 
 __all__ = ["BF16", "FP32", "host_teacher", "hosted_teacher", "prepare_student"]
 

@@ -20,8 +20,9 @@ from nemo_xtoken.teachers.contract import TeacherHost
 from nemo_xtoken.teachers.output_rows import MegatronRows
 from nemo_xtoken.training.alone.teacher_world import TeacherPlan, precision_of, teacher_world
 from nemo_xtoken.training.cpu import runtime as cpu_runtime
+from nemo_xtoken.training.hosting.teacher_host import teacher_host
 from nemo_xtoken.training.lora.adapted import has_adapters
-from nemo_xtoken.training.teacher_settings import THE_TEACHER, NamedTeacher, TeacherSettings, teacher_host
+from nemo_xtoken.training.teacher_settings import THE_TEACHER, NamedTeacher, TeacherSettings
 
 __all__ = ["TeacherConfig", "host_teacher", "hosted_teacher"]
 

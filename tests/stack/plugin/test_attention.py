@@ -53,7 +53,7 @@ def built(config):
 def run(student, teachers):
     """The models of a run, in the order in which they are made."""
     from nemo_xtoken.training.attention import settle_attention
-    from nemo_xtoken.training.teacher_settings import SHARED_WITH_STUDENT
+    from nemo_xtoken.training.hosting.teacher_host import SHARED_WITH_STUDENT
 
     settle_attention(student, teachers)
     built(student)
@@ -73,8 +73,9 @@ def whole_pairs():
     from nemo_xtoken.plugin.nemo2.teacher import TeacherConfig
     from nemo_xtoken.training.attention import VARIABLES, settle_attention
     from nemo_xtoken.training.cpu import runtime as cpu_runtime
+    from nemo_xtoken.training.hosting.teacher_host import teacher_host
     from nemo_xtoken.training.inputs import prepare_config
-    from nemo_xtoken.training.teacher_settings import NamedTeacher, teacher_host
+    from nemo_xtoken.training.teacher_settings import NamedTeacher
 
     torch.set_num_threads(1)
     cpu_runtime.enable()

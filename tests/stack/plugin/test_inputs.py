@@ -126,7 +126,8 @@ def test_a_teacher_in_fp8(monkeypatch, tmp_path):
     from megatron.core.enums import Fp8Recipe
     from megatron.core.transformer import TransformerConfig
 
-    from nemo_xtoken.training.teacher_settings import NamedTeacher, TeacherSettings, teacher_host
+    from nemo_xtoken.training.hosting.teacher_host import teacher_host
+    from nemo_xtoken.training.teacher_settings import NamedTeacher, TeacherSettings
 
     def configs():
         sizes = {"num_layers": 2, "hidden_size": 16, "num_attention_heads": 2}

@@ -10,6 +10,7 @@ from typing import Any
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.plugin.bridge.run_folder import DATA
 from nemo_xtoken.run.lora.lora_settings import LoraConfig
+from nemo_xtoken.training.hosting.teacher_host import OF_ANOTHER_RUN, OF_TRAINING, set_where_known
 from nemo_xtoken.training.lora.adapted import (
     Adapted,
     adapted,
@@ -18,7 +19,6 @@ from nemo_xtoken.training.lora.adapted import (
     nothing_alone,
     train_vocabulary,
 )
-from nemo_xtoken.training.teacher_settings import OF_ANOTHER_RUN, OF_TRAINING, set_where_known
 
 __all__ = [
     "adapters_of",
