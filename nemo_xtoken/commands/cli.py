@@ -21,7 +21,7 @@ from nemo_xtoken.environment import missing_package
 from nemo_xtoken.errors import InputError, nearest
 from nemo_xtoken.file_errors import check_target, file_problem
 
-__all__ = ["main", "report_error"]
+__all__ = ["main", "refusal", "report_error"]
 
 _ESCAPED = "nemo_xtoken.escaped"
 
@@ -81,7 +81,7 @@ def _main(words: list[str], program: str) -> int:
         report_error("interrupted")
         return 130
     except Exception as error:
-        problem = file_problem(error) or missing_package(error, f"{program} {verb.name}")
+        problem = refusal(error, f"{program} {verb.name}")
         if problem is None and isinstance(error, FileNotFoundError) and error.filename is not None:
             problem = InputError(
                 f"{error.filename} is not there, and cannot be made", "a place for files", "correct the path"
@@ -115,6 +115,17 @@ def _terminal() -> AbstractContextManager[Any]:
             raise
         return nullcontext()
     return Terminal(level=logging.WARNING, captures=False)
+
+
+def refusal(error: BaseException, what: str) -> InputError | None:
+    """What the user can do about an error that is no fault of this package; None: it shows its traceback.
+
+    Args:
+        what: was to be done: ``xtoken bits``.
+    """
+    if type(error).__name__ == "MisconfigurationException":  # Lightning's, of a trainer that cannot be
+        return InputError(" ".join(str(error).split()), "settings that Lightning's trainer takes", "correct trainer.*")
+    return file_problem(error) or missing_package(error, what)
 
 
 def report_error(message: str, stream: TextIO | None = None) -> None:

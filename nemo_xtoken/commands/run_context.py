@@ -17,15 +17,15 @@ from nemo_run.cli.cli_parser import CLIException, ParseError
 from nemo_run.cli.config import ConfigSerializer
 from nemo_run.cli.lazy import LazyEntrypoint
 
-from nemo_xtoken.commands.cli import report_error
+from nemo_xtoken.commands.cli import refusal, report_error
 from nemo_xtoken.commands.run_config import add_named, config_from_dict, expand_home, plain
 from nemo_xtoken.commands.run_header import describe_run
 from nemo_xtoken.commands.run_settings import check_call
 from nemo_xtoken.commands.teacher_nodes import TeacherNodes
 from nemo_xtoken.commands.terminal import Terminal, wants_verbose
-from nemo_xtoken.environment import find_stack, missing_package
+from nemo_xtoken.environment import find_stack
 from nemo_xtoken.errors import InputError, nearest
-from nemo_xtoken.file_errors import check_target, file_problem
+from nemo_xtoken.file_errors import check_target
 from nemo_xtoken.launch.connections import choose_connections
 from nemo_xtoken.launch.job import distillation, read_sweep
 from nemo_xtoken.launch.ranks import adopt_slurm_ranks, check_accelerator, fit_trainer
@@ -102,7 +102,7 @@ class RecipeRunContext(RunContext):
                 report_error("interrupted")
                 raise SystemExit(INTERRUPTED) from None
             except Exception as error:  # nemo_run would show the message alone
-                problem = file_problem(error) or _refusal(error) or missing_package(error, "this run")
+                problem = refusal(error, "this run")
                 if problem is None:
                     self.terminal.unexpected(error)
                     raise SystemExit(1) from error
@@ -373,13 +373,6 @@ class _Refused(Exception):
 
 def _leave(message: str) -> NoReturn:
     raise _Refused(message)
-
-
-def _refusal(error: BaseException) -> InputError | None:
-    """What Lightning says of a trainer that cannot be; it is written for the user, and needs no traceback."""
-    if type(error).__name__ != "MisconfigurationException":
-        return None
-    return InputError(" ".join(str(error).split()), "settings that Lightning's trainer takes", "correct trainer.*")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
