@@ -4,11 +4,13 @@ A name is ``.NAME.HOST-PID-SPACE-RANDOM.tmp``, beside NAME.  It is removed by th
 the next one that writes into the folder: at once where the maker ran on this machine and runs no more, else after a
 day.  Nobody so takes a file away from a process that writes it, on this machine or on another that shares the folder.
 
-SPACE tells containers of one machine apart, which may all bear its name (``docker run --network host``) and count their
-processes by themselves: that a number is free in this one says nothing about another.
+SPACE tells apart what bears one name and counts its processes by itself: containers of one machine (``docker run
+--network host``), and machines whose containers have the same name.  That a number is free in this one says nothing
+about another.
 """
 
 import contextlib
+import hashlib
 import os
 import re
 import secrets
@@ -17,7 +19,7 @@ import socket
 import time
 from pathlib import Path
 
-__all__ = ["host_name", "is_running", "temporary_name", "tidy"]
+__all__ = ["host_name", "is_running", "system_name", "temporary_name", "tidy"]
 
 OLD = 86400.0  # seconds after which nobody writes to a temporary file any more
 _NAME = re.compile(
@@ -28,6 +30,18 @@ _NAME = re.compile(
 def host_name() -> str:
     """This machine's name, of letters, digits and ``_``."""
     return re.sub(r"\W", "_", socket.gethostname(), flags=re.ASCII) or "host"
+
+
+def system_name() -> str:
+    """What tells this start of this machine, and this container in it, from all others, also of the same host name.
+
+    A number stands for one process there.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("utf-8").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
 
 
 def temporary_name(name: str, kind: str = "tmp") -> str:
@@ -41,11 +55,8 @@ def temporary_name(name: str, kind: str = "tmp") -> str:
 
 
 def _space() -> int:
-    """The system's number of what counts this process: a container, or the machine; 0 where it does not say."""
-    try:
-        return os.stat("/proc/self/ns/pid").st_ino
-    except OSError:
-        return 0
+    """A number for `system_name`.  The kernel's own of a container is that of others on other machines."""
+    return int.from_bytes(hashlib.sha256(system_name().encode()).digest()[:6], "big")
 
 
 def is_running(pid: int) -> bool:

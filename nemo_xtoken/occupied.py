@@ -20,7 +20,7 @@ from typing import Any
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.files import digest_of
-from nemo_xtoken.leftovers import is_running, temporary_name
+from nemo_xtoken.leftovers import is_running, system_name, temporary_name
 from nemo_xtoken.progress import say
 
 __all__ = ["FILE", "Occupied"]
@@ -174,20 +174,11 @@ def _identity() -> dict[str, Any]:
     job = os.environ.get("SLURM_JOB_ID")
     return {
         "host": socket.gethostname(),
-        "system": _system(),
+        "system": system_name(),
         "pid": os.getpid(),
         "start": _start(os.getpid()),
         **({"job": job} if job else {}),
     }
-
-
-def _system() -> str:
-    """What tells this start of this machine, and this container in it, from others: a process has one number there."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text("utf-8").strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return socket.gethostname()
 
 
 def _start(pid: int) -> str:
@@ -214,7 +205,7 @@ def _owner(content: dict[str, Any]) -> list[Any]:
 
 def _is_here(owner: dict[str, Any]) -> bool | None:
     """Whether the owner runs; None where this process cannot know."""
-    if owner.get("system") != _system():
+    if owner.get("system") != system_name():
         return None
     pid = owner.get("pid")
     if not isinstance(pid, int) or pid <= 0:

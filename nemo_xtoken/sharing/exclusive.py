@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import Timeout
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.leftovers import host_name, temporary_name
+from nemo_xtoken.leftovers import system_name, temporary_name
 from nemo_xtoken.sharing.file_lock import file_lock
 from nemo_xtoken.sharing.heartbeat import SECONDS, Heartbeat, Watcher
 
@@ -94,8 +94,8 @@ def _taken(owner: Path, watcher: Watcher) -> bool:
         return True
     except FileExistsError:
         beat = watcher.look()
-    # Of this node only the holder of the lock gets here.
-    if (beat is not None and beat.host == host_name()) or watcher.silent > DEAD:
+    # Of this node only the holder of the lock gets here.  A host name may be that of many.
+    if (beat is not None and beat.system == system_name()) or watcher.silent > DEAD:
         aside = owner.parent / temporary_name(owner.name)
         with contextlib.suppress(FileNotFoundError):
             os.rename(owner, aside)  # of several only one succeeds

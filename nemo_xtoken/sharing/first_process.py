@@ -15,7 +15,7 @@ from typing import Any
 
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.files import digest_of
-from nemo_xtoken.leftovers import OLD
+from nemo_xtoken.leftovers import OLD, system_name
 from nemo_xtoken.progress import say
 from nemo_xtoken.sharing.heartbeat import Heartbeat, Watcher
 
@@ -62,7 +62,7 @@ class Launch:
         words = [f"{name}={environment.get(name, '')}" for name in (*_OF_A_LAUNCH, *_MEETING)]
         local = environment.get("LOCAL_WORLD_SIZE") == str(processes)
         if local:  # one process has started all of them
-            words.append(f"{os.getppid()} {_begun(os.getppid())}")
+            words.append(f"{system_name()} {os.getppid()} {_begun(os.getppid())}")
         certain = local or re.match(r"slurm-", environment.get("TORCHELASTIC_RUN_ID", "")) is not None
         return cls(int(environment["RANK"]), processes, digest_of(*words), certain)
 

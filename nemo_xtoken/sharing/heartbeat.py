@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from nemo_xtoken.leftovers import host_name, temporary_name
+from nemo_xtoken.leftovers import host_name, system_name, temporary_name
 
 __all__ = ["Beat", "Heartbeat", "Watcher", "read_beat"]
 
@@ -35,6 +35,7 @@ class Beat:
         state: whether it still works.
         said: of one that failed, the error.
         result: of one that is done, what it made.
+        system: what counts the process; another machine may have the same host name.
     """
 
     host: str
@@ -45,6 +46,7 @@ class Beat:
     state: State = "working"
     said: str = ""
     result: dict[str, Any] = field(default_factory=dict)
+    system: str = ""
 
     @property
     def who(self) -> str:
@@ -55,8 +57,9 @@ class Beat:
 def read_beat(path: Path) -> Beat | None:
     """What a heartbeat's file says; None where there is none."""
     try:
-        return Beat(**json.loads(path.read_bytes()))
-    except (FileNotFoundError, ValueError, TypeError):
+        found = json.loads(path.read_bytes())
+        return Beat(**{name: value for name, value in found.items() if name in Beat.__dataclass_fields__})
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
         return None
 
 
@@ -73,7 +76,7 @@ class Heartbeat:
 
     def __init__(self, path: Path, doing: str, kept: bool = False) -> None:
         self._path, self._kept = path, kept
-        self.beat = Beat(host_name(), os.getpid(), secrets.token_hex(8), doing)
+        self.beat = Beat(host_name(), os.getpid(), secrets.token_hex(8), doing, system=system_name())
         self._left: float | None = None
         self._ended = threading.Event()
         self._writing = threading.Lock()

@@ -79,6 +79,17 @@ def test_containers_of_one_machine_leave_each_other_alone(tmp_path, monkeypatch,
     assert tidy(tmp_path) == [own]
 
 
+def test_machines_of_one_name_leave_each_other_alone(tmp_path, monkeypatch):
+    """Outside of containers the kernel's number of what counts processes is the same on all of them."""
+    monkeypatch.setattr(os, "getpid", dead)
+    monkeypatch.setattr(leftovers, "system_name", lambda: f"another boot {os.readlink('/proc/self/ns/pid')}")
+    other = tmp_path / temporary_name("model.json")
+    other.touch()
+    monkeypatch.undo()
+    assert tidy(tmp_path) == []
+    assert other.exists()
+
+
 @pytest.mark.parametrize("replaced", [False, True])
 def test_a_model_that_was_set_aside_comes_back_if_nothing_took_its_place(tmp_path, replaced):
     aside = tmp_path / name(dead(), kind="old")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nemo_xtoken.errors import InputError
-from nemo_xtoken.leftovers import host_name
+from nemo_xtoken.leftovers import host_name, system_name
 from nemo_xtoken.sharing import exclusive as lock
 from nemo_xtoken.sharing import file_lock, first_process, heartbeat
 from nemo_xtoken.sharing.exclusive import Busy, exclusive
@@ -44,7 +44,8 @@ def beats(path, **changes):
 
 
 def _work(folder, node, barrier, together, queue):
-    lock.host_name = heartbeat.host_name = lambda: node  # nodes differ in name and in the kernel's locks
+    heartbeat.host_name = lambda: "one"  # containers' names may be equal: nodes differ in system and in its locks
+    lock.system_name = heartbeat.system_name = lambda: node
     lock.LOCK = f".lock-{node}"
     lock.time.sleep = lambda seconds: barrier_free.wait(0.001)
     barrier_free = threading.Event()
@@ -86,6 +87,27 @@ def test_who_waits_says_for_whom_and_takes_over_from_the_dead(tmp_path):
     assert lock.DEAD < clock.now < lock.DEAD + 5
 
 
+def test_an_owner_on_another_machine_of_this_name_is_not_taken_for_a_dead_one_of_this(tmp_path):
+    """By locks that hold within a node this process has the lock; that owner lives all the same."""
+    write = beats(tmp_path / lock.OWNER, host=host_name(), system="another boot")
+    write()
+
+    def then():
+        write() if clock.now < 200 else (tmp_path / lock.OWNER).unlink(missing_ok=True)
+
+    clock = Clock(then)
+    with exclusive(tmp_path, "mine", clock=clock, pause=clock.pause):
+        assert clock.now >= 200
+
+
+def test_a_beat_of_a_later_version_is_read(tmp_path):
+    """What it has besides is passed over; taken for none, its owner would count as silent."""
+    beats(tmp_path / "beat", more="of it")()
+    assert read_beat(tmp_path / "beat").host == "elsewhere"
+    (tmp_path / "beat").write_text("[1]")
+    assert read_beat(tmp_path / "beat") is None
+
+
 def test_a_living_owner_is_waited_for(tmp_path):
     write = beats(tmp_path / lock.OWNER)
     write()
@@ -99,7 +121,7 @@ def test_a_living_owner_is_waited_for(tmp_path):
 
 
 def test_a_killed_owner_on_this_machine_is_known_at_once(tmp_path):
-    beats(tmp_path / lock.OWNER, host=host_name())()
+    beats(tmp_path / lock.OWNER, system=system_name())()
     clock = Clock()
     with exclusive(tmp_path, "mine", clock=clock, pause=clock.pause):
         assert clock.now < lock.DEAD
@@ -139,7 +161,7 @@ SLURM = {
 }
 
 
-def test_a_launch_by_its_environment():
+def test_a_launch_by_its_environment(monkeypatch):
     assert Launch.of({}) == Launch.of({"RANK": "0", "WORLD_SIZE": "1"}) == ALONE
     first, other = Launch.of(SLURM), Launch.of(SLURM | {"RANK": "9"})
     assert first.first
@@ -148,6 +170,10 @@ def test_a_launch_by_its_environment():
     assert first.certain
     again = Launch.of(SLURM | {"SLURM_RESTART_COUNT": "1"})
     assert again.name != first.name
+    alone = SLURM | {"LOCAL_WORLD_SIZE": "16"}
+    here = Launch.of(alone)
+    monkeypatch.setattr(first_process, "system_name", lambda: "a machine with processes of the same numbers")
+    assert Launch.of(alone).name != here.name
     by_hand = Launch.of({"RANK": "3", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8", "TORCHELASTIC_RUN_ID": "none"})
     assert not by_hand.certain  # the next one has the same variables
     assert Launch.of({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "8", "TORCHELASTIC_RUN_ID": "none"}).certain

@@ -10,6 +10,8 @@ from typing import Any
 
 from nemo_xtoken.commands.verb import Option, Verb
 from nemo_xtoken.commands.verbs.cache import MODEL, plan_of
+from nemo_xtoken.files import digest_of
+from nemo_xtoken.leftovers import system_name
 from nemo_xtoken.limits import LARGEST_BATCH, LONGEST_SEQUENCE
 
 __all__ = ["VERB"]
@@ -31,7 +33,7 @@ def _run(arguments: Mapping[str, Any]) -> int:
         tokens = standalone.serve_teacher(
             plan_of(arguments),
             Path(arguments["folder"]).expanduser(),
-            arguments["name"] or f"{socket.gethostname()}-{os.getpid()}",
+            arguments["name"] or _name(),
             arguments["length"],
             arguments["credits"],
             arguments["micro_batch_size"],
@@ -44,6 +46,11 @@ def _run(arguments: Mapping[str, Any]) -> int:
     if os.environ.get("RANK", "0") == "0":
         print(f"stopped; {tokens:,} tokens were computed")
     return 0
+
+
+def _name() -> str:
+    """Of this replica among all of a service: containers of several machines may have one host name and numbers."""
+    return f"{socket.gethostname()}-{os.getpid()}-{digest_of(system_name())[:8]}"
 
 
 VERB = Verb(
@@ -60,7 +67,10 @@ VERB = Verb(
         Option("teacher", "the teacher's checkpoint, as teacher.path of the run", required=True),
         *MODEL,
         Option("folder", "by which students find it, as teacher.service.folder of the run", required=True),
-        Option("name", "of this replica; one that starts again under its name takes its place; default host and pid"),
+        Option(
+            "name",
+            "of this replica; one that starts again under its name takes its place; default of its host and process",
+        ),
         Option("address", "under which students reach this machine; default its host name"),
         Option(
             "until",
