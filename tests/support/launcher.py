@@ -5,6 +5,7 @@ rank prints goes to a file, and the end of it into the message when something fa
 """
 
 import contextlib
+import gc
 import os
 import pickle
 import signal
@@ -146,6 +147,7 @@ def _rank(
     code = 1
     try:
         os.setsid()
+        gc.set_threshold(10_000)  # a run leaves little garbage, and would look for it a hundred times
         log_to(folder / f"log.{rank}")
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
