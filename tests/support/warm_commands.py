@@ -6,7 +6,7 @@ import multiprocessing
 import os
 
 import torch
-from remembered import remember_spellings
+from remembered import remember_pictures, remember_spellings
 
 __all__ = ["distil"]
 
@@ -48,6 +48,7 @@ def distil(folder, *lines):
     """
     torch.set_num_threads(1)
     remember_spellings()
+    remember_pictures()
     os.chdir(folder)
     os.environ.update(NEMO_XTOKEN_CACHE=str(folder / "cache"), COLUMNS="200")
     ours, theirs = FORK.Pipe()
