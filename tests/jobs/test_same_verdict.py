@@ -173,7 +173,8 @@ def judged(monkeypatch, capsys):
     for stage in ("architecture", "machine", "tokenizers", "texts", "budget"):
         monkeypatch.setattr(checkup, stage, nothing)
     # The same files for every command: read once.
-    monkeypatch.setattr(importlib.metadata, "entry_points", functools.cache(importlib.metadata.entry_points))
+    for name in ("entry_points", "version"):
+        monkeypatch.setattr(importlib.metadata, name, functools.cache(getattr(importlib.metadata, name)))
     once = functools.cache(read_yaml)
     monkeypatch.setattr(settings, "read_yaml", lambda path: copy.deepcopy(once(path)))
 
