@@ -60,9 +60,16 @@ def distributions(seed, n, v, zeros=0):
 
 def rows_of(p, label, u, count=COUNT):
     shard = VocabularyShard(p.shape[1], p.shape[1])
-    drawn = draw(p, label, torch.full((len(p),), u, dtype=torch.float64), shard, count)
+    drawn = draw(p, label, torch.as_tensor(u, dtype=torch.float64).expand(len(p)), shard, count)
     log_p = p.gather(1, label[:, None]).log()
     return torch.cat([drawn.double(), label[:, None].double(), log_p], 1)
+
+
+def every_draw(p, label, count):
+    """The rows of each random number on whose interval no sample changes, ``[n of these, rows, ..]``; their lengths."""
+    middles, lengths = map(torch.from_numpy, intervals(p, label, count))
+    rows = rows_of(p.repeat(len(middles), 1), label.repeat(len(middles)), middles.repeat_interleave(len(p)), count)
+    return rows.unflatten(0, (len(middles), len(p))), lengths[:, None, None]
 
 
 @given(st.integers(0, 10**6), st.integers(1, 4), st.integers(3, 12), st.integers(0, 1), st.integers(1, 5))
@@ -70,12 +77,11 @@ def test_the_estimate_has_the_distribution_for_its_expectation(seed, n, v, zeros
     """The exact integral over the one random number, in float64."""
     p, label = distributions(seed, n, v, zeros)
     head = SampledHead(VocabularyShard(v, v), torch.arange(v))
-    found = torch.zeros_like(p)
-    for u, length in zip(*intervals(p, label, count), strict=True):
-        one = estimate(head, rows_of(p, label, u, count))
-        torch.testing.assert_close(one.gather(1, label[:, None]), p.gather(1, label[:, None]))  # known exactly
-        found += length * one
-    torch.testing.assert_close(found, p, rtol=0, atol=1e-12)
+    rows, lengths = every_draw(p, label, count)
+    each = estimate(head, rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
+    at = label.expand(len(rows), -1).unsqueeze(2)
+    torch.testing.assert_close(each.gather(2, at), p.expand_as(each).gather(2, at))  # known exactly
+    torch.testing.assert_close((lengths * each).sum(0), p, rtol=0, atol=1e-12)
 
 
 def test_a_token_that_is_certain_is_all_there_is():
@@ -130,20 +136,24 @@ def problem():
 
 
 def gradient(problem, kind, merge, head_of, hidden):
-    """By the student's hidden states, float64."""
+    """By the student's hidden states, float64, for each of the teacher's ``hidden`` as a sample of one batch."""
+    count, chunks = len(hidden), problem.batch["chunks"]
+    samples = torch.arange(count).repeat_interleave(len(chunks))
+    chunks = torch.cat([samples[:, None], chunks[:, 1:].repeat(count, 1)], 1)
+    labels = {side: problem.batch[f"{side}_labels"].repeat(count, 1) for side in ("student", "teacher")}
     divergence = KINDS[kind][2](problem, student_shard(problem, None))
     own = divergence.ownership
-    teacher = ModelOutput(hidden, head_of(own))
+    teacher = ModelOutput(hidden.flatten(0, 1), head_of(own))
     config = ChunkLossConfig(merge=merge)
-    signal = TeacherSignal(teacher, problem.batch["teacher_labels"], problem.batch["chunks"], divergence, config)
+    signal = TeacherSignal(teacher, labels["teacher"], chunks, divergence, config)
     selection = SELECTIONS[kind](problem) if kind in SELECTIONS else None
-    signal = signal.selected(selection, problem.batch["student_labels"])
+    signal = signal.selected(selection, labels["student"])
     assert signal.chunks.shape[0]
-    student = problem.hidden_s.flatten(0, 1).clone().requires_grad_()
+    student = problem.hidden_s.flatten(0, 1).repeat(count, 1).requires_grad_()
     output = ModelOutput(student, OutputHead(problem.weight_s, VocabularyShard(V, V)))
-    loss = cross_tokenizer_loss(output, problem.batch["student_labels"], [signal], ce_weight=0.0)
+    loss = cross_tokenizer_loss(output, labels["student"], [signal], ce_weight=0.0)
     (found,) = torch.autograd.grad(loss.objective, student)
-    return found
+    return found.unflatten(0, (count, -1))
 
 
 def merges_of(kind):
@@ -168,13 +178,12 @@ def test_gradients_are_unbiased_just_where_the_loss_says_so(problem, kind, merge
     def in_order(own):
         padded = logits.new_zeros(len(logits), own.shard.rows)
         padded[:, :V] = logits[:, torch.from_numpy(own.order)]
-        return padded
+        return padded.unsqueeze(0)
 
     own = KINDS[kind][2](problem, student_shard(problem, None)).ownership
-    exact = gradient(problem, kind, merge, dense, in_order(own))
-    found = torch.zeros_like(exact)
-    for u, length in zip(*intervals(p, label, COUNT), strict=True):
-        found += length * gradient(problem, kind, merge, sampled, rows_of(p, label, u))
+    [exact] = gradient(problem, kind, merge, dense, in_order(own))
+    rows, lengths = every_draw(p, label, COUNT)
+    found = (lengths * gradient(problem, kind, merge, sampled, rows)).sum(0)
     difference = float((found - exact).norm() / exact.norm())
     if loss.linear_in_teacher(check_options(kind.split()[0], DivergenceOptions(**options))):
         assert difference < 1e-10
