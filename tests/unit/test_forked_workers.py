@@ -38,9 +38,19 @@ def test_prints_and_fails(owner):
     assert [1] == [2]
 
 def test_ends_its_process(owner):
-    if os.fork() == 0:  # this one has the pipe as well
+    main = os.getppid()
+    if os.fork() == 0:  # this one has the pipe as well, as long as somebody could wait for it
         import time
-        time.sleep(20)
+        from pathlib import Path
+        for _ in range(600):
+            try:
+                state = Path(f"/proc/{main}/stat").read_text().rpartition(")")[2].split()[0]
+            except FileNotFoundError:
+                os._exit(0)
+            if state == "Z":
+                os._exit(0)
+            time.sleep(0.05)
+        Path("waited for").write_text("")
         os._exit(0)
     os._exit(3)
 
@@ -87,6 +97,7 @@ def test_results_output_warnings_and_a_lost_process(tmp_path):
     assert "Logging error" not in out
     assert "closed file" not in out.replace("into a closed file?", "")
     assert re.search(r"process \d ended with status 3 here", out)
+    assert not (tmp_path / "waited for").exists()
     assert "FAILED test_a.py::test_ends_its_process" in out
     assert "mind this" in out
     assert "SKIPPED [1] test_a.py:" in out
