@@ -54,8 +54,9 @@ def test_softmax(width, temperature, dtype):
         z[2, 1] = float("-inf")
         z[:, width - padding :] = float("-inf")
         before, whole = z.clone(), 3 + numbers(4, dtype=dtype)
+        found = TRITON.softmax(z, width - padding, temperature)
         for over_ranks in (None, whole):
-            found, wanted = (k.softmax(z, width - padding, temperature) for k in (TRITON, TORCH))
+            wanted = TORCH.softmax(z, width - padding, temperature)
             norm = wanted.norm
             close(found.norm, norm, dtype)
             # a factor of more than 1 has no meaning

@@ -44,23 +44,24 @@ def run(*arguments, **environment):
     return done.stdout
 
 
-def cases(name="kernel_cases.py", **environment):
-    """Runs the tests of a file."""
-    out = run("-m", "pytest", str(HERE / name), "-q", "-p", "no:cacheprovider", **environment)
+def cases(*names, **environment):
+    """Runs the tests of files, in one process."""
+    files = [str(HERE / name) for name in names]
+    out = run("-m", "pytest", *files, "-q", "-p", "no:cacheprovider", **environment)
     assert " passed" in out
     return out
 
 
 @with_triton
-@pytest.mark.parametrize("name", ["kernel_cases.py", "largest_cases.py", "triton_on_texts.py"])
-def test_triton_interpreted_equals_torch(name):
-    assert "skipped" not in cases(name, TRITON_INTERPRET="1")
+def test_triton_interpreted_equals_torch():
+    names = "kernel_cases.py", "largest_cases.py", "triton_on_texts.py"
+    assert "skipped" not in cases(*names, TRITON_INTERPRET="1")
 
 
 @with_triton
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_triton_on_a_gpu_equals_torch():
-    cases()
+    cases("kernel_cases.py")
 
 
 @with_triton

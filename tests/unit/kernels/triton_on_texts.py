@@ -19,9 +19,13 @@ def numbers(*shape, seed=0):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def on_texts(loss, kernels, merge="chain_rule", tau=1.0, group=None):
-    """Objective, gradients and metrics of texts with chunks of one and of several tokens."""
-    student, teacher = zoo()["tiktoken"], zoo()["sp_unigram"]
+def on_texts(pair, loss, kernels, merge="chain_rule", tau=1.0, group=None):
+    """Objective, gradients and metrics of texts with chunks of one and of several tokens.
+
+    Args:
+        pair: the vocabularies; ranks that train some of their own may get others.
+    """
+    student, teacher = pair
     made = CrossTokenizerLoss(
         student, teacher, loss, scale=1.3, temperature=tau, merge=merge, kernels=kernels, group=group
     )
@@ -43,15 +47,16 @@ def on_texts(loss, kernels, merge="chain_rule", tau=1.0, group=None):
     )
 
 
-def prefix_on_rank(kernels):
-    return on_texts("prefix_kl", kernels, tau=1.7, group=dist.group.WORLD)
+def prefix_on_rank(pair, kernels):
+    return on_texts(pair, "prefix_kl", kernels, tau=1.7, group=dist.group.WORLD)
 
 
 def test_ranks_equal_one_process_and_torch():
-    wanted = on_texts("prefix_kl", TORCH, tau=1.7)
+    pair = zoo()["tiktoken"], zoo()["sp_unigram"]
+    wanted = on_texts(pair, "prefix_kl", TORCH, tau=1.7)
     assert wanted[4]["by_leaves"] > 2
-    harness.compare_ranks([on_texts("prefix_kl", TritonKernels(block=512), tau=1.7)], wanted, 1e-10)
-    harness.compare_ranks(run_ranks(2, prefix_on_rank, TritonKernels(block=512)), wanted, 1e-9)
+    harness.compare_ranks([on_texts(pair, "prefix_kl", TritonKernels(block=512), tau=1.7)], wanted, 1e-10)
+    harness.compare_ranks(run_ranks(2, prefix_on_rank, pair, TritonKernels(block=512)), wanted, 1e-9)
 
 
 #: operations, waits for the device, passes over the student's and over the teacher's tile.
