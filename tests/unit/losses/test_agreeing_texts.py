@@ -42,6 +42,12 @@ def made(names):
     return student, teacher, PrefixClasses.of(student, teacher)
 
 
+@functools.cache
+def small(names):
+    student, teacher = (zoo()[name] for name in names)
+    return student, teacher, PrefixClasses.of(student, teacher)
+
+
 @pytest.fixture(params=PAIRS, ids="-".join)
 def pair(request):
     return made(request.param)
@@ -88,8 +94,7 @@ ZOO = [("sp_bpe", "qwen"), ("qwen", "sp_bpe"), ("tiktoken", "llama"), ("sp_bpe",
 def test_zero_at_numerals_that_byte_pairs_cut_anyhow(names):
     """``69`` as one token or two, and ``616`` as ``6`` and ``16``: what ends a spelling may go on in another way; so
     `` 3`` before ``.5`` where there is a token `` 3.1``, and ``46`` before ``0`` where the other side has ``460``."""
-    student, teacher = (zoo()[name] for name in names)
-    classes = PrefixClasses.of(student, teacher)
+    student, teacher, classes = small(names)
     make = functools.cache(lambda shard: PrefixKL(classes, shard))
     rng = random.Random(1)
     shapes, off = set(), []
@@ -116,8 +121,7 @@ ROWS = {
 @pytest.mark.parametrize("kind", ROWS)
 @pytest.mark.parametrize("names", [("llama", "qwen"), ("qwen", "llama"), ("sp_bpe", "qwen")], ids="-".join)
 def test_zero_at_each_chunk_of_a_text_that_merges_over_no_boundary(names, kind):
-    student, teacher = (zoo()[name] for name in names)
-    classes = PrefixClasses.of(student, teacher)
+    student, teacher, classes = small(names)
     context, texts = ROWS[kind]
     said = SaidTexts(student, teacher, context, {text: 1 / (2 + i) for i, text in enumerate(texts)})
     assert len(said.rows) > 1

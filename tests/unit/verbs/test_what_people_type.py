@@ -7,11 +7,13 @@ import subprocess
 import sys
 
 import pytest
+from remembered import remember_spellings
 from tokenizer_zoo import write_folder
 
 from nemo_xtoken.commands.cli import main
 from nemo_xtoken.commands.verb import Option
 from nemo_xtoken.commands.verbs import all_verbs
+from nemo_xtoken.projection import prefixes
 
 #: What each option may be given instead of what it is for.
 WRONG = (
@@ -69,6 +71,8 @@ def place(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("NEMO_XTOKEN_CACHE", str(folder / "own"))
+        patch.setattr(prefixes, "_spelled", prefixes._spelled)  # put back as it was
+        remember_spellings()
         yield folder
 
 
