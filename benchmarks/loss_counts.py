@@ -55,7 +55,7 @@ from nemo_xtoken.vocab.vocabulary import Vocabulary
 
 __all__ = ["HEADINGS", "LOSSES", "PARTS", "Counts", "counts_of", "row", "seconds_on_h100", "traffic_by"]
 
-LOSSES = ("p_kl", "prefix_kl", "h_kl", "gold", "uld", "strict_1to1")
+LOSSES = ("p_kl", "prefix_kl", "h_kl", "gold", "uld", "strict_1to1", "csd", "bpm")
 TEXTS = [
     f"In {year} it cost {7 * year} euros; {year * 3} of them, say {year % 90 + 10}, were paid."
     for year in range(190, 206, 4)

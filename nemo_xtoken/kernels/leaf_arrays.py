@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from torch import Tensor
 
-__all__ = ["LeafArrays", "OneSide", "leaf_arrays", "starts_of"]
+__all__ = ["LeafArrays", "OneSide", "SlotArrays", "leaf_arrays", "starts_of"]
 
 
 class LeafArrays(NamedTuple):
@@ -63,6 +63,31 @@ class LeafArrays(NamedTuple):
     chunk_levels: Tensor
     chunk_path: Tensor
     chunk_of: Tensor
+
+
+class SlotArrays(NamedTuple):
+    """Slots alone, of a loss that compares them otherwise; the student's are numbered row after row.
+
+    Attributes:
+        slots: of both sides; ``student_slots`` and ``student_entries`` of them and their tokens are the student's.
+        entry_row, entry_column, entry_slot, entry_start: as in `LeafArrays`.
+        slot_row: ``[student_slots]``, the tile's rows.
+        row_path: ``[n]``, for each of the student's rows its number among those that have slots, -1 for none.
+        path_slot, group_start, group_stop: of these rows, the first slot, and where the others begin and end.
+    """
+
+    slots: int
+    student_slots: int
+    student_entries: int
+    entry_row: Tensor
+    entry_column: Tensor
+    entry_slot: Tensor
+    entry_start: Tensor
+    slot_row: Tensor
+    row_path: Tensor
+    path_slot: Tensor
+    group_start: Tensor
+    group_stop: Tensor
 
 
 class OneSide(Protocol):

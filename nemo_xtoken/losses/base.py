@@ -1,6 +1,6 @@
 """What goes into a loss and what comes out: model outputs as hidden states, results as sums and counts."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -11,7 +11,7 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.kernels.pair_kernels import TileLogits
 from nemo_xtoken.kernels.tile_kernels import RowGradient, TileKernels
 from nemo_xtoken.limits import TEMPERATURES
-from nemo_xtoken.losses.chunks import MERGES, ScoredRows, scored_chunks, tokens_before
+from nemo_xtoken.losses.chunks import MERGES, FromLogits, Picked, ScoredRows, scored_chunks, tokens_before
 from nemo_xtoken.losses.options import DivergenceOptions
 from nemo_xtoken.losses.pair import VocabularyPair
 from nemo_xtoken.parallel.column_pairs import ColumnPairs
@@ -29,13 +29,8 @@ __all__ = [
     "LossSum",
     "LossTerms",
     "ModelOutput",
-    "Picked",
     "TeacherSignal",
 ]
-
-
-#: ``(rows [e], this rank's columns [e]) -> [e]``, probabilities of a tile.
-Picked = Callable[[Tensor, Tensor], Tensor]
 
 
 class LaterTerms(NamedTuple):
@@ -279,7 +274,7 @@ class ChunkDivergence(torch.nn.Module):
         self, plan: Any, sides: tuple[TileLogits, TileLogits], temperature: float, coefficients: Tensor | None
     ) -> LaterTerms:
         """:meth:`planned_terms` of a divergence with :meth:`column_pairs`, from both sides' logits."""
-        picked = _picked_of(sides[0], temperature), _picked_of(sides[1], temperature)
+        picked = FromLogits(sides[0], temperature), FromLogits(sides[1], temperature)
         return self.planned_terms(plan, picked, coefficients)
 
     def column_pairs(self) -> ColumnPairs | None:
@@ -302,10 +297,6 @@ class ChunkDivergence(torch.nn.Module):
     def teacher_rows(self, p: Tensor) -> Tensor:
         """What is made of the teacher's positions, ``[m, V_T/tp]`` probabilities, before they are merged."""
         return p
-
-
-def _picked_of(side: TileLogits, tau: float) -> Picked:
-    return lambda rows, columns: torch.exp(side.z[rows, columns] / tau - side.norms[rows])
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nemo_xtoken.losses.leaf_divergence import KnownRows
+from nemo_xtoken.losses.chunks import KnownRows
 from nemo_xtoken.parallel.ownership import Ownership
 from nemo_xtoken.projection.prefixes import PrefixClasses
 

@@ -3,15 +3,31 @@
 Position t of the logits predicts token t+1, so a chunk that holds tokens a..b is scored by rows a-1..b-1.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from nemo_xtoken.data.batch import IGNORED
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.kernels.pair_kernels import TileLogits
 
-__all__ = ["MERGES", "ScoredRows", "scored_chunks", "tokens_before"]
+__all__ = [
+    "MERGES",
+    "FromLogits",
+    "KnownRows",
+    "Picked",
+    "Probabilities",
+    "ScoredRows",
+    "device_of",
+    "known_rows",
+    "scored_chunks",
+    "to_device",
+    "tokens_before",
+]
 
 MERGES = ("chain_rule", "mean", "first")
 
@@ -126,3 +142,104 @@ def scored_chunks(
         return chunks[found]
     sample = found[:, 1:2] // student_labels.shape[1]
     return torch.cat([sample, (found - sample * to_flat)[:, 1:]], dim=1)
+
+
+class Picked(Protocol):
+    """A tile's probabilities on this rank."""
+
+    def __call__(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """``[e]``, those at rows ``[e]`` and this rank's columns ``[e]``."""
+        ...
+
+    def whole(self, rows: Tensor) -> Tensor:
+        """``[r, V/tp]``, those of whole rows; a copy."""
+        ...
+
+
+class Probabilities(NamedTuple):
+    """`Picked` of ``p [n, V/tp]``."""
+
+    p: Tensor
+
+    def __call__(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """See there."""
+        return self.p[rows, columns]
+
+    def whole(self, rows: Tensor) -> Tensor:
+        """See there."""
+        return self.p.index_select(0, rows)
+
+
+class FromLogits(NamedTuple):
+    """`Picked` of a side's logits at a temperature."""
+
+    side: TileLogits
+    temperature: float
+
+    def __call__(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """See there."""
+        return torch.exp(self.side.z[rows, columns] / self.temperature - self.side.norms[rows])
+
+    def whole(self, rows: Tensor) -> Tensor:
+        """See there."""
+        z = self.side.z.index_select(0, rows)
+        return z.div_(self.temperature).sub_(self.side.norms[rows].unsqueeze(1)).exp_()
+
+
+class KnownRows(NamedTuple):
+    """What is known of one side of a tile on the CPU; attributes as in `ScoredRows`."""
+
+    first: np.ndarray
+    tokens: np.ndarray
+    labels: np.ndarray
+    before: np.ndarray
+
+
+def known_rows(tiles: Sequence[tuple[ScoredRows, ScoredRows] | None]) -> list[tuple[KnownRows, KnownRows] | None]:
+    """Of the student and the teacher for each of a micro-batch's tiles; one wait for the device."""
+    sides = [side for tile in tiles if tile is not None for side in tile]
+    if not sides:
+        return [None for _ in tiles]
+    parts = [part for s in sides for part in (s.first, s.tokens, s.labels, s.before.view(-1))]
+    sizes = [part.numel() for part in parts]
+    found = iter(np.split(torch.cat(parts).cpu().numpy(), np.cumsum(sizes)[:-1]))
+
+    def side() -> KnownRows:
+        known = KnownRows(*(next(found) for _ in range(4)))
+        return known._replace(before=known.before.reshape(-1, 2))
+
+    return [None if tile is None else (side(), side()) for tile in tiles]
+
+
+def to_device(made: Sequence[dict[str, Any] | None], device: torch.device) -> list[dict[str, Any] | None]:
+    """Groups of numbers, arrays and groups, with all arrays as int64 tensors, in one copy to the device."""
+    groups = [group for group in made if group is not None]
+    arrays = [x for group in groups for x in _arrays(group)]
+    whole = torch.from_numpy(np.concatenate([*arrays, np.zeros(0, np.int64)]).astype(np.int64, copy=False))
+    if device.type == "cuda":
+        whole = whole.pin_memory()
+    parts = iter(whole.to(device, non_blocking=True).split([len(x) for x in arrays]))
+    return [None if group is None else _taken(group, parts) for group in made]
+
+
+def _arrays(group: dict[str, Any]) -> Iterator[np.ndarray]:
+    for value in group.values():
+        if isinstance(value, dict):
+            yield from _arrays(value)
+        elif isinstance(value, np.ndarray):
+            yield value
+
+
+def _taken(group: dict[str, Any], parts: Iterator[Tensor]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in group.items():
+        if isinstance(value, dict):
+            found[name] = _taken(value, parts)
+        else:
+            found[name] = next(parts) if isinstance(value, np.ndarray) else value
+    return found
+
+
+def device_of(tiles: Sequence[tuple[ScoredRows, ScoredRows] | None]) -> torch.device:
+    """Where the rows of these tiles are."""
+    return next((tile[0].first.device for tile in tiles if tile is not None), torch.device("cpu"))

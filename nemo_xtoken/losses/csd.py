@@ -11,21 +11,21 @@ By the kind of a chunk:
 ``D = sum of the first kind + beta * sum of the others``, over the number of chunks.
 """
 
-from collections.abc import Mapping
-from functools import cache
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from nemo_xtoken.kernels.leaf_arrays import SlotArrays
 from nemo_xtoken.kernels.reference import TORCH
 from nemo_xtoken.kernels.tile_kernels import RowGradient, TileKernels, smallest
 from nemo_xtoken.losses.base import LaterTerms
-from nemo_xtoken.losses.chunks import ScoredRows
+from nemo_xtoken.losses.chunks import KnownRows, Picked, ScoredRows
 from nemo_xtoken.losses.pair import VocabularyPair
 from nemo_xtoken.losses.partial_kl import make_partial_kl
-from nemo_xtoken.losses.slots import ByChunk, Masses, SlotList, SlotMasses
+from nemo_xtoken.losses.slots import ByChunk, Masses, SlotList, SlotMasses, planned, runs
 from nemo_xtoken.parallel.common_set import CommonSet
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 from nemo_xtoken.projection.prefixes import PrefixClasses
@@ -107,101 +107,153 @@ class CommonSupport(ByChunk):
         """The tokens that both have."""
         return (pair.strict,)
 
-    def later_terms(
-        self,
-        p_student: Tensor,
-        student: ScoredRows,
-        p_teacher: Tensor,
-        teacher: ScoredRows,
-        coefficients: Tensor | None,
-    ) -> LaterTerms:
+    def plans(self, tiles: Sequence[tuple[ScoredRows, ScoredRows] | None]) -> Sequence["_Plan | None"]:
+        """What is compared in each tile; one wait for the device."""
+        return [None if made is None else _Plan.of(**made) for made in planned(tiles, self._plan)]
+
+    def planned_terms(self, plan: "_Plan", picked: tuple[Picked, Picked], coefficients: Tensor | None) -> LaterTerms:
         """The divergences; metrics: the mass that either side has on REST, the bytes that a rank sends.
 
         Collectives: one all-reduce of a value for each token that is compared in chunks of several; for those of one
         token on either side, where there are any, those of ``VocabularyExchange.start`` and ``ProjectedKL.finish``.
         """
-        plan = _Plan(self.completions, student, teacher)
-        masses = self.slots((p_student, p_teacher), plan.lists)
+        masses = self.slots(plan.slots, picked)
         weights = None if coefficients is None else self.beta * coefficients
         found, slope, rests = _several(plan, masses, weights)
-        at, k = plan.on("chunk", found.device), student.first.numel()
-        values = found.new_zeros(k).index_add(0, at, self.beta * found)
-        metrics = found.new_zeros((3, k)).index_add(1, at, torch.cat([rests, torch.zeros_like(rests[:1])]))
+        k, one = plan.all_chunks, plan.one
+        values = found.new_zeros(k).index_add(0, plan.chunk, self.beta * found)
+        metrics = found.new_zeros((3, k)).index_add(1, plan.chunk, torch.cat([rests, torch.zeros_like(rests[:1])]))
         rows = None
-        one = torch.nonzero((student.tokens == 1) & (teacher.tokens == 1)).squeeze(1)
         if one.numel():
-            first = student.first[one]
-            started = self.common.start(p_student.index_select(0, first))
+            started = self.common.start(picked[0].whole(plan.student.first))
             weights = None if coefficients is None else coefficients[one]
-            compared = self.common.finish(started, p_teacher.index_select(0, teacher.first[one]), weights)
+            compared = self.common.finish(started, picked[1].whole(plan.teacher.first), weights)
             values = values.index_add(0, one, compared.values[0])
             metrics = metrics.index_add(1, one, compared.values[1:])
-            rows = None if compared.gradient is None else RowGradient(compared.gradient, first)
+            rows = None if compared.gradient is None else RowGradient(compared.gradient, plan.student.first)
         return masses.terms(values, slope, metrics)._replace(rows=rows)
 
+    def _plan(self, student: KnownRows, teacher: KnownRows) -> dict[str, Any]:
+        """A tile's, on the CPU."""
+        lists = SlotList(), SlotList()
+        several, outcomes = [], []
+        one = (student.tokens == 1) & (teacher.tokens == 1)
+        for chunk in np.flatnonzero(~one).tolist():
+            a, c = int(student.first[chunk]), int(teacher.first[chunk])
+            paths = [
+                known.labels[row : row + known.tokens[chunk]].tolist() for known, row in ((student, a), (teacher, c))
+            ]
+            found = [np.array([path[-1]]) for path in paths]
+            if 1 in (len(paths[0]), len(paths[1])):
+                side = int(len(paths[1]) == 1)
+                found[side], found[1 - side] = self.completions.of(paths[side][0], tuple(paths[1 - side]), side)
+            bounds = []
+            for slots, row, path, tokens in zip(lists, (a, c), paths, found, strict=True):
+                begin = slots.count
+                for depth, token in enumerate(path[:-1]):
+                    slots.one(row + depth, np.array([token]))
+                middle = slots.several(row + len(path) - 1, tokens, np.arange(len(tokens)), len(tokens))
+                bounds += [begin, middle]
+            several.append((chunk, *bounds))
+            outcomes.append(len(found[0]))
+        chunks, begin_s, middle_s, begin_t, middle_t = np.array(several, np.int64).reshape(-1, 5).T
+        counts = np.array(outcomes, np.int64)
+        sides = zip((student, teacher), (begin_s, begin_t), (middle_s, middle_t), strict=True)
+        made = [_side(known, np.flatnonzero(one), begin, middle, counts) for known, begin, middle in sides]
+        return {
+            "slots": self.slots.arrays(lists, len(student.labels)),
+            "all_chunks": len(one),
+            "one": np.flatnonzero(one),
+            "chunk": chunks,
+            "counts": counts,
+            "comparison": np.repeat(np.arange(len(counts)), counts),
+            "student": made[0],
+            "teacher": made[1],
+        }
 
-class _Plan:
-    """The chunks of a tile that are not of one token on either side; arrays by name.
 
-    ``chunk``: their numbers.  ``comparison``, ``student``, ``teacher``: of each outcome but REST its comparison and
-    slots.  ``student_path``, ``teacher_path``: slots of the observed tokens that come before, of the comparison in
-    ``student_of``, ``teacher_of``.
+class _Side(NamedTuple):
+    """Of the student or the teacher.
+
+    Attributes:
+        first, tokens, chunk: the chunks of one token on either side, as `PairRows` has them.
+        begin, middle: int64 ``[c]``, where the slots of a comparison's observed tokens before the last begin, and those
+            of its outcomes after them.
+        slot: of each outcome.
+        path, path_of: slots of the observed tokens before the last, and the comparison of each.
     """
 
-    NAMES = ("chunk", "comparison", "student", "teacher", "student_path", "teacher_path", "student_of", "teacher_of")
+    first: Tensor
+    tokens: Tensor
+    chunk: Tensor
+    begin: Tensor
+    middle: Tensor
+    slot: Tensor
+    path: Tensor
+    path_of: Tensor
 
-    def __init__(self, completions: Completions, student: ScoredRows, teacher: ScoredRows) -> None:
-        self.lists = SlotList(), SlotList()
-        self.arrays: dict[str, list[int]] = {name: [] for name in self.NAMES}
-        starts = [[getattr(s, name).tolist() for name in ("first", "tokens", "labels")] for s in (student, teacher)]
-        (s_first, s_count, s_labels), (t_first, t_count, t_labels) = starts
-        for chunk, (a, n, c, m) in enumerate(zip(s_first, s_count, t_first, t_count, strict=True)):
-            if n == m == 1:
-                continue
-            paths = s_labels[a : a + n], t_labels[c : c + m]
-            outcomes = [np.array([paths[0][-1]]), np.array([paths[1][-1]])]
-            if 1 in (n, m):
-                side = int(m == 1)
-                found = completions.of(paths[side][0], tuple(paths[1 - side]), side)
-                outcomes = list(found) if side == 0 else list(reversed(found))
-            number = len(self.arrays["chunk"])
-            self.arrays["chunk"].append(chunk)
-            self.arrays["comparison"] += [number] * len(outcomes[0])
-            for side, (name, row, path) in enumerate(zip(("student", "teacher"), (a, c), paths, strict=True)):
-                count, slots = len(outcomes[side]), self.lists[side]
-                first = slots.several(row + len(path) - 1, outcomes[side], np.arange(count), count)
-                self.arrays[name] += range(first, first + count)
-                for depth, token in enumerate(path[:-1]):
-                    self.arrays[f"{name}_path"].append(slots.one(row + depth, np.array([token])))
-                    self.arrays[f"{name}_of"].append(number)
 
-    def on(self, name: str, device: torch.device) -> Tensor:
-        """int64, an array."""
-        return torch.tensor(self.arrays[name], dtype=torch.int64, device=device)
+class _Plan(NamedTuple):
+    """Of a tile.
+
+    Attributes:
+        slots: of what is compared in chunks that are not of one token on either side.
+        all_chunks: of the tile; ``one`` those of one token on either side, ``chunk`` the others.
+        counts: int64 ``[c]``, the outcomes of each but REST; ``comparison``: the comparison of each outcome.
+    """
+
+    slots: SlotArrays
+    all_chunks: int
+    one: Tensor
+    chunk: Tensor
+    counts: Tensor
+    comparison: Tensor
+    student: _Side
+    teacher: _Side
+
+    @classmethod
+    def of(cls, slots: dict[str, Any], student: dict[str, Any], teacher: dict[str, Any], **other: Any) -> "_Plan":
+        """From groups of numbers and tensors."""
+        return cls(slots=SlotArrays(**slots), student=_Side(**student), teacher=_Side(**teacher), **other)
+
+
+def _side(
+    known: KnownRows, one: np.ndarray, begin: np.ndarray, middle: np.ndarray, counts: np.ndarray
+) -> dict[str, np.ndarray]:
+    chunk = np.full(len(known.labels), -1)
+    chunk[known.first[one]] = np.arange(len(one))
+    return {
+        "first": known.first[one],
+        "tokens": known.tokens[one],
+        "chunk": chunk,
+        "begin": begin,
+        "middle": middle,
+        "slot": runs(middle, counts),
+        "path": runs(begin, middle - begin),
+        "path_of": np.repeat(np.arange(len(begin)), middle - begin),
+    }
 
 
 def _several(plan: _Plan, masses: Masses, weights: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
     """The divergences ``[c]``, their derivatives by the student's slots, and both sides' REST ``[2, c]``."""
-    device, count = masses.student.device, len(plan.arrays["chunk"])
-    on = cache(lambda name: plan.on(name, device))
-    comparison = on("comparison")
+    count, comparison = plan.chunk.numel(), plan.comparison
 
-    def shares(side: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    def shares(masses: Tensor, side: _Side) -> tuple[Tensor, Tensor]:
         """The probability of each outcome, and of REST."""
-        path = _log(side[on(f"{name}_path")])
-        before = path.new_zeros(count).index_add(0, on(f"{name}_of"), path)
-        p = side[on(name)] * before.exp()[comparison]
+        path = _log(masses[side.path])
+        before = path.new_zeros(count).index_add(0, side.path_of, path)
+        p = masses[side.slot] * before.exp()[comparison]
         rest = (1 - p.new_zeros(count).index_add(0, comparison, p)).clamp_min(torch.finfo(p.dtype).eps / 2)
         return p, rest
 
     with torch.enable_grad():
         student = masses.student.detach().requires_grad_(weights is not None)
-        (p, p_rest), (q, q_rest) = shares(masses.teacher, "teacher"), shares(student, "student")
+        (p, p_rest), (q, q_rest) = shares(masses.teacher, plan.teacher), shares(student, plan.student)
         values = p_rest * (_log(p_rest) - _log(q_rest))
         values = values.index_add(0, comparison, p * (_log(p) - _log(q)))
         slope = None
         if weights is not None:
-            (slope,) = torch.autograd.grad((values * weights[on("chunk")]).sum(), student)
+            (slope,) = torch.autograd.grad((values * weights[plan.chunk]).sum(), student)
     return values.detach(), slope, torch.stack([p_rest, q_rest.detach()])
 
 

@@ -12,7 +12,7 @@ Which probabilities are looked at, and how they are summed, follows from the lab
 all tiles of a micro-batch at once, and a tile makes nobody wait for the device.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,37 +25,12 @@ from nemo_xtoken.kernels.pair_kernels import PairKernels, TileLogits
 from nemo_xtoken.kernels.tile_kernels import smallest
 from nemo_xtoken.losses.base import LaterTerms
 from nemo_xtoken.losses.chunk_leaves import ChunkLeaves, LeafTable, SideLeaves
-from nemo_xtoken.losses.chunks import ScoredRows
+from nemo_xtoken.losses.chunks import KnownRows, Picked, to_device
 from nemo_xtoken.parallel.ownership import Ownership
 from nemo_xtoken.parallel.softmax import all_reduce_sum
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 
-__all__ = ["KnownRows", "LeafDivergence", "LeafPlan", "known_rows"]
-
-
-class KnownRows(NamedTuple):
-    """What is known of one side of a tile on the CPU; attributes as in `ScoredRows`."""
-
-    first: np.ndarray
-    tokens: np.ndarray
-    labels: np.ndarray
-    before: np.ndarray
-
-
-def known_rows(tiles: Sequence[tuple[ScoredRows, ScoredRows] | None]) -> list[tuple[KnownRows, KnownRows] | None]:
-    """Of the student and the teacher for each of a micro-batch's tiles; one wait for the device."""
-    sides = [side for tile in tiles if tile is not None for side in tile]
-    if not sides:
-        return [None for _ in tiles]
-    parts = [part for s in sides for part in (s.first, s.tokens, s.labels, s.before.view(-1))]
-    sizes = [part.numel() for part in parts]
-    found = iter(np.split(torch.cat(parts).cpu().numpy(), np.cumsum(sizes)[:-1]))
-
-    def side() -> KnownRows:
-        known = KnownRows(*(next(found) for _ in range(4)))
-        return known._replace(before=known.before.reshape(-1, 2))
-
-    return [None if tile is None else (side(), side()) for tile in tiles]
+__all__ = ["LeafDivergence", "LeafPlan"]
 
 
 class LeafPlan(NamedTuple):
@@ -128,13 +103,13 @@ class LeafDivergence(torch.nn.Module):
     def forward(
         self,
         plan: LeafPlan,
-        picked: tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]],
+        picked: tuple[Picked, Picked],
         coefficients: Tensor | None,
     ) -> LaterTerms:
         """
         Args:
             plan: of the tile, see :meth:`plans`.
-            picked: ``(rows [e], this rank's columns [e]) -> probabilities [e]`` of the tile's student and teacher rows.
+            picked: the student's and the teacher's probabilities.
             coefficients: ``[k]``, of the chunks in the objective; None: no gradient is wanted.
 
         Returns:
@@ -186,7 +161,7 @@ class LeafDivergence(torch.nn.Module):
         """
         out = left_out or [None] * len(tiles)
         made = [None if tile is None else self._plan(tile, no) for tile, no in zip(tiles, out, strict=True)]
-        return _on_device(made, device)
+        return [_plan_of(one) for one in to_device(made, device)]
 
     def _plan(self, known: tuple[KnownRows, KnownRows], left_out: np.ndarray | None) -> dict[str, Any] | None:
         """A tile's, on the CPU."""
@@ -275,26 +250,11 @@ class LeafDivergence(torch.nn.Module):
         return {**found, "slot": np.concatenate(slots)}
 
 
-def _on_device(made: list[dict[str, Any] | None], device: torch.device) -> list[LeafPlan | None]:
-    """The arrays of all tiles in one copy to the device."""
-    plans = [plan for plan in made if plan is not None]
-    groups = [group for plan in plans for group in (plan, plan.get("fused", {}))]
-    arrays = [x for group in groups for x in group.values() if isinstance(x, np.ndarray)]
-    if not arrays:
-        return [None for _ in made]
-    whole = torch.from_numpy(np.concatenate(arrays).astype(np.int64, copy=False))
-    if device.type == "cuda":
-        whole = whole.pin_memory()
-    parts: Iterator[Tensor] = iter(whole.to(device, non_blocking=True).split([len(x) for x in arrays]))
-
-    def taken(group: dict[str, Any]) -> dict[str, Any]:
-        return {name: next(parts) if isinstance(x, np.ndarray) else x for name, x in group.items()}
-
-    def moved(plan: dict[str, Any]) -> LeafPlan:
-        found = LeafPlan(**taken(plan))
-        return found._replace(fused=LeafArrays(**taken(plan["fused"]))) if "fused" in plan else found
-
-    return [None if plan is None else moved(plan) for plan in made]
+def _plan_of(made: dict[str, Any] | None) -> LeafPlan | None:
+    if made is None:
+        return None
+    fused = made.pop("fused", None)
+    return LeafPlan(**made, fused=None if fused is None else LeafArrays(**fused))
 
 
 def _divergence(plan: LeafPlan, masses: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor | None]:

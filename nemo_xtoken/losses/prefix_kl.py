@@ -22,12 +22,12 @@ from nemo_xtoken.errors import InputError
 from nemo_xtoken.kernels.pair_kernels import TileLogits
 from nemo_xtoken.kernels.reference import TORCH
 from nemo_xtoken.kernels.tile_kernels import TileKernels, smallest
-from nemo_xtoken.losses.base import ChunkDivergence, Comparison, LaterTerms, Picked
+from nemo_xtoken.losses.base import ChunkDivergence, Comparison, LaterTerms
 from nemo_xtoken.losses.boundaries import Boundaries, Following, unpacked
 from nemo_xtoken.losses.chunk_leaves import LeafTable
-from nemo_xtoken.losses.chunks import ScoredRows
+from nemo_xtoken.losses.chunks import Picked, ScoredRows, device_of, known_rows
 from nemo_xtoken.losses.directions import DIRECTIONS
-from nemo_xtoken.losses.leaf_divergence import LeafDivergence, LeafPlan, known_rows
+from nemo_xtoken.losses.leaf_divergence import LeafDivergence, LeafPlan
 from nemo_xtoken.losses.pair import VocabularyPair
 from nemo_xtoken.parallel.column_pairs import ColumnPairs
 from nemo_xtoken.parallel.exchange import Projection, VocabularyExchange
@@ -164,8 +164,7 @@ class PrefixKL(ChunkDivergence):
 
     def plans(self, tiles: Sequence[tuple[ScoredRows, ScoredRows] | None]) -> Sequence[PrefixPlan | None]:
         """Of the leaves and the boundaries; one wait for the device."""
-        known = known_rows(tiles)
-        device = next((tile[0].first.device for tile in tiles if tile is not None), torch.device("cpu"))
+        known, device = known_rows(tiles), device_of(tiles)
         if self.boundaries is None:
             return [None if leaves is None else PrefixPlan(leaves) for leaves in self.leaves.plans(known, device)]
         closed = [None if tile is None else self.boundaries.closed(tile) for tile in known]

@@ -1,25 +1,29 @@
 """Sums of some tokens' probabilities at rows of chunks, over ranks, and the way back of a gradient by them.
 
-What is summed is listed on the CPU, from labels.  A loss adds slots to a list for each side, takes their masses in one
-call, compares them in any way that autograd can follow, and returns the derivative.
+What is summed is planned on the CPU, from labels, for all tiles of a micro-batch: no tile waits for the device.  A loss
+adds slots to a list for each side, takes their masses in one call, compares them in any way that autograd can follow,
+and returns the derivative; or has kernels do so.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from nemo_xtoken.kernels.leaf_arrays import SlotArrays
 from nemo_xtoken.losses.base import ChunkDivergence, Comparison, LaterTerms
+from nemo_xtoken.losses.chunks import Picked, ScoredRows, device_of, known_rows, to_device
 from nemo_xtoken.parallel.ownership import Ownership
 from nemo_xtoken.parallel.softmax import all_reduce_sum
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 
-__all__ = ["ByChunk", "Masses", "SlotList", "SlotMasses"]
+__all__ = ["ByChunk", "Masses", "SlotList", "SlotMasses", "planned", "runs"]
 
 
 class ByChunk(ChunkDivergence):
-    """A divergence that looks at all rows of a chunk together: the whole of it is in :meth:`later_terms`."""
+    """A divergence that looks at all rows of a chunk together: the whole of it is in its later terms."""
 
     merges = ("first", "first")
 
@@ -42,10 +46,7 @@ class SlotList:
 
     def one(self, row: int, tokens: np.ndarray) -> int:
         """One slot, the sum of these different tokens' probabilities at a row; returns its number."""
-        self._parts.append((row, tokens, np.full(len(tokens), self.count)))
-        self.rows.append(row)
-        self.count += 1
-        return self.count - 1
+        return self.several(row, tokens, np.zeros(len(tokens), np.int64), 1)
 
     def several(self, row: int, tokens: np.ndarray, of: np.ndarray, count: int) -> int:
         """``count`` slots at a row; ``of``: the slot of each token, from 0.  Returns the number of the first."""
@@ -64,7 +65,7 @@ class SlotList:
         return np.stack([rows, np.concatenate(tokens), np.concatenate(slots)]).astype(np.int64)
 
 
-class SlotMasses(torch.nn.Module):
+class SlotMasses:
     """Takes slots from a tile's probabilities.
 
     Args:
@@ -72,47 +73,70 @@ class SlotMasses(torch.nn.Module):
         ownership: of the teacher's.
     """
 
-    owned: Tensor
-
     def __init__(self, student: VocabularyShard, ownership: Ownership) -> None:
-        super().__init__()
-        self.student, self.teacher, self.group = student, ownership.shard, student.group
-        self.register_buffer("owned", torch.from_numpy(ownership.owned), persistent=False)
+        self.shards, self.owned, self.group = (student, ownership.shard), ownership.owned, student.group
 
-    def forward(self, p: tuple[Tensor, Tensor], lists: tuple[SlotList, SlotList]) -> "Masses":
+    def arrays(self, lists: tuple[SlotList, SlotList], rows: int) -> dict[str, Any]:
+        """`SlotArrays` on the CPU.
+
+        Args:
+            lists: of the student, row after row, and of the teacher.
+            rows: of the student in the tile.
+        """
+        parts = []
+        for side, (slots, shard) in enumerate(zip(lists, self.shards, strict=True)):
+            row, token, slot = slots.entries()
+            column = (token if side == 0 else self.owned[token]) - shard.start
+            mine = (column >= 0) & (column < shard.rows)
+            part = np.stack([row, column, slot + side * lists[0].count])[:, mine]
+            parts.append(part[:, np.argsort(part[2], kind="stable")])
+        entry_row, entry_column, entry_slot = np.concatenate(parts, axis=1)
+        slot_row, count = np.array(lists[0].rows, np.int64), lists[0].count + lists[1].count
+        with_slots, first = np.unique(slot_row, return_index=True)
+        row_path = np.full(rows, -1)
+        row_path[with_slots] = np.arange(len(with_slots))
+        return {
+            "slots": count,
+            "student_slots": lists[0].count,
+            "student_entries": parts[0].shape[1],
+            "entry_row": entry_row,
+            "entry_column": entry_column,
+            "entry_slot": entry_slot,
+            "entry_start": np.searchsorted(entry_slot, np.arange(count + 1)),
+            "slot_row": slot_row,
+            "row_path": row_path,
+            "path_slot": first,
+            "group_start": first + 1,
+            "group_stop": np.append(first[1:], len(slot_row))[: len(first)],
+        }
+
+    def __call__(self, arrays: SlotArrays, picked: tuple[Picked, Picked]) -> "Masses":
         """
         Args:
-            p: ``[n, V/tp]`` probabilities of the student's and the teacher's rows, this rank's columns.
+            picked: the student's and the teacher's probabilities.
 
         Returns:
             the masses, equal on all ranks.  Collectives: one all-reduce of a value for each slot.
         """
-        row, token, slot = torch.from_numpy(lists[0].entries()).to(p[0].device)
-        at, columns, found = _taken(p[0], row, token, self.student)
-        row_t, token_t, slot_t = torch.from_numpy(lists[1].entries()).to(p[0].device)
-        at_t, _, found_t = _taken(p[1], row_t, self.owned[token_t], self.teacher)
-        sums = p[0].new_zeros(lists[0].count).index_add_(0, slot[at], found)
-        sums_t = p[1].new_zeros(lists[1].count).index_add_(0, slot_t[at_t], found_t)
-        student, teacher = all_reduce_sum(torch.cat([sums, sums_t]), self.group).split([len(sums), len(sums_t)])
-        slot_row = torch.tensor(lists[0].rows, device=p[0].device, dtype=torch.int64)
-        return Masses(student, teacher, row[at], columns, slot[at], found, slot_row)
+        row, column, count = arrays.entry_row, arrays.entry_column, arrays.student_entries
+        found = picked[0](row[:count], column[:count])
+        both = torch.cat([found, picked[1](row[count:], column[count:])])
+        sums = all_reduce_sum(both.new_zeros(arrays.slots).index_add_(0, arrays.entry_slot, both), self.group)
+        return Masses(sums[: arrays.student_slots], sums[arrays.student_slots :], found, arrays)
 
 
 class Masses(NamedTuple):
     """
     Attributes:
         student, teacher: ``[slots]``, equal on all ranks.
-        row, column, slot, found: of this rank's student entries: the tile's row, the column, the slot, the probability.
-        slot_row: int64 ``[student slots]``.
+        found: of this rank's student entries, their probabilities.
+        arrays: of the slots.
     """
 
     student: Tensor
     teacher: Tensor
-    row: Tensor
-    column: Tensor
-    slot: Tensor
     found: Tensor
-    slot_row: Tensor
+    arrays: SlotArrays
 
     def terms(self, values: Tensor, slope: Tensor | None, metrics: Tensor) -> LaterTerms:
         """A loss's terms of a tile.
@@ -122,15 +146,25 @@ class Masses(NamedTuple):
             slope: ``[student slots]``, the objective's derivative with respect to ``student``; None: none is wanted.
             metrics: as in `LaterTerms`.
         """
+        row, column, slot = self.arrays.entry_row, self.arrays.entry_column, self.arrays.entry_slot
         if slope is None:
-            none, nothing = self.row[:0], values[:0]
+            none, nothing = row[:0], values[:0]
             return LaterTerms(values, (none, none, nothing), (none, nothing), metrics)
-        entries = self.row, self.column, slope[self.slot] * self.found
-        return LaterTerms(values, entries, (self.slot_row, slope * self.student), metrics)
+        count = len(self.found)
+        entries = row[:count], column[:count], slope[slot[:count]] * self.found
+        return LaterTerms(values, entries, (self.arrays.slot_row, slope * self.student), metrics)
 
 
-def _taken(p: Tensor, row: Tensor, token: Tensor, shard: VocabularyShard) -> tuple[Tensor, Tensor, Tensor]:
-    """Which of the tokens this rank has, their columns, and their probabilities."""
-    column = token - shard.start
-    at = torch.nonzero((column >= 0) & (column < shard.rows)).squeeze(1)
-    return at, column[at], p[row[at], column[at]]
+def planned(tiles: Sequence[tuple[ScoredRows, ScoredRows] | None], plan: Any) -> list[Mapping[str, Any] | None]:
+    """What ``plan(student's, teacher's KnownRows)`` has as numbers and arrays of each tile, on the device.
+
+    One wait for it: to know the labels.
+    """
+    made = [None if tile is None else plan(*tile) for tile in known_rows(tiles)]
+    return list(to_device(made, device_of(tiles)))
+
+
+def runs(begin: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """int64: the numbers from each beginning on, so many."""
+    inside = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.repeat(begin, counts) + inside

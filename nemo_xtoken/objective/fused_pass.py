@@ -14,8 +14,8 @@ from torch import Tensor
 
 from nemo_xtoken.kernels.pair_kernels import PairGradient
 from nemo_xtoken.kernels.tile_kernels import TileKernels
-from nemo_xtoken.losses.base import ChunkDivergence, LossSum, ModelOutput, Picked, TeacherSignal
-from nemo_xtoken.losses.chunks import ScoredRows
+from nemo_xtoken.losses.base import ChunkDivergence, LossSum, ModelOutput, TeacherSignal
+from nemo_xtoken.losses.chunks import Probabilities, ScoredRows
 from nemo_xtoken.losses.top_k import compared
 from nemo_xtoken.objective.merge import continuation, merge_rows, spread_gradient, sum_later_tokens, to_later_tokens
 from nemo_xtoken.objective.teacher_weights import sum_statistic
@@ -305,7 +305,7 @@ class FusedPass:
         if plan is None:
             later = divergence.later_terms(side.p, student, p_teacher, teacher, coefficients)
         else:
-            later = divergence.planned_terms(plan, (_picked(side.p), _picked(p_teacher)), coefficients)
+            later = divergence.planned_terms(plan, (Probabilities(side.p), Probabilities(p_teacher)), coefficients)
         merged_teacher = merge_rows(p_teacher, teacher, signal.merges[1])
         if plan is None:
             values, g, by_entry = divergence.finish(started, merged_teacher, coefficients)
@@ -339,10 +339,6 @@ class FusedPass:
             at_one = (p, log_p) if tau == 1 else softmax_and_picked(z, labels, head.shard, kernels=self.kernels)
             self.statistics[number] += sum_statistic(signal.statistic, *at_one, head.shard)
         return divergence.teacher_rows(p), log_p
-
-
-def _picked(p: Tensor) -> Picked:
-    return lambda rows, columns: p[rows, columns]
 
 
 @dataclass
