@@ -11,7 +11,17 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from torch import Tensor
 
-__all__ = ["LeafArrays", "OneSide", "SlotArrays", "leaf_arrays", "starts_of"]
+__all__ = [
+    "InsideArrays",
+    "LeafArrays",
+    "OneSide",
+    "OverArrays",
+    "PrefixArrays",
+    "SlotArrays",
+    "SupportArrays",
+    "leaf_arrays",
+    "starts_of",
+]
 
 
 class LeafArrays(NamedTuple):
@@ -88,6 +98,67 @@ class SlotArrays(NamedTuple):
     path_slot: Tensor
     group_start: Tensor
     group_stop: Tensor
+
+
+class SupportArrays(NamedTuple):
+    """The comparisons of `losses.csd`, int64 ``[c]``.
+
+    Attributes:
+        begin_s, middle_s, begin_t, middle_t: where the slots of either side's observed tokens before the last begin,
+            and those of its outcomes after them.
+        counts: of outcomes.
+    """
+
+    begin_s: Tensor
+    middle_s: Tensor
+    begin_t: Tensor
+    middle_t: Tensor
+    counts: Tensor
+
+
+class InsideArrays(NamedTuple):
+    """The comparisons of `losses.bpm` inside of teacher tokens, int64 ``[c]``.
+
+    Attributes:
+        student, teacher: where the slots of the cells begin; the teacher's of the residual class is before its cells.
+        cells: their number.
+        into, out: the cell that gets what is moved, and that from which it is taken, -1 for the residual class.
+        chain, length: where the teacher's slots of what is moved begin, and how many they are; 0: nothing is.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    cells: Tensor
+    into: Tensor
+    out: Tensor
+    chain: Tensor
+    length: Tensor
+
+
+class OverArrays(NamedTuple):
+    """The chunks of `losses.bpm` whose first student token goes over an end of the teacher's, int64 ``[o]``.
+
+    Attributes:
+        over: ``[k]``, the number of each of the tile's chunks among them, -1 for none.
+        label, head: the student's slots of that token and of the one that has the teacher token's mass, -1 for none.
+        head_mass, token_mass: the teacher's slots of what is put on these, -1 for none.
+        chain, length: as in `InsideArrays`.
+    """
+
+    over: Tensor
+    label: Tensor
+    head: Tensor
+    head_mass: Tensor
+    token_mass: Tensor
+    chain: Tensor
+    length: Tensor
+
+
+class PrefixArrays(NamedTuple):
+    """Both of them."""
+
+    inside: InsideArrays
+    over: OverArrays
 
 
 class OneSide(Protocol):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from nemo_xtoken.kernels.leaf_arrays import LeafArrays
+from nemo_xtoken.kernels.leaf_arrays import LeafArrays, PrefixArrays, SlotArrays, SupportArrays
 
 __all__ = [
     "NO_COLUMNS",
@@ -315,6 +315,34 @@ class PairKernels(ABC):
             student's entries as if all were free; [n], its sum over all ranks at each of the student's rows)``, the
             last two None without weights.
         """
+
+    @abstractmethod
+    def slot_masses(self, slots: SlotArrays, sides: tuple[TileLogits, TileLogits], temperature: float) -> Tensor:
+        """``[slots]``, this rank's part of the masses."""
+
+    @abstractmethod
+    def slot_entries(
+        self, slots: SlotArrays, student: TileLogits, masses: Tensor, slopes: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """The last two of :meth:`leaves`, from the student's masses over all ranks and the derivative by them."""
+
+    @abstractmethod
+    def common_support(
+        self, arrays: SupportArrays, masses: tuple[Tensor, Tensor], weight: Tensor | None, beta: float
+    ) -> tuple[Tensor, Tensor]:
+        """``([4, c]: values, the teacher's and the student's mass on REST, 0; [student slots], the derivative)``.
+
+        Args:
+            masses: of the student's and the teacher's slots, over all ranks.
+            weight: scalar, of the divergence in the objective; None: no gradient is wanted.
+        """
+
+    @abstractmethod
+    def prefixes(
+        self, arrays: PrefixArrays, masses: tuple[Tensor, Tensor], sums: Tensor, weight: Tensor | None, rest: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``([1, c]: values inside of teacher tokens; Beside.terms; [student slots], the derivative)``; arguments as of
+        :meth:`common_support` and :meth:`chunk_terms`, and ``ColumnPlan.rest``."""
 
     @abstractmethod
     def gradient(

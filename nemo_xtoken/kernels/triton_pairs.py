@@ -7,8 +7,8 @@ import torch
 import triton
 from torch import Tensor
 
-from nemo_xtoken.kernels import largest_source, leaf_source, pair_source
-from nemo_xtoken.kernels.leaf_arrays import LeafArrays
+from nemo_xtoken.kernels import largest_source, leaf_source, pair_source, slot_source
+from nemo_xtoken.kernels.leaf_arrays import LeafArrays, PrefixArrays, SlotArrays, SupportArrays
 from nemo_xtoken.kernels.pair_kernels import (
     ColumnPlan,
     Largest,
@@ -226,6 +226,57 @@ class TritonPairs(PairKernels):
             TEMPERATURE=temperature,
         )  # fmt: skip
         return values, by_entry, inner
+
+    def slot_masses(self, slots: SlotArrays, sides: tuple[TileLogits, TileLogits], temperature: float) -> Tensor:
+        (student, teacher), masses = sides, sides[0].z.new_empty(slots.slots)
+        self.launch(
+            leaf_source.leaf_masses, (slots.slots,), student.z, teacher.z, student.norms, teacher.norms,
+            slots.entry_row, slots.entry_column, slots.entry_start, masses, slots.student_slots, student.z.shape[1],
+            teacher.z.shape[1], TEMPERATURE=temperature, BLOCK=LEAVES, num_warps=4,
+        )  # fmt: skip
+        return masses
+
+    def slot_entries(
+        self, slots: SlotArrays, student: TileLogits, masses: Tensor, slopes: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        z, rows = student.z, slots.row_path.numel()
+        by_entry, inner = z.new_empty(slots.student_entries), z.new_empty(rows)
+        self.launch(
+            leaf_source.leaf_entries, (rows,), z, student.norms, masses, slopes, slots.path_slot, slots.row_path,
+            slots.group_start, slots.group_stop, slots.entry_column, slots.entry_slot, slots.entry_start, by_entry,
+            inner, z.shape[1], TEMPERATURE=temperature, BLOCK=LEAVES, num_warps=4,
+        )  # fmt: skip
+        return by_entry, inner
+
+    def common_support(
+        self, arrays: SupportArrays, masses: tuple[Tensor, Tensor], weight: Tensor | None, beta: float
+    ) -> tuple[Tensor, Tensor]:
+        own, count = masses[0], arrays.counts.numel()
+        values, slopes = own.new_empty((4, count)), torch.empty_like(own)
+        self.launch(
+            slot_source.common_support, (count,), *masses, *arrays, own if weight is None else weight, values, slopes,
+            count, BETA=beta, SMALLEST=smallest(own), LEAST=torch.finfo(own.dtype).eps / 2,
+            GRADIENT=weight is not None, BLOCK=LEAVES, num_warps=4,
+        )  # fmt: skip
+        return values, slopes
+
+    def prefixes(
+        self, arrays: PrefixArrays, masses: tuple[Tensor, Tensor], sums: Tensor, weight: Tensor | None, rest: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        inside, over = arrays
+        own, k, count = masses[0], over.over.numel(), inside.cells.numel()
+        values, terms, slopes = own.new_empty((1, count)), own.new_empty((5, k)), torch.empty_like(own)
+        wanted = own if weight is None else weight
+        constants = {"SMALLEST": smallest(own), "TINY": torch.finfo(torch.float64).tiny, "GRADIENT": weight is not None}
+        self.launch(
+            slot_source.prefixes_over, (k,), *masses, sums, *over, wanted, terms, slopes, k,
+            REST=rest, **constants, BLOCK=CHOSEN, num_warps=1,
+        )  # fmt: skip
+        self.launch(
+            slot_source.prefixes_inside, (count,), *masses, *inside, wanted, values, slopes,
+            LEAST=torch.finfo(own.dtype).eps / 2, **constants, BLOCK=LEAVES, num_warps=4,
+        )  # fmt: skip
+        return values, terms, slopes
 
     def gradient(
         self,

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nemo_xtoken.kernels.leaf_arrays import SlotArrays
+from nemo_xtoken.kernels.leaf_arrays import InsideArrays, OverArrays, PrefixArrays, SlotArrays
+from nemo_xtoken.kernels.pair_kernels import Beside, PairKernels, TileLogits
 from nemo_xtoken.kernels.reference import TORCH
 from nemo_xtoken.kernels.tile_kernels import RowGradient, TileKernels, smallest
 from nemo_xtoken.losses.base import LaterTerms
@@ -29,7 +30,8 @@ from nemo_xtoken.losses.byte_cells import CellLists
 from nemo_xtoken.losses.chunks import KnownRows, Picked, ScoredRows
 from nemo_xtoken.losses.directions import DIRECTIONS
 from nemo_xtoken.losses.pair import VocabularyPair
-from nemo_xtoken.losses.slots import ByChunk, Masses, SlotMasses, planned, runs
+from nemo_xtoken.losses.slots import ByChunk, ComparesSlots, Masses, SlotMasses, planned, runs, terms_by_logits
+from nemo_xtoken.parallel.column_pairs import ColumnPairs
 from nemo_xtoken.parallel.exchange import VocabularyExchange
 from nemo_xtoken.parallel.ownership import Ownership
 from nemo_xtoken.parallel.softmax import all_reduce_sum
@@ -40,7 +42,7 @@ from nemo_xtoken.projection.matrix import ProjectionMatrix
 __all__ = ["BytePrefixKL"]
 
 
-class BytePrefixKL(ByChunk):
+class BytePrefixKL(ByChunk, ComparesSlots):
     """The KL divergences of the teacher's distributions over student tokens from the student's.
 
     Args:
@@ -66,6 +68,12 @@ class BytePrefixKL(ByChunk):
         self.slots = SlotMasses(student, self.ownership)
         owned = np.append(self.ownership.owned, -1)  # of -1: no column
         self._student_column, self._teacher_column = owned[of_student], owned[of_teacher]
+        rest = "compared" if self.exchange.has_rest else "conditioned"
+        self._pairs = None
+        if kernels.pairs is not None:
+            self._pairs = ColumnPairs("forward", rest, kernels.pairs, self.exchange, self.gathering)
+        self._order = np.argsort(prefixes.of_teacher, kind="stable")
+        self._starts = np.searchsorted(prefixes.of_teacher[self._order], np.arange(len(of_student) + 1))
 
     @classmethod
     def of(
@@ -73,6 +81,10 @@ class BytePrefixKL(ByChunk):
     ) -> "BytePrefixKL":
         """By the bytes of the pair's tokens."""
         return cls(pair.byte_prefixes, student, kernels)
+
+    def column_pairs(self) -> ColumnPairs | None:
+        """The classes at first positions."""
+        return self._pairs
 
     def plans(self, tiles: Sequence[tuple[ScoredRows, ScoredRows] | None]) -> Sequence["_Plan | None"]:
         """What is compared in each tile; one wait for the device."""
@@ -118,21 +130,56 @@ class BytePrefixKL(ByChunk):
         found: LaterTerms = masses.terms(values, slope, torch.stack(metrics))
         return found._replace(rows=RowGradient(gradient, plan.first[0]))
 
+    def compare_slots(
+        self,
+        plan: "_Plan",
+        kernels: PairKernels,
+        sides: tuple[TileLogits, TileLogits],
+        sums: Tensor | None,
+        temperature: float,
+        weight: Tensor | None,
+    ) -> tuple[Beside, LaterTerms]:
+        """What is not a class at a first position; collectives: an all-reduce of a value for each slot."""
+        assert plan.fused is not None
+        assert sums is not None
+        assert self._pairs is not None
+        masses = self.slots.by_logits(plan.slots, kernels, sides, temperature)
+        values, terms, slope = kernels.prefixes(plan.fused, masses, sums, weight, self._pairs.rest)
+        wanted = None if weight is None else slope
+        return Beside(None, terms=terms), terms_by_logits(
+            plan.slots, kernels, sides[0], masses[0], wanted, values[0], values[:, :0], temperature
+        )
+
     def _plan(self, student: KnownRows, teacher: KnownRows) -> dict[str, Any]:
         """A tile's, on the CPU."""
-        listed = CellLists(self.prefixes)
+        listed = CellLists(self.prefixes, None if self._pairs is None else self._put_on)
         for chunk, (a, n, c, m) in enumerate(
             zip(student.first, student.tokens, teacher.first, teacher.tokens, strict=True)
         ):
             if n > 1 or m > 1:
                 listed.chunk(chunk, (int(a), student.labels[a : a + n]), (int(c), teacher.labels[c : c + m]))
-        return {
+        over, inside = listed.table("over"), listed.table("inside")
+        made = {
             "slots": self.slots.arrays(listed.lists, len(student.labels)),
             "student_first": student.first,
             "teacher_first": teacher.first,
-            "over": self._over(listed.table("over")),
-            "inside": _inside_arrays(listed.table("inside")),
+            "over": self._over(over),
+            "inside": _inside_arrays(inside),
         }
+        if self._pairs is not None:
+            number = np.full(len(student.first), -1)
+            number[over["chunk"]] = np.arange(len(over["chunk"]))
+            slots = {"label": over["label"], "head": over["head_slot"]}
+            named = {name: over[name] for name in ("head_mass", "token_mass", "chain", "length")}
+            made["fused"] = {
+                "over": {"over": number, **slots, **named},
+                "inside": {name: column for name, column in inside.items() if name != "chunk"},
+            }
+        return made
+
+    def _put_on(self, token: int) -> np.ndarray:
+        """int64, the teacher tokens whose longest beginning is this student token."""
+        return self._order[self._starts[token] : self._starts[token + 1]]
 
     def _over(self, over: dict[str, np.ndarray]) -> dict[str, Any]:
         heads, tokens = self._teacher_column[over["head"]], self._student_column[over["token"]]
@@ -260,12 +307,14 @@ class _Plan(NamedTuple):
         first: the first rows of its chunks, of the student and the teacher.
         over: what is compared at these beside classes.
         inside: what is compared behind them.
+        fused: both for kernels that work on logits; None: there are none.
     """
 
     slots: SlotArrays
     first: tuple[Tensor, Tensor]
     over: _Over
     inside: _Inside
+    fused: PrefixArrays | None
 
     @classmethod
     def of(
@@ -275,9 +324,13 @@ class _Plan(NamedTuple):
         teacher_first: Tensor,
         over: dict[str, Any],
         inside: dict[str, Any],
+        fused: dict[str, Any] | None = None,
     ) -> "_Plan":
         """From groups of numbers and tensors."""
-        return cls(SlotArrays(**slots), (student_first, teacher_first), _Over(**over), _Inside(**inside))
+        kernels = None
+        if fused is not None:
+            kernels = PrefixArrays(InsideArrays(**fused["inside"]), OverArrays(**fused["over"]))
+        return cls(SlotArrays(**slots), (student_first, teacher_first), _Over(**over), _Inside(**inside), kernels)
 
 
 def _inside_arrays(inside: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -3,7 +3,7 @@
 It follows from labels alone, and is listed on the CPU.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -18,19 +18,25 @@ class CellLists:
     """What is compared in a tile's chunks beside the first position's classes, line by line, with its slots.
 
     ``over``: the chunks whose first student token goes over an end of the teacher's: that token, the teacher's first,
-    the student's slot, and where the slots of what is moved begin, and how many they are.  ``inside``: the comparisons
-    inside of a teacher's token: where the student's slots of the cells begin, those of the teacher (the residual class
-    before the cells), how many cells; the cell of a token that goes over an end, that which has the teacher token's
-    mass (-1: the residual class), and the slots of what is moved.
+    the student's slot, and where the slots of what is moved begin, and how many they are; for kernels the student's
+    slot of the token that has the teacher token's mass, and the teacher's slots of all that is put on that and on the
+    first token, -1 for none.  ``inside``: the comparisons inside of a teacher's token: where the student's slots of the
+    cells begin, those of the teacher (the residual class before the cells), how many cells; the cell of a token that
+    goes over an end, that which has the teacher token's mass (-1: the residual class), and the slots of what is moved.
+
+    Args:
+        prefixes: of the pair of tokenizers.
+        put_on: the teacher tokens whose longest beginning is a student token; None: there are no kernels.
     """
 
     NAMES: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "over": ("chunk", "token", "head", "label", "chain", "length"),
+        "over": ("chunk", "token", "head", "label", "chain", "length", "head_slot", "head_mass", "token_mass"),
         "inside": ("chunk", "student", "teacher", "cells", "into", "out", "chain", "length"),
     }
 
-    def __init__(self, prefixes: BytePrefixes) -> None:
+    def __init__(self, prefixes: BytePrefixes, put_on: Callable[[int], np.ndarray] | None) -> None:
         self.prefixes, self.lists = prefixes, (SlotList(), SlotList())
+        self._put_on = put_on
         self._lines: dict[str, list[tuple[int, ...]]] = {name: [] for name in self.NAMES}
 
     def table(self, name: str) -> dict[str, np.ndarray]:
@@ -72,9 +78,22 @@ class CellLists:
                 line = self._inside((student[0] + i, token), (teacher[0] + j, data[1][j]), prefix, crossing)
                 self._lines["inside"].append((chunk, *line, *(chain() if crossing else (0, 0))))
             elif crossing and i == 0:
+                classes = self._classes(student[0], teacher[0], token, head)
                 label = self.lists[0].one(student[0], np.array([token]))
-                self._lines["over"].append((chunk, token, head, label, *chain()))
+                self._lines["over"].append((chunk, token, head, label, *chain(), *classes))
             begin = end
+
+    def _classes(self, row: int, teacher_row: int, token: int, head: int) -> tuple[int, int, int]:
+        """Slots of the student token that has the teacher token's mass, of all that is put on it, and on ``token``."""
+        if self._put_on is None:
+            return -1, -1, -1
+        begun = int(self.prefixes.of_teacher[head])
+        found = -1, -1
+        if begun >= 0:
+            own = self.lists[0].one(row, np.array([begun]))
+            found = own, self.lists[1].one(teacher_row, self._put_on(begun))
+        named = self.prefixes.names[token] >= 0
+        return *found, self.lists[1].one(teacher_row, self._put_on(token)) if named else -1
 
     def _inside(
         self, student: tuple[int, int], teacher: tuple[int, bytes], prefix: bytes, crossing: bool

@@ -18,14 +18,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nemo_xtoken.kernels.leaf_arrays import SlotArrays
+from nemo_xtoken.kernels.leaf_arrays import SlotArrays, SupportArrays
+from nemo_xtoken.kernels.pair_kernels import Beside, PairKernels, PairRows, TileLogits
 from nemo_xtoken.kernels.reference import TORCH
 from nemo_xtoken.kernels.tile_kernels import RowGradient, TileKernels, smallest
 from nemo_xtoken.losses.base import LaterTerms
 from nemo_xtoken.losses.chunks import KnownRows, Picked, ScoredRows
 from nemo_xtoken.losses.pair import VocabularyPair
 from nemo_xtoken.losses.partial_kl import make_partial_kl
-from nemo_xtoken.losses.slots import ByChunk, Masses, SlotList, SlotMasses, planned, runs
+from nemo_xtoken.losses.slots import (
+    ByChunk,
+    ComparesSlots,
+    Masses,
+    SlotList,
+    SlotMasses,
+    planned,
+    runs,
+    terms_by_logits,
+)
+from nemo_xtoken.parallel.column_pairs import ColumnPairs
 from nemo_xtoken.parallel.common_set import CommonSet
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 from nemo_xtoken.projection.prefixes import PrefixClasses
@@ -66,7 +77,7 @@ class Completions:
         return np.array(list(found.values())), np.array(list(found))
 
 
-class CommonSupport(ByChunk):
+class CommonSupport(ByChunk, ComparesSlots):
     """The divergences of the common support, see above.
 
     Args:
@@ -107,6 +118,10 @@ class CommonSupport(ByChunk):
         """The tokens that both have."""
         return (pair.strict,)
 
+    def column_pairs(self) -> ColumnPairs | None:
+        """The pairs, of chunks of one token on either side."""
+        return self.common.column_pairs()
+
     def plans(self, tiles: Sequence[tuple[ScoredRows, ScoredRows] | None]) -> Sequence["_Plan | None"]:
         """What is compared in each tile; one wait for the device."""
         return [None if made is None else _Plan.of(**made) for made in planned(tiles, self._plan)]
@@ -132,6 +147,31 @@ class CommonSupport(ByChunk):
             metrics = metrics.index_add(1, one, compared.values[1:])
             rows = None if compared.gradient is None else RowGradient(compared.gradient, plan.student.first)
         return masses.terms(values, slope, metrics)._replace(rows=rows)
+
+    def paired_rows(self, plan: "_Plan", sides: tuple[ScoredRows, ScoredRows]) -> tuple[PairRows, PairRows]:
+        """The chunks of one token on either side."""
+        student, teacher = (PairRows(side.first, side.tokens, side.chunk) for side in (plan.student, plan.teacher))
+        return student, teacher
+
+    def compare_slots(
+        self,
+        plan: "_Plan",
+        kernels: PairKernels,
+        sides: tuple[TileLogits, TileLogits],
+        sums: Tensor | None,
+        temperature: float,
+        weight: Tensor | None,
+    ) -> tuple[Beside, LaterTerms]:
+        """The other chunks; collectives: one all-reduce of a value for each token that is compared in them."""
+        masses = self.slots.by_logits(plan.slots, kernels, sides, temperature)
+        arrays = SupportArrays(
+            plan.student.begin, plan.student.middle, plan.teacher.begin, plan.teacher.middle, plan.counts
+        )
+        found, slope = kernels.common_support(arrays, masses, weight, self.beta)
+        wanted = None if weight is None else slope
+        return Beside(None), terms_by_logits(
+            plan.slots, kernels, sides[0], masses[0], wanted, found[0], found[1:], temperature
+        )
 
     def _plan(self, student: KnownRows, teacher: KnownRows) -> dict[str, Any]:
         """A tile's, on the CPU."""

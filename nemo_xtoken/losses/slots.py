@@ -5,6 +5,7 @@ adds slots to a list for each side, takes their masses in one call, compares the
 and returns the derivative; or has kernels do so.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,13 +14,14 @@ import torch
 from torch import Tensor
 
 from nemo_xtoken.kernels.leaf_arrays import SlotArrays
+from nemo_xtoken.kernels.pair_kernels import Beside, PairKernels, PairRows, TileLogits
 from nemo_xtoken.losses.base import ChunkDivergence, Comparison, LaterTerms
 from nemo_xtoken.losses.chunks import Picked, ScoredRows, device_of, known_rows, to_device
 from nemo_xtoken.parallel.ownership import Ownership
 from nemo_xtoken.parallel.softmax import all_reduce_sum
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 
-__all__ = ["ByChunk", "Masses", "SlotList", "SlotMasses", "planned", "runs"]
+__all__ = ["ByChunk", "ComparesSlots", "Masses", "SlotList", "SlotMasses", "planned", "runs", "terms_by_logits"]
 
 
 class ByChunk(ChunkDivergence):
@@ -34,6 +36,36 @@ class ByChunk(ChunkDivergence):
     def finish(self, started: Tensor, p_teacher: Tensor, coefficients: Tensor | None) -> Comparison:
         """0."""
         return Comparison(started)
+
+
+class ComparesSlots(ABC):
+    """A divergence with ``column_pairs`` that compares slots beside them."""
+
+    def paired_rows(self, plan: Any, sides: tuple[ScoredRows, ScoredRows]) -> tuple[PairRows, PairRows]:
+        """The chunks whose first rows are compared by columns; all by default."""
+        student, teacher = (PairRows(side.first, side.tokens, side.chunk) for side in sides)
+        return student, teacher
+
+    @abstractmethod
+    def compare_slots(
+        self,
+        plan: Any,
+        kernels: PairKernels,
+        sides: tuple[TileLogits, TileLogits],
+        sums: Tensor | None,
+        temperature: float,
+        weight: Tensor | None,
+    ) -> tuple[Beside, LaterTerms]:
+        """What slots add to the columns, and by themselves.
+
+        Args:
+            plan: of the tile.
+            sums: ``[4, k]`` of the columns, over all ranks; None: no chunk is compared by them.
+            weight: scalar, of the divergence in the objective; None: no gradient is wanted.
+
+        Returns:
+            in the later terms ``values`` of comparisons, not of chunks, as ``metrics`` are.
+        """
 
 
 class SlotList:
@@ -124,6 +156,13 @@ class SlotMasses:
         sums = all_reduce_sum(both.new_zeros(arrays.slots).index_add_(0, arrays.entry_slot, both), self.group)
         return Masses(sums[: arrays.student_slots], sums[arrays.student_slots :], found, arrays)
 
+    def by_logits(
+        self, arrays: SlotArrays, kernels: PairKernels, sides: tuple[TileLogits, TileLogits], temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """The student's and the teacher's masses from both sides' logits; collectives as of :meth:`__call__`."""
+        masses = all_reduce_sum(kernels.slot_masses(arrays, sides, temperature), self.group)
+        return masses[: arrays.student_slots], masses[arrays.student_slots :]
+
 
 class Masses(NamedTuple):
     """
@@ -153,6 +192,28 @@ class Masses(NamedTuple):
         count = len(self.found)
         entries = row[:count], column[:count], slope[slot[:count]] * self.found
         return LaterTerms(values, entries, (self.arrays.slot_row, slope * self.student), metrics)
+
+
+def terms_by_logits(
+    arrays: SlotArrays,
+    kernels: PairKernels,
+    student: TileLogits,
+    mass: Tensor,
+    slope: Tensor | None,
+    values: Tensor,
+    metrics: Tensor,
+    temperature: float,
+) -> LaterTerms:
+    """:meth:`Masses.terms` by kernels.
+
+    Args:
+        mass, slope: of the student's slots; None: no gradient is wanted.
+    """
+    none, count = arrays.slot_row[:0], arrays.student_entries
+    if slope is None or not arrays.student_slots:
+        return LaterTerms(values, (none, none, values[:0]), (none, values[:0]), metrics)
+    by_entry, inner = kernels.slot_entries(arrays, student, mass, slope, temperature)
+    return LaterTerms(values, (arrays.entry_row[:count], arrays.entry_column[:count], by_entry), (None, inner), metrics)
 
 
 def planned(tiles: Sequence[tuple[ScoredRows, ScoredRows] | None], plan: Any) -> list[Mapping[str, Any] | None]:

@@ -6,6 +6,7 @@ whole one, and the whole one when no token is left out.  A top-k without REST is
 """
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,8 +22,9 @@ from nemo_xtoken.kernels.pair_kernels import (
     PairRows,
     TileLogits,
 )
-from nemo_xtoken.losses.base import ChunkDivergence
+from nemo_xtoken.losses.base import ChunkDivergence, LaterTerms
 from nemo_xtoken.losses.chunks import ScoredRows
+from nemo_xtoken.losses.slots import ComparesSlots
 from nemo_xtoken.parallel.column_pairs import ColumnPairs
 from nemo_xtoken.parallel.ownership import Ownership
 from nemo_xtoken.parallel.softmax import all_reduce_sum
@@ -35,6 +37,7 @@ __all__ = [
     "TopKClasses",
     "compared",
     "first_of_rank",
+    "paired_rows",
     "ranked_over_ranks",
     "side_by_side",
 ]
@@ -88,33 +91,55 @@ class ComparesLargest(ABC):
         """What is added to the columns."""
 
 
+def paired_rows(
+    divergence: ChunkDivergence, plan: Any, scored: tuple[ScoredRows, ScoredRows]
+) -> tuple[PairRows, PairRows]:
+    """The chunks of a tile whose first rows are compared by columns.
+
+    Args:
+        plan: the divergence's of the tile.
+        scored: the student's and the teacher's rows.
+    """
+    if isinstance(divergence, ComparesSlots):
+        return divergence.paired_rows(plan, scored)
+    student, teacher = (PairRows(side.first, side.tokens, side.chunk) for side in scored)
+    return student, teacher
+
+
 def compared(
     divergence: ChunkDivergence,
     pairs: ColumnPairs,
     kernels: PairKernels,
     sides: tuple[TileLogits, TileLogits],
-    scored: tuple[ScoredRows, ScoredRows],
-    tables: tuple[Tensor, Tensor | None],
+    rows: tuple[PairRows, PairRows],
+    tables: tuple[Tensor, Tensor | None] | None,
     temperature: float,
-) -> tuple[tuple[PairRows, PairRows], Tensor | None, Tensor, Beside]:
+    plan: Any,
+    weight: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None, Beside, LaterTerms | None]:
     """A tile's columns, and what there is beside them.
 
     Args:
         pairs: the divergence's.
-        scored: the student's and the teacher's rows.
-        tables: of :meth:`ColumnPairs.finish`.
+        rows: of :func:`paired_rows`.
+        tables: of :meth:`ColumnPairs.finish`; None: no chunk is compared by columns.
+        plan: the divergence's of the tile.
+        weight: scalar, of the divergence in the objective; None: no gradient is wanted.
 
     Returns:
-        ``(the rows, [4, k] over all ranks and [k, d]: of PairKernels.compare, what the divergence adds)``.
+        ``([4, k] over all ranks and [k, d]: of PairKernels.compare, what the divergence adds to them, and by itself)``.
     """
-    student, teacher = (PairRows(side.first, side.tokens, side.chunk) for side in scored)
-    rows, beside = (student, teacher), Beside(None)
+    beside, later, sums, slopes = Beside(None), None, None, None
     if isinstance(divergence, ComparesLargest):
         beside = divergence.compare_largest(kernels, sides, rows, temperature)
-    if pairs.direction == NO_COLUMNS:
-        return rows, beside.sums, tables[0], beside
-    sums, slopes = kernels.compare(pairs.plan, sides, rows, tables, temperature)
-    return rows, all_reduce_sum(sums, divergence.ownership.shard.group), slopes, beside
+    if tables is not None and pairs.direction == NO_COLUMNS:
+        sums, slopes = beside.sums, tables[0]
+    elif tables is not None:
+        sums, slopes = kernels.compare(pairs.plan, sides, rows, tables, temperature)
+        sums = all_reduce_sum(sums, divergence.ownership.shard.group)
+    if isinstance(divergence, ComparesSlots):
+        beside, later = divergence.compare_slots(plan, kernels, sides, sums, temperature, weight)
+    return sums, slopes, beside, later
 
 
 class LargestColumns(ColumnPairs):

@@ -16,7 +16,7 @@ from nemo_xtoken.kernels.pair_kernels import PairGradient
 from nemo_xtoken.kernels.tile_kernels import TileKernels
 from nemo_xtoken.losses.base import ChunkDivergence, LossSum, ModelOutput, TeacherSignal
 from nemo_xtoken.losses.chunks import Probabilities, ScoredRows
-from nemo_xtoken.losses.top_k import compared
+from nemo_xtoken.losses.top_k import compared, paired_rows
 from nemo_xtoken.objective.merge import continuation, merge_rows, spread_gradient, sum_later_tokens, to_later_tokens
 from nemo_xtoken.objective.teacher_weights import sum_statistic
 from nemo_xtoken.objective.tile_side import TileSide, gradient_by_product
@@ -238,25 +238,29 @@ class FusedPass:
         (signal, _), pairs, kernels = self.teachers[number], self.paired[number], self.kernels.pairs
         assert pairs is not None
         assert kernels is not None
-        head, tau = signal.output.head, signal.config.temperature
+        head, tau, divergence = signal.output.head, signal.config.temperature, self.divergences[number]
         side, weight = sides[tau], self.weights[number]
-        started = pairs.start(side.logits, student.first, tau)
+        rows, tables = paired_rows(divergence, plan, (student, teacher)), None
+        columns = rows[0].first.numel() > 0
+        started = pairs.start(side.logits, rows[0].first, tau) if columns else None
         other = tile_logits(next(logits), head.columns_of(teacher.labels), head.shard, tau, kernels)
-        tables = pairs.finish(started, other, teacher.first, tau)
         both = side.logits, other
-        divergence, scored = self.divergences[number], (student, teacher)
-        rows, sums, slopes, beside = compared(divergence, pairs, kernels, both, scored, tables, tau)
+        if columns:
+            tables = pairs.finish(started, other, rows[1].first, tau)
+        by = weight if wanted else None
+        sums, slopes, beside, later = compared(divergence, pairs, kernels, both, rows, tables, tau, plan, by)
         chain_rule = signal.merges[0] == "chain_rule"
         values, by_chunk = kernels.chunk_terms(pairs.plan, both, rows, sums, weight, chain_rule, beside.terms)
         self.by_chunk[number].append(values)
-        if beside.terms is not None:
+        if beside.metrics and beside.terms is not None:
             self.later[number].append((values[0, :0], beside.terms[-beside.metrics :]))
-        if plan is not None:
+        if later is None and plan is not None:
             later = divergence.paired_terms(plan, both, tau, by_chunk[0] if wanted else None)
+        if later is not None:
             self.later[number].append((later.values, later.metrics))
-            if wanted:
+            if later.inner[1].numel():
                 side.add(later)
-        if wanted:
+        if wanted and tables is not None and slopes is not None:
             back = pairs.back(slopes)
             side.pairs.append(PairGradient(pairs.plan, other, rows, tables, by_chunk, back, beside.largest))
 
@@ -276,7 +280,8 @@ class FusedPass:
                 self.metrics[number][-len(found) :] += found
             self.kd[number] += signal.config.temperature**2 * term
             if len(signal.divergence.metric_names) > len(rests):
-                sent = pairs.bytes_a_chunk(self.ce.itemsize) * signal.chunks.shape[0]
+                compared_chunks = sum(values.shape[1] for values in self.by_chunk[number])
+                sent = pairs.bytes_a_chunk(self.ce.itemsize) * compared_chunks
                 self.metrics[number][:3] += torch.stack([*rests, self.ce.new_full((), sent)])
 
     def _teacher(

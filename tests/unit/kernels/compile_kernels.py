@@ -4,7 +4,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from nemo_xtoken.kernels import largest_source, leaf_source, pair_source, source
+from nemo_xtoken.kernels import largest_source, leaf_source, pair_source, slot_source, source
 
 #: Of each kernel the variants that runs use: values of its constants, and types of arguments that have several.
 VARIANTS = {
@@ -63,9 +63,14 @@ VARIANTS |= {
 LEAVES = {"SMALLEST": 2.0**-102, "LEAST": 2.0**-25, "TEMPERATURE": 1.0, "BLOCK": 128}
 VARIANTS |= {name: [LEAVES] for name in leaf_source.__all__}
 VARIANTS["leaf_chunks"] = [{**LEAVES, "GRADIENT": True}, {**LEAVES, "GRADIENT": False}]
+SLOTS = {"SMALLEST": 2.0**-102, "LEAST": 2.0**-25, "TINY": 2.0**-1022, "BETA": 0.7, "REST": "compared", "BLOCK": 128}
+VARIANTS |= {
+    name: [{**SLOTS, "GRADIENT": True}, {**SLOTS, "GRADIENT": False, "REST": "conditioned"}]
+    for name in slot_source.__all__
+}
 KERNELS = {
     name: getattr(module, name)
-    for module in (source, pair_source, leaf_source, largest_source)
+    for module in (source, pair_source, leaf_source, largest_source, slot_source)
     for name in module.__all__
 }
 KERNELS.pop("divergence_terms")  # called by kernels
@@ -80,6 +85,8 @@ LONG += ("group_start", "group_stop", "path_pairs", "path_pairs_stop", "slot_pat
 LONG += ("pair_leaf", "pair_from", "pair_to", "whole_pairs", "whole_pairs_stop", "leaf_pairs", "leaf_start")
 LONG += ("leaf_level", "chunk_leaves", "chunk_levels", "chunk_path", "chunk_of")
 LONG += ("order", "partner")
+LONG += ("begin_s", "middle_s", "begin_t", "middle_t", "counts", "student", "teacher", "cells", "into", "out")
+LONG += ("chain", "length", "over", "label", "head", "head_mass", "token_mass")
 TYPES |= dict.fromkeys(LONG, "*i64") | {"before": "*fp64"}
 TYPES |= dict.fromkeys(("last", "columns", "tokens"), "*i32")  # of the largest
 #: Where a name means another type than elsewhere.
@@ -87,11 +94,13 @@ TYPES_OF = {
     "spread_entries": {"columns": "*i64", "starts": "*i64"},
     "largest_of_rows": {"starts": "*i32"},
     "pair_gradient": {"starts": "*i32"},
+    "partners_of_largest": {"out": "*fp32"},
+    "gather_columns": {"out": "*fp32"},
 }
 CAPABILITY = 80  # the oldest in use; 90 compiles as well
 NUMBERS = ("rows", "x_width", "shared", "width", "valid", "start", "chunks", "width_s", "width_t")
 NUMBERS += ("distinct", "distinct_s", "distinct_t", "student_slots", "all_slots", "leaves")
-NUMBERS += ("keep", "room", "blocks", "span", "count", "own", "chosen")
+NUMBERS += ("comparisons", "keep", "room", "blocks", "span", "count", "own", "chosen")
 
 for name, kernel in KERNELS.items():
     for variant in VARIANTS[name]:

@@ -54,7 +54,7 @@ def cases(*names, **environment):
 
 @with_triton
 def test_triton_interpreted_equals_torch():
-    names = "kernel_cases.py", "largest_cases.py", "triton_on_texts.py"
+    names = "kernel_cases.py", "largest_cases.py", "slot_cases.py", "triton_on_texts.py"
     assert "skipped" not in cases(*names, TRITON_INTERPRET="1")
 
 
@@ -67,7 +67,7 @@ def test_triton_on_a_gpu_equals_torch():
 @with_triton
 def test_every_kernel_compiles_for_a_gpu(tmp_path):
     out = run(str(HERE / "compile_kernels.py"), TRITON_CACHE_DIR=str(tmp_path))
-    assert len(set(out.split())) == 21
+    assert len(set(out.split())) == 24
 
 
 def test_torch_where_there_is_no_gpu():
