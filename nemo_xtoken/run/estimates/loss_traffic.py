@@ -37,11 +37,12 @@ class LossTraffic:
     exchanges: bool = True
 
 
-#: Of prefix_kl; P-KL reads the teacher's once less.
+#: Of prefix_kl and bpm; P-KL reads the teacher's once less.
 COMMON = LossTraffic(5.0, 4.0)
 _TRAFFIC = {
     "h_kl": LossTraffic(10.0, 8.0, largest=18.0, sorted_shares=(0.145, 0.277), exchanges=False),
     "gold": LossTraffic(10.0, 8.0, largest=18.0, sorted_shares=(0.146, 0.278), exchanges=False),
+    "csd": LossTraffic(5.0, 3.0, exchanges=False),
     "uld": LossTraffic(8.0, 7.0, largest=18.0, sorted_shares=(1.0, 1.0), summed=3, exchanges=False),
 }
 

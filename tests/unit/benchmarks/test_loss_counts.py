@@ -49,8 +49,9 @@ def test_the_document_has_the_figures():
 
 def test_the_estimates_have_the_counts_of_tritons_kernels():
     by_loss = {one["loss"]: one for one in RESULTS["results"] if one["kernels"] == "triton"}
-    assert traffic_by(by_loss["prefix_kl"]) == COMMON
-    for loss in ("h_kl", "gold", "uld"):
+    for loss in ("prefix_kl", "bpm"):
+        assert traffic_by(by_loss[loss]) == COMMON, loss
+    for loss in ("h_kl", "gold", "uld", "csd"):
         assert traffic_of(loss) == traffic_by(by_loss[loss]), loss
 
 

@@ -67,9 +67,11 @@ MOST = {
     "gold": (20, 0, 10, 8),
     "uld": (18, 0, 10, 7),
     "strict_1to1": (16, 0, 8, 3),
+    "csd": (19, 0, 5, 3),
+    "bpm": (21, 0, 5, 4),
 }
 #: How often the time of the products.
-LONGEST = {"p_kl": 1.5, "prefix_kl": 1.6, "strict_1to1": 1.6}
+LONGEST = {"p_kl": 1.5, "prefix_kl": 1.6, "strict_1to1": 1.6, "csd": 1.5, "bpm": 1.6}
 
 
 @pytest.mark.parametrize("loss", MOST)
