@@ -35,7 +35,7 @@ def _path(masses, begin, end, SMALLEST: tl.constexpr, BLOCK: tl.constexpr):
     return tl.exp(tl.sum(total, axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["comparisons"])  # another number in every tile
 def common_support(
     masses_s, masses_t, begin_s, middle_s, begin_t, middle_t, counts, weight, values, slopes, comparisons,
     BETA: tl.constexpr, SMALLEST: tl.constexpr, LEAST: tl.constexpr, GRADIENT: tl.constexpr, BLOCK: tl.constexpr,
@@ -131,7 +131,7 @@ def prefixes_inside(
     tl.store(values + c, tl.sum(total, axis=0) + _term(rest_t, rest_s, SMALLEST))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunks"])
 def prefixes_over(
     masses_s, masses_t, sums, over, label, head, head_mass, token_mass, chain, length, weight, beside, slopes, chunks,
     REST: tl.constexpr, SMALLEST: tl.constexpr, TINY: tl.constexpr, GRADIENT: tl.constexpr, BLOCK: tl.constexpr,

@@ -212,13 +212,21 @@ def known_rows(tiles: Sequence[tuple[ScoredRows, ScoredRows] | None]) -> list[tu
 
 
 def to_device(made: Sequence[dict[str, Any] | None], device: torch.device) -> list[dict[str, Any] | None]:
-    """Groups of numbers, arrays and groups, with all arrays as int64 tensors, in one copy to the device."""
+    """Groups of numbers, arrays and groups, with all arrays as int64 tensors, in one copy to the device.
+
+    Each begins at a multiple of 16 bytes: Triton compiles a kernel anew for pointers that do not.
+    """
     groups = [group for group in made if group is not None]
     arrays = [x for group in groups for x in _arrays(group)]
-    whole = torch.from_numpy(np.concatenate([*arrays, np.zeros(0, np.int64)]).astype(np.int64, copy=False))
+    room = [len(x) + len(x) % 2 for x in arrays]
+    flat = np.zeros(sum(room), np.int64)
+    for x, end, taken in zip(arrays, np.cumsum(room), room, strict=True):
+        flat[end - taken : end - taken + len(x)] = x
+    whole = torch.from_numpy(flat)
     if device.type == "cuda":
         whole = whole.pin_memory()
-    parts = iter(whole.to(device, non_blocking=True).split([len(x) for x in arrays]))
+    split = whole.to(device, non_blocking=True).split(room)
+    parts = iter([part[: len(x)] for part, x in zip(split, arrays, strict=True)])
     return [None if group is None else _taken(group, parts) for group in made]
 
 

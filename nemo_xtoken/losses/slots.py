@@ -153,15 +153,18 @@ class SlotMasses:
         row, column, count = arrays.entry_row, arrays.entry_column, arrays.student_entries
         found = picked[0](row[:count], column[:count])
         both = torch.cat([found, picked[1](row[count:], column[count:])])
-        sums = all_reduce_sum(both.new_zeros(arrays.slots).index_add_(0, arrays.entry_slot, both), self.group)
+        sums = self._over_ranks(both.new_zeros(arrays.slots).index_add_(0, arrays.entry_slot, both))
         return Masses(sums[: arrays.student_slots], sums[arrays.student_slots :], found, arrays)
 
     def by_logits(
         self, arrays: SlotArrays, kernels: PairKernels, sides: tuple[TileLogits, TileLogits], temperature: float
     ) -> tuple[Tensor, Tensor]:
         """The student's and the teacher's masses from both sides' logits; collectives as of :meth:`__call__`."""
-        masses = all_reduce_sum(kernels.slot_masses(arrays, sides, temperature), self.group)
+        masses = self._over_ranks(kernels.slot_masses(arrays, sides, temperature))
         return masses[: arrays.student_slots], masses[arrays.student_slots :]
+
+    def _over_ranks(self, masses: Tensor) -> Tensor:
+        return all_reduce_sum(masses, self.group) if masses.numel() else masses  # of equal size on all ranks
 
 
 class Masses(NamedTuple):

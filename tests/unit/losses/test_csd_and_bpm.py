@@ -13,6 +13,7 @@ from random_texts import IGNORED, Greedy, Texts
 from ranks import run_ranks
 
 from nemo_xtoken.losses.bpm import BytePrefixKL
+from nemo_xtoken.losses.chunks import to_device
 from nemo_xtoken.losses.csd import CommonSupport, Completions
 from nemo_xtoken.losses.pair import VocabularyPair
 from nemo_xtoken.projection.prefixes import MAX_PIECES
@@ -197,3 +198,17 @@ def test_tiles_change_nothing(name, tile_rows):
     problem = Texts(1, ROLES["both"])
     want = ours(problem, make(problem, name), "first")
     compare(ours(problem, make(problem, name), "first", tile_rows=tile_rows), want, 1e-9)
+
+
+def test_arrays_of_a_plan_come_in_one_copy_as_they_were():
+    """Each begins where kernels that are compiled for aligned pointers take it."""
+    made = [{"a": np.arange(3), "b": {"c": np.zeros(0, int), "d": np.arange(5) > 2}, "n": 7}, None, {"a": np.ones(2)}]
+    first, none, second = to_device(made, torch.device("cpu"))
+    assert none is None
+    assert first["n"] == 7
+    for found, wanted in ((first["a"], [0, 1, 2]), (first["b"]["c"], []), (first["b"]["d"], [0, 0, 0, 1, 1])):
+        assert found.tolist() == wanted
+    assert second["a"].tolist() == [1, 1]
+    places = [x.data_ptr() - first["a"].data_ptr() for x in (first["b"]["d"], second["a"])]
+    assert [place % 16 for place in places] == [0, 0]
+    assert to_device([None], torch.device("cpu")) == [None]
