@@ -11,6 +11,7 @@ from nemo_xtoken.certify.certify_config import CertifyConfig
 from nemo_xtoken.certify.measure import Descent, descend
 from nemo_xtoken.certify.problem import Problem
 from nemo_xtoken.certify.reduced import Pair
+from nemo_xtoken.certify.side_by_side import side_by_side
 from nemo_xtoken.certify.spellings import Spellings
 from nemo_xtoken.certify.variants import Variant
 from nemo_xtoken.projection.build import RULES, ProjectionRule, load_or_build
@@ -183,6 +184,7 @@ def certify(
     variants: Sequence[Variant],
     config: CertifyConfig | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    workers: int = 0,
 ) -> Certificates:
     """Lets student and teacher agree on the chunks of a text and measures what each loss makes of it.
 
@@ -191,7 +193,8 @@ def certify(
 
     Args:
         text: any; different chunks of each kind are taken from it.
-        progress: told the name of each variant before it is measured, its number from 0, and how many there are.
+        progress: told the name of each variant before it is measured, how many are done, and how many there are.
+        workers: processes that variants are measured in; 0 and 1: this one.  What is found does not depend on it.
 
     Raises:
         InputError: a text without usable chunks.
@@ -201,9 +204,11 @@ def certify(
     matrices = {name: load_or_build(student, teacher, ProjectionRule.named(name)) for name in RULES}
     problem = Problem.reduced(cases, Pair.whole(student, teacher, matrices))
     sizes = problem.pair.student.size, problem.pair.teacher.size
-    descents = []
-    for number, variant in enumerate(variants):
+
+    def begun(number: int, done: int) -> None:
         if progress is not None:
-            progress(variant.name, number, len(variants))
-        descents.append(descend(problem, variant, config))
-    return Certificates(student.name, teacher.name, config, sizes, cases, tuple(descents))
+            progress(variants[number].name, done, len(variants))
+
+    found = dict(side_by_side(lambda number: descend(problem, variants[number], config), len(variants), workers, begun))
+    descents = tuple(found[number] for number in range(len(variants)))
+    return Certificates(student.name, teacher.name, config, sizes, cases, descents)

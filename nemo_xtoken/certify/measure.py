@@ -56,27 +56,25 @@ def descend(problem: Problem, variant: Variant, config: CertifyConfig) -> Descen
     looks = sorted({0, *np.geomspace(1, config.steps, LOOKS).round().astype(int).tolist()})
     values: list[Tensor] = []
     probability: list[Tensor] = []
-    z = problem.student.clone().requires_grad_()
+    z = problem.student.clone()
     gradient = np.zeros(len(problem.cases))
     still = False
     for step in range(looks[-1] + 1):
         if not still:
-            total, each = loss.at(z)
+            g = loss.gradient(z)
         if step in looks:
-            values.append(each)
-            probability.append(probability[-1] if still else problem.probability(z.detach()))
+            values.append(loss.values())
+            probability.append(probability[-1] if still else problem.probability(z))
         if still or step == looks[-1]:
             continue
-        (g,) = torch.autograd.grad(total, z)
         norms = problem.by_case(g.square().sum(1)).sqrt()
         if step == 0:
             gradient = norms.numpy()
         still = bool((norms < STILL).all())
         if not still:
-            with torch.no_grad():
-                z -= config.rate * g
+            z -= config.rate * g
     curves = torch.stack(values).numpy(), torch.stack(probability).numpy()
-    best, at = torch.softmax(z.detach()[problem.first_rows], dim=1).max(dim=1)
+    best, at = torch.softmax(z[problem.first_rows], dim=1).max(dim=1)
     names = [problem.pair.student.display(token) for token in at.tolist()]
     instead = tuple(zip(names, best.tolist(), strict=True))
     return Descent(variant, np.array(looks), *curves, gradient, loss.scored, instead)
@@ -85,10 +83,8 @@ def descend(problem: Problem, variant: Variant, config: CertifyConfig) -> Descen
 def measure(problem: Problem, variant: Variant) -> tuple[Tensor, Tensor]:
     """``(values [K], gradient [T, V] by the student's logits)`` where both agree."""
     loss = _Loss(problem, variant)
-    z = problem.student.clone().requires_grad_()
-    total, each = loss.at(z)
-    (gradient,) = torch.autograd.grad(total, z)
-    return each, gradient
+    gradient = loss.gradient(problem.student)
+    return loss.values(), gradient
 
 
 class _Loss:
@@ -117,10 +113,17 @@ class _Loss:
         start = ModelOutput(problem.student, self.head)
         self._pass = pass_over(start, problem.student_labels, [together], ce_weight=0.0)
 
-    def at(self, student: Tensor) -> tuple[Tensor, Tensor]:
-        """The sum over all cases, differentiable with respect to the logits, and ``[K]``, that of each case."""
+    @torch.no_grad()
+    def gradient(self, student: Tensor) -> Tensor:
+        """``[T, V]``, the gradient of the sum over all cases with respect to these logits."""
         self._pass.student = ModelOutput(student, self.head)
-        total, zeros = self._pass.run(), student.new_zeros(len(self.scored))
+        found = self._pass.accumulate(wanted=True, by_weight=False)
+        assert found is not None
+        return found.hidden
+
+    def values(self) -> Tensor:
+        """``[K]``: the value of each case where the gradient was taken last."""
         tau = self._pass.teachers[0][0].config.temperature
+        zeros = self.problem.student.new_zeros(len(self.scored))
         terms = tau**2 * torch.cat([zeros[:0], *self._pass.terms[0]])
-        return total, zeros.index_add_(0, self._case, terms).detach()
+        return zeros.index_add_(0, self._case, terms)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -80,8 +81,11 @@ class Problem:
 
     def by_case(self, student_rows: Tensor) -> Tensor:
         """``[K]``: the sums over each case's rows of something ``[T]``."""
-        case = torch.arange(len(self.chunks)).repeat_interleave(self.chunks[:, 2])
-        return student_rows.new_zeros(len(self.chunks)).index_add_(0, case, student_rows)
+        return student_rows.new_zeros(len(self.chunks)).index_add_(0, self._case_of_row, student_rows)
+
+    @cached_property
+    def _case_of_row(self) -> Tensor:
+        return torch.arange(len(self.chunks)).repeat_interleave(self.chunks[:, 2])
 
     def probability(self, student: Tensor) -> Tensor:
         """``[K]``: that a student with these logits writes the right continuation."""

@@ -1,12 +1,14 @@
 """``xtoken certify``: what each loss does to a student that already agrees with its teacher."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_xtoken.commands.verb import Option, Verb
 from nemo_xtoken.commands.verbs.texts import read_text
+from nemo_xtoken.limits import MOST_WORKERS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,6 +34,7 @@ def _run(arguments: Mapping[str, Any]) -> int:
     from nemo_xtoken.progress import Pace, Phase
     from nemo_xtoken.vocab.loading import load_vocabulary
 
+    workers = len(os.sched_getaffinity(0)) if arguments["workers"] is None else arguments["workers"]
     folder = Path(arguments["out"]) if arguments["out"] else None
     config = CertifyConfig(**{name: arguments[name] for name in ("probability", "chunks", "steps", "rate")})
     text = DEFAULT_TEXT if arguments["text"] is None else read_text(arguments["text"])
@@ -44,7 +47,7 @@ def _run(arguments: Mapping[str, Any]) -> int:
         def tell(name: str, number: int, total: int) -> None:
             phase.at(number, {"now": name}, line=pace.due())
 
-        found = certify(student, teacher, text, variants, config, tell)
+        found = certify(student, teacher, text, variants, config, tell, workers)
     data = json.dumps(found.to_json(), ensure_ascii=False)
     written = _write(found, data, folder) if folder is not None else []
     if arguments["json"]:
@@ -179,6 +182,9 @@ VERB = Verb(
         Option("chunks", "chunks of each kind, at most", int, 4, least=1, most=MOST_CHUNKS),
         Option("steps", "steps of gradient descent", int, 200, least=1, most=MOST_STEPS),
         Option("rate", "its step size; a plain KL is stable below 4", float, 2.0, above=0, most=LARGEST_RATE),
+        Option(
+            "workers", "processes; default one for each core that this one may use", int, least=0, most=MOST_WORKERS
+        ),
         Option("out", "a folder for certificates.json and certificates.png", writes="folder"),
         Option("json", "print JSON", bool, False),
     ),

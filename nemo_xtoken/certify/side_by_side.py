@@ -1,0 +1,107 @@
+"""Pieces of work that do not depend on each other, in processes that are forked from this one."""
+
+import gc
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
+
+import torch
+
+from nemo_xtoken.sharing.forked_children import end_with_this_process
+
+__all__ = ["side_by_side"]
+
+T = TypeVar("T")
+
+
+def side_by_side(
+    work: Callable[[int], T], count: int, workers: int, begun: Callable[[int, int], None] | None = None
+) -> Iterator[tuple[int, T]]:
+    """Yields each number below ``count`` and ``work`` of it, as they are done.
+
+    Processes are forked, so that of the work its results alone are pickled.  What one of them leaves undone, since
+    ``work`` raises there or the process is killed, is done here in the end: an error is raised where its cause can be
+    seen.  Close the generator to end the processes early.
+
+    Args:
+        workers: processes; fewer than two, and systems other than Linux, do the work in this one.
+        begun: told each number when it is begun, and how many are done.
+    """
+    waiting, undone = list(range(count))[::-1], list[int]()
+    done, processes, busy = 0, list[BaseProcess](), dict[Connection, int]()
+
+    def give(worker: Connection) -> None:
+        if waiting:
+            if begun is not None:
+                begun(waiting[-1], done)
+            busy[worker] = waiting.pop()
+            try:
+                worker.send(busy[worker])
+            except OSError:  # it has been killed
+                undone.append(busy.pop(worker))
+
+    try:
+        if workers > 1 and sys.platform == "linux":
+            for _ in range(min(workers, count)):
+                process, worker = _forked(work)
+                processes.append(process)
+                give(worker)
+        while busy:
+            ready = wait(list(busy))
+            for worker in [each for each in busy if each in ready]:
+                number, found = busy.pop(worker), _answer(worker)
+                if not found:
+                    undone.append(number)
+                done += bool(found)
+                if found is not None:
+                    give(worker)
+                for result in found or ():
+                    yield number, result
+    finally:
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.join()
+    for number in sorted(undone) + waiting[::-1]:
+        if begun is not None:
+            begun(number, done)
+        yield number, work(number)
+        done += 1
+
+
+def _forked(work: Callable[[int], Any]) -> tuple[BaseProcess, Connection]:
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(work, theirs), daemon=True)
+    with end_with_this_process():
+        process.start()
+    theirs.close()  # or the end of the process could not be seen
+    return process, ours
+
+
+def _answer(worker: Connection) -> tuple[Any, ...] | None:
+    """A result, () where the work has raised, None where the process has ended."""
+    try:
+        found: tuple[Any, ...] = worker.recv()
+        return found
+    except (EOFError, OSError):
+        return None
+
+
+def _serve(work: Callable[[int], Any], parent: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # to a whole process group: for the parent, which ends this one
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    gc.freeze()  # a collection would touch, and so copy, all that is shared with the parent
+    torch.set_num_threads(1)  # each has a core, and the threads of the parent's pools are not here
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    while True:
+        number = parent.recv()
+        try:
+            parent.send((work(number),))
+        except BaseException:  # the parent does it again, and shows why
+            parent.send(())
