@@ -12,6 +12,7 @@ from itertools import accumulate
 
 import numpy as np
 
+from nemo_xtoken.certify.kept_classes import load_or_make
 from nemo_xtoken.losses.pair import VocabularyPair
 from nemo_xtoken.losses.registry import LOSSES
 from nemo_xtoken.projection.byte_prefixes import BytePrefixes
@@ -41,8 +42,8 @@ class Pair:
 
     @classmethod
     def whole(cls, student: Vocabulary, teacher: Vocabulary, matrices: Mapping[str, ProjectionMatrix]) -> "Pair":
-        """The pair as it is."""
-        classes = PrefixClasses.of(student, teacher)
+        """The pair as it is; its classes from the cache, if they are there."""
+        classes = load_or_make(student, teacher)
         return cls(student, teacher, matrices, classes, (np.arange(student.size), np.arange(teacher.size)))
 
 
