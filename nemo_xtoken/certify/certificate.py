@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from nemo_xtoken.certify.cases import KINDS, Case, build_cases
+from nemo_xtoken.certify.cases import KINDS, Case
 from nemo_xtoken.certify.certify_config import CertifyConfig
 from nemo_xtoken.certify.measure import Descent, descend
 from nemo_xtoken.certify.problem import Problem
 from nemo_xtoken.certify.reduced import Pair
 from nemo_xtoken.certify.side_by_side import side_by_side
-from nemo_xtoken.certify.spellings import Spellings
 from nemo_xtoken.certify.variants import Variant
 from nemo_xtoken.projection.build import RULES, ProjectionRule, load_or_build
 from nemo_xtoken.vocab.vocabulary import Vocabulary
@@ -180,29 +179,25 @@ class Certificates:
 def certify(
     student: Vocabulary,
     teacher: Vocabulary,
-    text: str,
+    cases: Sequence[Case],
     variants: Sequence[Variant],
     config: CertifyConfig | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     workers: int = 0,
 ) -> Certificates:
-    """Lets student and teacher agree on the chunks of a text and measures what each loss makes of it.
+    """Lets student and teacher agree on chunks of a text and measures what each loss makes of it.
 
     The losses are those of training, on a pair of vocabularies cut down to the tokens that are said and those that W
     or a common set binds to them (`reduced.reduce_pair`), in float64.
 
     Args:
-        text: any; different chunks of each kind are taken from it.
+        cases: what both say, from `build_cases`.
         progress: told the name of each variant before it is measured, how many are done, and how many there are.
         workers: processes that variants are measured in; 0 and 1: this one.  What is found does not depend on it.
-
-    Raises:
-        InputError: a text without usable chunks.
     """
     config = config or CertifyConfig()
-    cases = tuple(build_cases(Spellings(student, teacher), text, config))
     matrices = {name: load_or_build(student, teacher, ProjectionRule.named(name)) for name in RULES}
-    problem = Problem.reduced(cases, Pair.whole(student, teacher, matrices))
+    problem = Problem.reduced(cases, Pair.whole(student, teacher, matrices), workers)
     sizes = problem.pair.student.size, problem.pair.teacher.size
 
     def begun(number: int, done: int) -> None:
@@ -211,4 +206,4 @@ def certify(
 
     found = dict(side_by_side(lambda number: descend(problem, variants[number], config), len(variants), workers, begun))
     descents = tuple(found[number] for number in range(len(variants)))
-    return Certificates(student.name, teacher.name, config, sizes, cases, descents)
+    return Certificates(student.name, teacher.name, config, sizes, tuple(cases), descents)

@@ -44,11 +44,15 @@ class Problem:
     chunks: Tensor
 
     @classmethod
-    def reduced(cls, cases: Sequence[Case], pair: Pair) -> "Problem":
-        """Over the tokens that have mass at some position of some case, and those they are bound to."""
+    def reduced(cls, cases: Sequence[Case], pair: Pair, workers: int = 0) -> "Problem":
+        """Over the tokens that have mass at some position of some case, and those they are bound to.
+
+        Args:
+            workers: processes that there may be to find them.
+        """
         has_mass = [{token for case in cases for p in case.agreement.at_right(side) for token in p} for side in (0, 1)]
         chunks = [case.agreement.right for case in cases]
-        return cls.over(cases, reduce_pair(pair, has_mass[0], has_mass[1], chunks))
+        return cls.over(cases, reduce_pair(pair, has_mass[0], has_mass[1], chunks, workers))
 
     @classmethod
     def over(cls, cases: Sequence[Case], pair: Pair) -> "Problem":

@@ -13,6 +13,7 @@ from itertools import accumulate
 import numpy as np
 
 from nemo_xtoken.certify.kept_classes import load_or_make
+from nemo_xtoken.certify.side_by_side import beside
 from nemo_xtoken.losses.pair import VocabularyPair
 from nemo_xtoken.losses.registry import LOSSES
 from nemo_xtoken.projection.byte_prefixes import BytePrefixes
@@ -52,12 +53,14 @@ def reduce_pair(
     student_ids: Iterable[int],
     teacher_ids: Iterable[int],
     chunks: Sequence[tuple[Sequence[int], Sequence[int]]] = (),
+    workers: int = 0,
 ) -> Pair:
     """The pair of these tokens and what they are bound to.
 
     Args:
         pair: a whole one.
         chunks: student and teacher tokens of those that losses are to see.
+        workers: processes that there may be.
 
     Returns:
         one with them and, for each kept token: the entries of its row of W, its pieces, the token that names its class,
@@ -70,10 +73,12 @@ def reduce_pair(
     """
     spelled = pair.classes.student, pair.classes.teacher
     student, teacher, matrices = pair.student, pair.teacher, pair.matrices
-    pairs = [VocabularyPair(student, teacher, matrix, pair.classes) for matrix in matrices.values()]
-    sets = [common for loss in LOSSES.values() for one in pairs for common in loss.common_sets(one)]
-    numbered = np.unique(np.concatenate([common.student * teacher.size + common.teacher for common in sets]))
-    partners = np.stack(np.divmod(numbered, teacher.size), axis=1)
+    prefixes = BytePrefixes(student, teacher)
+    with beside(lambda: prefixes.names, workers) as found:
+        partners = _partners(pair)
+        begins = [side.tokens[_first_that_begins(side.pieces)] for side in spelled]
+        follows = [_that_follow(spelled[side].pieces, [chunk[1 - side] for chunk in chunks]) for side in (0, 1)]
+        begun_by = found()
     reached = {name: matrix.reached for name, matrix in matrices.items()}
     keep = np.zeros(student.size, dtype=bool), np.zeros(teacher.size, dtype=bool)
     keep[0][list(student_ids)] = True
@@ -83,11 +88,8 @@ def reduce_pair(
         keep[1][np.flatnonzero(~reached[name])[:1]] = True
     for mask, spellings in zip(keep, spelled, strict=True):
         mask[np.flatnonzero(spellings.classes < 0)[:1]] = True
-    prefixes = BytePrefixes(student, teacher)
     inside = _insides(pair, chunks)
     witness = {name: _first_reaching(matrix) for name, matrix in matrices.items()}
-    begins = [side.tokens[_first_that_begins(side.pieces)] for side in spelled]
-    follows = [_that_follow(spelled[side].pieces, [chunk[1 - side] for chunk in chunks]) for side in (0, 1)]
     done = np.zeros_like(keep[0]), np.zeros_like(keep[1])
     while any(new := [np.flatnonzero(mask & ~seen).tolist() for mask, seen in zip(keep, done, strict=True)]):
         for vocabulary, mask, seen, tokens in zip((student, teacher), keep, done, new, strict=True):
@@ -103,7 +105,7 @@ def reduce_pair(
         texts = [teacher.token_bytes[token] or b"" for token in new[1]]
         begin = [prefixes.longest(text[len(at) :]) for at in inside for text in texts if text.startswith(at)]
         keep[0][[token for token in begin if token >= 0]] = True
-        names = prefixes.names[keep[0]]
+        names = begun_by[keep[0]]
         keep[1][names[names >= 0]] = True
         keep[1][partners[keep[0][partners[:, 0]], 1]] = True
         keep[0][partners[keep[1][partners[:, 1]], 0]] = True
@@ -119,6 +121,16 @@ def reduce_pair(
     overlaps = pair.classes.overlaps
     classes = PrefixClasses(sides[0], sides[1], None if overlaps is None else overlaps.cut(ids))
     return Pair(_cut_vocabulary(student, ids[0]), _cut_vocabulary(teacher, ids[1]), cut, classes, ids)
+
+
+def _partners(pair: Pair) -> np.ndarray:
+    """int64 ``[n, 2]``: the tokens that some loss pairs."""
+    of_matrices = [VocabularyPair(pair.student, pair.teacher, m, pair.classes) for m in pair.matrices.values()]
+    for one in of_matrices[1:]:
+        one.strict = of_matrices[0].strict  # W has no part in it
+    sets = [common for loss in LOSSES.values() for one in of_matrices for common in loss.common_sets(one)]
+    numbered = np.unique(np.concatenate([common.student * pair.teacher.size + common.teacher for common in sets]))
+    return np.stack(np.divmod(numbered, pair.teacher.size), axis=1)
 
 
 def _that_follow(pieces: np.ndarray, paths: Iterable[Sequence[int]]) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Pieces of work that do not depend on each other, in processes that are forked from this one."""
 
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -10,11 +11,9 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
-import torch
-
 from nemo_xtoken.sharing.forked_children import end_with_this_process
 
-__all__ = ["side_by_side"]
+__all__ = ["beside", "side_by_side"]
 
 T = TypeVar("T")
 
@@ -74,6 +73,33 @@ def side_by_side(
         done += 1
 
 
+@contextlib.contextmanager
+def beside(work: Callable[[], T], workers: int) -> Iterator[Callable[[], T]]:
+    """Has ``work`` done by a forked process meanwhile, as `side_by_side` does with several pieces.
+
+    Args:
+        workers: processes that there may be; fewer than two, and systems other than Linux, do it in this one.
+
+    Yields:
+        what gives the result, when it is there.
+    """
+    if workers < 2 or sys.platform != "linux":
+        yield work
+        return
+    process, worker = _forked(lambda _: work())
+    worker.send(0)
+
+    def result() -> T:
+        found = _answer(worker)
+        return found[0] if found else work()
+
+    try:
+        yield result
+    finally:
+        process.kill()
+        process.join()
+
+
 def _forked(work: Callable[[int], Any]) -> tuple[BaseProcess, Connection]:
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
@@ -97,7 +123,8 @@ def _serve(work: Callable[[int], Any], parent: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # to a whole process group: for the parent, which ends this one
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     gc.freeze()  # a collection would touch, and so copy, all that is shared with the parent
-    torch.set_num_threads(1)  # each has a core, and the threads of the parent's pools are not here
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(1)  # each has a core, and the threads of the parent's pools are not here
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     while True:
         number = parent.recv()

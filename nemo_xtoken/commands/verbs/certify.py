@@ -1,8 +1,10 @@
 """``xtoken certify``: what each loss does to a student that already agrees with its teacher."""
 
+import contextlib
+import gc
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +30,10 @@ VERDICT_STYLES = {"certified": "bold green", "kept": "green", "falling": "yellow
 
 
 def _run(arguments: Mapping[str, Any]) -> int:
-    from nemo_xtoken.certify.certificate import certify
+    from nemo_xtoken.certify.cases import build_cases
     from nemo_xtoken.certify.certify_config import DEFAULT_TEXT, CertifyConfig
-    from nemo_xtoken.certify.variants import variants_for
+    from nemo_xtoken.certify.side_by_side import beside
+    from nemo_xtoken.certify.spellings import Spellings
     from nemo_xtoken.progress import Pace, Phase
     from nemo_xtoken.vocab.loading import load_vocabulary
 
@@ -38,16 +41,22 @@ def _run(arguments: Mapping[str, Any]) -> int:
     folder = Path(arguments["out"]) if arguments["out"] else None
     config = CertifyConfig(**{name: arguments[name] for name in ("probability", "chunks", "steps", "rate")})
     text = DEFAULT_TEXT if arguments["text"] is None else read_text(arguments["text"])
-    with Phase("reading the tokenizers"):
-        student, teacher = load_vocabulary(arguments["student"]), load_vocabulary(arguments["teacher"])
-    variants = variants_for(arguments["loss"], student, teacher)
+    with _without_collections():
+        with Phase("reading the tokenizers"):
+            student, teacher = load_vocabulary(arguments["student"]), load_vocabulary(arguments["teacher"])
+        with beside(lambda: build_cases(Spellings(student, teacher), text, config), workers) as built:
+            from nemo_xtoken.certify.certificate import certify  # loads torch, which takes as long
+            from nemo_xtoken.certify.variants import variants_for
+
+            variants = variants_for(arguments["loss"], student, teacher)
+            cases = built()
     pace = Pace(SECONDS)
     with Phase("measuring", len(variants), "losses" if len(variants) > 1 else "loss") as phase:
 
         def tell(name: str, number: int, total: int) -> None:
             phase.at(number, {"now": name}, line=pace.due())
 
-        found = certify(student, teacher, text, variants, config, tell, workers)
+        found = certify(student, teacher, cases, variants, config, tell, workers)
     data = json.dumps(found.to_json(), ensure_ascii=False)
     written = _write(found, data, folder) if folder is not None else []
     if arguments["json"]:
@@ -55,6 +64,18 @@ def _run(arguments: Mapping[str, Any]) -> int:
     else:
         _print(found, written)
     return 0
+
+
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    """Tokenizers are a million objects that stay: looking for garbage among them takes a tenth of the time."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _write(found: "Certificates", data: str, folder: Path) -> list[Path]:
