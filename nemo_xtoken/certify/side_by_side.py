@@ -120,15 +120,16 @@ def _answer(worker: Connection) -> tuple[Any, ...] | None:
 
 
 def _serve(work: Callable[[int], Any], parent: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # to a whole process group: for the parent, which ends this one
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # an interruption of a whole process group is for the parent, which ends this one
+    for number, action in ((signal.SIGINT, signal.SIG_IGN), (signal.SIGTERM, signal.SIG_DFL)):
+        signal.signal(number, action)
     gc.freeze()  # a collection would touch, and so copy, all that is shared with the parent
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(1)  # each has a core, and the threads of the parent's pools are not here
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     while True:
-        number = parent.recv()
+        piece = parent.recv()
         try:
-            parent.send((work(number),))
+            parent.send((work(piece),))
         except BaseException:  # the parent does it again, and shows why
             parent.send(())

@@ -10,7 +10,7 @@ import time
 import pytest
 from tokenizer_zoo import write_folder
 
-from nemo_xtoken.certify.side_by_side import side_by_side
+from nemo_xtoken.certify.side_by_side import beside, side_by_side
 from nemo_xtoken.commands.cli import main
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux alone")
@@ -67,6 +67,26 @@ def test_what_a_killed_process_leaves_is_done_here(which):
         return n
 
     assert dict(side_by_side(work, 6, 2)) == {n: n for n in range(6)}
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_piece_beside(workers):
+    with beside(os.getpid, workers) as found:
+        assert (found() == os.getpid()) == (workers < 2)
+    assert not multiprocessing.active_children()
+
+
+def test_a_piece_beside_that_fails_is_done_here():
+    me = os.getpid()
+    with beside(lambda: os.getpid() if os.getpid() == me else os.kill(os.getpid(), signal.SIGKILL), 2) as found:
+        assert found() == me
+    with pytest.raises(ZeroDivisionError), beside(lambda: 1 // 0, 2) as found:
+        found()
+    started = time.monotonic()
+    with pytest.raises(KeyError), beside(lambda: time.sleep(600), 2):
+        raise KeyError
+    assert time.monotonic() - started < 300
+    assert not multiprocessing.active_children()
 
 
 def test_an_interruption_ends_the_processes_at_once():
