@@ -2,11 +2,14 @@
 
 import contextlib
 import gc
+import logging
 import multiprocessing
 import os
+import queue
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from logging.handlers import QueueHandler
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
@@ -113,10 +116,24 @@ def _forked(work: Callable[[int], Any]) -> tuple[BaseProcess, Connection]:
 def _answer(worker: Connection) -> tuple[Any, ...] | None:
     """A result, () where the work has raised, None where the process has ended."""
     try:
-        found: tuple[Any, ...] = worker.recv()
-        return found
+        found, said = worker.recv()
     except (EOFError, OSError):
         return None
+    for record in said:
+        logging.getLogger(record.name).handle(record)
+    result: tuple[Any, ...] = found
+    return result
+
+
+class _Said(QueueHandler):
+    """Keeps messages for the parent, which alone owns the terminal."""
+
+    def __init__(self) -> None:
+        super().__init__(queue.SimpleQueue())
+        self.records = list[logging.LogRecord]()
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
 
 
 def _serve(work: Callable[[int], Any], parent: Connection) -> None:
@@ -127,9 +144,12 @@ def _serve(work: Callable[[int], Any], parent: Connection) -> None:
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(1)  # each has a core, and the threads of the parent's pools are not here
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    said = _Said()
+    logging.getLogger("nemo_xtoken").handlers = [said]
     while True:
         piece = parent.recv()
+        said.records.clear()
         try:
-            parent.send((work(piece),))
+            parent.send(((work(piece),), said.records))
         except BaseException:  # the parent does it again, and shows why
-            parent.send(())
+            parent.send(((), ()))

@@ -42,8 +42,10 @@ def _run(arguments: Mapping[str, Any]) -> int:
     config = CertifyConfig(**{name: arguments[name] for name in ("probability", "chunks", "steps", "rate")})
     text = DEFAULT_TEXT if arguments["text"] is None else read_text(arguments["text"])
     with _without_collections():
-        with Phase("reading the tokenizers"):
-            student, teacher = load_vocabulary(arguments["student"]), load_vocabulary(arguments["teacher"])
+        here = os.path.exists(os.path.expanduser(arguments["teacher"]))  # two downloads at once would mix their bars
+        second = beside(lambda: load_vocabulary(arguments["teacher"]), workers if here else 0)
+        with Phase("reading the tokenizers"), second as read:
+            student, teacher = load_vocabulary(arguments["student"]), read()
         with beside(lambda: build_cases(Spellings(student, teacher), text, config), workers) as built:
             from nemo_xtoken.certify.certificate import certify  # loads torch, which takes as long
             from nemo_xtoken.certify.variants import variants_for

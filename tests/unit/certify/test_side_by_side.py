@@ -1,6 +1,7 @@
 """Work in forked processes: results, errors, kills and interruptions; certificates do not depend on the processes."""
 
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -74,6 +75,19 @@ def test_a_piece_beside(workers):
     with beside(os.getpid, workers) as found:
         assert (found() == os.getpid()) == (workers < 2)
     assert not multiprocessing.active_children()
+
+
+def test_what_a_process_says_is_said_here_once(caplog):
+    logger = logging.getLogger("nemo_xtoken.somewhere")
+
+    def work(n):
+        logger.warning("piece %d by %s", n, "nobody")
+        return 1 // (n - 1)
+
+    with pytest.raises(ZeroDivisionError):
+        list(side_by_side(work, 3, 2))
+    assert sorted(record.getMessage() for record in caplog.records) == [f"piece {n} by nobody" for n in range(3)]
+    assert {record.name for record in caplog.records} == {logger.name}
 
 
 def test_a_piece_beside_that_fails_is_done_here():
