@@ -12,14 +12,15 @@ from nemo_xtoken.files import atomic_path, cache_root, digest_of
 from nemo_xtoken.projection import build, components, contexts, prefixes
 from nemo_xtoken.projection.overlaps import Overlaps
 from nemo_xtoken.projection.prefixes import PrefixClasses, SpelledTokens
+from nemo_xtoken.vocab import encoders, readers, vocabulary
 from nemo_xtoken.vocab.vocabulary import Vocabulary
 
 __all__ = ["MAKERS", "load_or_make"]
 
 logger = logging.getLogger(__name__)
 
-#: The code that makes classes; what another code has made is not read.
-MAKERS = (prefixes, contexts, components, build)
+#: The code that makes classes, and that of the tokenizers that they are made of; what other code has made is not read.
+MAKERS = (prefixes, contexts, components, build, encoders, readers, vocabulary)
 _ARRAYS = [(side, name) for side in ("student", "teacher") for name in ("classes", "tokens", "pieces")]
 
 

@@ -4,7 +4,6 @@ import contextlib
 import gc
 import logging
 import multiprocessing
-import os
 import queue
 import signal
 import sys
@@ -14,7 +13,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
-from nemo_xtoken.sharing.forked_children import end_with_this_process
+from nemo_xtoken.sharing.forked_children import end_with_this_process, without_tokenizers_threads
 
 __all__ = ["beside", "side_by_side"]
 
@@ -50,7 +49,10 @@ def side_by_side(
     try:
         if workers > 1 and sys.platform == "linux":
             for _ in range(min(workers, count)):
-                process, worker = _forked(work)
+                try:
+                    process, worker = _forked(work)
+                except OSError:  # as many as there may be: the work is done by fewer, or here
+                    break
                 processes.append(process)
                 give(worker)
         while busy:
@@ -89,14 +91,19 @@ def beside(work: Callable[[], T], workers: int) -> Iterator[Callable[[], T]]:
     if workers < 2 or sys.platform != "linux":
         yield work
         return
-    process, worker = _forked(lambda _: work())
-    worker.send(0)
+    try:
+        process, worker = _forked(lambda _: work())
+    except OSError:  # no more processes
+        yield work
+        return
 
     def result() -> T:
         found = _answer(worker)
         return found[0] if found else work()
 
     try:
+        with contextlib.suppress(OSError):  # it has been killed, as its answer will say
+            worker.send(0)
         yield result
     finally:
         process.kill()
@@ -107,7 +114,7 @@ def _forked(work: Callable[[int], Any]) -> tuple[BaseProcess, Connection]:
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(work, theirs), daemon=True)
-    with end_with_this_process():
+    with end_with_this_process(), without_tokenizers_threads():
         process.start()
     theirs.close()  # or the end of the process could not be seen
     return process, ours
@@ -143,9 +150,8 @@ def _serve(work: Callable[[int], Any], parent: Connection) -> None:
     gc.freeze()  # a collection would touch, and so copy, all that is shared with the parent
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(1)  # each has a core, and the threads of the parent's pools are not here
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    said = _Said()
-    logging.getLogger("nemo_xtoken").handlers = [said]
+    said, logger = _Said(), logging.getLogger("nemo_xtoken")
+    logger.handlers, logger.propagate = [said], False
     while True:
         piece = parent.recv()
         said.records.clear()

@@ -19,6 +19,7 @@ import numpy as np
 
 from nemo_xtoken.alignment.aligned import AlignedBatch, Part
 from nemo_xtoken.alignment.aligner import Aligner
+from nemo_xtoken.sharing.forked_children import without_tokenizers_threads
 from nemo_xtoken.vocab import Vocabulary
 from nemo_xtoken.vocab.seams import Piece, Seams, encode_pieces
 
@@ -201,18 +202,13 @@ def _light_children() -> Iterator[None]:
     hidden: dict[str, Any] = {
         name: main.__dict__.pop(name) for name in ("__spec__", "__file__") if name in main.__dict__
     }
-    before = os.environ.get("TOKENIZERS_PARALLELISM")
     main.__dict__["__spec__"] = None
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     try:
-        yield
+        with without_tokenizers_threads():
+            yield
     finally:
         del main.__dict__["__spec__"]
         main.__dict__.update(hidden)
-        if before is None:
-            del os.environ["TOKENIZERS_PARALLELISM"]
-        else:
-            os.environ["TOKENIZERS_PARALLELISM"] = before
 
 
 _align: AlignFunction  # of this worker process

@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Iterator
 
-__all__ = ["end_with_this_process"]
+__all__ = ["cores_here", "end_with_this_process", "without_tokenizers_threads"]
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
@@ -30,6 +30,25 @@ def end_with_this_process() -> Iterator[None]:
         yield
     finally:
         _parents.pop()
+
+
+@contextlib.contextmanager
+def without_tokenizers_threads() -> Iterator[None]:
+    """Tokenizers of processes that are started or forked meanwhile start no threads, and say nothing of it."""
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TOKENIZERS_PARALLELISM"]
+        else:
+            os.environ["TOKENIZERS_PARALLELISM"] = before
+
+
+def cores_here() -> int:
+    """That this process may use, where the system says so; else those of the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _follow() -> None:

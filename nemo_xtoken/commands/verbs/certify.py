@@ -35,9 +35,10 @@ def _run(arguments: Mapping[str, Any]) -> int:
     from nemo_xtoken.certify.side_by_side import beside
     from nemo_xtoken.certify.spellings import Spellings
     from nemo_xtoken.progress import Pace, Phase
+    from nemo_xtoken.sharing.forked_children import cores_here
     from nemo_xtoken.vocab.loading import load_vocabulary
 
-    workers = len(os.sched_getaffinity(0)) if arguments["workers"] is None else arguments["workers"]
+    workers = cores_here() if arguments["workers"] is None else arguments["workers"]
     folder = Path(arguments["out"]) if arguments["out"] else None
     config = CertifyConfig(**{name: arguments[name] for name in ("probability", "chunks", "steps", "rate")})
     text = DEFAULT_TEXT if arguments["text"] is None else read_text(arguments["text"])

@@ -59,14 +59,13 @@ def _run(arguments: Mapping[str, Any]) -> int:
 
 
 def _data(arguments: Mapping[str, Any]) -> "DataConfig":
-    import os
-
     from nemo_xtoken.data.config import DataConfig
     from nemo_xtoken.data.sources import check_settings_used, resolve_sources
+    from nemo_xtoken.sharing.forked_children import cores_here
 
     workers = arguments["workers"]
     if workers is None:
-        cores = len(os.sched_getaffinity(0))
+        cores = cores_here()
         workers = cores if cores > 1 else 0
     options = {name: arguments[name] for name in _OF_DATA if arguments[name] is not None}
     data = DataConfig(_names(arguments["paths"], "paths"), workers=workers, cache_dir=arguments["out"], **options)

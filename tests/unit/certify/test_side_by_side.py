@@ -1,5 +1,6 @@
 """Work in forked processes: results, errors, kills and interruptions; certificates do not depend on the processes."""
 
+import errno
 import json
 import logging
 import multiprocessing
@@ -90,6 +91,50 @@ def test_what_a_process_says_is_said_here_once(caplog):
     assert {record.name for record in caplog.records} == {logger.name}
 
 
+def test_a_process_says_nothing_by_handlers_of_its_own(capfd):
+    """A program that uses the package may write all that is said to a stream, which a process inherits."""
+    logger, root, handler = logging.getLogger("nemo_xtoken.somewhere"), logging.getLogger(), logging.StreamHandler()
+    root.addHandler(handler)
+    try:
+        list(side_by_side(lambda n: logger.warning("piece %d", n), 3, 2))
+    finally:
+        root.removeHandler(handler)
+    assert sorted(capfd.readouterr().err.split("\n")) == ["", "piece 0", "piece 1", "piece 2"]
+
+
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_where_no_more_processes_may_be_the_work_is_done_by_fewer_or_here(allowed, monkeypatch):
+    start, started = multiprocessing.process.BaseProcess.start, []
+
+    def refused(process):
+        if len(started) == allowed:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        started.append(process)
+        start(process)
+
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", refused)
+    assert dict(side_by_side(lambda n: n, 5, 3)) == {n: n for n in range(5)}
+    assert len(started) == allowed
+    with beside(os.getpid, 2) as found:
+        assert found() == os.getpid()
+    assert not multiprocessing.active_children()
+
+
+def test_tokenizers_may_use_no_threads_when_a_process_is_forked(monkeypatch):
+    """They look at the moment of the fork."""
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    start, seen = multiprocessing.process.BaseProcess.start, []
+
+    def looked_at(process):
+        seen.append(os.environ.get("TOKENIZERS_PARALLELISM"))
+        start(process)
+
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", looked_at)
+    assert dict(side_by_side(lambda n: os.environ["TOKENIZERS_PARALLELISM"], 2, 2)) == {0: "false", 1: "false"}
+    assert seen == ["false", "false"]
+    assert "TOKENIZERS_PARALLELISM" not in os.environ
+
+
 def test_a_piece_beside_that_fails_is_done_here():
     me = os.getpid()
     with beside(lambda: os.getpid() if os.getpid() == me else os.kill(os.getpid(), signal.SIGKILL), 2) as found:
@@ -147,8 +192,7 @@ def test_certificates_are_the_same_in_any_number_of_processes(tmp_path, monkeypa
     found = []
     for workers in (0, 2):
         assert main(["certify", *words, "chunks=2", "steps=5", f"workers={workers}", "--json"]) == 0
-        out, told = capfd.readouterr()
-        assert "fork" not in told  # as tokenizers warn where they may not be used in threads
+        out, _ = capfd.readouterr()
         found.append(json.loads(out))
     assert found[0] == found[1]
     assert len(found[0]["losses"]) == 22
