@@ -12,6 +12,7 @@ from filelock import Timeout
 from torch import Tensor
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.leftovers import tidy
 from nemo_xtoken.sharing.file_lock import file_lock
 from nemo_xtoken.teachers.fingerprint import Fingerprint
 from nemo_xtoken.teachers.store.state_formats import StateFormat
@@ -84,8 +85,7 @@ class StateWriter:
                     "wait for it, or give the tasks parts of their own: part=N parts=M",
                 ) from None
             try:
-                for stray in self._own.glob(".states-*.tmp"):  # of a writer that was killed: nobody else writes now
-                    stray.unlink(missing_ok=True)
+                tidy(self._own)  # of a writer that was killed; locks of another machine may not be seen here
                 self._discard_damaged()
             except BaseException:
                 self._lock.release()

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -100,15 +101,26 @@ def test_states_that_nobody_has_announced_are_held_no_longer(student):
 
 
 def test_a_restart_takes_over_the_part_of_the_process_before(student):
-    """With what it left; while two are at work each has its own."""
+    """With what it left; while two are at work each has its own.
+
+    What a machine of the same name is writing stays: locks of one may not be seen by the other.
+    """
+    ended = subprocess.Popen(["true"])
+    ended.wait()
     for text in (1, 2):
         teacher = student()
         check(teacher, side(text))
         teacher.close()
-        left = student.folder / f"part-run-{host_name()}-0" / ".states-000009-0.safetensors.x.tmp"
+        own = student.folder / f"part-run-{host_name()}-0"
+        left, written = (
+            own / f".states-00000{number}-0.safetensors.{host_name()}-{ended.pid}{space}-0123abcd.tmp"
+            for number, space in ((9, ""), (8, "-7"))
+        )
         left.write_bytes(b"of a writer that was killed")
+        written.write_bytes(b"of one on another machine")
     two = [student(), student()]
     assert not left.exists()
+    assert written.exists()
     assert parts(student.folder) == [f"part-run-{host_name()}-{number}" for number in range(2)]
     check(two[0], side(1, 2))
     assert len(student.replica.rows) == 2
