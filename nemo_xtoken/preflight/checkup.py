@@ -10,7 +10,7 @@ from nemo_xtoken.launch.slurm_config import SlurmConfig
 from nemo_xtoken.launch.teacher_steps import TeacherSteps
 from nemo_xtoken.preflight import architecture, budget, elsewhere, layouts, machine, mounts, tokenizers
 from nemo_xtoken.preflight import corpus as texts
-from nemo_xtoken.preflight.findings import Finding, Report, green, guarded, red
+from nemo_xtoken.preflight.findings import Finding, Report, green, guarded, red, yellow
 from nemo_xtoken.preflight.fitting import fit_layout, leaves_precision_open
 from nemo_xtoken.preflight.plan import Measured, Plan
 from nemo_xtoken.run.arguments.names import check_content
@@ -97,7 +97,9 @@ def check(
 def _chosen(settings: Settings, nodes: int, gpus: int, gib: float) -> Iterator[Finding]:
     """What the run would choose of its layout; it is set for the checks that follow."""
     fit = fit_layout(settings, nodes, gpus, gib)
-    if fit.said:
+    if fit.refused:
+        yield yellow("layout", f"chosen: {fit.said}", "a layout that the run takes", "change what is refused")
+    elif fit.said:
         yield green("layout", f"chosen: {fit.said}")
 
 

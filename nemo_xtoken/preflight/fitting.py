@@ -37,10 +37,12 @@ class Fit:
     Attributes:
         settings: what was chosen, by name; empty where nothing was left open.
         said: the same in words.
+        refused: no layout is one that the run takes; the checks of the run say so too.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
     said: str = ""
+    refused: bool = False
 
 
 def left_open(settings: Settings) -> list[str]:
@@ -72,6 +74,7 @@ def fit_layout(settings: Settings, nodes: int, gpus: int, gib: float | None) -> 
     known = _known(Plan(settings, run_of(settings, nodes * gpus), nodes, gpus, gib))
     best: tuple[dict[str, Any], float] | None = None
     refused = ""
+    asked = {name: settings.get(name) for name in (*open_, SEQUENCE)}
     for chosen in _candidates(settings, open_, gpus, nodes * gpus):
         _set(settings, chosen)
         run = run_of(settings, nodes * gpus)
@@ -79,11 +82,11 @@ def fit_layout(settings: Settings, nodes: int, gpus: int, gib: float | None) -> 
         for side in plan.sides:
             if side.where in known:
                 plan.know(side, known[side.where])
-        if (sizes := plan.training()) is None:
-            continue
         if (problem := next(_problems(plan.run), None)) is not None:
             if chosen.get(MICRO, 1) == 1:  # the least that can be asked for
                 refused = refused or problem.found
+            continue
+        if (sizes := plan.training()) is None:
             continue
         need = sum(worst_stage(sizes).values()) / GIB
         if best is None or need < best[1]:
@@ -93,9 +96,9 @@ def fit_layout(settings: Settings, nodes: int, gpus: int, gib: float | None) -> 
             break
     if best is None:
         chosen = {MICRO: 1} if MICRO in open_ else {}
-        _set(settings, chosen)
+        _set(settings, asked | chosen)  # what the checks that follow are of
         why = f"no layout can be, as {refused}" if refused else "the models' sizes are not known here"
-        return Fit(chosen, f"nothing by memory: {why}")
+        return Fit(chosen, f"nothing by memory: {why}", refused=bool(refused))
     _set(settings, best[0])
     return Fit(best[0], _said(best[0], best[1], gib))
 

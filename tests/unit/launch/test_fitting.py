@@ -119,8 +119,11 @@ def test_what_the_run_would_refuse_is_not_chosen(models, words, freely):
 
 def test_why_no_layout_can_be_is_said(models):
     words = [AHEAD, "teacher.pipeline_model_parallel_size=2"]
-    fit = fit_layout(settings_of(models, "large", "huge", *words), 2, 4, 40)
+    settings = settings_of(models, "large", "huge", *words)
+    fit = fit_layout(settings, 2, 4, 40)
     assert fit.settings == {MICRO: 1}
+    assert fit.refused
+    assert (settings.get(TENSOR), settings.get(PIPELINE)) == (None, None)
     assert "as teacher.ahead=true (teacher) with pipeline_model_parallel_size=2" in fit.said
 
 
