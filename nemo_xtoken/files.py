@@ -16,7 +16,16 @@ from typing import NamedTuple
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.leftovers import temporary_name, tidy
 
-__all__ = ["TensorPlace", "atomic_path", "cache_root", "digest_of", "file_digest", "raise_open_files", "tensor_places"]
+__all__ = [
+    "TensorPlace",
+    "at_home",
+    "atomic_path",
+    "cache_root",
+    "digest_of",
+    "file_digest",
+    "raise_open_files",
+    "tensor_places",
+]
 
 #: Bytes of a safetensors header; the safetensors package reads no longer one.
 MOST_HEADER = 100_000_000
@@ -29,6 +38,11 @@ def cache_root() -> Path:
     if explicit := os.environ.get("NEMO_XTOKEN_CACHE"):
         return Path(explicit).expanduser()  # a shell leaves ``~`` as it is within a word, and so does a YAML file
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")).expanduser() / "nemo_xtoken"
+
+
+def at_home(text: str) -> str:
+    """A path with the home folder in place of ``~``, which a shell leaves as it is within a word; else the text."""
+    return os.path.expanduser(text) if text == "~" or text.startswith("~/") else text
 
 
 def raise_open_files() -> None:

@@ -8,7 +8,6 @@ What ``--to-yaml`` itself loses stays lost: tuples are lists in the file, one ob
 import dataclasses
 import importlib
 import inspect
-import os
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import nemo_run as run
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.files import at_home
 from nemo_xtoken.run.arguments.trusted_names import check_called, check_content_trusted, check_named
 from nemo_xtoken.run.renamed_paths import current_path
 
@@ -117,8 +117,8 @@ def expand_home(value: Any) -> Any:
     elif isinstance(value, tuple) and type(value) is tuple:
         expanded = tuple(map(expand_home, value))
         return expanded if expanded != value else value
-    elif isinstance(value, str) and (value == "~" or value.startswith("~/")):
-        return os.path.expanduser(value)
+    elif isinstance(value, str):
+        return at_home(value)
     return value
 
 

@@ -185,7 +185,7 @@ class RecipeRunContext(RunContext):
                 config = super().parse_fn(fn, args, **default_kwargs)
             fit_trainer(config, args, os.environ)
             here = self.slurm_words is None and not (self.to_yaml or self.to_toml or self.to_json)
-            if here:
+            if here and isinstance(self.executor, run.LocalExecutor | None):
                 expand_home(config)
             self._settings = Settings(plain(config), "the command line")
             if here:

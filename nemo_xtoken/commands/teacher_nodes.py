@@ -6,6 +6,7 @@ from pathlib import Path
 
 from nemo_xtoken.commands.run_settings import find_recipe, read_settings
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.files import at_home
 from nemo_xtoken.launch.job import distillation
 from nemo_xtoken.launch.slurm_config import SlurmConfig
 from nemo_xtoken.launch.teacher_steps import TeacherSteps, teacher_steps
@@ -83,7 +84,7 @@ class TeacherNodes:
         Raises:
             InputError: a teacher that is not elsewhere, or see ``teacher_steps``.
         """
-        folder = _given(words, FOLDER) or str((run.run_folder or Path("runs", name)) / "service")
+        folder = at_home(_given(words, FOLDER)) or str((run.run_folder or Path("runs", name)) / "service")
         half = "32" not in str(run.get("trainer.plugins.precision") or "bf16-mixed").split("-")
         of_run = dict(run.part("teacher"))
         of_run["length"] = of_run.get("length") or run.get("data.text.teacher_length")

@@ -74,7 +74,7 @@ def _paths(content: Any, name: tuple[str | int, ...] = ()) -> Iterator[tuple[tup
     elif isinstance(content, list | tuple):
         for number, value in enumerate(content):
             yield from _paths(value, (*name, number))
-    elif isinstance(content, str) and content.startswith(("/", "~/", "../")):
+    elif isinstance(content, str) and (content == "~" or content.startswith(("/", "~/", "../"))):
         yield name, content
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_xtoken.errors import InputError
+from nemo_xtoken.files import at_home
 from nemo_xtoken.run.arguments.kinds import ANYTHING, read_word
 from nemo_xtoken.run.arguments.names import argument_at
 from nemo_xtoken.run.arguments.short_names import in_full
@@ -163,7 +164,7 @@ class Settings:
         if not log:
             return None
         folder = Path(log.get("log_dir") or "nemo_experiments") / str(log.get("name") or "default")
-        return Path(log.get("explicit_log_dir") or folder).expanduser()
+        return Path(at_home(str(log.get("explicit_log_dir") or folder)))
 
     def teachers(self) -> dict[str, dict[str, Any]]:
         """Settings of those that are to teach, by what each is called on the command line."""

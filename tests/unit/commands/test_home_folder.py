@@ -43,6 +43,7 @@ def test_every_place_of_a_configuration():
         ({"log_dir": "~/runs", "name": "mine"}, "/home/somebody/runs/mine"),
         ({"log_dir": "runs", "explicit_log_dir": "~/here"}, "/home/somebody/here"),
         ({"log_dir": "runs", "name": "mine"}, "runs/mine"),
+        ({"log_dir": "~nobody_of_this_name/runs", "name": "mine"}, "~nobody_of_this_name/runs/mine"),
     ],
 )
 def test_the_folder_of_a_run(log, folder):
