@@ -10,11 +10,10 @@ from dataclasses import dataclass
 
 from nemo_xtoken.launch.slurm_config import SlurmConfig
 from nemo_xtoken.run.settings import Settings
-from nemo_xtoken.run.unsupported import AHEAD
+from nemo_xtoken.run.unsupported import AHEAD, CONNECTIONS
 
-__all__ = ["VARIABLE", "Connections", "choose_connections"]
+__all__ = ["Connections", "choose_connections"]
 
-VARIABLE = "CUDA_DEVICE_MAX_CONNECTIONS"
 ONE, CUDAS_OWN = "1", "8"
 STRATEGY = "trainer.strategy"
 #: What Megatron overlaps only with one connection.
@@ -43,18 +42,18 @@ def choose_connections(config: SlurmConfig, words: Iterable[str], runs: Sequence
         runs: settings of the job's run, or of each task of a sweep.
     """
     ahead = [run for run in runs if any(teacher.get(AHEAD) for teacher in run.teachers().values())]
-    if not ahead or config.env_vars.get(VARIABLE) != ONE:
+    if not ahead or config.env_vars.get(CONNECTIONS) != ONE:
         return Connections(config)
-    kept = f"{VARIABLE}={ONE}, with which a teacher's pass ahead overlaps nothing"
-    if any(VARIABLE in word for word in words):
+    kept = f"{CONNECTIONS}={ONE}, with which a teacher's pass ahead overlaps nothing"
+    if any(CONNECTIONS in word for word in words):
         return Connections(config, f"{kept}, as the command line has it", overlaps=False)
     if len(ahead) < len(runs):
         return Connections(config, f"{kept}, as {len(runs) - len(ahead)} tasks have none", overlaps=False)
     for run in runs:
         if why := _use(run):
             return Connections(config, f"{kept}, as {why}", overlaps=False)
-    config = dataclasses.replace(config, env_vars=config.env_vars | {VARIABLE: CUDAS_OWN})
-    return Connections(config, f"{VARIABLE}={CUDAS_OWN} in place of {ONE}, so that a teacher's pass ahead overlaps")
+    config = dataclasses.replace(config, env_vars=config.env_vars | {CONNECTIONS: CUDAS_OWN})
+    return Connections(config, f"{CONNECTIONS}={CUDAS_OWN} in place of {ONE}, so that a teacher's pass ahead overlaps")
 
 
 def _use(run: Settings) -> str:

@@ -278,11 +278,11 @@ class ChunkDivergence(torch.nn.Module):
         return self.planned_terms(plan, picked, coefficients)
 
     def column_pairs(self) -> ColumnPairs | None:
-        """The same column by column, for kernels that take it from both sides' logits; None: there are none, or it is
-        more than that.
+        """The same column by column, for kernels that take it from both sides' logits; None: there are none.
 
         Then its metrics are the teacher's and the student's mass in REST, the bytes a rank sends and those of
-        :meth:`planned_terms`, or none.
+        :meth:`planned_terms`, or none.  What is more than columns adds to them: see ``slots.ComparesSlots`` and
+        ``top_k.ComparesLargest``.
         """
         return None
 

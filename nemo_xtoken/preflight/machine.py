@@ -11,14 +11,14 @@ from typing import Any
 from nemo_xtoken.environment import find_stack
 from nemo_xtoken.errors import InputError
 from nemo_xtoken.files import cache_root, tensor_places
-from nemo_xtoken.launch.connections import VARIABLE, Connections
+from nemo_xtoken.launch.connections import Connections
 from nemo_xtoken.launch.sbatch import unset_names
 from nemo_xtoken.launch.slurm_config import CACHE, SlurmConfig
 from nemo_xtoken.preflight.findings import Finding, green, left_out, red, yellow
 from nemo_xtoken.preflight.plan import Plan
 from nemo_xtoken.run.estimates.loss_time import GIB
 from nemo_xtoken.run.settings import Settings
-from nemo_xtoken.run.unsupported import UNKNOWN
+from nemo_xtoken.run.unsupported import CONNECTIONS, UNKNOWN
 from nemo_xtoken.weights.checkpoint_names import bridge_checkpoints, check_without_checkpoints, finished_checkpoints
 
 __all__ = [
@@ -285,6 +285,6 @@ def overlap(connections: Connections) -> Iterator[Finding]:
         yield yellow(
             "ahead",
             connections.said,
-            f"another {VARIABLE}, or no teacher ahead",
-            f"executor.env_vars.{VARIABLE}=8 where that is worth more, or set ahead=false",
+            f"another {CONNECTIONS}, or no teacher ahead",
+            f"executor.env_vars.{CONNECTIONS}=8 where that is worth more, or set ahead=false",
         )

@@ -11,7 +11,19 @@ from typing import Any
 
 from nemo_xtoken.errors import InputError
 
-__all__ = ["AHEAD", "CONFIG", "OF_A_RUN", "REFUSALS", "TEACHER", "TRAINER", "UNKNOWN", "Case", "Refusal", "refused"]
+__all__ = [
+    "AHEAD",
+    "CONFIG",
+    "CONNECTIONS",
+    "OF_A_RUN",
+    "REFUSALS",
+    "TEACHER",
+    "TRAINER",
+    "UNKNOWN",
+    "Case",
+    "Refusal",
+    "refused",
+]
 
 #: The version of a Transformer Engine that there will be and cannot be looked at from here.
 UNKNOWN = (0,)
@@ -172,6 +184,8 @@ TRAINER = tuple(r.setting for r in REFUSALS if r.of_trainer)
 OF_A_RUN = tuple(r.setting for r in REFUSALS if not (r.of_trainer or r.of_teacher or r.versions))
 #: A frozen teacher's own setting that its layout is checked against, see ``layout.check_ahead``.
 AHEAD = "ahead"
+#: With "1" it overlaps nothing.
+CONNECTIONS = "CUDA_DEVICE_MAX_CONNECTIONS"
 #: What the checks ask of a frozen teacher's own settings.
 TEACHER = (*dict.fromkeys(r.setting for r in REFUSALS if r.of_teacher), AHEAD)
 #: What the table asks of a model's configuration.

@@ -19,6 +19,7 @@ from torch import Tensor
 from nemo_xtoken.data.batch import Inputs
 from nemo_xtoken.parallel.context_parallel import ContextLayout
 from nemo_xtoken.run.layout import check_ahead
+from nemo_xtoken.run.unsupported import CONNECTIONS
 from nemo_xtoken.teachers.ahead.next_in_line import NextInLine
 from nemo_xtoken.teachers.ahead.own_workspace import OwnWorkspace
 from nemo_xtoken.teachers.ahead.side_stream import SideStream
@@ -29,8 +30,6 @@ from nemo_xtoken.teachers.groups import TeacherGroups
 __all__ = ["AheadTeacher"]
 
 logger = logging.getLogger(__name__)
-
-CONNECTIONS = "CUDA_DEVICE_MAX_CONNECTIONS"
 
 
 class _Given(NamedTuple):

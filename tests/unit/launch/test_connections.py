@@ -4,7 +4,7 @@ import pytest
 from test_preflight import _own_home, look, world  # noqa: F401 (fixtures)
 
 from nemo_xtoken.commands.cli import main
-from nemo_xtoken.launch.connections import VARIABLE
+from nemo_xtoken.run.unsupported import CONNECTIONS as VARIABLE
 
 STRATEGY = "trainer.strategy"
 RUN = [
