@@ -35,13 +35,15 @@ def remember_spellings() -> None:
 
 
 def remember_pictures() -> None:
-    """From now on the curves of runs are drawn, half a second, where as many of as many runs were not drawn before."""
+    """From now on the curves of runs are drawn, half a second, where none of these names and lengths were before."""
     draw: Any = summary.draw_curves
-    drawn: dict[tuple[int, ...], bytes] = {}
+    drawn: dict[tuple[tuple[int, frozenset[str]], ...], bytes] = {}
 
     @functools.wraps(draw)
     def remembered(runs: Any, path: Path) -> None:
-        key = tuple(len({name for record in records for name in record}) for records in runs.values())
+        key = tuple(
+            (len(records), frozenset(name for record in records for name in record)) for records in runs.values()
+        )
         if key in drawn:
             path.write_bytes(drawn[key])
             return

@@ -113,9 +113,16 @@ def test_what_is_held_comes_at_the_end_and_once(ends_the_process):
         pass
 
 
-def test_ctrl_c_is_held_as_well():
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
+def test_ctrl_c_is_held_as_well_and_stays_ignored_where_it_is(handler):
+    """Shells let what they start in the background ignore it."""
     done = []
-    with pytest.raises(KeyboardInterrupt), held_signals():  # noqa: PT012
-        signal.raise_signal(signal.SIGINT)
-        done.append(1)
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        raised = pytest.raises(KeyboardInterrupt) if callable(handler) else contextlib.nullcontext()
+        with raised, held_signals():
+            signal.raise_signal(signal.SIGINT)
+            done.append(1)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert done == [1]

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,15 +48,15 @@ def run(*arguments, **environment):
 def cases(*names, **environment):
     """Runs the tests of files, in one process."""
     files = [str(HERE / name) for name in names]
-    out = run("-m", "pytest", *files, "-q", "-p", "no:cacheprovider", **environment)
-    assert " passed" in out
+    out = run("-m", "pytest", *files, "-v", "-p", "no:cacheprovider", **environment)
+    assert all(re.search(rf"{name}::.* PASSED", out) for name in names)
     return out
 
 
 @with_triton
 def test_triton_interpreted_equals_torch():
     names = "kernel_cases.py", "largest_cases.py", "slot_cases.py", "triton_on_texts.py"
-    assert "skipped" not in cases(*names, TRITON_INTERPRET="1")
+    assert "SKIPPED" not in cases(*names, TRITON_INTERPRET="1")
 
 
 @with_triton
