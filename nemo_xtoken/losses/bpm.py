@@ -88,7 +88,7 @@ class BytePrefixKL(ByChunk, ComparesSlots):
 
     def plans(self, tiles: Sequence[tuple[ScoredRows, ScoredRows] | None]) -> Sequence["_Plan | None"]:
         """What is compared in each tile; one wait for the device."""
-        return [None if made is None else _Plan.of(**made) for made in planned(tiles, self._plan)]
+        return planned(tiles, self._plan, _Plan.of)
 
     def planned_terms(self, plan: "_Plan", picked: tuple[Picked, Picked], coefficients: Tensor | None) -> LaterTerms:
         """The divergences at all positions; metrics: the teacher's and the student's residual mass at the first one,

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from nemo_xtoken.kernels.leaf_arrays import SlotArrays, SupportArrays
-from nemo_xtoken.kernels.pair_kernels import Beside, PairKernels, PairRows, TileLogits
+from nemo_xtoken.kernels.pair_kernels import Beside, PairKernels, TileLogits
 from nemo_xtoken.kernels.reference import TORCH
 from nemo_xtoken.kernels.tile_kernels import RowGradient, TileKernels, smallest
 from nemo_xtoken.losses.base import LaterTerms
@@ -29,6 +29,7 @@ from nemo_xtoken.losses.partial_kl import make_partial_kl
 from nemo_xtoken.losses.slots import (
     ByChunk,
     ComparesSlots,
+    FirstRows,
     Masses,
     SlotList,
     SlotMasses,
@@ -124,7 +125,7 @@ class CommonSupport(ByChunk, ComparesSlots):
 
     def plans(self, tiles: Sequence[tuple[ScoredRows, ScoredRows] | None]) -> Sequence["_Plan | None"]:
         """What is compared in each tile; one wait for the device."""
-        return [None if made is None else _Plan.of(**made) for made in planned(tiles, self._plan)]
+        return planned(tiles, self._plan, _Plan.of)
 
     def planned_terms(self, plan: "_Plan", picked: tuple[Picked, Picked], coefficients: Tensor | None) -> LaterTerms:
         """The divergences; metrics: the mass that either side has on REST, the bytes that a rank sends.
@@ -148,10 +149,9 @@ class CommonSupport(ByChunk, ComparesSlots):
             rows = None if compared.gradient is None else RowGradient(compared.gradient, plan.student.first)
         return masses.terms(values, slope, metrics)._replace(rows=rows)
 
-    def paired_rows(self, plan: "_Plan", sides: tuple[ScoredRows, ScoredRows]) -> tuple[PairRows, PairRows]:
+    def by_columns(self, plan: "_Plan", sides: tuple[FirstRows, FirstRows]) -> tuple[FirstRows, FirstRows]:
         """The chunks of one token on either side."""
-        student, teacher = (PairRows(side.first, side.tokens, side.chunk) for side in (plan.student, plan.teacher))
-        return student, teacher
+        return plan.student, plan.teacher
 
     def compare_slots(
         self,

@@ -6,22 +6,34 @@ and returns the derivative; or has kernels do so.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nemo_xtoken.kernels.leaf_arrays import SlotArrays
-from nemo_xtoken.kernels.pair_kernels import Beside, PairKernels, PairRows, TileLogits
+from nemo_xtoken.kernels.pair_kernels import Beside, PairKernels, TileLogits
 from nemo_xtoken.losses.base import ChunkDivergence, Comparison, LaterTerms
-from nemo_xtoken.losses.chunks import Picked, ScoredRows, device_of, known_rows, to_device
+from nemo_xtoken.losses.chunks import KnownRows, Picked, ScoredRows, device_of, known_rows, to_device
 from nemo_xtoken.parallel.ownership import Ownership
 from nemo_xtoken.parallel.softmax import all_reduce_sum
 from nemo_xtoken.parallel.vocabulary_shard import VocabularyShard
 
-__all__ = ["ByChunk", "ComparesSlots", "Masses", "SlotList", "SlotMasses", "planned", "runs", "terms_by_logits"]
+__all__ = [
+    "ByChunk",
+    "ComparesSlots",
+    "FirstRows",
+    "Masses",
+    "SlotList",
+    "SlotMasses",
+    "planned",
+    "runs",
+    "terms_by_logits",
+]
+
+T = TypeVar("T")
 
 
 class ByChunk(ChunkDivergence):
@@ -38,13 +50,23 @@ class ByChunk(ChunkDivergence):
         return Comparison(started)
 
 
+class FirstRows(Protocol):
+    """Chunks of one side, as `PairRows` has them."""
+
+    @property
+    def first(self) -> Tensor: ...
+    @property
+    def tokens(self) -> Tensor: ...
+    @property
+    def chunk(self) -> Tensor: ...
+
+
 class ComparesSlots(ABC):
     """A divergence with ``column_pairs`` that compares slots beside them."""
 
-    def paired_rows(self, plan: Any, sides: tuple[ScoredRows, ScoredRows]) -> tuple[PairRows, PairRows]:
+    def by_columns(self, plan: Any, sides: tuple[FirstRows, FirstRows]) -> tuple[FirstRows, FirstRows]:
         """The chunks whose first rows are compared by columns; all by default."""
-        student, teacher = (PairRows(side.first, side.tokens, side.chunk) for side in sides)
-        return student, teacher
+        return sides
 
     @abstractmethod
     def compare_slots(
@@ -219,13 +241,17 @@ def terms_by_logits(
     return LaterTerms(values, (arrays.entry_row[:count], arrays.entry_column[:count], by_entry), (None, inner), metrics)
 
 
-def planned(tiles: Sequence[tuple[ScoredRows, ScoredRows] | None], plan: Any) -> list[Mapping[str, Any] | None]:
-    """What ``plan(student's, teacher's KnownRows)`` has as numbers and arrays of each tile, on the device.
+def planned(
+    tiles: Sequence[tuple[ScoredRows, ScoredRows] | None],
+    plan: Callable[[KnownRows, KnownRows], dict[str, Any]],
+    of: Callable[..., T],
+) -> list[T | None]:
+    """``of`` what a plan of the student's and the teacher's rows has as numbers and arrays of each tile, on the device.
 
     One wait for it: to know the labels.
     """
     made = [None if tile is None else plan(*tile) for tile in known_rows(tiles)]
-    return list(to_device(made, device_of(tiles)))
+    return [None if each is None else of(**each) for each in to_device(made, device_of(tiles))]
 
 
 def runs(begin: np.ndarray, counts: np.ndarray) -> np.ndarray:

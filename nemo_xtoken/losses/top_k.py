@@ -24,7 +24,7 @@ from nemo_xtoken.kernels.pair_kernels import (
 )
 from nemo_xtoken.losses.base import ChunkDivergence, LaterTerms
 from nemo_xtoken.losses.chunks import ScoredRows
-from nemo_xtoken.losses.slots import ComparesSlots
+from nemo_xtoken.losses.slots import ComparesSlots, FirstRows
 from nemo_xtoken.parallel.column_pairs import ColumnPairs
 from nemo_xtoken.parallel.ownership import Ownership
 from nemo_xtoken.parallel.softmax import all_reduce_sum
@@ -100,9 +100,10 @@ def paired_rows(
         plan: the divergence's of the tile.
         scored: the student's and the teacher's rows.
     """
+    sides: tuple[FirstRows, FirstRows] = scored
     if isinstance(divergence, ComparesSlots):
-        return divergence.paired_rows(plan, scored)
-    student, teacher = (PairRows(side.first, side.tokens, side.chunk) for side in scored)
+        sides = divergence.by_columns(plan, sides)
+    student, teacher = (PairRows(side.first, side.tokens, side.chunk) for side in sides)
     return student, teacher
 
 
